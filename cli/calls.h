@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+// Planned calls that can be repeated: what bench, profile, plan and run time and execute.
+#ifndef VECINA_CLI_CALLS_H_
+#define VECINA_CLI_CALLS_H_
+
+#include <cstddef>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/conformance.h"
+#include "cli/errors.h"
+#include "vecina/vecina.h"
+
+namespace vecina::cli {
+
+// A plan with the workspace that it needs.
+class HeldPlan {
+ public:
+  explicit HeldPlan(vecina_plan* plan);
+  const vecina_plan* get() const { return plan_.get(); }
+  void* workspace() const { return workspace_; }
+  size_t workspace_bytes() const { return workspace_bytes_; }
+  nlohmann::ordered_json describe() const;  // of vecina_plan_describe
+
+ private:
+  std::unique_ptr<vecina_plan, void (*)(vecina_plan*)> plan_;
+  std::vector<std::byte> memory_;
+  void* workspace_ = nullptr;  // within memory_, aligned as vecina.h asks
+  size_t workspace_bytes_ = 0;
+};
+
+// One pass on given tensors, which must outlive it. Both constructors throw Unsupported if the
+// context's backend does not take the problem.
+class ForwardCall {
+ public:
+  ForwardCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
+              const Outputs& outputs);
+  void run() const { throw_if_failed(vecina_run_forward(plan_.get(), &args_, nullptr)); }
+  nlohmann::ordered_json describe() const { return plan_.describe(); }
+
+ private:
+  vecina_forward_args args_;
+  HeldPlan plan_;
+};
+
+class BackwardCall {
+ public:
+  BackwardCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
+               const Outputs& outputs, const Gradients& gradients);
+  void run() const { throw_if_failed(vecina_run_backward(plan_.get(), &args_, nullptr)); }
+  nlohmann::ordered_json describe() const { return plan_.describe(); }
+
+ private:
+  vecina_backward_args args_;
+  HeldPlan plan_;
+};
+
+}  // namespace vecina::cli
+#endif  // VECINA_CLI_CALLS_H_

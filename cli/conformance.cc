@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+// Contexts and problems from text, the rule, and the checker that applies it.
+//
+// "Exact" is the reference in double on the same (rounded) inputs, so that its own rounding to the
+// problem's dtype does not hide the error of what is checked.
+#include "cli/conformance.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "cli/dtypes.h"
+#include "cli/errors.h"
+#include "cli/text.h"
+
+namespace vecina::cli {
+
+ContextPtr make_context(const std::string& backend, int threads) {
+  vecina_context_options options = {};
+  options.struct_size = sizeof(options);
+  options.backend = backend.empty() ? nullptr : backend.c_str();
+  options.threads = threads;
+  vecina_context* context = nullptr;
+  throw_if_failed(vecina_context_create(&options, &context));
+  return {context, vecina_context_destroy};
+}
+
+vecina_problem parse_problem(const std::string& line) {
+  vecina_problem problem = {};
+  problem.struct_size = sizeof(problem);
+  if (vecina_problem_parse(line.c_str(), &problem) != VECINA_OK) {
+    throw std::invalid_argument(vecina_last_error());
+  }
+  return problem;
+}
+
+std::string print_problem(const vecina_problem& problem) {
+  return read_text(
+      [&](char* text, size_t size) { return vecina_problem_print(&problem, text, size); });
+}
+
+namespace {
+
+void require_same_size(const HostTensor& a, const HostTensor& b) {
+  if (a.size() != b.size()) throw std::invalid_argument("compared tensors differ in size.");
+}
+
+// Empty if a and b are finite, or not finite in the same way (which of NaN and +infinity is left
+// open; -infinity is the lse of a query that sees nothing and must be exactly that).
+std::string mismatch(const std::string& name, int64_t index, double actual, double exact) {
+  const bool both_finite = std::isfinite(actual) && std::isfinite(exact);
+  const bool neither_finite = !std::isfinite(actual) && !std::isfinite(exact);
+  const double lowest = -std::numeric_limits<double>::infinity();
+  if (both_finite || (neither_finite && (exact == lowest) == (actual == lowest))) return {};
+  return fmt::format("{}[{}] is {}, exact {}", name, index, actual, exact);
+}
+
+// Error as a share of what is allowed; no error is always allowed.
+double share(double error, double allowed) {
+  if (error == 0.0) return 0.0;
+  return allowed > 0.0 ? error / allowed : std::numeric_limits<double>::infinity();
+}
+
+Verdict failed(std::string detail) {
+  return {false, std::numeric_limits<double>::infinity(), std::move(detail)};
+}
+
+void add(Verdict& sum, const Verdict& verdict) {
+  sum.passed = sum.passed && verdict.passed;
+  sum.worst = std::max(sum.worst, verdict.worst);
+  if (verdict.detail.empty()) return;
+  if (!sum.detail.empty()) sum.detail += "; ";
+  sum.detail += verdict.detail;
+}
+
+HostTensor widened(const HostTensor& tensor) {
+  const bool is_integer = tensor.dtype() == VECINA_I32 || tensor.dtype() == VECINA_I64;
+  if (!tensor.given() || is_integer || tensor.dtype() == VECINA_F64) return tensor;
+  HostTensor wide(tensor.shape(), VECINA_F64);
+  for (int64_t i = 0; i < tensor.size(); ++i) wide.set(i, tensor.get(i));
+  return wide;
+}
+
+Inputs widened(const Inputs& inputs) {
+  Inputs wide;
+  for (auto member : {&Inputs::query, &Inputs::key, &Inputs::value, &Inputs::additional_key,
+                      &Inputs::additional_value, &Inputs::bias, &Inputs::lengths,
+                      &Inputs::query_lengths, &Inputs::grad_output, &Inputs::grad_lse}) {
+    wide.*member = widened(inputs.*member);
+  }
+  return wide;
+}
+
+vecina_problem widened(vecina_problem problem) {
+  problem.dtype = VECINA_F64;
+  problem.flags &= ~static_cast<uint32_t>(VECINA_ALLOW_TF32);
+  return problem;
+}
+
+Placement random_placement(uint64_t seed) {
+  Random random(seed + 1);
+  constexpr int64_t kChoices[] = {0, 0, 0, 1, 3, 8};
+  Placement placement;
+  placement.gap = kChoices[random.integer(0, 5)];
+  placement.offset = kChoices[random.integer(0, 5)];
+  return placement;
+}
+
+Outputs run_forward(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
+                    Placement placement, bool with_lse) {
+  Outputs outputs = make_outputs(problem, placement);
+  if (!with_lse) outputs.lse = {};
+  const vecina_forward_args args = forward_args(inputs, outputs);
+  throw_if_failed(vecina_forward(context, &problem, &args, nullptr));
+  return outputs;
+}
+
+Gradients run_backward(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
+                       const Outputs& outputs, Placement placement) {
+  Gradients gradients = make_gradients(problem, placement);
+  const vecina_backward_args args = backward_args(inputs, outputs, gradients);
+  throw_if_failed(vecina_backward(context, &problem, &args, nullptr));
+  return gradients;
+}
+
+void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& tensor) {
+  if (tensor.given() && !tensor.gaps_intact()) {
+    add(verdict, failed(name + ": bytes outside of the rows were written"));
+  }
+}
+
+}  // namespace
+
+Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
+                const HostTensor& plain, int32_t problem_dtype) {
+  require_same_size(actual, exact);
+  require_same_size(plain, exact);
+  double error = 0.0, plain_error = 0.0, magnitude = 0.0;
+  int64_t worst_index = 0;
+  for (int64_t i = 0; i < exact.size(); ++i) {
+    const double wanted = exact.get(i), got = actual.get(i), plainly = plain.get(i);
+    // Beyond the dtype's range: the plain result overflows too.
+    if (std::isfinite(wanted) && !std::isfinite(plainly) && !std::isnan(got)) continue;
+    const std::string problem = mismatch(name, i, got, wanted);
+    if (!problem.empty()) return failed(problem);
+    if (!std::isfinite(wanted)) continue;
+    magnitude = std::max(magnitude, std::abs(wanted));
+    plain_error = std::max(plain_error, std::abs(plainly - wanted));
+    if (std::abs(got - wanted) > error) {
+      error = std::abs(got - wanted);
+      worst_index = i;
+    }
+  }
+  const double floor = problem_dtype == VECINA_F64 ? 1e-13 : 1e-6;
+  const double allowed = 2.0 * plain_error + floor * magnitude;
+  Verdict verdict = {error <= allowed, share(error, allowed), {}};
+  if (!verdict.passed) {
+    verdict.detail = fmt::format(
+        "{}: largest error {:.3g} exceeds {:.3g} (twice the plain error {:.3g} + {:.0e} of "
+        "{:.3g}); "
+        "{}[{}] is {}, exact {}",
+        name, error, allowed, plain_error, floor, magnitude, name, worst_index,
+        actual.get(worst_index), exact.get(worst_index));
+  }
+  return verdict;
+}
+
+Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, int32_t problem_dtype) {
+  require_same_size(actual, exact);
+  const bool is_half = problem_dtype == VECINA_F16 || problem_dtype == VECINA_BF16;
+  const double tolerance = problem_dtype == VECINA_F64 ? 1e-12 : is_half ? 1e-5 : 2e-6;
+  Verdict verdict = {true, 0.0, {}};
+  for (int64_t i = 0; i < exact.size(); ++i) {
+    const double wanted = exact.get(i), got = actual.get(i);
+    const std::string problem = mismatch("lse", i, got, wanted);
+    if (!problem.empty()) return failed(problem);
+    if (!std::isfinite(wanted)) continue;
+    const double allowed = tolerance * std::max(1.0, std::abs(wanted));
+    const double part = share(std::abs(got - wanted), allowed);
+    if (part > 1.0 && part > verdict.worst) {
+      verdict.passed = false;
+      verdict.detail = fmt::format("lse[{}] is {}, exact {}: error {:.3g} exceeds {:.3g}", i, got,
+                                   wanted, std::abs(got - wanted), allowed);
+    }
+    verdict.worst = std::max(verdict.worst, part);
+  }
+  return verdict;
+}
+
+Checker::Checker(const std::string& backend, int threads)
+    : backend_(backend),
+      actual_(make_context(backend, threads)),
+      reference_(make_context("reference", 1)),
+      plain_(make_context("plain", 1)) {}
+
+std::string Checker::why_not(const vecina_problem& problem) const {
+  return read_text([&](char* text, size_t size) {
+    return vecina_backend_why_not(actual_.get(), backend_.c_str(), &problem, text, size);
+  });
+}
+
+Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
+  const Placement placement = random_placement(seed);
+  const Inputs inputs = random_inputs(problem, seed, placement);
+  const Outputs exact =
+      run_forward(reference_.get(), widened(problem), widened(inputs), {}, /*with_lse=*/true);
+  const Outputs plain = run_forward(plain_.get(), problem, inputs, {}, /*with_lse=*/true);
+
+  Verdict verdict = {true, 0.0, {}};
+  try {
+    for (const bool with_lse : {true, false}) {
+      const Outputs actual = run_forward(actual_.get(), problem, inputs, placement, with_lse);
+      const std::string name = with_lse ? "output" : "output without lse";
+      add(verdict, compare(name, actual.output, exact.output, plain.output, problem.dtype));
+      check_gaps(verdict, name, actual.output);
+      if (!with_lse) continue;
+      add(verdict, compare_lse(actual.lse, exact.lse, problem.dtype));
+      check_gaps(verdict, "lse", actual.lse);
+    }
+  } catch (const std::runtime_error& error) {
+    return failed(error.what());
+  }
+  for (const HostTensor* input : {&inputs.query, &inputs.key, &inputs.value}) {
+    check_gaps(verdict, "an input", *input);
+  }
+  return verdict;
+}
+
+Verdict Checker::check_backward(const vecina_problem& problem, uint64_t seed) {
+  const Placement placement = random_placement(seed);
+  const Inputs inputs = random_inputs(problem, seed, placement);
+  const Inputs wide = widened(inputs);
+  const vecina_problem wide_problem = widened(problem);
+  const auto both_passes = [&](vecina_context* context, Placement where) {
+    const Outputs outputs = run_forward(context, problem, inputs, where, /*with_lse=*/true);
+    return run_backward(context, problem, inputs, outputs, where);
+  };
+  const Outputs exact_outputs = run_forward(reference_.get(), wide_problem, wide, {}, true);
+  const Gradients exact = run_backward(reference_.get(), wide_problem, wide, exact_outputs, {});
+  const Gradients plain = both_passes(plain_.get(), {});
+  const Gradients actual = both_passes(actual_.get(), placement);
+
+  struct Named {
+    const char* name;
+    HostTensor Gradients::*tensor;
+  };
+  Verdict verdict = {true, 0.0, {}};
+  for (const Named& gradient : {Named{"grad_query", &Gradients::query},
+                                {"grad_key", &Gradients::key},
+                                {"grad_value", &Gradients::value},
+                                {"grad_additional_key", &Gradients::additional_key},
+                                {"grad_additional_value", &Gradients::additional_value},
+                                {"grad_bias", &Gradients::bias}}) {
+    const HostTensor& tensor = actual.*gradient.tensor;
+    if (!tensor.given()) continue;
+    add(verdict, compare(gradient.name, tensor, exact.*gradient.tensor, plain.*gradient.tensor,
+                         problem.dtype));
+    check_gaps(verdict, gradient.name, tensor);
+  }
+  return verdict;
+}
+
+}  // namespace vecina::cli

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+// The rule by which a backend is right, used by `vecina check` and by the tests.
+//
+// A result may err by twice what the same maths does when carried out plainly in the problem's
+// dtype (backend "plain"), plus 1e-6 (f64: 1e-13) of the largest magnitude; both are measured
+// against "reference". lse: 2e-6 * max(1, |lse|) for f32, 1e-12 for f64, 1e-5 for f16 and bf16.
+#ifndef VECINA_CLI_CONFORMANCE_H_
+#define VECINA_CLI_CONFORMANCE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "cli/host_tensor.h"
+#include "cli/random.h"
+#include "vecina/vecina.h"
+
+namespace vecina::cli {
+
+using ContextPtr = std::unique_ptr<vecina_context, void (*)(vecina_context*)>;
+// Throws std::runtime_error with the library's sentence. threads 0: as many as there are cores.
+ContextPtr make_context(const std::string& backend, int threads = 0);
+
+// Throws std::invalid_argument with the library's sentence.
+vecina_problem parse_problem(const std::string& line);
+std::string print_problem(const vecina_problem& problem);
+
+struct Inputs {
+  HostTensor query, key, value, additional_key, additional_value, bias, lengths, query_lengths;
+  HostTensor grad_output, grad_lse;
+};
+// Values normal(0, 1) rounded to the dtype; lengths valid for the problem. Same seed, same bits.
+Inputs random_inputs(const vecina_problem& problem, uint64_t seed, Placement placement = {});
+
+struct Outputs {
+  HostTensor output, lse;
+};
+// Outputs of the right shapes, filled with NaN.
+Outputs make_outputs(const vecina_problem& problem, Placement placement = {});
+vecina_forward_args forward_args(const Inputs& inputs, const Outputs& outputs);
+
+struct Gradients {
+  HostTensor query, key, value, additional_key, additional_value, bias;
+};
+Gradients make_gradients(const vecina_problem& problem, Placement placement = {});
+vecina_backward_args backward_args(const Inputs& inputs, const Outputs& outputs,
+                                   const Gradients& gradients);
+
+struct Verdict {
+  bool passed = false;
+  double worst = 0.0;  // largest error as a share of what is allowed; above 1 fails
+  std::string detail;  // what failed, with the numbers; empty if passed
+};
+// The largest error of `actual` against `exact`, allowed 2 x that of `plain` + the floor. A NaN or
+// infinity in actual must stand where exact has one. exact may be wider than the other two.
+Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
+                const HostTensor& plain, int32_t problem_dtype);
+Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, int32_t problem_dtype);
+
+// Compares backends on one problem after another; keeps the contexts of reference and plain.
+class Checker {
+ public:
+  explicit Checker(const std::string& backend, int threads = 0);
+  // Empty if the backend takes the problem, else its sentence.
+  std::string why_not(const vecina_problem& problem) const;
+  // Forward, with and without lse, in the placement that the seed picks: outputs pre-filled with
+  // NaN, guard pages, strided and shifted inputs.
+  Verdict check_forward(const vecina_problem& problem, uint64_t seed);
+  // Every gradient, in the placement that the seed picks; each backend starts from its own output
+  // and lse. Throws Unsupported (errors.h) if the backend has no backward of this problem.
+  Verdict check_backward(const vecina_problem& problem, uint64_t seed);
+  vecina_context* context() const { return actual_.get(); }
+
+ private:
+  std::string backend_;
+  ContextPtr actual_, reference_, plain_;
+};
+
+// A small valid problem with every feature of the definition possible (lengths and bias included
+// if `everything`; without, the fields that the fast backends have).
+vecina_problem random_problem(Random& random, bool everything = false);
+
+}  // namespace vecina::cli
+#endif  // VECINA_CLI_CONFORMANCE_H_

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+// The processor's name from /proc/cpuinfo, everything else from the library.
+#include "cli/machine.h"
+
+#include <unistd.h>
+
+#include <fstream>
+
+#include "cli/conformance.h"
+#include "cli/text.h"
+
+namespace vecina::cli {
+
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(file, line)) {
+    const size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) {
+      return line.substr(colon + 2);
+    }
+  }
+  return "unknown CPU";
+}
+
+nlohmann::ordered_json context_info(vecina_context* context, const std::string& what) {
+  return nlohmann::ordered_json::parse(read_text(
+      [&](char* text, size_t size) { return vecina_info(context, what.c_str(), text, size); }));
+}
+
+int backend_threads(const nlohmann::ordered_json& info, const std::string& backend) {
+  for (const auto& row : info.value("backends", nlohmann::ordered_json::array())) {
+    if (row.value("name", "") != backend || !row.contains("details")) continue;
+    const auto& details = row["details"];
+    if (details.contains("threads") && details["threads"].is_number()) {
+      return details["threads"].get<int>();
+    }
+  }
+  return 0;
+}
+
+std::vector<std::string> usable_backends() {
+  const ContextPtr context = make_context("");
+  std::vector<std::string> names;
+  for (int32_t i = 0; i < vecina_backend_count(); ++i) {
+    const std::string name = vecina_backend_name(i);
+    const std::string why_not = read_text([&](char* text, size_t size) {
+      return vecina_backend_why_not(context.get(), name.c_str(), nullptr, text, size);
+    });
+    if (why_not.empty()) names.push_back(name);
+  }
+  return names;
+}
+
+bool shows_progress() { return isatty(STDERR_FILENO) != 0; }
+
+}  // namespace vecina::cli

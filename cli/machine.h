@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+// What the library and the system say about this machine.
+#ifndef VECINA_CLI_MACHINE_H_
+#define VECINA_CLI_MACHINE_H_
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "vecina/vecina.h"
+
+namespace vecina::cli {
+
+std::string cpu_model();  // "Intel(R) Xeon(R) ..."; "unknown CPU" where the system does not say
+
+// vecina_info(context, what): "info", or "peak" which measures.
+nlohmann::ordered_json context_info(vecina_context* context, const std::string& what);
+
+// Threads that the backend works with, or 0 if it does not say.
+int backend_threads(const nlohmann::ordered_json& info, const std::string& backend);
+
+// Backends that can run here, in order of preference.
+std::vector<std::string> usable_backends();
+
+// True if standard error is a terminal: progress may be shown.
+bool shows_progress();
+
+}  // namespace vecina::cli
+#endif  // VECINA_CLI_MACHINE_H_

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: MIT
+#include "api/context.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string_view>
+
+#include "api/log.h"
+#include "api/registry.h"
+#include "core/arguments.h"
+#include "core/tensor.h"
+
+namespace vecina::internal {
+namespace {
+
+constexpr size_t kMaxCachedPlans = 512;  // then the cache starts anew; a plan takes a few kB
+
+uint64_t next_context_id() {
+  static std::atomic<uint64_t> next{1};
+  return next.fetch_add(1, std::memory_order_relaxed);
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+std::string backend_names() {
+  std::string names;
+  for (const BackendRow& row : backend_rows()) {
+    if (!row.is_hidden) names += (names.empty() ? "" : ", ") + std::string(row.name);
+  }
+  return names;
+}
+
+bool is_hidden(const char* name) {
+  for (const BackendRow& row : backend_rows()) {
+    if (std::strcmp(row.name, name) == 0) return row.is_hidden;
+  }
+  return false;
+}
+
+Status read_threads(int32_t option, int* threads) {
+  *threads = option;
+  const std::string text = environment("VECINA_NUM_THREADS");
+  if (option == 0 && !text.empty()) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *threads);
+    if (error != std::errc() || end != text.data() + text.size() || *threads < 1) {
+      return invalid(fmt::format("VECINA_NUM_THREADS is '{}'; a number of 1 or more.", text));
+    }
+  }
+  if (*threads < 0 || *threads > 4096) {
+    return Status(
+        VECINA_INVALID_ARGUMENT,
+        fmt::format("threads {} is not within 0 (as many as there are) and 4096.", *threads));
+  }
+  return {};
+}
+
+// All that a plan depends on: the problem and, of each tensor, everything but the address.
+template <typename Args>
+void write_key(uint64_t context, const vecina_problem& problem, const Args& args,
+               std::vector<int64_t>* key) {
+  static_assert(sizeof(vecina_problem) % sizeof(int64_t) == 0);
+  NamedTensor list[kMaxTensors];
+  const int count = list_tensors(args, list);
+  key->assign({static_cast<int64_t>(context), count});
+  const size_t words = sizeof(problem) / sizeof(int64_t);
+  key->resize(2 + words);
+  std::memcpy(key->data() + 2, &problem, sizeof(problem));
+  for (int i = 0; i < count; ++i) {
+    const vecina_tensor& tensor = *list[i].tensor;
+    if (!given(tensor) && tensor.ndim == 0) {
+      key->push_back(-1);
+      continue;
+    }
+    const int64_t is_aligned = reinterpret_cast<uintptr_t>(address(tensor)) % 16 == 0;
+    key->push_back(tensor.ndim | (int64_t{tensor.dtype} << 8) | (int64_t{given(tensor)} << 32) |
+                   (is_aligned << 33));
+    key->push_back((int64_t{tensor.device} << 32) | static_cast<uint32_t>(tensor.device_index));
+    const int ndim = tensor.ndim < 0 || tensor.ndim > 6 ? 0 : tensor.ndim;
+    key->insert(key->end(), tensor.shape, tensor.shape + ndim);
+    key->insert(key->end(), tensor.strides, tensor.strides + ndim);
+  }
+}
+
+void set_example(const vecina_forward_args& args, PlanRecord* record) {
+  record->pass = Pass::forward;
+  record->forward_example = args;
+}
+void set_example(const vecina_backward_args& args, PlanRecord* record) {
+  record->pass = Pass::backward;
+  record->backward_example = args;
+}
+constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
+constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
+
+}  // namespace
+
+Status PlanRecord::run(const vecina_forward_args& args, void* queue) const {
+  VECINA_RETURN_IF_ERROR(check_run(problem, forward_example, args));
+  return plan->run(args, queue);
+}
+
+Status PlanRecord::run(const vecina_backward_args& args, void* queue) const {
+  VECINA_RETURN_IF_ERROR(check_run(problem, backward_example, args));
+  return plan->run(args, queue);
+}
+
+size_t Context::KeyHash::operator()(const Key& key) const {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const int64_t word : key) hash = (hash ^ static_cast<uint64_t>(word)) * 0x100000001b3u;
+  return static_cast<size_t>(hash ^ (hash >> 32));
+}
+
+Context::Context(const BackendOptions& options) : id_(next_context_id()) {
+  for (const BackendRow& row : backend_rows()) backends_.push_back(row.make(options));
+}
+
+Status Context::make(const vecina_context_options& options, std::shared_ptr<Context>* context) {
+  BackendOptions resolved;
+  VECINA_RETURN_IF_ERROR(read_threads(options.threads, &resolved.threads));
+  resolved.parallel_for = options.parallel_for;
+  resolved.parallel_for_user = options.parallel_for_user;
+  resolved.cache_dir = options.cache_dir ? options.cache_dir : environment("VECINA_CACHE_DIR");
+  resolved.device_index = options.device_index;
+
+  auto made = std::shared_ptr<Context>(new Context(resolved));
+  made->backend_ = options.backend ? options.backend : environment("VECINA_BACKEND");
+  if (!made->backend_.empty()) {
+    const std::string why = made->why_not(made->backend_, nullptr);
+    if (!why.empty()) {
+      return invalid(fmt::format("backend '{}': {}", made->backend_, why));
+    }
+  }
+  *context = std::move(made);
+  return {};
+}
+
+std::string Context::why_not(const std::string& name, const Problem* problem) const {
+  for (const auto& backend : backends_) {
+    if (name != backend->name()) continue;
+    std::string why = backend->why_not();
+    if (why.empty() && problem != nullptr) why = backend->why_not(*problem, Pass::forward);
+    return why;
+  }
+  return fmt::format("there is no backend of this name; known are {}.", backend_names());
+}
+
+Status Context::choose(const Problem& problem, Pass pass, Backend** chosen) const {
+  std::string sentences;
+  for (const auto& backend : backends_) {
+    std::string why = backend->why_not();
+    if (why.empty()) why = backend->why_not(problem, pass);
+    const bool may_be_used =
+        backend_.empty() ? !is_hidden(backend->name()) : backend_ == backend->name();
+    if (may_be_used && why.empty()) {
+      *chosen = backend.get();
+      return {};
+    }
+    if (is_hidden(backend->name())) continue;
+    sentences += fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(),
+                             why.empty() ? "can, but this context was made for another" : why);
+  }
+  return unsupported(fmt::format(
+      "{} this {}problem ({}): {}.",
+      backend_.empty() ? "no backend takes" : "backend '" + backend_ + "' does not take",
+      pass == Pass::backward ? "backward " : "", problem.line(), sentences));
+}
+
+template <typename Args>
+Status Context::make_plan(const Problem& problem, const Args& example,
+                          std::shared_ptr<const PlanRecord>* record) {
+  VECINA_RETURN_IF_ERROR(check_arguments(problem, example));
+  Backend* backend = nullptr;
+  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), &backend));
+  auto made = std::make_shared<PlanRecord>();
+  made->problem = problem;
+  made->backend = backend->name();
+  set_example(example, made.get());
+  VECINA_RETURN_IF_ERROR(backend->plan(problem, example, &made->plan));
+  if (is_logged("plan")) {
+    log_line("plan", 0, fmt::format("{} takes {}", backend->name(), problem.line()));
+  }
+  *record = std::move(made);
+  return {};
+}
+
+Status Context::plan(const Problem& problem, const vecina_forward_args& example,
+                     std::shared_ptr<const PlanRecord>* record) {
+  return make_plan(problem, example, record);
+}
+Status Context::plan(const Problem& problem, const vecina_backward_args& example,
+                     std::shared_ptr<const PlanRecord>* record) {
+  return make_plan(problem, example, record);
+}
+
+template <typename Args>
+Status Context::find_plan(const vecina_problem& problem, const Args& args,
+                          std::shared_ptr<const PlanRecord>* record) {
+  // Plans hold nothing of their context, so the last one may outlive it here; the id in the key
+  // keeps it from being used then.
+  thread_local Key key, last_key;
+  thread_local std::shared_ptr<const PlanRecord> last;
+  write_key(id_, problem, args, &key);
+  if (last != nullptr && key == last_key) {
+    *record = last;
+    return {};
+  }
+  {
+    const std::shared_lock lock(mutex_);
+    const auto found = plans_.find(key);
+    if (found != plans_.end()) *record = found->second;
+  }
+  if (*record == nullptr) {
+    Problem checked;
+    VECINA_RETURN_IF_ERROR(Problem::make(problem, &checked));
+    VECINA_RETURN_IF_ERROR(make_plan(checked, args, record));
+    const std::unique_lock lock(mutex_);
+    if (plans_.size() >= kMaxCachedPlans) plans_.clear();
+    plans_.emplace(key, *record);
+  }
+  last_key = key;
+  last = *record;
+  return {};
+}
+
+Status Context::cached_plan(const vecina_problem& problem, const vecina_forward_args& args,
+                            std::shared_ptr<const PlanRecord>* record) {
+  return find_plan(problem, args, record);
+}
+Status Context::cached_plan(const vecina_problem& problem, const vecina_backward_args& args,
+                            std::shared_ptr<const PlanRecord>* record) {
+  return find_plan(problem, args, record);
+}
+
+Status Context::first_that_can(const char* what, const std::function<Status(Backend&)>& attempt) {
+  std::string sentences;
+  for (const auto& backend : backends_) {
+    if (backend_.empty() ? is_hidden(backend->name()) : backend_ != backend->name()) continue;
+    std::string why = backend->why_not();
+    if (why.empty()) {
+      Status status = attempt(*backend);
+      if (status.code() != VECINA_UNSUPPORTED) return status;
+      why = status.message();
+    }
+    sentences += fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(), why);
+  }
+  return unsupported(fmt::format("no backend takes this {}: {}.", what, sentences));
+}
+
+Status Context::merge(const MergeArgs& args, void* queue) {
+  return first_that_can("merge", [&](Backend& backend) { return backend.merge(args, queue); });
+}
+
+Status Context::merge_backward(const MergeBackwardArgs& args, void* queue) {
+  return first_that_can("backward of a merge",
+                        [&](Backend& backend) { return backend.merge_backward(args, queue); });
+}
+
+Status Context::workspace_bytes(const Problem& problem, Pass pass, size_t* bytes) const {
+  Backend* backend = nullptr;
+  VECINA_RETURN_IF_ERROR(choose(problem, pass, &backend));
+  *bytes = backend->workspace_bytes(problem, pass);
+  return {};
+}
+
+}  // namespace vecina::internal

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+#include "api/info.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "api/registry.h"
+
+namespace vecina::internal {
+namespace {
+
+using nlohmann::ordered_json;
+
+bool is_hidden(const char* name) {
+  for (const BackendRow& row : backend_rows()) {
+    if (std::string_view(row.name) == name) return row.is_hidden;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string describe_context(const Context& context) {
+  ordered_json backends = ordered_json::array();
+  for (const auto& backend : context.backends()) {
+    if (is_hidden(backend->name())) continue;
+    const std::string why = backend->why_not();
+    backends.push_back({{"name", backend->name()},
+                        {"usable", why.empty()},
+                        {"why", why},
+                        {"details", ordered_json::parse(backend->info())}});
+  }
+  return ordered_json{{"version", VECINA_VERSION}, {"backends", backends}}.dump();
+}
+
+std::string measure_peak(Context& context) {
+  ordered_json peak = ordered_json::object();
+  for (const auto& backend : context.backends()) {
+    const ordered_json measured = ordered_json::parse(backend->peak());
+    if (!measured.empty()) peak[backend->name()] = measured;
+  }
+  return peak.dump();
+}
+
+std::string describe_plan(const PlanRecord& record) {
+  return ordered_json{{"backend", record.backend},
+                      {"problem", record.problem.line()},
+                      {"pass", record.pass == Pass::forward ? "forward" : "backward"},
+                      {"visible_pairs", record.problem.visible_pairs()},
+                      {"forward_flops", record.problem.forward_flops()},
+                      {"workspace_bytes", record.plan->workspace_bytes()},
+                      {"details", ordered_json::parse(record.plan->describe())}}
+      .dump();
+}
+
+std::string describe_profile(const PlanRecord& record, std::vector<double> times_us) {
+  std::sort(times_us.begin(), times_us.end());
+  const double best = times_us.front(), median = times_us[times_us.size() / 2];
+  // Backward: five products where forward has two (recompute, dP, dQ, dK, dV).
+  const double flops = record.problem.forward_flops() * (record.pass == Pass::forward ? 1.0 : 2.5);
+  return ordered_json{{"repeats", times_us.size()},
+                      {"best_us", best},
+                      {"median_us", median},
+                      {"best_gflops", flops / best * 1e-3},
+                      {"median_gflops", flops / median * 1e-3}}
+      .dump();
+}
+
+}  // namespace vecina::internal

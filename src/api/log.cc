@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#include "api/log.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <string_view>
+
+namespace vecina::internal {
+namespace {
+
+struct Log {
+  std::mutex mutex;
+  void (*function)(void* user, int severity, const char* line) = nullptr;
+  void* user = nullptr;
+  std::string areas;  // VECINA_LOG, with commas around each area
+};
+
+Log& log_state() {
+  static Log* log = [] {
+    auto* made = new Log;  // never destroyed: threads may log while the process ends
+    const char* areas = std::getenv("VECINA_LOG");
+    made->areas = fmt::format(",{},", areas ? areas : "");
+    return made;
+  }();
+  return *log;
+}
+
+}  // namespace
+
+void set_log(void (*function)(void* user, int severity, const char* line), void* user) {
+  Log& log = log_state();
+  const std::lock_guard lock(log.mutex);
+  log.function = function;
+  log.user = user;
+}
+
+bool is_logged(const char* area) {
+  Log& log = log_state();
+  const std::lock_guard lock(log.mutex);
+  return log.function != nullptr ||
+         log.areas.find(fmt::format(",{},", area)) != std::string::npos;
+}
+
+void log_line(const char* area, int severity, const std::string& line) {
+  Log& log = log_state();
+  const std::lock_guard lock(log.mutex);
+  if (log.function != nullptr) {
+    log.function(log.user, severity, line.c_str());
+  } else {
+    std::fprintf(stderr, "vecina %s: %s\n", area, line.c_str());
+  }
+}
+
+}  // namespace vecina::internal

@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: MIT
+// One table per call says which tensors there are, their shapes and dtypes; the checks walk it.
+#include "core/arguments.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <functional>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace vecina::internal {
+
+std::string describe(const vecina_tensor& tensor) {
+  const int ndim = std::clamp(tensor.ndim, 0, 6);
+  return fmt::format("[{}] {}", fmt::join(tensor.shape, tensor.shape + ndim, ", "),
+                     dtype_name(tensor.dtype));
+}
+
+namespace {
+
+constexpr int kMaxDims = 6;
+constexpr int64_t kAlignment = 16;  // what plans remember of a pointer
+
+// The bytes that a tensor spans, [begin, end); empty if it has no elements.
+struct ByteRange {
+  const char* begin;
+  const char* end;
+  bool overlaps(const ByteRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+ByteRange byte_range(const vecina_tensor& tensor) {
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  const char* low = address(tensor);
+  const char* high = low + bytes;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    if (tensor.shape[d] == 0) return {low, low};
+    const int64_t reach = (tensor.shape[d] - 1) * tensor.strides[d] * bytes;
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low, high};
+}
+
+// With every large stride a multiple of `period`, a tensor touches only the bytes
+// [offset, offset + width) modulo the period. Returns 0 if that does not hold.
+int64_t width_within(const vecina_tensor& tensor, int64_t period) {
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  int64_t width = bytes;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    const int64_t stride = tensor.strides[d] * bytes;
+    if (tensor.shape[d] <= 1 || stride % period == 0) continue;
+    if (stride < 0) return 0;
+    width += (tensor.shape[d] - 1) * stride;
+  }
+  return width <= period ? width : 0;
+}
+
+// Views of one packed buffer (query, key and value side by side in each token) interleave without
+// sharing a byte: their residues modulo a common stride are disjoint.
+bool interleave(const vecina_tensor& a, const vecina_tensor& b) {
+  for (const vecina_tensor* tensor : {&a, &b}) {
+    for (int d = 0; d < tensor->ndim; ++d) {
+      const int64_t period = std::abs(tensor->strides[d] * dtype_bytes(tensor->dtype));
+      if (period == 0 || tensor->shape[d] <= 1) continue;
+      const int64_t width_a = width_within(a, period), width_b = width_within(b, period);
+      if (width_a == 0 || width_b == 0) continue;
+      int64_t gap = (address(b) - address(a)) % period;  // from a's first byte to b's
+      if (gap < 0) gap += period;
+      if (gap >= width_a && gap + width_b <= period) return true;
+    }
+  }
+  return false;
+}
+
+bool share_memory(const vecina_tensor& a, const vecina_tensor& b) {
+  return byte_range(a).overlaps(byte_range(b)) && !interleave(a, b);
+}
+
+// True if no two elements share an address: sorted by stride, each dimension steps over the
+// smaller ones.
+bool is_injective(const vecina_tensor& tensor) {
+  int order[kMaxDims] = {};  // dimensions of more than one element, smallest stride first
+  int count = 0;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    if (tensor.shape[d] == 0) return true;
+    if (tensor.shape[d] == 1) continue;
+    int at = count++;
+    for (; at > 0 && std::abs(tensor.strides[order[at - 1]]) > std::abs(tensor.strides[d]); --at) {
+      order[at] = order[at - 1];
+    }
+    order[at] = d;
+  }
+  int64_t reach = 1;
+  for (int i = 0; i < count; ++i) {
+    const int64_t stride = std::abs(tensor.strides[order[i]]);
+    if (stride < reach) return false;
+    reach += stride * (tensor.shape[order[i]] - 1);
+  }
+  return true;
+}
+
+bool fits_int64(const vecina_tensor& tensor) {
+  double reach = 0.0;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    reach +=
+        std::abs(static_cast<double>(tensor.strides[d])) * static_cast<double>(tensor.shape[d]);
+  }
+  return reach * 8.0 < 0x1p60;
+}
+
+// A list of sizes that lives on the stack: a warm call allocates nothing.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> sizes) { append(sizes); }
+  template <typename List>
+  void append(const List& sizes) {
+    for (const int64_t size : sizes) push_back(size);
+  }
+  void push_back(int64_t size) { sizes_[static_cast<size_t>(ndim_++)] = size; }
+  int size() const { return ndim_; }
+  const int64_t* begin() const { return sizes_.data(); }
+  const int64_t* end() const { return sizes_.data() + ndim_; }
+
+ private:
+  std::array<int64_t, kMaxDims> sizes_ = {};
+  int ndim_ = 0;
+};
+
+struct Expected {
+  const char* name;
+  const vecina_tensor* tensor;
+  int32_t dtype;
+  Shape shape;
+  bool is_output = false;
+  bool is_optional = false;
+};
+
+Status check_tensor(const Expected& expected) {
+  const vecina_tensor& tensor = *expected.tensor;
+  const char* name = expected.name;
+  const bool is_empty =
+      std::find(expected.shape.begin(), expected.shape.end(), 0) != expected.shape.end();
+  if (!given(tensor) && !is_empty) {
+    return invalid(fmt::format("{} is not given (data is NULL); expected [{}] {}.", name,
+                               fmt::join(expected.shape, ", "), dtype_name(expected.dtype)));
+  }
+  if (tensor.ndim != expected.shape.size() ||
+      !std::equal(expected.shape.begin(), expected.shape.end(), tensor.shape)) {
+    return invalid(fmt::format("{} has shape {}; the problem needs [{}].", name, describe(tensor),
+                               fmt::join(expected.shape, ", ")));
+  }
+  if (tensor.dtype != expected.dtype) {
+    return invalid(fmt::format("{} is {}; the problem needs {}.", name, dtype_name(tensor.dtype),
+                               dtype_name(expected.dtype)));
+  }
+  if (tensor.device < VECINA_CPU || tensor.device > VECINA_METAL) {
+    return invalid(fmt::format("{} is on device {}, which is unknown.", name, tensor.device));
+  }
+  const int last = tensor.ndim - 1;
+  if (tensor.shape[last] > 1 && tensor.strides[last] != 1) {
+    return invalid(fmt::format(
+        "{} has stride {} in its last dimension; it must be 1 (other dimensions are free).", name,
+        tensor.strides[last]));
+  }
+  if (!fits_int64(tensor)) {
+    return invalid(fmt::format("{} has strides [{}] that reach beyond 2^60 bytes.", name,
+                               fmt::join(tensor.strides, tensor.strides + tensor.ndim, ", ")));
+  }
+  if (reinterpret_cast<uintptr_t>(address(tensor)) %
+          static_cast<uintptr_t>(dtype_bytes(tensor.dtype)) !=
+      0) {
+    return invalid(fmt::format("{} starts at an address that is not a multiple of its {} bytes.",
+                               name, dtype_bytes(tensor.dtype)));
+  }
+  if (expected.is_output && !is_injective(tensor)) {
+    return invalid(fmt::format(
+        "{} is written, but with strides [{}] its elements overlap. Give it memory of its own.",
+        name, fmt::join(tensor.strides, tensor.strides + tensor.ndim, ", ")));
+  }
+  return {};
+}
+
+template <typename List>
+Status check_overlap(const List& list, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (!list[i].is_output || !given(*list[i].tensor)) continue;
+    for (size_t j = 0; j < count; ++j) {
+      if (j == i || !given(*list[j].tensor) || (list[j].is_output && j < i)) continue;
+      if (share_memory(*list[i].tensor, *list[j].tensor)) {
+        return invalid(
+            fmt::format("{} is written, but shares memory with {}. Give it memory of its own.",
+                        list[i].name, list[j].name));
+      }
+    }
+  }
+  return {};
+}
+
+Status check_list(const std::vector<Expected>& list) {
+  const vecina_tensor* first = nullptr;
+  const char* first_name = "";
+  for (const Expected& expected : list) {
+    if (expected.is_optional && !given(*expected.tensor)) continue;
+    VECINA_RETURN_IF_ERROR(check_tensor(expected));
+    const vecina_tensor& tensor = *expected.tensor;
+    if (first == nullptr) {
+      first = &tensor;
+      first_name = expected.name;
+    } else if (tensor.device != first->device || tensor.device_index != first->device_index) {
+      return invalid(fmt::format("{} is on device {}:{}, but {} on {}:{}; all must be on one.",
+                                 expected.name, tensor.device, tensor.device_index, first_name,
+                                 first->device, first->device_index));
+    }
+  }
+  return check_overlap(list, list.size());
+}
+
+int64_t read_length(const vecina_tensor& lengths, int64_t sample, int a) {
+  const int64_t index = sample * lengths.strides[0] + a * lengths.strides[1];
+  return lengths.dtype == VECINA_I32 ? reinterpret_cast<const int32_t*>(address(lengths))[index]
+                                     : reinterpret_cast<const int64_t*>(address(lengths))[index];
+}
+
+// Each sample's extents fit the problem and its window; returns the tokens of all samples.
+Status check_lengths(const Problem& problem, const char* name, const vecina_tensor& lengths,
+                     bool of_queries, bool of_both, int64_t* tokens, int64_t* queries) {
+  const int64_t samples = lengths.shape[0];
+  *tokens = *queries = 0;
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    int64_t sample_tokens = 1, sample_queries = 1;
+    for (int a = 0; a < problem.rank(); ++a) {
+      const Axis& axis = problem.axis(a);
+      const int64_t extent = of_both      ? std::min(axis.extent, axis.query_extent)
+                             : of_queries ? axis.query_extent
+                                          : axis.extent;
+      const int64_t least = problem.is_attention() ? 0 : axis.kernel_size * axis.dilation;
+      const int64_t length = read_length(lengths, sample, a);
+      if (length < 0 || length > extent) {
+        return invalid(fmt::format("{}[{}, {}] is {}; it must be within 0 and extent {}.", name,
+                                   sample, a, length, extent));
+      }
+      if (length != 0 && length < least) {
+        return invalid(fmt::format(
+            "{}[{}, {}] is {}, smaller than kernel_size {} x dilation {} = {}. Pad the sample or "
+            "use a smaller kernel_size.",
+            name, sample, a, length, axis.kernel_size, axis.dilation, least));
+      }
+      sample_tokens *= length;
+      sample_queries *= (length + axis.output_stride - 1) / axis.output_stride;
+    }
+    *tokens += sample_tokens;
+    *queries += sample_queries;
+  }
+  return {};
+}
+
+// Token counts of packed tensors; unused otherwise.
+struct Totals {
+  int64_t keys = 0, query_tokens = 0, outputs = 0;
+};
+
+template <typename Args>
+Status check_all_lengths(const Problem& problem, const Args& args, Totals* totals) {
+  if (problem.lengths() == VECINA_LENGTHS_EQUAL) {
+    for (const auto& [name, tensor] :
+         {std::pair{"lengths", &args.lengths}, {"query_lengths", &args.query_lengths}}) {
+      if (given(*tensor)) {
+        return invalid(fmt::format("{} is given, but the problem's lengths are equal.", name));
+      }
+    }
+    return {};
+  }
+  const bool is_packed = problem.lengths() == VECINA_LENGTHS_PACKED;
+  const int64_t samples = is_packed ? problem.samples() : problem.batch();
+  const auto expect = [&](const char* name, const vecina_tensor& tensor) {
+    const int32_t dtype = tensor.dtype == VECINA_I64 ? VECINA_I64 : VECINA_I32;
+    VECINA_RETURN_IF_ERROR(check_tensor({name, &tensor, dtype, {samples, problem.rank()}}));
+    if (tensor.device != VECINA_CPU) return Status();  // values are not read from here
+    const bool of_queries = name[0] == 'q';
+    int64_t tokens = 0, queries = 0;
+    VECINA_RETURN_IF_ERROR(check_lengths(problem, name, tensor, of_queries,
+                                         !of_queries && !given(args.query_lengths), &tokens,
+                                         &queries));
+    if (!of_queries) totals->keys = tokens;
+    totals->query_tokens = tokens;
+    totals->outputs = queries;
+    return Status();
+  };
+  VECINA_RETURN_IF_ERROR(expect("lengths", args.lengths));
+  if (!given(args.query_lengths)) return {};
+  if (!problem.is_attention()) {
+    return invalid("query_lengths is given, but only attention problems have them.");
+  }
+  return expect("query_lengths", args.query_lengths);
+}
+
+// The shapes of a problem's tensors.
+class Shapes {
+ public:
+  Shapes(const Problem& problem, const Totals& totals) : problem_(problem), totals_(totals) {}
+
+  Shape query() const {
+    return tokens(totals_.query_tokens, &Axis::query_extent,
+                  {problem_.heads(), problem_.head_dim()});
+  }
+  Shape key(int head_dim) const {
+    return tokens(totals_.keys, &Axis::extent, {problem_.heads_kv(), head_dim});
+  }
+  Shape output() const {
+    return tokens(totals_.outputs, &Axis::num_queries,
+                  {problem_.heads(), problem_.head_dim_value()});
+  }
+  Shape lse() const { return tokens(totals_.outputs, &Axis::num_queries, {problem_.heads()}); }
+  Shape additional(int head_dim) const {
+    const int64_t samples =
+        problem_.lengths() == VECINA_LENGTHS_PACKED ? problem_.samples() : problem_.batch();
+    return {samples, problem_.additional_tokens(), problem_.heads_kv(), head_dim};
+  }
+  Shape bias() const {
+    Shape shape = {problem_.heads()};
+    for (int a = 0; a < problem_.rank(); ++a) shape.push_back(2 * problem_.axis(a).kernel_size - 1);
+    return shape;
+  }
+
+ private:
+  template <typename Field>
+  Shape tokens(int64_t total, Field field, std::initializer_list<int> tail) const {
+    Shape shape = {problem_.batch()};
+    if (problem_.lengths() == VECINA_LENGTHS_PACKED) {
+      shape.push_back(total);
+    } else {
+      for (int a = 0; a < problem_.rank(); ++a) {
+        shape.push_back(std::invoke(field, problem_.axis(a)));
+      }
+    }
+    shape.append(tail);
+    return shape;
+  }
+
+  const Problem& problem_;
+  const Totals& totals_;
+};
+
+// What forward and backward both read.
+template <typename Args>
+Status expected_inputs(const Problem& problem, const Args& args, const Shapes& shapes,
+                       std::vector<Expected>* list) {
+  const int32_t dtype = problem.dtype();
+  list->push_back({"query", &args.query, dtype, shapes.query()});
+  list->push_back({"key", &args.key, dtype, shapes.key(problem.head_dim())});
+  list->push_back({"value", &args.value, dtype, shapes.key(problem.head_dim_value())});
+  if (problem.additional_tokens() > 0) {
+    list->push_back(
+        {"additional_key", &args.additional_key, dtype, shapes.additional(problem.head_dim())});
+    list->push_back({"additional_value", &args.additional_value, dtype,
+                     shapes.additional(problem.head_dim_value())});
+  } else if (given(args.additional_key) || given(args.additional_value)) {
+    return invalid(fmt::format("{} is given, but the problem has additional_tokens 0.",
+                               given(args.additional_key) ? "additional_key" : "additional_value"));
+  }
+  if (problem.has_bias()) {
+    list->push_back({"bias", &args.bias, lse_dtype(dtype), shapes.bias()});
+  } else if (given(args.bias)) {
+    return invalid("bias is given, but the problem has has_bias 0.");
+  }
+  return {};
+}
+
+// given(tensor) must be the same in both, the address no less aligned.
+template <typename Args>
+Status compare_to_example(const Args& example, const Args& args) {
+  NamedTensor before[kMaxTensors], now[kMaxTensors];
+  const int count = list_tensors(example, before);
+  list_tensors(args, now);
+  for (int i = 0; i < count; ++i) {
+    if (given(*before[i].tensor) != given(*now[i].tensor)) {
+      return invalid(fmt::format("{} is {}given, but was {}given when the plan was made.",
+                                 now[i].name, given(*now[i].tensor) ? "" : "not ",
+                                 given(*before[i].tensor) ? "" : "not "));
+    }
+    const auto is_aligned = [](const vecina_tensor& tensor) {
+      return reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment == 0;
+    };
+    const auto bytes = static_cast<uintptr_t>(dtype_bytes(before[i].tensor->dtype));
+    if (given(*now[i].tensor) &&
+        ((is_aligned(*before[i].tensor) && !is_aligned(*now[i].tensor)) ||
+         reinterpret_cast<uintptr_t>(address(*now[i].tensor)) % bytes != 0)) {
+      return invalid(fmt::format(
+          "{} is less aligned than when the plan was made ({} bytes then). Make another plan for "
+          "such addresses.",
+          now[i].name, is_aligned(*before[i].tensor) ? kAlignment : static_cast<int64_t>(bytes)));
+    }
+  }
+  return {};
+}
+
+// The example's tensors at the run's addresses.
+template <typename Args>
+Status check_addresses(const Problem& problem, const Args& example, const Args& args) {
+  VECINA_RETURN_IF_ERROR(compare_to_example(example, args));
+  NamedTensor shapes[kMaxTensors], addresses[kMaxTensors];
+  const int count = list_tensors(example, shapes);
+  list_tensors(args, addresses);
+  vecina_tensor merged[kMaxTensors];
+  for (int i = 0; i < count; ++i) {
+    merged[i] = *shapes[i].tensor;
+    merged[i].data = addresses[i].tensor->data;
+    merged[i].byte_offset = addresses[i].tensor->byte_offset;
+    shapes[i].tensor = &merged[i];
+  }
+  VECINA_RETURN_IF_ERROR(check_overlap(shapes, static_cast<size_t>(count)));
+  if (problem.lengths() == VECINA_LENGTHS_EQUAL) return {};
+  Totals then, now;
+  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &now));
+  if (problem.lengths() != VECINA_LENGTHS_PACKED || args.lengths.device != VECINA_CPU) return {};
+  then.keys = example.key.shape[1];
+  then.query_tokens = example.query.shape[1];
+  if (then.keys != now.keys || then.query_tokens != now.query_tokens) {
+    return invalid(fmt::format(
+        "lengths add up to {} keys and {} queries, but the plan was made for {} and {}.", now.keys,
+        now.query_tokens, then.keys, then.query_tokens));
+  }
+  return {};
+}
+
+}  // namespace
+
+int list_tensors(const vecina_forward_args& args, NamedTensor (&list)[kMaxTensors]) {
+  const NamedTensor all[] = {
+      {"query", &args.query, false},
+      {"key", &args.key, false},
+      {"value", &args.value, false},
+      {"additional_key", &args.additional_key, false},
+      {"additional_value", &args.additional_value, false},
+      {"bias", &args.bias, false},
+      {"lengths", &args.lengths, false},
+      {"query_lengths", &args.query_lengths, false},
+      {"output", &args.output, true},
+      {"lse", &args.lse, true},
+  };
+  std::copy(std::begin(all), std::end(all), list);
+  return static_cast<int>(std::size(all));
+}
+
+int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTensors]) {
+  const NamedTensor all[] = {
+      {"query", &args.query, false},
+      {"key", &args.key, false},
+      {"value", &args.value, false},
+      {"additional_key", &args.additional_key, false},
+      {"additional_value", &args.additional_value, false},
+      {"bias", &args.bias, false},
+      {"lengths", &args.lengths, false},
+      {"query_lengths", &args.query_lengths, false},
+      {"output", &args.output, false},
+      {"lse", &args.lse, false},
+      {"grad_output", &args.grad_output, false},
+      {"grad_lse", &args.grad_lse, false},
+      {"grad_query", &args.grad_query, true},
+      {"grad_key", &args.grad_key, true},
+      {"grad_value", &args.grad_value, true},
+      {"grad_additional_key", &args.grad_additional_key, true},
+      {"grad_additional_value", &args.grad_additional_value, true},
+      {"grad_bias", &args.grad_bias, true},
+  };
+  static_assert(std::size(all) <= kMaxTensors);
+  std::copy(std::begin(all), std::end(all), list);
+  return static_cast<int>(std::size(all));
+}
+
+Status check_arguments(const Problem& problem, const vecina_forward_args& args) {
+  Totals totals;
+  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
+  const Shapes shapes(problem, totals);
+  std::vector<Expected> list;
+  VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
+  list.push_back({"output", &args.output, problem.dtype(), shapes.output(), true});
+  list.push_back({"lse", &args.lse, lse_dtype(problem.dtype()), shapes.lse(), true, true});
+  return check_list(list);
+}
+
+Status check_arguments(const Problem& problem, const vecina_backward_args& args) {
+  Totals totals;
+  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
+  const Shapes shapes(problem, totals);
+  std::vector<Expected> list;
+  VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
+  const int32_t dtype = problem.dtype();
+  list.push_back({"output", &args.output, dtype, shapes.output()});
+  list.push_back({"lse", &args.lse, lse_dtype(dtype), shapes.lse()});
+  list.push_back({"grad_output", &args.grad_output, dtype, shapes.output()});
+  list.push_back({"grad_lse", &args.grad_lse, lse_dtype(dtype), shapes.lse(), false, true});
+  const struct {
+    const char* name;
+    const vecina_tensor* tensor;
+    bool has_input;
+  } additional[] = {
+      {"grad_additional_key", &args.grad_additional_key, problem.additional_tokens() > 0},
+      {"grad_additional_value", &args.grad_additional_value, problem.additional_tokens() > 0},
+      {"grad_bias", &args.grad_bias, problem.has_bias()},
+  };
+  for (const auto& row : additional) {
+    if (given(*row.tensor) && !row.has_input) {
+      return invalid(
+          fmt::format("{} is wanted, but the problem has no {}.", row.name, row.name + 5));
+    }
+  }
+  list.push_back({"grad_query", &args.grad_query, dtype, shapes.query(), true, true});
+  list.push_back({"grad_key", &args.grad_key, dtype, shapes.key(problem.head_dim()), true, true});
+  list.push_back(
+      {"grad_value", &args.grad_value, dtype, shapes.key(problem.head_dim_value()), true, true});
+  if (problem.additional_tokens() > 0) {
+    list.push_back({"grad_additional_key", &args.grad_additional_key, dtype,
+                    shapes.additional(problem.head_dim()), true, true});
+    list.push_back({"grad_additional_value", &args.grad_additional_value, dtype,
+                    shapes.additional(problem.head_dim_value()), true, true});
+  }
+  if (problem.has_bias()) {
+    list.push_back({"grad_bias", &args.grad_bias, lse_dtype(dtype), shapes.bias(), true, true});
+  }
+  return check_list(list);
+}
+
+Status check_run(const Problem& problem, const vecina_forward_args& example,
+                 const vecina_forward_args& args) {
+  return check_addresses(problem, example, args);
+}
+
+Status check_run(const Problem& problem, const vecina_backward_args& example,
+                 const vecina_backward_args& args) {
+  return check_addresses(problem, example, args);
+}
+
+namespace {
+
+// Merging is not planned, so its list is kept for the thread's next call.
+std::vector<Expected>& merge_list() {
+  thread_local std::vector<Expected> list;
+  list.clear();
+  return list;
+}
+
+// Shapes and dtypes of a merge follow its first output: [..., head_dim] and lse [...].
+Status expect_merge(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
+                    std::vector<Expected>* list, Shape* shape, Shape* lse_shape) {
+  if (count < 2) return invalid(fmt::format("count {} is less than 2; merging needs two.", count));
+  const vecina_tensor& first = outputs[0];
+  if (first.ndim < 2 || first.ndim > kMaxDims) {
+    return invalid(fmt::format("outputs[0] has {} dimensions; 2 to 6 are allowed.", first.ndim));
+  }
+  const DtypeRow* row = dtype_row(first.dtype);
+  if (row == nullptr || !row->is_float) {
+    return invalid(fmt::format("outputs[0] is {}; one of f32, f64, f16, bf16 is allowed.",
+                               dtype_name(first.dtype)));
+  }
+  if (std::any_of(first.shape, first.shape + first.ndim, [](int64_t n) { return n < 0; })) {
+    return invalid(fmt::format("outputs[0] has a negative size: {}.", describe(first)));
+  }
+  for (int d = 0; d < first.ndim; ++d) {
+    shape->push_back(first.shape[d]);
+    if (d < first.ndim - 1) lse_shape->push_back(first.shape[d]);
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    list->push_back({"an element of outputs", &outputs[i], first.dtype, *shape});
+    list->push_back({"an element of lses", &lses[i], lse_dtype(first.dtype), *lse_shape});
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_merge(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
+                   const vecina_tensor& output, const vecina_tensor& lse) {
+  std::vector<Expected>& list = merge_list();
+  Shape shape, lse_shape;
+  VECINA_RETURN_IF_ERROR(expect_merge(count, outputs, lses, &list, &shape, &lse_shape));
+  list.push_back({"output", &output, outputs[0].dtype, shape, true});
+  list.push_back({"lse", &lse, lse_dtype(outputs[0].dtype), lse_shape, true, true});
+  return check_list(list);
+}
+
+Status check_merge_backward(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
+                            const vecina_tensor& grad_output, const vecina_tensor& grad_lse,
+                            const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses) {
+  std::vector<Expected>& list = merge_list();
+  Shape shape, lse_shape;
+  VECINA_RETURN_IF_ERROR(expect_merge(count, outputs, lses, &list, &shape, &lse_shape));
+  const int32_t dtype = outputs[0].dtype;
+  list.push_back({"grad_output", &grad_output, dtype, shape});
+  list.push_back({"grad_lse", &grad_lse, lse_dtype(dtype), lse_shape, false, true});
+  for (int32_t i = 0; i < count; ++i) {
+    list.push_back({"an element of grad_outputs", &grad_outputs[i], dtype, shape, true, true});
+    list.push_back(
+        {"an element of grad_lses", &grad_lses[i], lse_dtype(dtype), lse_shape, true, true});
+  }
+  return check_list(list);
+}
+
+}  // namespace vecina::internal

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+// Checks the tensors of a call against its problem: shapes, strides, dtypes, devices, overlap and
+// null pointers. Runs before anything is written; every message names the tensor, what was given
+// and what is allowed.
+#ifndef VECINA_CORE_ARGUMENTS_H_
+#define VECINA_CORE_ARGUMENTS_H_
+
+#include "core/problem.h"
+#include "core/status.h"
+#include "vecina/vecina.h"
+
+namespace vecina::internal {
+
+Status check_arguments(const Problem& problem, const vecina_forward_args& args);
+Status check_arguments(const Problem& problem, const vecina_backward_args& args);
+Status check_merge(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
+                   const vecina_tensor& output, const vecina_tensor& lse);
+Status check_merge_backward(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
+                            const vecina_tensor& grad_output, const vecina_tensor& grad_lse,
+                            const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses);
+
+// The tensors of a call by name, in a fixed order; the same for example and run.
+struct NamedTensor {
+  const char* name;
+  const vecina_tensor* tensor;
+  bool is_output;
+};
+inline constexpr int kMaxTensors = 19;
+int list_tensors(const vecina_forward_args& args, NamedTensor (&list)[kMaxTensors]);
+int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTensors]);
+
+// What may change between a plan's example and a run is the addresses only: the same tensors given,
+// at least as aligned (16 bytes) as the example's, outputs still apart from everything else.
+Status check_run(const Problem& problem, const vecina_forward_args& example,
+                 const vecina_forward_args& args);
+Status check_run(const Problem& problem, const vecina_backward_args& example,
+                 const vecina_backward_args& args);
+
+}  // namespace vecina::internal
+#endif  // VECINA_CORE_ARGUMENTS_H_

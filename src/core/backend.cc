@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// What a backend answers where it has nothing of its own.
+#include "core/backend.h"
+
+namespace vecina::internal {
+
+Status Plan::run(const vecina_forward_args&, void*) const {
+  return unsupported("this plan has no forward");
+}
+
+Status Plan::run(const vecina_backward_args&, void*) const {
+  return unsupported("this plan has no backward");
+}
+
+Status Backend::plan(const Problem&, const vecina_backward_args&, std::unique_ptr<Plan>*) {
+  return unsupported("no backward");
+}
+
+Status Backend::merge(const MergeArgs&, void*) { return unsupported("no merge"); }
+
+Status Backend::merge_backward(const MergeBackwardArgs&, void*) {
+  return unsupported("no backward of merge");
+}
+
+}  // namespace vecina::internal

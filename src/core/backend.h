@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// What a backend is: a name, what it can do, and plans that run.
+//
+// A context owns one instance of each backend, so an instance may hold threads, scratch and caches.
+// Problems and arguments that arrive here were checked (problem.cc, arguments.cc).
+#ifndef VECINA_CORE_BACKEND_H_
+#define VECINA_CORE_BACKEND_H_
+
+#include <memory>
+#include <string>
+
+#include "core/problem.h"
+#include "core/status.h"
+#include "vecina/vecina.h"
+
+namespace vecina::internal {
+
+enum class Pass { forward, backward };
+
+// Everything decided once for one problem and one set of shapes and strides. Immutable; run() may
+// be called from many threads at once. Only the tensors' data pointers may differ from the example.
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  virtual Status run(const vecina_forward_args& args, void* queue) const;
+  virtual Status run(const vecina_backward_args& args, void* queue) const;
+  virtual std::string describe() const = 0;  // JSON object: kernel, tiles, work, why
+  virtual size_t workspace_bytes() const { return 0; }
+};
+
+struct MergeArgs {
+  int32_t count;
+  const vecina_tensor *outputs, *lses;
+  const vecina_tensor *output, *lse;
+};
+struct MergeBackwardArgs {
+  int32_t count;
+  const vecina_tensor *outputs, *lses;
+  const vecina_tensor *grad_output, *grad_lse;    // grad_lse may be not given
+  const vecina_tensor *grad_outputs, *grad_lses;  // each wanted if given
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+  // Why it cannot run at all here, or why not this problem: a sentence, or empty if it can.
+  virtual std::string why_not() const { return {}; }
+  virtual std::string why_not(const Problem& problem, Pass pass) const = 0;
+
+  virtual Status plan(const Problem& problem, const vecina_forward_args& example,
+                      std::unique_ptr<Plan>* plan) = 0;
+  virtual Status plan(const Problem& problem, const vecina_backward_args& example,
+                      std::unique_ptr<Plan>* plan);
+  // UNSUPPORTED if the backend has no merge of this dtype or pass; the next one is asked then.
+  virtual Status merge(const MergeArgs& args, void* queue);
+  virtual Status merge_backward(const MergeBackwardArgs& args, void* queue);
+
+  // Device memory that a call needs; 0 for backends that work in host memory.
+  virtual size_t workspace_bytes(const Problem&, Pass) const { return 0; }
+
+  virtual std::string info() const { return "{}"; }  // JSON object for `vecina info`
+  virtual std::string peak() { return "{}"; }        // JSON object; measures, takes a second
+};
+
+// Resolved options of the context, the same for every backend.
+struct BackendOptions {
+  int threads = 0;  // the caller included; 0: as many as this process may use
+  void (*parallel_for)(void* user, int64_t count, void (*body)(int64_t i, void* user_body),
+                       void* user_body) = nullptr;  // the host's own pool
+  void* parallel_for_user = nullptr;
+  std::string cache_dir;
+  int device_index = 0;
+};
+
+}  // namespace vecina::internal
+#endif  // VECINA_CORE_BACKEND_H_

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+// Small facts about vecina_tensor and its element types; a new dtype is one row of kDtypes.
+#ifndef VECINA_CORE_TENSOR_H_
+#define VECINA_CORE_TENSOR_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "vecina/vecina.h"
+
+namespace vecina::internal {
+
+struct DtypeRow {
+  vecina_dtype dtype;
+  const char* name;
+  int bytes;
+  bool is_float;  // may be the dtype of a problem
+};
+inline constexpr std::array<DtypeRow, 6> kDtypes = {{
+    {VECINA_F32, "f32", 4, true},
+    {VECINA_F64, "f64", 8, true},
+    {VECINA_F16, "f16", 2, true},
+    {VECINA_BF16, "bf16", 2, true},
+    {VECINA_I32, "i32", 4, false},
+    {VECINA_I64, "i64", 8, false},
+}};
+
+// Row of `dtype`, nullptr if there is none.
+inline const DtypeRow* dtype_row(int32_t dtype) {
+  for (const DtypeRow& row : kDtypes) {
+    if (row.dtype == dtype) return &row;
+  }
+  return nullptr;
+}
+inline const char* dtype_name(int32_t dtype) {
+  const DtypeRow* row = dtype_row(dtype);
+  return row ? row->name : "unknown";
+}
+inline int64_t dtype_bytes(int32_t dtype) {
+  const DtypeRow* row = dtype_row(dtype);
+  return row ? row->bytes : 0;
+}
+// lse, its gradient and the bias: f64 for f64 problems, f32 otherwise.
+inline int32_t lse_dtype(int32_t dtype) { return dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32; }
+
+inline bool given(const vecina_tensor& tensor) { return tensor.data != nullptr; }
+inline char* address(const vecina_tensor& tensor) {
+  return static_cast<char*>(tensor.data) + tensor.byte_offset;
+}
+inline int64_t num_elements(const vecina_tensor& tensor) {
+  int64_t count = 1;
+  for (int d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
+  return count;
+}
+
+// "[2, 32, 32, 4, 32] f32", as error messages show tensors.
+std::string describe(const vecina_tensor& tensor);
+
+}  // namespace vecina::internal
+#endif  // VECINA_CORE_TENSOR_H_

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// The forward pass on the CPU: what the planner decides and what the SIMD kernels read.
+//
+// One unit of work is a box of queries of one (batch, key head, dilation group): it packs the keys
+// and values its windows touch, then walks tiles of kMaxRows query rows x one vector of queries
+// along the innermost axis. Lanes are queries, so the logits and the softmax need no reduction
+// across lanes; the values are added up with lanes along head_dim, so nothing is transposed back.
+#ifndef VECINA_CPU_FORWARD_H_
+#define VECINA_CPU_FORWARD_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/problem.h"
+#include "core/window.h"
+#include "vecina/vecina.h"
+
+namespace vecina::internal::cpu {
+
+inline constexpr int kMaxRows = 3;  // 3 rows x 4 keys: 12 sums + 3 queries + 1 key = 16 registers
+inline constexpr int kRank = 3;     // missing outer axes have one token
+
+// How the keys of a vector of queries lie along the innermost axis.
+enum class KeyLayout : int {
+  shifted,  // each lane's window is its neighbour's, moved by `step` positions
+  shared,   // the window is the whole axis: all lanes read the same keys
+};
+
+// One dilation group of one axis. Positions count the tokens of the group. Query k of the group is
+// position first + step * k; along the innermost axis a stride s makes s `phases` of every query:
+// positions first + step * k + 0 ... s - 1, which share one window, so that lanes stay regular.
+struct AxisGroup {
+  NaAxis window;          // in positions
+  int token, token_step;  // token of position p: token + token_step * p
+  int output_stride;      // output token of a query: its token / output_stride
+  int first, step, phases, num_queries;
+  int query_extent;  // positions of queries; differs from window.extent in attention only
+
+  int position(int k) const { return first + step * k; }
+  int64_t to_token(int p) const { return token + int64_t{token_step} * p; }
+  int64_t to_output(int p) const { return to_token(p) / output_stride; }
+  int begin(int p) const { return na_window_begin(window, p); }
+  int end(int p) const { return na_window_end(window, p); }
+};
+
+// Where the window of position p would begin if no border were near; may be negative. A border
+// moves a window by whole keys, so its keys p < 0 and p >= extent stand for p + kernel_size and
+// p - kernel_size: with those packed in their place every lane's window is a plain shift.
+int borderless_begin(const NaAxis& window, int p);
+
+// Strides of one tensor in elements: batch, three token axes, head. The last dimension has 1.
+struct Strides {
+  int64_t batch = 0, head = 0;
+  std::array<int64_t, kRank> token = {};
+};
+
+// A box of queries of one combination of dilation groups: [begin, end) for each axis.
+struct Box {
+  std::array<int, kRank> group;
+  std::array<int, kRank> begin, end;
+};
+
+// Where a unit keeps what in its scratch, in elements of the kernel's float type.
+struct ScratchLayout {
+  size_t keys = 0, values = 0;                        // packed key and value rows
+  size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
+  size_t queries = 0, weights = 0, sums = 0;          // of one tile
+  size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
+  size_t total = 0;
+};
+
+struct ForwardPlan {
+  int64_t batch = 0;
+  int heads_kv = 0, head_group = 0, head_dim = 0, head_dim_value = 0;
+  int64_t additional_tokens = 0;
+  double scale = 0.0;
+  std::array<std::vector<AxisGroup>, kRank> groups;  // groups[axis][residue]
+  std::vector<Box> boxes;                            // of every (batch, key head)
+  Strides query, key, value, additional_key, additional_value, output, lse;
+  bool has_lse = false;
+
+  int lanes = 0;        // of the kernel that this was planned for
+  int key_pitch = 0;    // elements of one packed key (shared layout)
+  int value_pitch = 0;  // elements of one packed value row: head_dim_value, padded
+  int max_slots = 0;    // keys of a row whose logits are held at once
+  ScratchLayout scratch;
+
+  int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
+};
+
+KeyLayout key_layout(const AxisGroup& axis);
+
+// Positions of keys along one axis that the queries [begin, end) of a group touch. Along the
+// innermost axis the shifted layout reaches beyond the borders and covers whole vectors.
+struct KeyRange {
+  int begin, end;
+  int size() const { return end - begin; }
+};
+KeyRange key_range(const AxisGroup& axis, int begin, int end);                  // outer axes
+KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes);  // innermost axis
+
+// Packed transposed keys of the shifted layout: for each head_dim entry `step` runs of columns, run
+// r holding the positions r, r + step, ... of the range. Neighbouring lanes are neighbours there.
+int run_columns(const AxisGroup& axis, const KeyRange& range, int lanes);
+
+// What one run reads and writes.
+struct ForwardPointers {
+  const void *query, *key, *value, *additional_key, *additional_value;
+  void *output, *lse;
+};
+
+// Computes unit `unit` of the plan with `scratch` of scratch.total elements, 64-byte aligned.
+using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers& pointers,
+                                 int64_t unit, void* scratch);
+struct ForwardKernel {
+  ForwardFunction run;
+  int lanes;           // elements of one vector
+  int element_bytes;   // of scratch and vectors
+  const char* target;  // instruction set, as Highway names it
+};
+// For the best instruction set of this machine, or VECINA_CPU_TARGET.
+ForwardKernel forward_kernel_f32();
+ForwardKernel forward_kernel_f64();
+ForwardKernel forward_kernel_f16();
+ForwardKernel forward_kernel_bf16();
+
+// Fills in everything; `threads` decides how finely the work is cut.
+ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
+                         const ForwardKernel& kernel, int threads);
+
+}  // namespace vecina::internal::cpu
+#endif  // VECINA_CPU_FORWARD_H_

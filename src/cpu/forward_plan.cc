@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MIT
+// Cuts a forward problem into units and lays out their scratch.
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "core/tensor.h"
+#include "cpu/forward.h"
+
+namespace vecina::internal::cpu {
+namespace {
+
+// Logits of a tile row held at once, in bytes: three rows and what they read stay in L2.
+constexpr int kWeightBytes = 16 * 1024;
+// Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
+constexpr size_t kPackedBytes = 384 * 1024;
+// Rows of packed data start on their own cache lines.
+constexpr size_t kLineBytes = 64;
+
+int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
+AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
+  const int dilation = static_cast<int>(axis.dilation);
+  const int output_stride = static_cast<int>(axis.output_stride);
+  AxisGroup group;
+  const int length = na_group_length(static_cast<int>(axis.extent), dilation, residue);
+  group.window = {length, is_attention ? length : static_cast<int>(axis.kernel_size),
+                  static_cast<int>(axis.stride), axis.is_causal};
+  group.token = residue;
+  group.token_step = dilation;
+  group.output_stride = output_stride;
+  group.step = output_stride / std::gcd(output_stride, dilation);
+  group.first = 0;
+  while (group.first < group.step && group.to_token(group.first) % output_stride != 0) {
+    ++group.first;
+  }
+  group.phases = 1;
+  group.query_extent = is_attention ? static_cast<int>(axis.query_extent) : group.window.extent;
+  group.num_queries = group.first >= group.step || group.first >= group.query_extent
+                          ? 0
+                          : (group.query_extent - group.first + group.step - 1) / group.step;
+  return group;
+}
+
+// Innermost axis: queries that share a window become phases of one lane.
+void split_phases(AxisGroup* group) {
+  if (key_layout(*group) == KeyLayout::shared || group->window.stride == 1) return;
+  group->step = group->phases = group->window.stride;
+  group->num_queries = (group->query_extent + group->step - 1) / group->step;
+}
+
+// Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
+Strides strides_of(const vecina_tensor& tensor, int rank) {
+  Strides strides;
+  if (!given(tensor)) return strides;
+  strides.batch = tensor.shape[0] == 1 ? 0 : tensor.strides[0];
+  strides.head = tensor.strides[rank + 1];
+  for (int a = 0; a < rank; ++a) {
+    strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
+  }
+  return strides;
+}
+
+// True if the tensor's token axes are one axis in memory: stepping over the end of a row leads to
+// the next row.
+bool is_flat(const vecina_tensor& tensor, int rank) {
+  if (!given(tensor)) return true;
+  for (int a = 0; a + 1 < rank; ++a) {
+    if (tensor.shape[1 + a] > 1 &&
+        tensor.strides[1 + a] != tensor.strides[2 + a] * tensor.shape[2 + a]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Attention over all tokens, whatever their rank: then vectors may span rows.
+bool is_dense(const Problem& problem, const vecina_forward_args& args) {
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
+  }
+  for (const vecina_tensor* tensor :
+       {&args.query, &args.key, &args.value, &args.output, &args.lse}) {
+    if (!is_flat(*tensor, problem.rank())) return false;
+  }
+  return problem.rank() > 1;
+}
+
+// Scratch elements for the packed keys and values of a box.
+struct PackedSize {
+  size_t keys, values;
+};
+PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
+  size_t rows = 1;
+  for (size_t a = 0; a + 1 < kRank; ++a) {
+    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
+    rows *= static_cast<size_t>(key_range(axis, box.begin[a], box.end[a]).size());
+  }
+  const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
+  const KeyRange range = lane_key_range(axis, box.begin[2], box.end[2], plan.lanes);
+  const auto columns = static_cast<size_t>(range.size());
+  const size_t key_row =
+      key_layout(axis) == KeyLayout::shared
+          ? columns * static_cast<size_t>(plan.key_pitch)
+          : static_cast<size_t>(run_columns(axis, range, plan.lanes) * axis.step) *
+                static_cast<size_t>(plan.head_dim);
+  return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch)};
+}
+
+// Splits boxes until there is work for every thread and the packed data of one fit the cache. A cut
+// packs the keys at its seam twice, so axes much longer than their window are cut first.
+class BoxCutter {
+ public:
+  BoxCutter(ForwardPlan* plan, int element_bytes, int threads)
+      : plan_(*plan), element_bytes_(element_bytes), threads_(threads) {}
+
+  void cut() {
+    while (true) {
+      const int64_t units = plan_.num_units();
+      const bool too_few = threads_ > 1 && units > 0 && units < int64_t{3} * threads_;
+      std::vector<Box> next;
+      for (const Box& box : plan_.boxes) {
+        const PackedSize size = packed_size(plan_, box);
+        const bool too_large =
+            (size.keys + size.values) * static_cast<size_t>(element_bytes_) > kPackedBytes;
+        // For the caches a cut must not pack much twice; for idle threads it may.
+        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0) : -1;
+        if (axis < 0) {
+          next.push_back(box);
+        } else {
+          push_halves(box, static_cast<size_t>(axis), &next);
+        }
+      }
+      const bool done = next.size() == plan_.boxes.size();
+      plan_.boxes = std::move(next);
+      if (done) return;
+    }
+  }
+
+ private:
+  const AxisGroup& axis_of(const Box& box, size_t a) const {
+    return plan_.groups[a][static_cast<size_t>(box.group[a])];
+  }
+
+  // The axis whose half still is the longest in windows; none if below `least` windows.
+  int best_axis(const Box& box, double least) const {
+    int best = -1;
+    double best_ratio = least;
+    for (size_t a = 0; a < kRank; ++a) {
+      const int count = box.end[a] - box.begin[a];
+      const int smallest = a == 2 ? plan_.lanes : 1;
+      if (count < 2 * smallest) continue;
+      const AxisGroup& axis = axis_of(box, a);
+      // Every query reads the whole of a shared axis: a cut packs all of it again.
+      const double window = static_cast<double>(axis.window.kernel_size) / axis.step;
+      const double ratio = 0.5 * count / window;
+      if (ratio >= best_ratio) {
+        best = static_cast<int>(a);
+        best_ratio = ratio;
+      }
+    }
+    return best;
+  }
+
+  void push_halves(const Box& box, size_t a, std::vector<Box>* boxes) const {
+    int middle = box.begin[a] + (box.end[a] - box.begin[a]) / 2;
+    if (a == 2) middle = box.begin[a] + round_up(middle - box.begin[a], plan_.lanes);
+    Box first = box, second = box;
+    first.end[a] = second.begin[a] = middle;
+    boxes->push_back(first);
+    boxes->push_back(second);
+  }
+
+  ForwardPlan& plan_;
+  const int element_bytes_, threads_;
+};
+
+void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
+  size_t keys = 0, values = 0;
+  for (const Box& box : plan->boxes) {
+    const PackedSize size = packed_size(*plan, box);
+    keys = std::max(keys, size.keys);
+    values = std::max(values, size.values);
+  }
+  size_t next = 0;
+  const auto take = [&](size_t elements) {
+    const size_t begin = next;
+    const size_t line = kLineBytes / static_cast<size_t>(element_bytes);
+    next += (elements + line - 1) / line * line + line;  // a line apart: loads may run over the end
+    return begin;
+  };
+  const auto lanes = static_cast<size_t>(plan->lanes);
+  const auto additional = static_cast<size_t>(plan->additional_tokens);
+  ScratchLayout& scratch = plan->scratch;
+  scratch.keys = take(keys + 2 * lanes);
+  scratch.values = take(values);
+  scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
+  scratch.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
+  scratch.queries = take(kMaxRows * lanes * static_cast<size_t>(plan->head_dim));
+  scratch.weights = take(kMaxRows * lanes * static_cast<size_t>(plan->max_slots));
+  scratch.sums = take(kMaxRows * lanes * static_cast<size_t>(plan->value_pitch));
+  scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
+  scratch.zeros = take(scratch.num_zeros);
+  scratch.total = next;
+}
+
+}  // namespace
+
+KeyLayout key_layout(const AxisGroup& axis) {
+  return axis.window.kernel_size == axis.window.extent ? KeyLayout::shared : KeyLayout::shifted;
+}
+
+int borderless_begin(const NaAxis& window, int p) {
+  // Far from both borders: whole stride groups to the right on an axis that is long enough.
+  const int away = round_up(window.kernel_size, window.stride);
+  NaAxis endless = window;
+  endless.extent = std::numeric_limits<int>::max();
+  return na_window_begin(endless, p + away) - away;
+}
+
+KeyRange key_range(const AxisGroup& axis, int begin, int end) {
+  if (begin >= end) return {0, 0};
+  return {axis.begin(axis.position(begin)), axis.end(axis.position(end - 1))};
+}
+
+KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
+  if (begin >= end) return {0, 0};
+  if (key_layout(axis) == KeyLayout::shared) return {0, axis.window.extent};
+  const int last = begin + round_up(end - begin, lanes) - 1;
+  return {borderless_begin(axis.window, axis.position(begin)),
+          borderless_begin(axis.window, axis.position(last)) + axis.window.kernel_size};
+}
+
+int run_columns(const AxisGroup& axis, const KeyRange& range, int lanes) {
+  const int columns = (range.size() + axis.step - 1) / axis.step;
+  // An odd number of vectors: a power of two would put all head_dim entries in a few cache sets.
+  return ((round_up(columns, lanes) / lanes) | 1) * lanes;
+}
+
+ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
+                         const ForwardKernel& kernel, int threads) {
+  ForwardPlan plan;
+  plan.batch = problem.batch();
+  plan.heads_kv = problem.heads_kv();
+  plan.head_group = problem.head_group();
+  plan.head_dim = problem.head_dim();
+  plan.head_dim_value = problem.head_dim_value();
+  plan.additional_tokens = problem.additional_tokens();
+  plan.scale = problem.scale();
+  plan.has_lse = given(example.lse);
+  plan.lanes = kernel.lanes;
+  plan.key_pitch = plan.head_dim;
+  plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
+  plan.max_slots = kWeightBytes / (kernel.lanes * kernel.element_bytes);
+
+  const int rank = problem.rank();
+  const bool dense = is_dense(problem, example);
+  for (size_t a = 0; a < kRank; ++a) {
+    const int from = static_cast<int>(a) - (kRank - rank);
+    Axis axis;
+    if (dense) {
+      axis.extent = axis.query_extent = axis.kernel_size = a == 2 ? problem.num_keys() : 1;
+    } else if (from >= 0) {
+      axis = problem.axis(from);
+    }
+    const bool is_attention = problem.is_attention() && a == kRank - 1;
+    for (int residue = 0; residue < axis.dilation; ++residue) {
+      plan.groups[a].push_back(make_group(axis, is_attention, residue));
+      if (a == kRank - 1) split_phases(&plan.groups[a].back());
+    }
+  }
+  plan.query = strides_of(example.query, rank);
+  plan.key = strides_of(example.key, rank);
+  plan.value = strides_of(example.value, rank);
+  plan.output = strides_of(example.output, rank);
+  plan.lse = strides_of(example.lse, rank);
+  plan.additional_key = strides_of(example.additional_key, 1);
+  plan.additional_value = strides_of(example.additional_value, 1);
+
+  for (size_t z = 0; z < plan.groups[0].size(); ++z) {
+    for (size_t y = 0; y < plan.groups[1].size(); ++y) {
+      for (size_t x = 0; x < plan.groups[2].size(); ++x) {
+        const Box box = {{static_cast<int>(z), static_cast<int>(y), static_cast<int>(x)},
+                         {0, 0, 0},
+                         {plan.groups[0][z].num_queries, plan.groups[1][y].num_queries,
+                          plan.groups[2][x].num_queries}};
+        if (box.end[0] > 0 && box.end[1] > 0 && box.end[2] > 0) plan.boxes.push_back(box);
+      }
+    }
+  }
+  BoxCutter(&plan, kernel.element_bytes, threads).cut();
+  lay_out_scratch(&plan, kernel.element_bytes);
+  return plan;
+}
+
+}  // namespace vecina::internal::cpu

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+// Merging attention outputs by their lse, on the CPU.
+#ifndef VECINA_CPU_MERGE_H_
+#define VECINA_CPU_MERGE_H_
+
+#include "core/backend.h"
+#include "cpu/thread_pool.h"
+
+namespace vecina::internal::cpu {
+
+// output = sum of softmax(lses)_i * outputs_i, lse = log sum exp; any strides, any count.
+void merge(const MergeArgs& args, ThreadPool* threads);
+
+}  // namespace vecina::internal::cpu
+#endif  // VECINA_CPU_MERGE_H_

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+// Between the tensors' element types and the kernels' float type: rows in, rows out, transposes.
+// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_PACK_INL_H_
+#undef VECINA_CPU_PACK_INL_H_
+#else
+#define VECINA_CPU_PACK_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "hwy/highway.h"
+#include "vecina/vecina.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Calls f(0), f(1), ... with compile-time numbers. Loops over arrays of vectors are written with
+// it: g++ 12 keeps such arrays in registers only if no index is a variable.
+template <typename F, size_t... I>
+HWY_INLINE void unroll_indices(const F& f, std::index_sequence<I...>) {
+  (f(std::integral_constant<size_t, I>()), ...);
+}
+template <size_t kCount, typename F>
+HWY_INLINE void unroll(const F& f) {
+  unroll_indices(f, std::make_index_sequence<kCount>());
+}
+
+// float for the 16-bit types and float, double for double.
+template <typename Element>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+
+// As many elements as d has lanes, from memory of any alignment, as the kernels' type.
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const hn::TFromD<D>* from) {
+  return hn::LoadU(d, from);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const bfloat16* from) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<uint32_t, D> d32;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const float16* from) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+}
+
+// And back, rounding to nearest even.
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> v, hn::TFromD<D>* to) {
+  hn::StoreU(v, d, to);
+}
+template <class D>
+HWY_INLINE void store(D /*d*/, hn::Vec<D> v, bfloat16* to) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<uint32_t, D> d32;
+  const hn::Rebind<int32_t, D> d32_signed;
+  const auto bits = hn::BitCast(d32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff)));
+  const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000));  // NaN stays NaN
+  const auto chosen = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded);
+  // Demoting saturates, but the upper half of a word always fits.
+  const auto upper = hn::BitCast(d32_signed, hn::ShiftRight<16>(chosen));
+  hn::StoreU(hn::DemoteTo(d16, upper), d16, reinterpret_cast<uint16_t*>(to));
+}
+template <class D>
+HWY_INLINE void store(D /*d*/, hn::Vec<D> v, float16* to) {
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(to));
+}
+
+HWY_INLINE float to_compute(float value) { return value; }
+HWY_INLINE double to_compute(double value) { return value; }
+HWY_INLINE float to_compute(bfloat16 value) { return static_cast<float>(value); }
+HWY_INLINE float to_compute(float16 value) { return static_cast<float>(value); }
+
+// The first `count` lanes of v; memory behind them is not touched.
+template <class D, typename Element>
+HWY_INLINE void store_some(D d, hn::Vec<D> v, size_t count, Element* to) {
+  if (count >= hn::Lanes(d)) {
+    store(d, v, to);
+    return;
+  }
+  HWY_ALIGN Element lanes[hn::MaxLanes(d)];
+  store(d, v, lanes);
+  for (size_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// Copies `count` elements of one row, converted; elements count to pitch - 1 become 0.
+template <class D, typename Element>
+HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
+                         hn::TFromD<D>* HWY_RESTRICT to) {
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) hn::StoreU(load(d, from + i), d, to + i);
+  for (; i < count; ++i) to[i] = to_compute(from[i]);
+  for (; i < pitch; ++i) to[i] = 0;
+}
+
+// A vector of d made of 128-bit blocks, block b from rows[kStep * b] + offset.
+template <class D, size_t kStep, typename Element>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const Element* const* rows, size_t offset) {
+  if constexpr (hn::MaxLanes(d) * sizeof(hn::TFromD<D>) <= 16) {
+    return load(d, rows[0] + offset);
+  } else {
+    const hn::Half<D> half;
+    constexpr size_t kBlocks = hn::MaxLanes(half) * sizeof(hn::TFromD<D>) / 16;
+    return hn::Combine(d, load_blocks<decltype(half), kStep>(half, rows + kBlocks * kStep, offset),
+                       load_blocks<decltype(half), kStep>(half, rows, offset));
+  }
+}
+
+// to[i * pitch + lane] = scale * rows[lane][i] for i in [0, count): one row for each lane of d.
+// Blocks of 4x4 (double: 2x2) are transposed in registers.
+template <class D, typename Element>
+HWY_INLINE void transpose_rows(D d, const Element* const* rows, size_t count, size_t pitch,
+                               hn::TFromD<D> scale, hn::TFromD<D>* HWY_RESTRICT to) {
+  using T = hn::TFromD<D>;
+  const auto factor = hn::Set(d, scale);
+  constexpr size_t kBlock = 16 / sizeof(T);
+  size_t i = 0;
+  for (; i + kBlock <= count; i += kBlock) {
+    const auto write = [&](size_t k, hn::Vec<D> v)
+                           HWY_ATTR { hn::StoreU(hn::Mul(v, factor), d, to + (i + k) * pitch); };
+    if constexpr (kBlock == 4) {
+      const auto r0 = load_blocks<D, 4>(d, rows, i), r1 = load_blocks<D, 4>(d, rows + 1, i);
+      const auto r2 = load_blocks<D, 4>(d, rows + 2, i), r3 = load_blocks<D, 4>(d, rows + 3, i);
+      const auto even_low = hn::InterleaveLower(d, r0, r2),
+                 odd_low = hn::InterleaveLower(d, r1, r3);
+      const auto even_high = hn::InterleaveUpper(d, r0, r2),
+                 odd_high = hn::InterleaveUpper(d, r1, r3);
+      write(0, hn::InterleaveLower(d, even_low, odd_low));
+      write(1, hn::InterleaveUpper(d, even_low, odd_low));
+      write(2, hn::InterleaveLower(d, even_high, odd_high));
+      write(3, hn::InterleaveUpper(d, even_high, odd_high));
+    } else {
+      const auto r0 = load_blocks<D, 2>(d, rows, i), r1 = load_blocks<D, 2>(d, rows + 1, i);
+      write(0, hn::InterleaveLower(d, r0, r1));
+      write(1, hn::InterleaveUpper(d, r0, r1));
+    }
+  }
+  for (; i < count; ++i) {
+    for (size_t lane = 0; lane < hn::Lanes(d); ++lane) {
+      to[i * pitch + lane] = scale * to_compute(rows[lane][i]);
+    }
+  }
+}
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_PACK_INL_H_

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT
+#include "cpu/thread_pool.h"
+
+#include <chrono>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "cpu/cores.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define VECINA_HAS_FORK 1
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace vecina::internal {
+namespace {
+
+// A job that follows within this time finds its workers awake. Longer would burn the cores of
+// whoever runs between our calls.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until `done()` or kSpin has passed; true if done. The clock is read every 64 pauses.
+template <typename Done>
+bool spin(Done done) {
+  const auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (done()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() - start < kSpin);
+  return done();
+}
+
+// Counts forks, so that a child knows its parent's workers are not there.
+std::atomic<uint64_t> fork_generation{0};
+
+void watch_forks() {
+#if defined(VECINA_HAS_FORK)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++fork_generation; });
+  static_cast<void>(registered);
+#endif
+}
+
+int resolve_threads(const BackendOptions& options) {
+  return options.threads > 0 ? options.threads : usable_cores();
+}
+
+}  // namespace
+
+// One job at a time. The ticket holds the job's number (upper half) and the next chunk (lower
+// half); a claim is one compare-and-swap on both, so no worker can take a chunk of a job whose
+// fields it has not read. Odd job numbers mean the fields are being changed.
+struct ThreadPool::Workers {
+  explicit Workers(int num_workers) {
+    for (int i = 0; i < num_workers; ++i) {
+      try {
+        threads.emplace_back([this] { work(); });
+      } catch (const std::system_error&) {
+        break;  // no more threads to be had: the caller and those that started do it
+      }
+    }
+  }
+
+  ~Workers() {
+    stop.store(true, std::memory_order_relaxed);
+    ticket.fetch_add(uint64_t{2} << 32, std::memory_order_release);
+    wake.fetch_add(1, std::memory_order_release);
+    wake.notify_all();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  // Whoever reads one of the released fields also sees that the ticket has moved on, so a claim
+  // of the former job fails. Returns the job's number.
+  uint64_t publish(int32_t job_count, bool job_is_large, Body job_body, void* job_user) {
+    const uint64_t changing = (ticket.load(std::memory_order_relaxed) >> 32) + 1;
+    ticket.store(changing << 32, std::memory_order_relaxed);
+    count.store(job_count, std::memory_order_release);
+    is_large.store(job_is_large, std::memory_order_release);
+    body.store(job_body, std::memory_order_release);
+    user_body.store(job_user, std::memory_order_release);
+    done.store(0, std::memory_order_release);
+    ticket.store((changing + 1) << 32, std::memory_order_seq_cst);
+    return changing + 1;
+  }
+
+  // Wakes one parked worker if there is one.
+  void wake_one() {
+    if (parked.load(std::memory_order_seq_cst) == 0) return;
+    wake.fetch_add(1, std::memory_order_release);
+    wake.notify_one();
+  }
+
+  // Claims and runs chunks of job `number` until none is left.
+  void run_chunks(uint64_t number, bool is_worker) {
+    bool wakes_next = is_worker;
+    while (true) {
+      uint64_t seen = ticket.load(std::memory_order_acquire);
+      const int32_t total = count.load(std::memory_order_acquire);
+      const bool large = is_large.load(std::memory_order_acquire);
+      const Body run = body.load(std::memory_order_acquire);
+      void* user = user_body.load(std::memory_order_acquire);
+      const int64_t chunk = static_cast<int64_t>(seen & 0xffffffffu);
+      if (seen >> 32 != number || chunk >= total) return;
+      if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
+      if (wakes_next && large && chunk + 1 < total) wake_one();
+      wakes_next = false;
+      run(chunk, user);
+      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == total) done.notify_all();
+    }
+  }
+
+  void wait(int32_t total) {
+    if (spin([&] { return done.load(std::memory_order_acquire) == total; })) return;
+    for (int32_t seen; (seen = done.load(std::memory_order_acquire)) != total;) {
+      done.wait(seen, std::memory_order_acquire);
+    }
+  }
+
+  void work() {
+    uint64_t last = 0;
+    const auto has_job = [&] {
+      const uint64_t number = ticket.load(std::memory_order_seq_cst) >> 32;
+      return number != last && number % 2 == 0;
+    };
+    while (true) {
+      if (!spin(has_job)) {
+        const uint32_t calls = wake.load(std::memory_order_acquire);
+        parked.fetch_add(1, std::memory_order_seq_cst);
+        if (!has_job()) wake.wait(calls, std::memory_order_acquire);
+        parked.fetch_sub(1, std::memory_order_relaxed);
+      }
+      if (stop.load(std::memory_order_relaxed)) return;
+      const uint64_t number = ticket.load(std::memory_order_acquire) >> 32;
+      if (number == last || number % 2 != 0) continue;
+      last = number;
+      run_chunks(number, /*is_worker=*/true);
+    }
+  }
+
+  alignas(64) std::atomic<uint64_t> ticket{0};
+  alignas(64) std::atomic<int32_t> done{0};
+  alignas(64) std::atomic<uint32_t> wake{0};
+  std::atomic<int> parked{0};
+  std::atomic<int32_t> count{0};
+  std::atomic<Body> body{nullptr};
+  std::atomic<void*> user_body{nullptr};
+  std::atomic<bool> is_large{false};
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+};
+
+ThreadPool::ThreadPool(const BackendOptions& options)
+    : options_(options), threads_(resolve_threads(options)) {
+  watch_forks();
+  fork_generation_ = fork_generation.load();
+}
+
+ThreadPool::~ThreadPool() { forget_parent(); }
+
+// In a forked child the workers are the parent's, and a caller may have been in the middle of a
+// job: their bookkeeping is left behind, never joined.
+void ThreadPool::forget_parent() {
+  const uint64_t now = fork_generation.load(std::memory_order_relaxed);
+  uint64_t then = fork_generation_.load(std::memory_order_relaxed);
+  if (then == now || !fork_generation_.compare_exchange_strong(then, now)) return;
+  static_cast<void>(workers_.release());
+  busy_.store(false, std::memory_order_release);
+}
+
+void ThreadPool::parallel_for(int64_t count, bool is_large, Body body, void* user_body) {
+  if (options_.parallel_for != nullptr) {
+    options_.parallel_for(options_.parallel_for_user, count, body, user_body);
+    return;
+  }
+  forget_parent();
+  constexpr int64_t kMaxCount = INT32_MAX;
+  if (count <= 1 || count > kMaxCount || threads_ <= 1 ||
+      busy_.exchange(true, std::memory_order_acquire)) {
+    for (int64_t i = 0; i < count; ++i) body(i, user_body);
+    return;
+  }
+  if (workers_ == nullptr) workers_ = std::make_unique<Workers>(threads_ - 1);
+  const auto total = static_cast<int32_t>(count);
+  const uint64_t number = workers_->publish(total, is_large, body, user_body);
+  if (is_large) workers_->wake_one();
+  workers_->run_chunks(number, /*is_worker=*/false);
+  workers_->wait(total);
+  busy_.store(false, std::memory_order_release);
+}
+
+}  // namespace vecina::internal

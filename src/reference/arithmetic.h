@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+// How the definition computes: in which type it sums, and what it rounds on the way.
+//
+// The loops of this folder are written once, over one of these. `Exact` is the oracle: everything
+// in double. `Plain` is what a straightforward program in the problem's own dtype would get; a fast
+// backend may not be much worse than it.
+#ifndef VECINA_REFERENCE_ARITHMETIC_H_
+#define VECINA_REFERENCE_ARITHMETIC_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "vecina/vecina.hpp"
+
+namespace vecina::internal::reference {
+
+// float16 and bfloat16 convert through float; a double is then rounded twice, which moves the
+// result by at most 2^-13 of its last bit.
+template <class To, class From>
+To convert(From from) {
+  if constexpr (std::is_floating_point_v<From> && std::is_floating_point_v<To>) {
+    return static_cast<To>(from);
+  } else {
+    return static_cast<To>(static_cast<float>(from));
+  }
+}
+
+template <class ElementType, class RealType, class RoundedType>
+struct Arithmetic {
+  using Element = ElementType;  // of query, key, value, output and their gradients
+  using Real = RealType;        // of every sum
+  // Of lse, its gradient, the bias and its gradient.
+  using Lse = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+
+  // A logit, a probability or one of their gradients, as it would be kept between two steps.
+  static Real rounded(Real value) { return convert<Real>(convert<RoundedType>(value)); }
+};
+
+template <class Element>
+using Exact = Arithmetic<Element, double, double>;
+template <class Element>
+using Plain =
+    Arithmetic<Element, std::conditional_t<std::is_same_v<Element, double>, double, float>,
+               Element>;
+
+template <class Real, class Element>
+void load(const Element* from, std::vector<Real>& row) {
+  for (size_t d = 0; d < row.size(); ++d) row[d] = convert<Real>(from[d]);
+}
+
+template <class Real, class Element>
+void store(const std::vector<Real>& row, Element* to) {
+  for (size_t d = 0; d < row.size(); ++d) to[d] = convert<Element>(row[d]);
+}
+
+// sum_d row[d] * other[d]
+template <class Real, class Element>
+Real dot(const std::vector<Real>& row, const Element* other) {
+  Real sum = 0;
+  for (size_t d = 0; d < row.size(); ++d) sum += row[d] * convert<Real>(other[d]);
+  return sum;
+}
+
+// sum[d] += factor * row[d], d < size
+template <class Real, class Element>
+void add_scaled(Real factor, const Element* row, size_t size, Real* sum) {
+  for (size_t d = 0; d < size; ++d) sum[d] += factor * convert<Real>(row[d]);
+}
+
+// Replaces logits by their softmax; returns the natural log of the sum of their exponentials (lse).
+// Where all are -infinity, or there are none, nothing is seen: zeros, and an lse of -infinity.
+template <class A>
+typename A::Real softmax(std::vector<typename A::Real>& logits) {
+  using Real = typename A::Real;
+  constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+  Real maximum = -kInfinity;
+  for (Real logit : logits) maximum = std::max(maximum, logit);
+  // Subtracting the maximum keeps exp within range; -infinity minus itself would be NaN.
+  const Real shift = maximum == -kInfinity ? Real{0} : maximum;
+
+  Real sum = 0;
+  for (Real& logit : logits) {
+    logit = std::exp(logit - shift);
+    sum += logit;
+  }
+  if (sum != 0) {  // also if NaN: one NaN logit makes the row NaN
+    for (Real& probability : logits) probability = A::rounded(probability / sum);
+  }
+  return shift + std::log(sum);
+}
+
+}  // namespace vecina::internal::reference
+#endif  // VECINA_REFERENCE_ARITHMETIC_H_

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+// Every listed backend on every row of tests/cases.json: right by the rule of cli/conformance.h, or
+// a sentence why not. Then a sweep of random problems.
+#include "cli/conformance.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "cases.h"
+#include "results.h"
+#include "vecina/vecina.h"
+
+namespace vecina::tests {
+namespace {
+
+cli::Checker& checker_of(const std::string& backend) {
+  static std::map<std::string, cli::Checker> checkers;
+  return checkers.try_emplace(backend, backend, 2).first->second;
+}
+
+class Conformance : public testing::TestWithParam<std::tuple<std::string, Case>> {};
+
+TEST_P(Conformance, ForwardMatchesReference) {
+  const auto& [backend, row] = GetParam();
+  cli::Checker& checker = checker_of(backend);
+  const std::string why = checker.why_not(row.problem);
+  if (!why.empty()) {
+    // A refusal holds for every call, says the same, and writes nothing.
+    const cli::Outputs outputs = cli::make_outputs(row.problem);
+    const vecina_forward_args args = cli::forward_args(cli::random_inputs(row.problem, 1), outputs);
+    EXPECT_EQ(vecina_forward(checker.context(), &row.problem, &args, nullptr), VECINA_UNSUPPORTED);
+    expect_last_error({backend, why});
+    for (double value : values_of(outputs.output)) ASSERT_TRUE(std::isnan(value));
+    GTEST_SKIP() << backend << ": " << why;
+  }
+  for (uint64_t seed : {1, 2, 3}) {  // each picks its placement
+    const cli::Verdict verdict = checker.check_forward(row.problem, seed);
+    EXPECT_TRUE(verdict.passed) << row.line << " seed " << seed << "\n" << verdict.detail;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Conformance,
+                         testing::Combine(testing::ValuesIn(backend_names()),
+                                          testing::ValuesIn(all_cases())),
+                         [](const auto& row) {
+                           return std::get<0>(row.param) + "_" +
+                                  test_name(std::get<1>(row.param).name);
+                         });
+
+// A row that no backend takes is a failure; one that only the reference takes is listed.
+TEST(ConformanceTable, EveryRowIsTaken) {
+  int num_reference_only = 0;
+  for (const Case& row : all_cases()) {
+    bool is_fast = false, is_taken = false;
+    for (const std::string& backend : backend_names()) {
+      if (!checker_of(backend).why_not(row.problem).empty()) continue;
+      is_taken = true;
+      is_fast = is_fast || backend != "reference";
+    }
+    EXPECT_TRUE(is_taken) << row.line;
+    if (is_taken && !is_fast) {
+      ++num_reference_only;
+      std::printf("only reference takes: %s (%s)\n", row.name.c_str(), row.line.c_str());
+    }
+  }
+  RecordProperty("rows_only_reference_takes", num_reference_only);
+}
+
+// The names of the seed's 21 configurations whose problems differ stand in the table.
+TEST(ConformanceTable, HoldsTheSeed) {
+  int num_seed = 0;
+  for (const Case& row : all_cases())
+    num_seed += row.name.find("_L") != std::string::npos ||
+                row.name.find("_32x32_") != std::string::npos ||
+                row.name.find("Kfull") != std::string::npos;
+  EXPECT_EQ(num_seed, 17);
+}
+
+TEST(ConformanceSweep, RandomProblems) {
+  for (const std::string& backend : backend_names()) {
+    if (backend == "reference") continue;
+    int num_checked = 0;
+    for (uint64_t seed = 1; seed <= 400; ++seed) {
+      cli::Random random(seed * 7919);
+      const vecina_problem problem = cli::random_problem(random, false);
+      if (!checker_of(backend).why_not(problem).empty()) continue;
+      const cli::Verdict verdict = checker_of(backend).check_forward(problem, seed);
+      ASSERT_TRUE(verdict.passed) << backend << ": " << cli::print_problem(problem) << " seed "
+                                  << seed << "\n"
+                                  << verdict.detail;
+      ++num_checked;
+    }
+    EXPECT_GE(num_checked, 300) << backend << " refuses too many of its own fields";
+  }
+}
+
+// The rule itself: what it lets pass and what it does not.
+TEST(CompareRule, FailsOnWhatItShould) {
+  cli::HostTensor exact({4}, VECINA_F64), plain({4}, VECINA_F32), actual({4}, VECINA_F32);
+  const auto fill = [&](double error, double plain_error) {
+    for (int64_t i = 0; i < 4; ++i) {
+      exact.set(i, static_cast<double>(i));
+      plain.set(i, static_cast<double>(i) + (i == 2 ? plain_error : 0.0));
+      actual.set(i, static_cast<double>(i) + (i == 1 ? error : 0.0));
+    }
+  };
+  const auto passes = [&] {
+    return cli::compare("output", actual, exact, plain, VECINA_F32).passed;
+  };
+  fill(0.0, 0.0);
+  EXPECT_TRUE(passes());
+  fill(2.9e-6, 0.0);  // floor: 1e-6 of the largest, 3
+  EXPECT_TRUE(passes());
+  fill(3.5e-6, 0.0);
+  EXPECT_FALSE(passes());
+  fill(1.9e-3, 1e-3);  // twice the plain error
+  EXPECT_TRUE(passes());
+  fill(2.2e-3, 1e-3);
+  EXPECT_FALSE(passes());
+  fill(0.0, 0.0);
+  actual.set(3, NAN);
+  EXPECT_FALSE(passes());
+  exact.set(3, NAN);
+  plain.set(3, NAN);
+  EXPECT_TRUE(passes());
+  actual.set(3, 3.0);
+  EXPECT_FALSE(passes()) << "a NaN that is due must come";
+
+  cli::HostTensor exact_lse({2}, VECINA_F64), lse({2}, VECINA_F32);
+  const auto lse_passes = [&](double value, double error, int32_t dtype) {
+    for (int64_t i = 0; i < 2; ++i) {
+      exact_lse.set(i, value);
+      lse.set(i, value + (i == 1 ? error : 0.0));
+    }
+    return cli::compare_lse(lse, exact_lse, dtype).passed;
+  };
+  EXPECT_TRUE(lse_passes(0.25, 1.8e-6, VECINA_F32));
+  EXPECT_FALSE(lse_passes(0.25, 2.3e-6, VECINA_F32));
+  EXPECT_TRUE(lse_passes(64.0, 64 * 1.8e-6, VECINA_F32));
+  EXPECT_FALSE(lse_passes(64.0, 64 * 2.3e-6, VECINA_F32));
+  EXPECT_TRUE(lse_passes(0.25, 9e-6, VECINA_BF16));
+  EXPECT_FALSE(lse_passes(0.25, 1.2e-5, VECINA_F16));
+  EXPECT_FALSE(lse_passes(0.25, NAN, VECINA_F32));
+}
+
+}  // namespace
+}  // namespace vecina::tests

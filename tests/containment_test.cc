@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+// What must not change a result: a NaN or infinity in a token outside the window, the number of
+// threads, the strides and gaps of tensors, lse wanted or not. On every backend, to the bit.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cli/conformance.h"
+#include "definition.h"
+#include "results.h"
+#include "vecina/vecina.h"
+
+namespace vecina::tests {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Row-major positions of the tokens of `counts`.
+std::vector<std::vector<int64_t>> positions_of(const std::vector<int64_t>& counts) {
+  std::vector<std::vector<int64_t>> positions = {{}};
+  for (int64_t count : counts) {
+    std::vector<std::vector<int64_t>> longer;
+    for (const auto& position : positions) {
+      for (int64_t i = 0; i < count; ++i) {
+        longer.push_back(position);
+        longer.back().push_back(i);
+      }
+    }
+    positions = longer;
+  }
+  return positions;
+}
+
+// sees[output token][key token] by the definition.
+std::vector<std::vector<bool>> visibility(const vecina_problem& problem) {
+  std::vector<int64_t> num_queries, num_keys;
+  for (int a = 0; a < problem.rank; ++a) {
+    num_queries.push_back(static_cast<int64_t>(query_tokens(axis_rule(problem, a)).size()));
+    num_keys.push_back(problem.extent[a]);
+  }
+  const auto queries = positions_of(num_queries), keys = positions_of(num_keys);
+  std::vector<std::vector<bool>> sees(queries.size(), std::vector<bool>(keys.size(), true));
+  for (int a = 0; a < problem.rank; ++a) {
+    const auto i = static_cast<size_t>(a);
+    const AxisRule axis = axis_rule(problem, a);
+    const std::vector<int64_t> tokens = query_tokens(axis);
+    std::vector<std::vector<bool>> on_axis(tokens.size(),
+                                           std::vector<bool>(static_cast<size_t>(axis.length)));
+    for (size_t q = 0; q < tokens.size(); ++q) {
+      for (int64_t key : visible_keys(axis, tokens[q])) on_axis[q][static_cast<size_t>(key)] = true;
+    }
+    for (size_t q = 0; q < queries.size(); ++q) {
+      for (size_t k = 0; k < keys.size(); ++k) {
+        const auto at = static_cast<size_t>(queries[q][i]);
+        if (!on_axis[at][static_cast<size_t>(keys[k][i])]) sees[q][k] = false;
+      }
+    }
+  }
+  return sees;
+}
+
+class Containment : public testing::TestWithParam<std::string> {
+ protected:
+  // Plants `value` in one element of the tensor, runs, and takes it out again.
+  cli::Outputs run_with(cli::HostTensor& tensor, int64_t index, double value) {
+    const double before = tensor.get(index);
+    tensor.set(index, value);
+    const cli::Outputs outputs = run_forward(context_.get(), problem_, inputs_);
+    tensor.set(index, before);
+    return outputs;
+  }
+
+  // Rows (batch, output token, head) for which is_reached says yes hold no finite number in the
+  // given column (-1: in any, and in lse); all others are what they were, to the bit.
+  template <typename IsReached>
+  void expect_reaches(const cli::Outputs& clean, const cli::Outputs& actual, int64_t column,
+                      bool must_reach, const IsReached& is_reached) {
+    const int64_t dim = clean.output.shape().back(), heads = problem_.heads;
+    const std::vector<uint64_t> before = bits_of(clean.output), after = bits_of(actual.output);
+    const std::vector<uint64_t> lse_before = bits_of(clean.lse), lse_after = bits_of(actual.lse);
+    const int64_t tokens = clean.lse.size() / heads / problem_.batch;
+    for (int64_t row = 0; row < clean.lse.size(); ++row) {
+      const int64_t head = row % heads, token = row / heads % tokens, b = row / heads / tokens;
+      const bool reached = is_reached(b, token, head);
+      if (!reached || column >= 0) {
+        ASSERT_EQ(lse_before[static_cast<size_t>(row)], lse_after[static_cast<size_t>(row)])
+            << "lse of batch " << b << " token " << token << " head " << head;
+      } else if (must_reach) {
+        ASSERT_TRUE(std::isnan(actual.lse.get(row))) << "lse of token " << token;
+      }
+      for (int64_t c = 0; c < dim; ++c) {
+        const auto at = static_cast<size_t>(row * dim + c);
+        if (reached && (column < 0 || column == c)) {
+          if (must_reach) {
+            ASSERT_FALSE(std::isfinite(actual.output.get(row * dim + c)))
+                << "batch " << b << " token " << token << " head " << head << " column " << c;
+          }
+        } else {
+          ASSERT_EQ(before[at], after[at])
+              << "batch " << b << " token " << token << " head " << head << " column " << c;
+        }
+      }
+    }
+  }
+
+  cli::ContextPtr context_ = cli::make_context(GetParam(), 2);
+  vecina_problem problem_;
+  cli::Inputs inputs_;
+};
+INSTANTIATE_TEST_SUITE_P(Backends, Containment, testing::ValuesIn(backend_names()),
+                         [](const auto& row) { return row.param; });
+
+constexpr const char* kWindows[] = {
+    "1d 37 kernel_size 7 batch 2 heads 2 head_dim 16",
+    "1d 37 kernel_size 8 causal heads 4 heads_kv 2 head_dim 12",
+    "1d 45 kernel_size 6 stride 4 dilation 2 heads 2 head_dim 16 additional 2",
+    "1d 33 kernel_size 5 output_stride 3 heads 2 head_dim 16",
+    "1d 19 kernel_size 19 causal heads 2 head_dim 16",
+    "1d 100 kernel_size 33 heads 1 head_dim 8 head_dim_value 20",
+    "2d 9x19 kernel_size 3x5 dilation 2x1 heads 2 head_dim 16",
+    "2d 8x9 kernel_size 5x4 stride 2x3 causal 0x1 heads 2 head_dim 16 additional 1",
+    "2d 5x6 kernel_size 5x3 heads 2 head_dim 30",
+    "3d 4x5x6 kernel_size 3x2x3 causal 1x0x0 heads 2 head_dim 8",
+    "attention 7x20 causal heads 2 head_dim 16",
+};
+
+TEST_P(Containment, NonFiniteTokensReachTheirWindowsOnly) {
+  for (const char* dtype : {"f32", "f64", "f16", "bf16"}) {
+    for (const char* line : kWindows) {
+      problem_ = cli::parse_problem(std::string(line) + " dtype " + dtype);
+      SCOPED_TRACE(GetParam() + ": " + cli::print_problem(problem_));
+      if (!why_not(context_.get(), GetParam(), problem_).empty()) continue;
+      inputs_ = cli::random_inputs(problem_, 21);
+      const cli::Outputs clean = run_forward(context_.get(), problem_, inputs_);
+      const auto sees = visibility(problem_);
+      const auto num_keys = static_cast<int64_t>(sees[0].size());
+      const int64_t heads_kv = problem_.heads_kv, group = problem_.heads / heads_kv;
+      cli::Random random(22);
+      for (int i = 0; i < 12; ++i) {
+        // The first and last tokens, then any.
+        const int64_t token = i == 0 ? 0 : i == 1 ? num_keys - 1 : random.integer(0, num_keys - 1);
+        const int64_t head = random.integer(0, heads_kv - 1);
+        const int64_t sample = random.integer(0, problem_.batch - 1);
+        const auto is_reached = [&](int64_t b, int64_t query, int64_t query_head) {
+          return b == sample && query_head / group == head &&
+                 sees[static_cast<size_t>(query)][static_cast<size_t>(token)];
+        };
+        const int64_t row = (sample * num_keys + token) * heads_kv + head;
+        const int64_t column = random.integer(0, problem_.head_dim - 1);
+        const int64_t value_column = random.integer(0, problem_.head_dim_value - 1);
+        SCOPED_TRACE("token " + std::to_string(token) + " key head " + std::to_string(head));
+        for (double value : {double{NAN}, kInfinity, -kInfinity}) {
+          expect_reaches(clean, run_with(inputs_.key, row * problem_.head_dim + column, value), -1,
+                         std::isnan(value), is_reached);
+          expect_reaches(
+              clean, run_with(inputs_.value, row * problem_.head_dim_value + value_column, value),
+              value_column, true, is_reached);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Containment, NonFiniteQueriesReachThemselvesOnly) {
+  for (const char* line : kWindows) {
+    problem_ = cli::parse_problem(line);
+    SCOPED_TRACE(GetParam() + ": " + line);
+    inputs_ = cli::random_inputs(problem_, 23);
+    const cli::Outputs clean = run_forward(context_.get(), problem_, inputs_);
+    const int64_t output_stride = problem_.output_stride[0];
+    const int64_t tokens = clean.lse.size() / problem_.heads / problem_.batch;
+    const int64_t query_tokens =
+        inputs_.query.size() / problem_.head_dim / problem_.heads / problem_.batch;
+    for (int64_t token : {int64_t{0}, tokens / 2, tokens - 1}) {
+      const int64_t head = problem_.heads - 1, sample = problem_.batch - 1;
+      const int64_t query_token = problem_.rank == 1 ? token * output_stride : token;
+      const int64_t row = (sample * query_tokens + query_token) * problem_.heads + head;
+      const auto is_reached = [&](int64_t b, int64_t t, int64_t h) {
+        return b == sample && t == token && h == head;
+      };
+      expect_reaches(clean, run_with(inputs_.query, row * problem_.head_dim, NAN), -1, true,
+                     is_reached);
+      expect_reaches(clean, run_with(inputs_.query, row * problem_.head_dim, kInfinity), -1, false,
+                     is_reached);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(Containment, NonFiniteAdditionalTokensReachTheirSample) {
+  problem_ =
+      cli::parse_problem("1d 20 kernel_size 5 batch 2 heads 4 heads_kv 2 head_dim 8 additional 3");
+  inputs_ = cli::random_inputs(problem_, 24);
+  const cli::Outputs clean = run_forward(context_.get(), problem_, inputs_);
+  const int64_t row = (1 * 3 + 2) * 2 + 1;  // sample 1, token 2, key head 1
+  const auto is_reached = [](int64_t b, int64_t, int64_t h) { return b == 1 && h / 2 == 1; };
+  expect_reaches(clean, run_with(inputs_.additional_key, row * 8 + 3, NAN), -1, true, is_reached);
+  expect_reaches(clean, run_with(inputs_.additional_value, row * 8 + 3, NAN), 3, true, is_reached);
+}
+
+constexpr const char* kSizes[] = {
+    "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
+    "1d 256 kernel_size 7 batch 2 heads 8 heads_kv 2 head_dim 32 additional 4",
+    "1d 333 kernel_size 9 stride 4 causal heads 3 head_dim 30",
+    "2d 19x33 kernel_size 5x8 dilation 2x3 heads 2 head_dim 16 head_dim_value 24",
+    "3d 7x8x9 kernel_size 3 batch 3 heads 2 head_dim 16",
+    "2d 16x16 kernel_size 16 batch 2 heads 4 head_dim 32",
+    "2d 21x22 kernel_size 5 output_stride 2x3 heads 2 head_dim 12",
+    "attention 70x300 causal heads 4 heads_kv 1 head_dim 64",
+};
+
+// Same inputs, same bits: whatever the threads, gaps and offsets, and with or without lse.
+TEST_P(Containment, ResultsDependOnNothingElse) {
+  const cli::ContextPtr one = cli::make_context(GetParam(), 1);
+  const cli::ContextPtr three = cli::make_context(GetParam(), 3);
+  for (const char* dtype : {"f32", "f64", "f16", "bf16"}) {
+    for (const char* line : kSizes) {
+      problem_ = cli::parse_problem(std::string(line) + " dtype " + dtype);
+      SCOPED_TRACE(GetParam() + ": " + cli::print_problem(problem_));
+      const cli::Inputs inputs = cli::random_inputs(problem_, 25);
+      const cli::Outputs expected = run_forward(one.get(), problem_, inputs);
+      const std::vector<uint64_t> output = bits_of(expected.output), lse = bits_of(expected.lse);
+      for (vecina_context* context : {one.get(), context_.get(), three.get()}) {
+        const cli::Outputs again = run_forward(context, problem_, inputs);
+        ASSERT_EQ(bits_of(again.output), output);
+        ASSERT_EQ(bits_of(again.lse), lse);
+      }
+      for (const cli::Placement placement :
+           {cli::Placement{1, 0}, cli::Placement{0, 1}, cli::Placement{5, 3}}) {
+        const cli::Inputs moved = cli::random_inputs(problem_, 25, placement);
+        const cli::Outputs again = run_forward(context_.get(), problem_, moved, placement);
+        ASSERT_EQ(bits_of(again.output), output)
+            << "gap " << placement.gap << " offset " << placement.offset;
+        ASSERT_EQ(bits_of(again.lse), lse);
+        ASSERT_TRUE(again.output.gaps_intact());
+        ASSERT_TRUE(again.lse.gaps_intact());
+      }
+      cli::Outputs alone = cli::make_outputs(problem_);
+      alone.lse = {};
+      const vecina_forward_args args = cli::forward_args(inputs, alone);
+      ASSERT_EQ(vecina_forward(context_.get(), &problem_, &args, nullptr), VECINA_OK);
+      ASSERT_EQ(bits_of(alone.output), output) << "without lse";
+    }
+  }
+}
+
+// Strides in another order than the shape: heads before tokens, batch innermost but one.
+TEST_P(Containment, PermutedStrides) {
+  problem_ = cli::parse_problem("2d 7x9 kernel_size 3x5 batch 2 heads 3 head_dim 8");
+  const cli::Inputs inputs = cli::random_inputs(problem_, 26);
+  const cli::Outputs expected = run_forward(context_.get(), problem_, inputs);
+  const int64_t shape[] = {2, 7, 9, 3, 8};
+  for (const std::vector<int>& order :
+       {std::vector<int>{3, 0, 1, 2}, {0, 3, 2, 1}, {2, 1, 3, 0}, {1, 0, 3, 2}}) {
+    int64_t strides[5] = {0, 0, 0, 0, 1};
+    int64_t stride = 8;
+    for (auto d = order.rbegin(); d != order.rend(); ++d) {
+      strides[*d] = stride;
+      stride *= shape[*d];
+    }
+    std::vector<cli::HostTensor> storage;
+    const auto permuted = [&](const cli::HostTensor& from, int64_t sign) {
+      cli::HostTensor to({2 * 7 * 9 * 3, 8}, VECINA_F32);
+      vecina_tensor view = from.view();
+      view.data = to.view().data;
+      std::copy(strides, strides + 5, view.strides);
+      if (sign < 0) {  // the outer token axis backwards
+        view.byte_offset = strides[1] * 6 * 4;
+        view.strides[1] = -strides[1];
+      }
+      for (int64_t i = 0; i < from.size(); ++i) {
+        int64_t rest = i, at = view.byte_offset / 4;
+        for (int d = 4; d >= 0; --d) {
+          at += rest % shape[d] * view.strides[d];
+          rest /= shape[d];
+        }
+        to.set(at, from.get(i));
+      }
+      storage.push_back(to);
+      return view;
+    };
+    for (int64_t sign : {1, -1}) {
+      storage.clear();
+      vecina_forward_args args = {};
+      args.struct_size = sizeof(args);
+      args.query = permuted(inputs.query, sign);
+      args.key = permuted(inputs.key, sign);
+      args.value = permuted(inputs.value, sign);
+      args.output = permuted(expected.output, sign);
+      cli::HostTensor expected_storage({2 * 7 * 9 * 3, 8}, VECINA_F32);
+      for (int64_t i = 0; i < storage[3].size(); ++i) {
+        expected_storage.set(i, storage[3].get(i));
+      }
+      storage[3].fill(NAN);
+      ASSERT_EQ(vecina_forward(context_.get(), &problem_, &args, nullptr), VECINA_OK)
+          << vecina_last_error();
+      ASSERT_EQ(bits_of(storage[3]), bits_of(expected_storage)) << "sign " << sign;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vecina::tests

@@ -1,0 +1,74 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# `./dev test`: builds, runs every test and check, and ends with `N passed, N failed`.
+#   --full                         everything
+#   --full=asan,tsan,check,clang   the parts named
+set -eu
+cd "$(dirname "$0")/.."
+. tools/step.sh
+
+full=
+case ${1:-} in
+  "") ;;
+  --full) full=asan,tsan,check,clang ;;
+  --full=*) full=${1#--full=} ;;
+  *) echo "usage: ./dev test [--full[=asan,tsan,check,clang]]" >&2; exit 2 ;;
+esac
+wants() { case ",$full," in *",$1,"*) ;; *) return 1 ;; esac; }
+
+passed=0
+failed=0
+# check LABEL COMMAND [ARGUMENT...]: one check, counted.
+check() {
+  if step "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+# ctest_in LABEL FOLDER [ARGUMENT...]: every test of ctest, counted.
+ctest_in() {
+  ctest_label=$1
+  ctest_folder=$2
+  shift 2
+  step "$ctest_label" ctest --test-dir "$ctest_folder" --output-on-failure -j2 "$@" || true
+  counts=$(sed -n 's/.* tests passed, \([0-9]*\) tests failed out of \([0-9]*\).*/\1 \2/p' \
+    "$step_log" | tail -n 1)
+  if [ -z "$counts" ]; then  # ctest found no test, or never got so far
+    failed=$((failed + 1))
+    return
+  fi
+  failed=$((failed + ${counts% *}))
+  passed=$((passed + ${counts#* } - ${counts% *}))
+}
+finish() {
+  echo "$passed passed, $failed failed"
+  [ "$failed" = 0 ] || exit 1
+  exit 0
+}
+# build_preset PRESET FOLDER [OPTION...]: false if it does not build.
+build_preset() {
+  preset=$1
+  folder=$2
+  shift 2
+  if step "configure $preset" cmake --preset "$preset" "$@" && step "build $preset" ninja -C "$folder"
+  then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    return 1
+  fi
+}
+
+check "layers" python3 tools/check_layers.py
+check "rules" tools/check_rules.sh
+check "format" tools/format.sh
+build_preset release build -DVECINA_BUILD_TESTS=ON -DVECINA_WERROR=ON || finish
+ctest_in "tests" build
+check "fuzz" tools/fuzz.sh 20
+
+if wants asan && build_preset asan build-asan; then ctest_in "tests asan" build-asan; fi
+if wants tsan && build_preset tsan build-tsan; then ctest_in "tests tsan" build-tsan -L threads; fi
+if wants check; then
+  for seed in 10000 20000 30000 40000; do  # case i has seed + i
+    check "5000 cases, seed $seed" build/vecina check --cases 5000 --seed $seed
+  done
+fi
+if wants clang; then check "clang" tools/check_clang.sh; fi
+finish
