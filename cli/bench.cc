@@ -12,6 +12,7 @@
 #include "cli/conformance.h"
 #include "cli/errors.h"
 #include "cli/machine.h"
+#include "cli/progress.h"
 #include "cli/text.h"
 
 namespace vecina::cli {
@@ -79,17 +80,12 @@ BenchResult measure_row(const std::vector<ContextPtr>& contexts, const BenchSetu
 
 std::vector<BenchResult> measure_all(const std::vector<ContextPtr>& contexts,
                                      const BenchSetup& setup, const std::vector<BenchRow>& rows) {
-  constexpr const char* kClearLine = "\r\x1b[K";
-  const bool shows = shows_progress();
+  Progress progress;
   std::vector<BenchResult> results;
   for (const BenchRow& row : rows) {
-    if (shows) {
-      fmt::print(stderr, "{}[{}/{}] {} ...", kClearLine, results.size() + 1, rows.size(), row.name);
-      std::fflush(stderr);
-    }
+    progress.show(fmt::format("[{}/{}] {} ...", results.size() + 1, rows.size(), row.name));
     results.push_back(measure_row(contexts, setup, row));
   }
-  if (shows) fmt::print(stderr, "{}", kClearLine);
   return results;
 }
 
@@ -126,11 +122,11 @@ int run_bench(const BenchOptions& options) {
   // With --json - standard output holds JSON and nothing else.
   std::FILE* shown = options.json == "-" ? stderr : stdout;
   fmt::print(shown, "{}", format_table(setup, results));
+  if (!options.json.empty()) write_file(options.json, to_json(setup, results).dump(2) + "\n");
+  if (!options.plot.empty()) write_file(options.plot, draw_chart(setup, results));
   if (!options.compare.empty()) {
     fmt::print(shown, "\n{}", format_comparison(setup, results, old));
   }
-  if (!options.json.empty()) write_file(options.json, to_json(setup, results).dump(2) + "\n");
-  if (!options.plot.empty()) write_file(options.plot, draw_chart(setup, results));
   return 0;
 }
 

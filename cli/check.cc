@@ -12,6 +12,7 @@
 #include "cli/conformance.h"
 #include "cli/errors.h"
 #include "cli/machine.h"
+#include "cli/progress.h"
 
 namespace vecina::cli {
 namespace {
@@ -31,6 +32,11 @@ struct Tally {
   int checked = 0, failed = 0, not_taken = 0;
   double worst = 0.0;
   std::string last_refusal;
+
+  void refuse(const std::string& why_not) {
+    ++not_taken;
+    last_refusal = why_not;
+  }
 };
 
 // The problem of a case: the given one, else a random one, else (lengths and bias are not taken by
@@ -42,27 +48,27 @@ vecina_problem problem_of_case(const CheckOptions& options, const Checker& check
   return checker.why_not(problem).empty() ? problem : random_problem(random);
 }
 
-void check_case(const CheckOptions& options, Checker& checker, uint64_t seed, Tally& tally) {
+void check_case(const CheckOptions& options, Checker& checker, uint64_t seed, Tally& tally,
+                Progress& progress) {
   const vecina_problem problem = problem_of_case(options, checker, seed);
-  tally.last_refusal = checker.why_not(problem);
-  if (!tally.last_refusal.empty()) {
-    ++tally.not_taken;
-    return;
-  }
+  const std::string why_not = checker.why_not(problem);
+  if (!why_not.empty()) return tally.refuse(why_not);
   Verdict verdict;
   try {
     verdict = options.is_backward ? checker.check_backward(problem, seed)
                                   : checker.check_forward(problem, seed);
   } catch (const Unsupported& refusal) {
-    tally.last_refusal = refusal.what();
-    ++tally.not_taken;
-    return;
+    return tally.refuse(refusal.what());
   }
   ++tally.checked;
   tally.worst = std::max(tally.worst, verdict.worst);
   if (verdict.passed) return;
   ++tally.failed;
-  fmt::print("FAILED  {}\n        seed {}: {}\n", print_problem(problem), seed, verdict.detail);
+  const std::string line = print_problem(problem);
+  progress.clear();
+  fmt::print("FAILED  {}\n        seed {}: {}\n", line, seed, verdict.detail);
+  fmt::print("        again: vecina check --backend {}{} --seed {} --problem \"{}\"\n",
+             checker.backend(), options.is_backward ? " --backward" : "", seed, line);
   std::fflush(stdout);
 }
 
@@ -84,15 +90,13 @@ int run_check(const CheckOptions& options) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
   Tally tally;
+  Progress progress;
   for (int i = 0; i < cases; ++i) {
     if (options.time_limit_s > 0.0 && elapsed_s() > options.time_limit_s) break;
-    if (shows_progress() && i % 20 == 0) {
-      fmt::print(stderr, "\r\x1b[K[{}/{}] failures {}", i, cases, tally.failed);
-      std::fflush(stderr);
-    }
-    check_case(options, checker, options.seed + static_cast<uint64_t>(i), tally);
+    if (i % 20 == 0) progress.show(fmt::format("[{}/{}] failures {}", i, cases, tally.failed));
+    check_case(options, checker, options.seed + static_cast<uint64_t>(i), tally, progress);
   }
-  if (shows_progress()) fmt::print(stderr, "\r\x1b[K");
+  progress.clear();
   if (tally.checked == 0 && tally.not_taken > 0) throw Unsupported(tally.last_refusal);
 
   if (tally.not_taken > 0) {

@@ -2,8 +2,6 @@
 // The processor's name from /proc/cpuinfo, everything else from the library.
 #include "cli/machine.h"
 
-#include <unistd.h>
-
 #include <fstream>
 
 #include "cli/conformance.h"
@@ -51,7 +49,5 @@ std::vector<std::string> usable_backends() {
   }
   return names;
 }
-
-bool shows_progress() { return isatty(STDERR_FILENO) != 0; }
 
 }  // namespace vecina::cli

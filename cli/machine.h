@@ -22,8 +22,5 @@ int backend_threads(const nlohmann::ordered_json& info, const std::string& backe
 // Backends that can run here, in order of preference.
 std::vector<std::string> usable_backends();
 
-// True if standard error is a terminal: progress may be shown.
-bool shows_progress();
-
 }  // namespace vecina::cli
 #endif  // VECINA_CLI_MACHINE_H_

@@ -64,7 +64,8 @@ void print_manual_options(const CLI::App& app) {
   for (const CLI::Option* option : app.get_options()) {
     const std::string name =
         option->nonpositional() ? option->get_name(false, true) : option->get_name(true);
-    fmt::print(".TP\n.B {}\n{}\n", roff(name), roff(option->get_description()));
+    fmt::print(".TP\n.BI \"{} \" \"{}\"\n{}\n", roff(name), roff(option->get_option_text()),
+               roff(option->get_description()));
   }
 }
 

@@ -17,7 +17,8 @@ std::vector<Case> read_cases() {
   std::ifstream file(path);
   if (!file) throw std::runtime_error("cannot read " + path);
   std::vector<Case> cases;
-  for (const auto& [name, line] : nlohmann::ordered_json::parse(file).items()) {
+  const auto table = nlohmann::ordered_json::parse(file);
+  for (const auto& [name, line] : table.items()) {
     const auto text = line.get<std::string>();
     cases.push_back({name, text, cli::parse_problem(text)});
   }

@@ -32,7 +32,8 @@ TEST_P(Conformance, ForwardMatchesReference) {
   if (!why.empty()) {
     // A refusal holds for every call, says the same, and writes nothing.
     const cli::Outputs outputs = cli::make_outputs(row.problem);
-    const vecina_forward_args args = cli::forward_args(cli::random_inputs(row.problem, 1), outputs);
+    const cli::Inputs inputs = cli::random_inputs(row.problem, 1);
+    const vecina_forward_args args = cli::forward_args(inputs, outputs);
     EXPECT_EQ(vecina_forward(checker.context(), &row.problem, &args, nullptr), VECINA_UNSUPPORTED);
     expect_last_error({backend, why});
     for (double value : values_of(outputs.output)) ASSERT_TRUE(std::isnan(value));

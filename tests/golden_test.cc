@@ -50,7 +50,8 @@ void PrintTo(const GoldenCase& row, std::ostream* out) { *out << row.name << ": 
 std::vector<GoldenCase> golden_cases() {
   std::ifstream file(tests_path("golden/index.json"));
   std::vector<GoldenCase> cases;
-  for (const auto& row : nlohmann::json::parse(file).at("cases")) {
+  const auto index = nlohmann::json::parse(file);
+  for (const auto& row : index.at("cases")) {
     cases.push_back({row.at("name"), row.at("problem"), row.at("arrays")});
   }
   return cases;
@@ -99,9 +100,9 @@ TEST_P(Golden, Backward) {
   for (const std::string& backend : backend_names()) {
     SCOPED_TRACE(backend);
     const cli::ContextPtr context = cli::make_context(backend, 2);
+    const cli::ContextPtr any = cli::make_context("", 2);
     const cli::Inputs given = inputs();
-    const cli::Outputs outputs = run_forward(context.get(), problem_, given);
-    if (HasFailure()) return;
+    const cli::Outputs outputs = run_forward(any.get(), problem_, given);
     const cli::Gradients actual = cli::make_gradients(problem_);
     const vecina_backward_args args = cli::backward_args(given, outputs, actual);
     const vecina_status status = vecina_backward(context.get(), &problem_, &args, nullptr);

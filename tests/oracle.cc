@@ -338,7 +338,7 @@ OracleMerge oracle_merge(const std::vector<std::vector<double>>& outputs,
                          const std::vector<double>& grad_output,
                          const std::vector<double>& grad_lse) {
   const size_t count = outputs.size(), rows = lses[0].size();
-  const size_t dim = outputs[0].size() / rows;
+  const size_t dim = rows == 0 ? 0 : outputs[0].size() / rows;
   OracleMerge result;
   result.output.assign(rows * dim, 0.0);
   result.grad_outputs.assign(count, std::vector<double>(rows * dim, 0.0));

@@ -142,8 +142,8 @@ TEST_P(Plans, LengthsOfARunAreCheckedAnew) {
 
 TEST_P(Plans, DescribeThemselvesAsJson) {
   const cli::Outputs outputs = cli::make_outputs(problem_);
-  const PlanPtr plan = plan_forward(context_.get(), problem_,
-                                    cli::forward_args(cli::random_inputs(problem_, 1), outputs));
+  const cli::Inputs inputs = cli::random_inputs(problem_, 1);
+  const PlanPtr plan = plan_forward(context_.get(), problem_, cli::forward_args(inputs, outputs));
   const nlohmann::json json = nlohmann::json::parse(described(plan.get()));
   EXPECT_EQ(json.at("backend"), GetParam());
   EXPECT_EQ(json.at("problem"), cli::print_problem(problem_));
@@ -235,8 +235,8 @@ TEST(ContextOptions, EnvironmentChoosesTheBackend) {
   const cli::ContextPtr owner(context, vecina_context_destroy);
   const vecina_problem problem = cli::parse_problem("1d 9 kernel_size 3 heads 2 head_dim 8");
   const cli::Outputs outputs = cli::make_outputs(problem);
-  const PlanPtr plan =
-      plan_forward(context, problem, cli::forward_args(cli::random_inputs(problem, 1), outputs));
+  const cli::Inputs inputs = cli::random_inputs(problem, 1);
+  const PlanPtr plan = plan_forward(context, problem, cli::forward_args(inputs, outputs));
   EXPECT_NE(described(plan.get()).find("\"backend\":\"reference\""), std::string::npos)
       << described(plan.get());
   ASSERT_EQ(setenv("VECINA_BACKEND", "abacus", 1), 0);

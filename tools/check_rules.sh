@@ -11,7 +11,7 @@ complain() {
   printf '%s:\n%s\n' "$1" "$2" >&2
   bad=1
 }
-sources() { find include src cli tests examples benchmarks -type f -name '*.[ch]*' "$@"; }
+sources() { find include src cli tests examples -type f -name '*.[ch]*' "$@"; }
 
 complain "more public headers than vecina.h and vecina.hpp" \
   "$(find include -type f ! -name vecina.h ! -name vecina.hpp)"
@@ -24,7 +24,7 @@ complain "vecina.h does not compile alone as C++20" \
   "$(${CXX:-c++} -std=c++20 $flags -x c++ include/vecina/vecina.h 2>&1)"
 
 complain "the window formula stands outside of core/window.h" "$(
-  grep -rnE '(kernel_size|stride) */ *2' include src cli examples benchmarks tools \
+  grep -rnE '(kernel_size|stride) */ *2' include src cli examples tools \
     --include='*.[chp]*' | grep -vE '^src/(core/window\.h|reference/)')"
 
 complain "input is rejected outside of the problem, the arguments and the api" "$(

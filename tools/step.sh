@@ -6,7 +6,7 @@
 logs=${VECINA_LOGS:-build/logs}
 mkdir -p "$logs"
 step_watcher=
-trap 'if [ -n "$step_watcher" ]; then kill "$step_watcher" 2>/dev/null || true; fi' EXIT
+trap 'if [ -n "$step_watcher" ]; then kill -KILL "$step_watcher" 2>/dev/null || true; fi' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -37,14 +37,16 @@ step() {
   step_watch &
   step_watcher=$!
   "$@" >"$step_log" 2>&1 </dev/null || step_status=$?
-  kill "$step_watcher" 2>/dev/null || true
+  # KILL: a shell that has only just started the watcher can lose TERM to a trap of its own.
+  kill -KILL "$step_watcher" 2>/dev/null || true
   wait "$step_watcher" 2>/dev/null || true
   step_watcher=
   if [ -t 1 ]; then printf '\r\033[K'; fi
   if [ $step_status = 0 ]; then
     printf 'ok      %s (%s s)\n' "$step_label" "$(step_seconds)"
   else
-    tail -n 60 "$step_log"
+    # Without what ninja says of its successes.
+    grep -vE '^\[[0-9]+/[0-9]+\] [A-Z][a-z]+ing ' "$step_log" | tail -n 60 || true
     printf 'FAILED  %s (%s s), log in %s\n' "$step_label" "$(step_seconds)" "$step_log"
   fi
   return $step_status

@@ -12,10 +12,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -32,8 +35,8 @@ class LogitsTable {
   // How many of `keys` one call takes, so that none is left with few sums.
   static int take(int rows, int keys) {
     const int most = rows == 1 ? kMaxKeysOneRow : kMaxKeys;
-    if (keys <= most) return keys;
-    return keys < 2 * most ? (keys + 1) / 2 : most;
+    if (keys > most) return keys == most + 1 ? (keys + 1) / 2 : most;
+    return keys == 6 && rows > 1 ? 3 : keys;
   }
   static Function get(int rows, int keys) {
     if (rows == 1) return kOneRow[static_cast<size_t>(keys - 1)];
@@ -42,14 +45,22 @@ class LogitsTable {
 
  private:
   template <int kRows, int kKeys>
-  static constexpr Function kFunction = &logits<kRows, kKeys, kLayout, D>;
-  static constexpr Function kOneRow[] = {kFunction<1, 1>, kFunction<1, 2>, kFunction<1, 3>,
-                                         kFunction<1, 4>, kFunction<1, 5>, kFunction<1, 6>,
-                                         kFunction<1, 7>, kFunction<1, 8>};
-  static constexpr Function kTwoRows[] = {kFunction<2, 1>, kFunction<2, 2>, kFunction<2, 3>,
-                                          kFunction<2, 4>};
-  static constexpr Function kThreeRows[] = {kFunction<3, 1>, kFunction<3, 2>, kFunction<3, 3>,
-                                            kFunction<3, 4>};
+  static constexpr Function function() {
+    if constexpr (kRows > 1 && (kKeys > kMaxKeys || kKeys == 6)) {
+      return nullptr;  // never taken
+    } else {
+      return &logits<kRows, kKeys, kLayout, D>;
+    }
+  }
+  template <int kRows, int... kKeys>
+  static constexpr std::array<Function, sizeof...(kKeys)> table(
+      std::integer_sequence<int, kKeys...>) {
+    return {function<kRows, kKeys + 1>()...};
+  }
+  using AllKeys = std::make_integer_sequence<int, kMaxKeysOneRow>;
+  static constexpr auto kOneRow = table<1>(AllKeys());
+  static constexpr auto kTwoRows = table<2>(AllKeys());
+  static constexpr auto kThreeRows = table<3>(AllKeys());
 };
 
 template <typename Element>
@@ -96,8 +107,8 @@ class ForwardUnit {
     for (int x = box_.begin[2]; x < box_.end[2]; x += plan_.lanes) {
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
         const int rows = (box_.end[1] - box_.begin[1]) * rows_of_query();
-        for (int row = 0; row < rows; row += kMaxRows) {
-          run_tile(x, z, row, std::min(kMaxRows, rows - row));
+        for (int row = 0; row < rows; row += kTileRows) {
+          run_tile(x, z, row, std::min(kTileRows, rows - row));
         }
       }
     }
@@ -105,14 +116,13 @@ class ForwardUnit {
 
  private:
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr int kMaxRuns = 16 * 1024 / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
+  static constexpr int kMaxRuns = 8 * 1024 / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
     int phase = 0, lanes = 0;        // lanes that are queries; the others repeat the last one
     int key_begin = 0, key_end = 0;  // of the middle axis
-    std::array<const Element*, kMaxLanes> queries;
-    Element* output = nullptr;  // lane l at the output token of its position
+    Element* output = nullptr;       // of lane 0
     LseType* lse = nullptr;
     bool is_masked = false;
     std::array<LaneView, kMaxLanes> views;
@@ -121,8 +131,10 @@ class ForwardUnit {
     bool has_sums = false;  // of keys that were flushed before
     int slots = 0, num_runs = 0;
     std::array<KeyRun<T>, kMaxRuns> runs;
-    SoftmaxState<D> state{D()};
+    SoftmaxState<D> state;
   };
+
+  using Rows = std::array<Row, kTileRows>;
 
   template <typename U>
   static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
@@ -143,6 +155,7 @@ class ForwardUnit {
   void pack() {
     zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
+    find_tokens();
     for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
       for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) pack_row(z, y);
     }
@@ -170,45 +183,102 @@ class ForwardUnit {
     return p < 0 || p >= axis.window.extent ? -1 : axis.to_token(p);
   }
 
-  void pack_row(int z, int y) {
-    const KeyRange& range = ranges_[2];
+  // The tokens of one packed row (-1: zeros stand there), and where each key of a window lies in
+  // it.
+  void find_tokens() {
+    tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
+    for (int p = ranges_[2].begin; p < ranges_[2].end; ++p) {
+      tokens_[p - ranges_[2].begin] = token_at(p);
+    }
+    key_offsets_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.key_offsets);
     const AxisGroup& axis = lane_axis();
+    for (int j = 0; j < axis.window.kernel_size; ++j) {
+      key_offsets_[j] = layout_ == KeyLayout::shifted
+                            ? int64_t{j % axis.step} * columns_ + j / axis.step
+                            : int64_t{j} * plan_.key_pitch;
+    }
+  }
+
+  // True if all windows of the vector of queries at x lie within the axis as they are.
+  bool is_inside(int x) const {
+    const AxisGroup& axis = lane_axis();
+    const int begin = borderless_begin(axis.window, axis.position(x));
+    const int last = begin + axis.step * (kMaxLanes - 1);
+    return begin >= 0 && last + axis.window.kernel_size <= axis.window.extent;
+  }
+
+  void pack_row(int z, int y) {
     const int64_t token_z = axes_[0]->to_token(z), token_y = axes_[1]->to_token(y);
     const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
     const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
     const ptrdiff_t row = packed_row(z, y);
-    T* keys = scratch_ + plan_.scratch.keys + row * key_row_;
-    T* values = scratch_ + plan_.scratch.values + row * range.size() * plan_.value_pitch;
-    for (int p = range.begin; p < range.end; ++p) {
-      const int64_t token = token_at(p);
-      const auto i = static_cast<ptrdiff_t>(p - range.begin);
-      copy_row(D(), token < 0 ? zeros_ : value + token * plan_.value.token[2],
-               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
-               values + i * plan_.value_pitch);
-      if (layout_ == KeyLayout::shared) {
-        copy_row(D(), key + token * plan_.key.token[2], static_cast<size_t>(plan_.head_dim),
-                 static_cast<size_t>(plan_.key_pitch), keys + i * plan_.key_pitch);
+    const ptrdiff_t count = ranges_[2].size();
+    T* values = scratch_ + plan_.scratch.values + row * count * plan_.value_pitch;
+    if (reads_in_place()) {
+      const AxisGroup& axis = lane_axis();
+      for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes) {
+        if (is_inside(x)) continue;
+        const ptrdiff_t first = ptrdiff_t{x - box_.begin[2]} * axis.step;
+        copy_values(value, first, first + axis.step * (kMaxLanes - 1) + axis.window.kernel_size,
+                    values);
       }
+    } else {
+      copy_values(value, 0, count, values);
     }
-    if (layout_ == KeyLayout::shared) return;
+    T* keys = scratch_ + plan_.scratch.keys + row * key_row_;
+    if (layout_ == KeyLayout::shifted) {
+      pack_transposed(key, keys);
+      return;
+    }
+    for (ptrdiff_t i = 0; i < count; ++i) {
+      copy_row(D(), key + tokens_[i] * plan_.key.token[2], static_cast<size_t>(plan_.head_dim),
+               static_cast<size_t>(plan_.key_pitch), keys + i * plan_.key_pitch);
+    }
+  }
+
+  bool reads_in_place() const { return plan_.values_in_place && layout_ == KeyLayout::shifted; }
+
+  void copy_values(const Element* from, ptrdiff_t begin, ptrdiff_t end, T* to) {
+    // Tokens of one head lie apart in memory, which the hardware's prefetchers do not foresee.
+    constexpr ptrdiff_t kAhead = 12;
+    for (ptrdiff_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) {
+        prefetch_row(from + std::max<int64_t>(tokens_[i + kAhead], 0) * plan_.value.token[2],
+                     plan_.head_dim_value);
+      }
+      copy_row(D(), tokens_[i] < 0 ? zeros_ : from + tokens_[i] * plan_.value.token[2],
+               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
+               to + i * plan_.value_pitch);
+    }
+  }
+
+  static void prefetch_row(const Element* row, int head_dim) {
+    constexpr int kLine = 64 / static_cast<int>(sizeof(Element));
+    for (int i = 0; i < head_dim; i += kLine) hwy::Prefetch(row + i);
+  }
+
+  void pack_transposed(const Element* key, T* keys) {
+    const ptrdiff_t step = lane_axis().step, count = ranges_[2].size();
     std::array<const Element*, kMaxLanes> rows;
-    for (int run = 0; run < axis.step; ++run) {
-      for (int column = 0; column < columns_; column += plan_.lanes) {
-        if (range.begin + column * axis.step + run >= range.end) break;
-        for (int lane = 0; lane < plan_.lanes; ++lane) {
-          const int p = range.begin + (column + lane) * axis.step + run;
-          const int64_t token = p < range.end ? token_at(p) : -1;
-          rows[static_cast<size_t>(lane)] = token < 0 ? zeros_ : key + token * plan_.key.token[2];
+    for (ptrdiff_t run = 0; run < step; ++run) {
+      for (ptrdiff_t column = 0; column * step + run < count; column += kMaxLanes) {
+        for (ptrdiff_t lane = 0; lane < kMaxLanes; ++lane) {
+          const ptrdiff_t i = (column + lane) * step + run;
+          if (i + kMaxLanes < count) {
+            prefetch_row(key + std::max<int64_t>(tokens_[i + kMaxLanes], 0) * plan_.key.token[2],
+                         plan_.head_dim);
+          }
+          rows[static_cast<size_t>(lane)] =
+              i < count && tokens_[i] >= 0 ? key + tokens_[i] * plan_.key.token[2] : zeros_;
         }
         transpose_rows(D(), rows.data(), static_cast<size_t>(plan_.head_dim),
-                       static_cast<size_t>(columns_ * axis.step), T{1},
-                       keys + run * columns_ + column);
+                       static_cast<size_t>(columns_ * step), T{1}, keys + run * columns_ + column);
       }
     }
   }
 
   void run_tile(int x, int z, int first_row, int num_rows) {
-    std::array<Row, kMaxRows> rows;
+    Rows rows;
     for (int r = 0; r < num_rows; ++r) {
       set_up_row(x, z, first_row + r, r, &rows[static_cast<size_t>(r)]);
     }
@@ -223,8 +293,8 @@ class ForwardUnit {
         while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
         if (first >= last) continue;  // between the windows of a downsampled axis
         for (int j = 0; j < num_keys; j += plan_.max_slots) {
-          window_keys(x, packed_row(key_z, key_y), j, std::min(plan_.max_slots, num_keys - j),
-                      &rows, num_rows, first, last);
+          window_keys(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), &rows, num_rows,
+                      first, last);
         }
       }
     }
@@ -233,58 +303,68 @@ class ForwardUnit {
           static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
       const T* keys = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
       const T* values = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch;
-      add_keys<KeyLayout::shared>(keys, {values, 0, count, 0, true, false}, &rows, num_rows, 0,
-                                  num_rows);
+      add_keys<KeyLayout::shared>(keys,
+                                  {.values = values,
+                                   .pitch = plan_.value_pitch,
+                                   .slot = 0,
+                                   .count = count,
+                                   .first_key = 0,
+                                   .is_shared = true,
+                                   .is_window = false},
+                                  &rows, num_rows, 0, num_rows);
     }
-    for (int r = 0; r < num_rows; ++r) flush(&rows[static_cast<size_t>(r)], x, /*is_last=*/true);
+    for (int r = 0; r < num_rows; ++r) flush(&rows[static_cast<size_t>(r)], /*is_last=*/true);
   }
 
   void set_up_row(int x, int z, int index, int r, Row* row) {
-    const AxisGroup& lane_group = lane_axis();
+    const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *axes_[1];
     const int head = index % plan_.head_group;
-    row->phase = index / plan_.head_group % lane_group.phases;
-    const int y = middle.position(box_.begin[1] + index / rows_of_query());
-    row->key_begin = middle.begin(y);
-    row->key_end = middle.end(y);
-    const int position_z = axes_[0]->position(z);
+    const int phase = index / plan_.head_group % axis.phases;
+    const int k = box_.begin[1] + index / rows_of_query();
+    row->phase = phase;
+    row->state = empty_softmax(D());
+    row->key_begin = middle.begin(middle.position(k));
+    row->key_end = middle.end(middle.position(k));
+    row->lanes = std::min(kMaxLanes, box_.end[2] - x);
+    while (row->lanes > 0 && axis.position(x + row->lanes - 1) + phase >= axis.query_extent) {
+      --row->lanes;
+    }
     const Element* query =
         query_ + head * plan_.query.head +
-        token_offset(plan_.query, axes_[0]->to_token(position_z), middle.to_token(y));
-    row->output = output_ + head * plan_.output.head +
-                  token_offset(plan_.output, axes_[0]->to_output(position_z), middle.to_output(y));
-    row->lse = lse_ + head * plan_.lse.head +
-               token_offset(plan_.lse, axes_[0]->to_output(position_z), middle.to_output(y));
-    row->lanes = 0;
-    for (int lane = 0; lane < plan_.lanes; ++lane) {
-      const int p = lane_group.position(x + lane) + row->phase;
-      const bool is_query = x + lane < box_.end[2] && p < lane_group.query_extent;
-      if (is_query) row->lanes = lane + 1;
-      // Lane 0 of phase 0 always is one.
-      const int stand_in = is_query ? p
-                                    : lane_group.position(x + std::max(row->lanes - 1, 0)) +
-                                          (row->lanes > 0 ? row->phase : 0);
-      row->queries[static_cast<size_t>(lane)] =
-          query + lane_group.to_token(stand_in) * plan_.query.token[2];
-      if (lane_group.window.is_causal) row->views[static_cast<size_t>(lane)] = causal_view(p);
+        token_offset(plan_.query, axes_[0]->query_token(z, 0), middle.query_token(k, 0)) +
+        axis.query_token(x, row->lanes > 0 ? phase : 0) * plan_.query.token[2];
+    const auto offset = [&](const Strides& strides) {
+      return head * strides.head +
+             token_offset(strides, axes_[0]->output_token(z, 0), middle.output_token(k, 0)) +
+             axis.output_token(x, phase) * strides.token[2];
+    };
+    row->output = output_ + offset(plan_.output);
+    row->lse = lse_ + offset(plan_.lse);
+    if (axis.window.is_causal) {
+      for (int lane = 0; lane < kMaxLanes; ++lane) {
+        row->views[static_cast<size_t>(lane)] = causal_view(axis.position(x + lane) + phase);
+      }
     }
-    row->is_masked =
-        lane_group.window.is_causal &&
-        (layout_ == KeyLayout::shared || lane_group.window.stride > 1 || row->views[0].begin > 0);
-    const auto lanes = static_cast<size_t>(plan_.lanes);
-    row->weights = scratch_ + plan_.scratch.weights +
-                   static_cast<size_t>(r) * lanes * static_cast<size_t>(plan_.max_slots);
-    row->sums = scratch_ + plan_.scratch.sums +
-                static_cast<size_t>(r) * lanes * static_cast<size_t>(plan_.value_pitch);
+    row->is_masked = axis.window.is_causal &&
+                     (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
+    row->weights = scratch_ + plan_.scratch.weights + ptrdiff_t{r} * kMaxLanes * plan_.max_slots;
+    row->sums = scratch_ + plan_.scratch.sums + ptrdiff_t{r} * kMaxLanes * plan_.value_pitch;
+
+    const ptrdiff_t lane_stride = plan_.query.token[2] * axis.token_step * axis.step;
+    std::array<const Element*, kMaxLanes> queries;
+    for (int lane = 0; lane < kMaxLanes; ++lane) {
+      queries[static_cast<size_t>(lane)] =
+          query + std::min(lane, std::max(row->lanes - 1, 0)) * lane_stride;
+    }
     // Logits are powers of two's exponents from here on.
     constexpr double kLog2E = 1.44269504088896340736;
-    transpose_rows(D(), row->queries.data(), static_cast<size_t>(plan_.head_dim), lanes,
+    transpose_rows(D(), queries.data(), static_cast<size_t>(plan_.head_dim), kMaxLanes,
                    static_cast<T>(plan_.scale * kLog2E), tile_queries(r));
   }
 
   T* tile_queries(int r) const {
-    return scratch_ + plan_.scratch.queries +
-           static_cast<size_t>(r) * static_cast<size_t>(plan_.lanes * plan_.head_dim);
+    return scratch_ + plan_.scratch.queries + ptrdiff_t{r} * kMaxLanes * plan_.head_dim;
   }
 
   // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
@@ -299,7 +379,7 @@ class ForwardUnit {
   }
 
   // Keys along the innermost axis that some lane of the tile sees.
-  int visible_keys(const std::array<Row, kMaxRows>& rows, int num_rows) const {
+  int visible_keys(const Rows& rows, int num_rows) const {
     const NaAxis& window = lane_axis().window;
     if (layout_ == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
     int keys = 0;
@@ -310,56 +390,62 @@ class ForwardUnit {
     return keys;
   }
 
-  // Keys [j, j + count) of the window in one packed row, for rows [first, last).
-  void window_keys(int x, ptrdiff_t packed, int j, int count, std::array<Row, kMaxRows>* rows,
-                   int num_rows, int first, int last) {
-    const T* keys = scratch_ + plan_.scratch.keys + packed * key_row_;
-    const T* values =
-        scratch_ + plan_.scratch.values + packed * ranges_[2].size() * plan_.value_pitch;
+  // Value rows of the window of x's first lane: packed, or where they lie in the tensor.
+  struct ValueRows {
+    const T* first;
+    ptrdiff_t pitch;
+  };
+  ValueRows window_values(int x, int key_z, int key_y) const {
+    const AxisGroup& axis = lane_axis();
+    if constexpr (std::is_same_v<T, Element>) {
+      if (reads_in_place() && is_inside(x)) {
+        const int begin = borderless_begin(axis.window, axis.position(x));
+        const T* values = value_ + token_offset(plan_.value, axes_[0]->to_token(key_z),
+                                                axes_[1]->to_token(key_y));
+        return {values + axis.to_token(begin) * plan_.value.token[2],
+                plan_.value.token[2] * axis.token_step};
+      }
+    }
+    const ptrdiff_t first =
+        layout_ == KeyLayout::shifted ? ptrdiff_t{x - box_.begin[2]} * axis.step : ptrdiff_t{0};
+    const ptrdiff_t row = packed_row(key_z, key_y) * ranges_[2].size() + first;
+    return {scratch_ + plan_.scratch.values + row * plan_.value_pitch, plan_.value_pitch};
+  }
+
+  // Keys [j, j + count) of the window in one row of keys, for rows [first, last) of the tile.
+  void window_keys(int x, int key_z, int key_y, int j, int count, Rows* rows, int num_rows,
+                   int first, int last) {
+    const T* keys = scratch_ + plan_.scratch.keys + packed_row(key_z, key_y) * key_row_;
+    const ValueRows values = window_values(x, key_z, key_y);
+    const KeyRun<T> run = {.values = values.first + j * values.pitch,
+                           .pitch = values.pitch,
+                           .slot = 0,
+                           .count = count,
+                           .first_key = j,
+                           .is_shared = layout_ == KeyLayout::shared,
+                           .is_window = true};
     if (layout_ == KeyLayout::shifted) {
-      const int block = x - box_.begin[2];
-      const ptrdiff_t row = ptrdiff_t{block} * lane_axis().step + j;
-      add_keys<KeyLayout::shifted>(keys + block,
-                                   {values + row * plan_.value_pitch, 0, count, j, false, true},
-                                   rows, num_rows, first, last);
+      add_keys<KeyLayout::shifted>(keys + (x - box_.begin[2]), run, rows, num_rows, first, last);
     } else {
-      add_keys<KeyLayout::shared>(
-          keys + ptrdiff_t{j} * plan_.key_pitch,
-          {values + ptrdiff_t{j} * plan_.value_pitch, 0, count, j, true, true}, rows, num_rows,
-          first, last);
+      add_keys<KeyLayout::shared>(keys + ptrdiff_t{j} * plan_.key_pitch, run, rows, num_rows, first,
+                                  last);
     }
   }
 
   // Logits of a run of keys for rows [first, last), flushing all rows before if one has no room.
   template <KeyLayout kLayout>
-  void add_keys(const T* keys, const KeyRun<T>& run, std::array<Row, kMaxRows>* rows, int num_rows,
-                int first, int last) {
+  void add_keys(const T* keys, const KeyRun<T>& run, Rows* rows, int num_rows, int first,
+                int last) {
     for (int r = first; r < last; ++r) {
       if ((*rows)[static_cast<size_t>(r)].slots + run.count <= plan_.max_slots) continue;
       for (int all = 0; all < num_rows; ++all) {
-        flush(&(*rows)[static_cast<size_t>(all)], 0, /*is_last=*/false);
+        flush(&(*rows)[static_cast<size_t>(all)], /*is_last=*/false);
       }
       break;
     }
-    const AxisGroup& axis = lane_axis();
-    const int count_rows = last - first;
-    for (int t = 0, take; t < run.count; t += take) {
-      take = LogitsTable<kLayout, D>::take(count_rows, run.count - t);
-      const T* key[kMaxKeysOneRow];
-      for (int i = 0; i < take; ++i) {
-        const int j = run.first_key + t + i;
-        key[i] = kLayout == KeyLayout::shifted
-                     ? keys + ptrdiff_t{j % axis.step} * columns_ + j / axis.step
-                     : keys + ptrdiff_t{t + i} * plan_.key_pitch;
-      }
-      T* weights[kMaxRows];
-      for (int r = 0; r < count_rows; ++r) {
-        const Row& row = (*rows)[static_cast<size_t>(first + r)];
-        weights[r] = row.weights + ptrdiff_t{row.slots + t} * plan_.lanes;
-      }
-      LogitsTable<kLayout, D>::get(count_rows, take)(
-          D(), plan_.head_dim, tile_queries(first), ptrdiff_t{plan_.lanes} * plan_.head_dim, key,
-          kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * axis.step : 1, weights);
+    for (int r = first, count; r < last; r += count) {
+      count = last - r == 4 ? 2 : std::min(kMaxRows, last - r);
+      row_logits<kLayout>(keys, run, *rows, r, count);
     }
     for (int r = first; r < last; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
@@ -370,8 +456,30 @@ class ForwardUnit {
     }
   }
 
+  template <KeyLayout kLayout>
+  void row_logits(const T* keys, const KeyRun<T>& run, const Rows& rows, int first, int count) {
+    const ptrdiff_t key_step =
+        kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * lane_axis().step : 1;
+    for (int t = 0, take; t < run.count; t += take) {
+      take = LogitsTable<kLayout, D>::take(count, run.count - t);
+      const T* key[kMaxKeysOneRow];
+      for (int i = 0; i < take; ++i) {
+        key[i] = kLayout == KeyLayout::shifted ? keys + key_offsets_[run.first_key + t + i]
+                                               : keys + ptrdiff_t{t + i} * plan_.key_pitch;
+      }
+      T* weights[kMaxRows];
+      for (int r = 0; r < count; ++r) {
+        const Row& row = rows[static_cast<size_t>(first + r)];
+        weights[r] = row.weights + ptrdiff_t{row.slots + t} * kMaxLanes;
+      }
+      LogitsTable<kLayout, D>::get(count, take)(D(), plan_.head_dim, tile_queries(first),
+                                                ptrdiff_t{kMaxLanes} * plan_.head_dim, key,
+                                                key_step, weights);
+    }
+  }
+
   // Softmax and values of the keys that a row holds; the last time also output and lse.
-  void flush(Row* row, int x, bool is_last) {
+  void flush(Row* row, bool is_last) {
     if (row->slots == 0 && !is_last) return;
     const D d;
     if (row->is_masked) {
@@ -387,44 +495,35 @@ class ForwardUnit {
       const auto sum = row->state.sum;
       hn::Store(hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum)), d,
                 inverse);
-      if (plan_.has_lse) write_lse(*row, x);
+      if (plan_.has_lse) write_lse(*row);
     }
-    const Flush how = {is_last, x, shrink, inverse};
-    weigh_lanes(row, how);
+    weigh_lanes(row, {is_last, shrink, inverse});
     row->has_sums = true;
     row->slots = row->num_runs = 0;
   }
 
   struct Flush {
     bool is_last;
-    int x;
-    const T *shrink, *inverse;
+    const T *shrink, *inverse;  // of each lane
   };
 
   void weigh_lanes(Row* row, const Flush& how) {
     const AxisGroup& axis = lane_axis();
     const bool has_views = row->is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
-    const ValueArguments<T> arguments = {row->runs.data(),
-                                         row->num_runs,
-                                         row->weights,
-                                         plan_.lanes,
-                                         plan_.value_pitch,
-                                         axis.step,
+    const ValueArguments<T> arguments = {row->runs.data(), row->num_runs, row->weights, axis.step,
                                          has_views ? row->views.data() : nullptr};
     bool is_stairs = layout_ == KeyLayout::shifted && axis.step == 1;
+    bool is_level = true;
     for (int i = 0; i < row->num_runs; ++i) {
       const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
       is_stairs = is_stairs && (run.is_shared || run.count >= 3);
+      is_level = is_level && run.is_shared;
     }
     int lane = 0;
-    for (; lane + 4 <= row->lanes; lane += 4) {
-      if (layout_ == KeyLayout::shared) {
-        weigh<Quad::level>(row, arguments, how, lane);
-      } else if (is_stairs) {
-        weigh<Quad::stairs>(row, arguments, how, lane);
-      } else {
-        for (int i = 0; i < 4; ++i) weigh<Quad::single>(row, arguments, how, lane + i);
-      }
+    if (is_level) {
+      for (; lane + 4 <= row->lanes; lane += 4) weigh<Quad::level>(row, arguments, how, lane);
+    } else if (is_stairs) {
+      for (; lane + 4 <= row->lanes; lane += 4) weigh<Quad::stairs>(row, arguments, how, lane);
     }
     for (; lane < row->lanes; ++lane) weigh<Quad::single>(row, arguments, how, lane);
   }
@@ -432,67 +531,82 @@ class ForwardUnit {
   template <Quad kQuad>
   void weigh(Row* row, const ValueArguments<T>& arguments, const Flush& how, int lane) {
     ptrdiff_t column = 0;
-    for (; column + 2 * plan_.lanes <= plan_.value_pitch; column += 2 * plan_.lanes) {
+    for (; column + 2 * kMaxLanes <= plan_.value_pitch; column += 2 * kMaxLanes) {
       weigh_columns<kQuad, 2>(row, arguments, how, lane, column);
     }
     if (column < plan_.value_pitch) weigh_columns<kQuad, 1>(row, arguments, how, lane, column);
   }
 
+  // Values of the lanes from `lane` on, kVectors vectors of them from `column` on.
   template <Quad kQuad, int kVectors>
   HWY_NOINLINE void weigh_columns(Row* row, const ValueArguments<T>& arguments, const Flush& how,
                                   int lane, ptrdiff_t column) {
     constexpr int kLanes = kQuad == Quad::single ? 1 : 4;
     const D d;
-    const ptrdiff_t vector = plan_.lanes;
-    hn::Vec<D> sums[4 * kVectors];
-    unroll<4 * kVectors>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(d); });
-    const auto kept = [&](size_t q, size_t v) {
-      return row->sums + (lane + static_cast<ptrdiff_t>(q)) * plan_.value_pitch + column +
-             static_cast<ptrdiff_t>(v) * vector;
-    };
+    ValueSums<kVectors, D> sums;
+    T* kept = row->sums + lane * plan_.value_pitch + column;
     if (row->has_sums) {
       unroll<kLanes>([&](auto q) HWY_ATTR {
-        const auto factor = hn::Set(d, how.shrink[static_cast<size_t>(lane) + q]);
+        const auto factor = hn::Set(d, how.shrink[lane + ptrdiff_t{q}]);
         unroll<kVectors>([&](auto v) HWY_ATTR {
-          sums[q * kVectors + v] = hn::Mul(factor, hn::LoadU(d, kept(q, v)));
+          sums.sums[q * kVectors + v] = hn::Mul(
+              factor, hn::LoadU(d, kept + ptrdiff_t{q} * plan_.value_pitch + v * kMaxLanes));
         });
       });
     }
-    add_values<kQuad, kVectors>(d, arguments, lane, column, sums);
     if constexpr (kQuad == Quad::single) {
+      add_single(d, arguments, lane, column, &sums);
       unroll<kVectors>([&](auto v) HWY_ATTR {
-        sums[v] = hn::Add(hn::Add(sums[v], sums[kVectors + v]),
-                          hn::Add(sums[2 * kVectors + v], sums[3 * kVectors + v]));
+        sums.sums[v] = hn::Add(hn::Add(sums.sums[v], sums.sums[kVectors + v]),
+                               hn::Add(sums.sums[2 * kVectors + v], sums.sums[3 * kVectors + v]));
       });
+    } else if constexpr (kQuad == Quad::level) {
+      add_level(d, arguments, lane, column, &sums);
+    } else {
+      // Runs of the window come first, additional tokens after them.
+      ValueArguments<T> window = arguments, additional = arguments;
+      while (arguments.runs[window.num_runs - 1].is_shared) --window.num_runs;
+      add_stairs(d, window, lane, column, &sums);
+      if (window.num_runs < arguments.num_runs) {
+        additional.runs += window.num_runs;
+        additional.num_runs -= window.num_runs;
+        HWY_ALIGN T buffer[4 * kVectors * kMaxLanes];
+        sums.store(buffer);
+        add_level_apart<kVectors>(d, additional, lane, column, buffer);
+        sums.load(buffer);
+      }
+    }
+    if (!how.is_last) {
+      unroll<kLanes>([&](auto q) HWY_ATTR {
+        unroll<kVectors>([&](auto v) HWY_ATTR {
+          hn::StoreU(sums.sums[q * kVectors + v], d,
+                     kept + ptrdiff_t{q} * plan_.value_pitch + v * kMaxLanes);
+        });
+      });
+      return;
     }
     const AxisGroup& axis = lane_axis();
+    const ptrdiff_t lane_stride = axis.output_step * plan_.output.token[2];
+    Element* output = row->output + lane * lane_stride + column;
+    const ptrdiff_t left = plan_.head_dim_value - column;
     unroll<kLanes>([&](auto q) HWY_ATTR {
-      const int p = axis.position(how.x + lane + static_cast<int>(size_t{q})) + row->phase;
-      Element* output = row->output + axis.to_output(p) * plan_.output.token[2];
+      const auto factor = hn::Set(d, how.inverse[lane + ptrdiff_t{q}]);
       unroll<kVectors>([&](auto v) HWY_ATTR {
-        if (how.is_last) {
-          const auto factor = hn::Set(d, how.inverse[static_cast<size_t>(lane) + q]);
-          const ptrdiff_t at = column + static_cast<ptrdiff_t>(size_t{v}) * vector;
-          if (at < plan_.head_dim_value) {
-            store_some(d, hn::Mul(factor, sums[q * kVectors + v]),
-                       static_cast<size_t>(plan_.head_dim_value - at), output + at);
-          }
-        } else {
-          hn::StoreU(sums[q * kVectors + v], d, kept(q, v));
+        constexpr ptrdiff_t at = ptrdiff_t{v} * kMaxLanes;
+        if (at < left) {
+          store_some(d, hn::Mul(factor, sums.sums[q * kVectors + v]),
+                     static_cast<size_t>(left - at), output + ptrdiff_t{q} * lane_stride + at);
         }
       });
     });
   }
 
-  void write_lse(const Row& row, int x) {
+  void write_lse(const Row& row) {
     const D d;
-    const AxisGroup& axis = lane_axis();
     HWY_ALIGN T lse[kMaxLanes];
     hn::Store(log_sum_exp(d, row.state), d, lse);
-    for (int lane = 0; lane < row.lanes; ++lane) {
-      const int p = axis.position(x + lane) + row.phase;
-      row.lse[axis.to_output(p) * plan_.lse.token[2]] = lse[lane];
-    }
+    const ptrdiff_t lane_stride = lane_axis().output_step * plan_.lse.token[2];
+    for (int lane = 0; lane < row.lanes; ++lane) row.lse[lane * lane_stride] = lse[lane];
   }
 
   const ForwardPlan& plan_;
@@ -505,6 +619,8 @@ class ForwardUnit {
   ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
   const Element* zeros_ = nullptr;
+  int64_t* tokens_ = nullptr;
+  int64_t* key_offsets_ = nullptr;
   Element* output_;
   LseType* lse_;
 };

@@ -2,7 +2,7 @@
 // The forward pass on the CPU: what the planner decides and what the SIMD kernels read.
 //
 // One unit of work is a box of queries of one (batch, key head, dilation group): it packs the keys
-// and values its windows touch, then walks tiles of kMaxRows query rows x one vector of queries
+// and values its windows touch, then walks tiles of kTileRows query rows x one vector of queries
 // along the innermost axis. Lanes are queries, so the logits and the softmax need no reduction
 // across lanes; the values are added up with lanes along head_dim, so nothing is transposed back.
 #ifndef VECINA_CPU_FORWARD_H_
@@ -19,8 +19,11 @@
 
 namespace vecina::internal::cpu {
 
-inline constexpr int kMaxRows = 3;  // 3 rows x 4 keys: 12 sums + 3 queries + 1 key = 16 registers
-inline constexpr int kRank = 3;     // missing outer axes have one token
+// Query rows of a tile, and those whose logits are computed together. 3 rows x 4 keys are 12 sums +
+// 3 queries + 1 key = 16 registers; a packed key is read from L2 once for all rows of a tile.
+inline constexpr int kTileRows = 6;
+inline constexpr int kMaxRows = 3;
+inline constexpr int kRank = 3;  // missing outer axes have one token
 
 // How the keys of a vector of queries lie along the innermost axis.
 enum class KeyLayout : int {
@@ -34,13 +37,17 @@ enum class KeyLayout : int {
 struct AxisGroup {
   NaAxis window;          // in positions
   int token, token_step;  // token of position p: token + token_step * p
-  int output_stride;      // output token of a query: its token / output_stride
   int first, step, phases, num_queries;
+  int64_t output_first, output_step;  // of queries, in output tokens
   int query_extent;  // positions of queries; differs from window.extent in attention only
 
   int position(int k) const { return first + step * k; }
   int64_t to_token(int p) const { return token + int64_t{token_step} * p; }
-  int64_t to_output(int p) const { return to_token(p) / output_stride; }
+  // Token of a query, and its place in the output: both linear in k.
+  int64_t query_token(int k, int phase) const { return to_token(position(k) + phase); }
+  int64_t output_token(int k, int phase) const {
+    return output_first + output_step * k + int64_t{token_step} * phase;
+  }
   int begin(int p) const { return na_window_begin(window, p); }
   int end(int p) const { return na_window_end(window, p); }
 };
@@ -68,6 +75,7 @@ struct ScratchLayout {
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
   size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
+  size_t tokens = 0, key_offsets = 0;                 // int64_t: of one packed row, of one window
   size_t total = 0;
 };
 
@@ -80,6 +88,7 @@ struct ForwardPlan {
   std::vector<Box> boxes;                            // of every (batch, key head)
   Strides query, key, value, additional_key, additional_value, output, lse;
   bool has_lse = false;
+  bool values_in_place = false;  // away from the borders values are read where they lie
 
   int lanes = 0;        // of the kernel that this was planned for
   int key_pitch = 0;    // elements of one packed key (shared layout)

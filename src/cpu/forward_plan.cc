@@ -10,8 +10,8 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Logits of a tile row held at once, in bytes: three rows and what they read stay in L2.
-constexpr int kWeightBytes = 16 * 1024;
+// Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
+constexpr int kWeightBytes = 8 * 1024;
 // Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
 constexpr size_t kPackedBytes = 384 * 1024;
 // Rows of packed data start on their own cache lines.
@@ -29,13 +29,14 @@ AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
                   static_cast<int>(axis.stride), axis.is_causal};
   group.token = residue;
   group.token_step = dilation;
-  group.output_stride = output_stride;
   group.step = output_stride / std::gcd(output_stride, dilation);
   group.first = 0;
   while (group.first < group.step && group.to_token(group.first) % output_stride != 0) {
     ++group.first;
   }
   group.phases = 1;
+  group.output_first = group.to_token(group.first) / output_stride;
+  group.output_step = int64_t{dilation} * group.step / output_stride;
   group.query_extent = is_attention ? static_cast<int>(axis.query_extent) : group.window.extent;
   group.num_queries = group.first >= group.step || group.first >= group.query_extent
                           ? 0
@@ -47,6 +48,8 @@ AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
 void split_phases(AxisGroup* group) {
   if (key_layout(*group) == KeyLayout::shared || group->window.stride == 1) return;
   group->step = group->phases = group->window.stride;
+  group->output_step =
+      int64_t{group->token_step} * group->step;  // no output_stride beside a stride
   group->num_queries = (group->query_extent + group->step - 1) / group->step;
 }
 
@@ -91,6 +94,7 @@ bool is_dense(const Problem& problem, const vecina_forward_args& args) {
 // Scratch elements for the packed keys and values of a box.
 struct PackedSize {
   size_t keys, values;
+  size_t row;  // tokens of one row
 };
 PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
   size_t rows = 1;
@@ -106,7 +110,7 @@ PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
           ? columns * static_cast<size_t>(plan.key_pitch)
           : static_cast<size_t>(run_columns(axis, range, plan.lanes) * axis.step) *
                 static_cast<size_t>(plan.head_dim);
-  return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch)};
+  return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch), columns};
 }
 
 // Splits boxes until there is work for every thread and the packed data of one fit the cache. A cut
@@ -178,9 +182,10 @@ class BoxCutter {
 };
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
-  size_t keys = 0, values = 0;
+  size_t keys = 0, values = 0, row = 0;  // the largest of any box
   for (const Box& box : plan->boxes) {
     const PackedSize size = packed_size(*plan, box);
+    row = std::max(row, size.row);
     keys = std::max(keys, size.keys);
     values = std::max(values, size.values);
   }
@@ -198,11 +203,14 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   scratch.values = take(values);
   scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
   scratch.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
-  scratch.queries = take(kMaxRows * lanes * static_cast<size_t>(plan->head_dim));
-  scratch.weights = take(kMaxRows * lanes * static_cast<size_t>(plan->max_slots));
-  scratch.sums = take(kMaxRows * lanes * static_cast<size_t>(plan->value_pitch));
+  scratch.queries = take(kTileRows * lanes * static_cast<size_t>(plan->head_dim));
+  scratch.weights = take(kTileRows * lanes * static_cast<size_t>(plan->max_slots));
+  scratch.sums = take(kTileRows * lanes * static_cast<size_t>(plan->value_pitch));
   scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
   scratch.zeros = take(scratch.num_zeros);
+  const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
+  scratch.tokens = take(row * per_offset);
+  scratch.key_offsets = take(row * per_offset);  // a window is no longer than what it is in
   scratch.total = next;
 }
 
@@ -250,12 +258,16 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_tokens = problem.additional_tokens();
   plan.scale = problem.scale();
   plan.has_lse = given(example.lse);
+  const int rank = problem.rank();
   plan.lanes = kernel.lanes;
   plan.key_pitch = plan.head_dim;
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
+  // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
+  plan.values_in_place = rank == 1 && !problem.is_attention() &&
+                         (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
+                         plan.value_pitch == plan.head_dim_value;
   plan.max_slots = kWeightBytes / (kernel.lanes * kernel.element_bytes);
 
-  const int rank = problem.rank();
   const bool dense = is_dense(problem, example);
   for (size_t a = 0; a < kRank; ++a) {
     const int from = static_cast<int>(a) - (kRank - rank);

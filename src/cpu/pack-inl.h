@@ -31,6 +31,18 @@ HWY_INLINE void unroll(const F& f) {
   unroll_indices(f, std::make_index_sequence<kCount>());
 }
 
+// v, in a register for all its uses. Without it g++ loads it again as the operand of each one; from
+// an address that is no multiple of the vector's size each load costs two.
+template <class V>
+HWY_INLINE V in_register(V v) {
+#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+v"(v.raw));
+#elif HWY_ARCH_ARM_A64 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+w"(v.raw));
+#endif
+  return v;
+}
+
 // float for the 16-bit types and float, double for double.
 template <typename Element>
 struct ComputeType {
@@ -108,6 +120,7 @@ HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
   for (; i + lanes <= count; i += lanes) hn::StoreU(load(d, from + i), d, to + i);
+  if (i == pitch) return;
   for (; i < count; ++i) to[i] = to_compute(from[i]);
   for (; i < pitch; ++i) to[i] = 0;
 }

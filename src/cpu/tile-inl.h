@@ -21,9 +21,10 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Keys whose logits one call of logits() computes for several rows, and for a single one: 8 sums
-// hide the latency of the multiply-add.
-inline constexpr int kMaxKeys = 4;
+// Keys whose logits one call of logits() computes for several rows, and for a single one. 8 sums
+// hide the latency of the multiply-add; with AVX-512's 32 registers 3 x 7 sums save loads of
+// queries.
+inline constexpr int kMaxKeys = HWY_TARGET == HWY_AVX3 ? 7 : 4;
 inline constexpr int kMaxKeysOneRow = 8;
 
 // weights[r][t * lanes + lane] = sum over i of queries[r * query_pitch + i * lanes + lane] * key t,
@@ -47,6 +48,7 @@ HWY_NOINLINE void logits(D d, int head_dim, const hn::TFromD<D>* HWY_RESTRICT qu
       hn::Vec<D> key;
       if constexpr (kLayout == KeyLayout::shifted) {
         key = hn::LoadU(d, k[t] + i * key_step);
+        if constexpr (kRows > 1) key = in_register(key);
       } else {
         key = hn::Set(d, k[t][i * key_step]);
       }
@@ -62,17 +64,19 @@ HWY_NOINLINE void logits(D d, int head_dim, const hn::TFromD<D>* HWY_RESTRICT qu
   });
 }
 
-// 2^x for x <= 0, 0 below the normal range; NaN stays NaN.
+// 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
 template <class D>
 HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
   using T = hn::TFromD<D>;
   const hn::RebindToSigned<D> d_int;
   constexpr bool kIsFloat = sizeof(T) == 4;
-  constexpr int kBias = kIsFloat ? 127 : 1023, kMantissaBits = kIsFloat ? 23 : 52;
+  constexpr int kMantissaBits = kIsFloat ? 23 : 52;
+  // Adding 1.5 * 2^mantissa bits rounds to a whole number, which is left in the lowest bits.
+  const auto magic = hn::Set(d, kIsFloat ? static_cast<T>(0x1.8p23) : static_cast<T>(0x1.8p52));
   // The second operand wins if one is NaN, so it must be x.
-  x = hn::Max(hn::Set(d, static_cast<T>(-kBias)), x);
-  const auto whole = hn::Round(x);
-  const auto part = hn::Sub(x, whole);
+  x = hn::Max(hn::Set(d, static_cast<T>(kIsFloat ? -126 : -1022)), x);
+  const auto shifted = hn::Add(x, magic);
+  const auto part = hn::Sub(x, hn::Sub(shifted, magic));
   hn::Vec<D> p;
   if constexpr (kIsFloat) {
     // Least largest relative error (9.1e-8) on [-1/2, 1/2] of degree 5 with p(0) = 1.
@@ -95,19 +99,20 @@ HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
     }
   }
   p = hn::MulAdd(p, part, hn::Set(d, static_cast<T>(1)));
-  const auto exponent = hn::Add(hn::ConvertTo(d_int, whole),
-                                hn::Set(d_int, static_cast<hn::TFromD<decltype(d_int)>>(kBias)));
-  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<kMantissaBits>(exponent)));
+  // p is in [0.7, 1.42]: adding to the exponent's bits multiplies by the power of two.
+  const auto exponent = hn::ShiftLeft<kMantissaBits>(hn::BitCast(d_int, shifted));
+  return hn::BitCast(d, hn::Add(hn::BitCast(d_int, p), exponent));
 }
 
 // Running state of one row's softmax, a vector of queries each; base-2 logarithms.
 template <class D>
 struct SoftmaxState {
   hn::Vec<D> max, sum;
-
-  explicit SoftmaxState(D d)
-      : max(hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>() * 2)), sum(hn::Zero(d)) {}
 };
+template <class D>
+HWY_INLINE SoftmaxState<D> empty_softmax(D d) {
+  return {hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>() * 2), hn::Zero(d)};
+}
 
 // Turns the logits of `count` keys into weights 2^(logit - max) and updates the state. Returns the
 // factor by which what was summed up before shrinks.
@@ -125,9 +130,9 @@ HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::TFromD<D>* HWY_RESTRICT wei
   }
   for (; j < count; ++j) max0 = hn::Max(max0, hn::Load(d, weights + j * lanes));
   const auto max = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
-  // A row of nothing but -infinity has weights 0, not NaN.
-  const auto lowest = hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>());
-  const auto base = hn::IfThenZeroElse(hn::Lt(max, lowest), max);
+  // A row of nothing but -infinity has sum 0, not NaN.
+  const auto is_empty = hn::Lt(max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
+  const auto base = hn::IfThenZeroElse(is_empty, max);
 
   auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
   for (j = 0; j + 2 <= count; j += 2) {
@@ -144,7 +149,8 @@ HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::TFromD<D>* HWY_RESTRICT wei
     sum0 = hn::Add(sum0, p);
   }
   const auto shrink = exp2_negative(d, hn::Sub(state->max, base));
-  state->sum = hn::MulAdd(state->sum, shrink, hn::Add(sum0, sum1));
+  const auto sum = hn::MulAdd(state->sum, shrink, hn::Add(sum0, sum1));
+  state->sum = hn::IfThenZeroElse(is_empty, sum);
   state->max = max;
   return shrink;
 }
@@ -166,6 +172,7 @@ HWY_INLINE hn::Vec<D> log_sum_exp(D d, const SoftmaxState<D>& state) {
 template <typename T>
 struct KeyRun {
   const T* values;
+  ptrdiff_t pitch;  // elements between value rows
   int slot, count;
   int first_key;   // of the window; what a LaneView counts from
   bool is_shared;  // all lanes see the same keys
@@ -177,113 +184,155 @@ struct LaneView {
   int begin, visible, wrapped;
 };
 
+// What the add_*() functions read: runs of one tile row, from a lane on, at a column of the values.
 template <typename T>
 struct ValueArguments {
   const KeyRun<T>* runs;
   int num_runs;
   const T* weights;       // of lane 0
-  ptrdiff_t lanes;        // weights of one key
-  ptrdiff_t pitch;        // elements between value rows
   ptrdiff_t lane_step;    // value rows between the keys of neighbouring lanes
   const LaneView* views;  // one a lane; nullptr: every lane sees every key
 };
 
-template <size_t kFirst, size_t kLast>
-struct LaneRange {};
+template <typename T>
+HWY_INLINE LaneView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>& run, int lane) {
+  if (arguments.views == nullptr || !run.is_window) return {0, run.count, run.count};
+  const LaneView& view = arguments.views[lane];
+  const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
+  return {0, visible, HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
+}
 
-// How one call of add_values() sees its lanes.
+// How the lanes of one call see their keys.
 enum class Quad {
-  stairs,  // four lanes whose windows move by one key each: count + 3 value rows, loaded once
+  stairs,  // four lanes whose windows move by one key each
   level,   // four lanes with the same keys
-  single,  // one lane; four keys at once
+  single,  // one lane
 };
 
-// sums[i * kVectors + v] += weight * value for the lanes from `lane` on and kVectors vectors of
-// value rows from element `column` on. i is the lane; for a single one the sums of i = 0 to 3 have
-// to be added up.
-template <Quad kQuad, int kVectors, class D>
-HWY_INLINE void add_values(D d, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
-                           ptrdiff_t column, hn::Vec<D>* HWY_RESTRICT sums) {
+// Four sums of values, kVectors vectors each, kept in registers within one function: a function
+// with several loops over them would spill.
+template <int kVectors, class D>
+struct ValueSums {
   using T = hn::TFromD<D>;
-  const ptrdiff_t lanes = arguments.lanes, pitch = arguments.pitch;
-  const auto vector = static_cast<ptrdiff_t>(hn::Lanes(d));
-  const auto load_row = [&](const T* value, hn::Vec<D>* v) HWY_ATTR {
-    unroll<kVectors>([&](auto i) HWY_ATTR {
-      v[i] = hn::LoadU(d, value + static_cast<ptrdiff_t>(size_t{i}) * vector);
-    });
-  };
-  // One value row times the weights of lanes [kFirst, kLast), `apart` elements from each other.
-  const auto add = [&]<size_t kFirst, size_t kLast>(LaneRange<kFirst, kLast>, const T* value,
-                                                    const T* w, ptrdiff_t apart) HWY_ATTR {
+  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+
+  hn::Vec<D> sums[4 * kVectors];
+
+  HWY_INLINE ValueSums() {
+    unroll<4 * kVectors>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(D()); });
+  }
+  HWY_INLINE void load(const T* from) {
+    unroll<4 * kVectors>([&](auto i) HWY_ATTR { sums[i] = hn::Load(D(), from + i * kLanes); });
+  }
+  HWY_INLINE void store(T* to) const {
+    unroll<4 * kVectors>([&](auto i) HWY_ATTR { hn::Store(sums[i], D(), to + i * kLanes); });
+  }
+  // One value row times the weights of sums [kFirst, kLast), `apart` elements from each other.
+  template <size_t kFirst, size_t kLast>
+  HWY_INLINE void add(const T* value, const T* weights, ptrdiff_t apart) {
     hn::Vec<D> v[kVectors];
-    load_row(value, v);
+    unroll<kVectors>([&](auto k) HWY_ATTR {
+      v[k] = hn::LoadU(D(), value + k * kLanes);
+      if constexpr (kLast - kFirst > 1) v[k] = in_register(v[k]);
+    });
     unroll<kLast - kFirst>([&](auto i) HWY_ATTR {
       constexpr size_t q = kFirst + i;
-      const auto p = hn::Set(d, w[static_cast<ptrdiff_t>(q) * apart]);
+      const auto w = hn::Set(D(), weights[static_cast<ptrdiff_t>(q) * apart]);
       unroll<kVectors>([&](auto k) HWY_ATTR {
-        sums[q * kVectors + k] = hn::MulAdd(p, v[k], sums[q * kVectors + k]);
+        sums[q * kVectors + k] = hn::MulAdd(w, v[k], sums[q * kVectors + k]);
       });
     });
-  };
+  }
+};
 
+// Four lanes whose windows move by one key each: count + 3 value rows, each loaded once. Runs of at
+// least 3 keys, seen by all.
+template <int kVectors, class D>
+HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
+                           ptrdiff_t column, ValueSums<kVectors, D>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   for (int n = 0; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
-    const T* w = arguments.weights + run.slot * lanes + lane;
-    const T* value = run.values + column;
-    const auto seen_by = [&](int seeing_lane) {
-      if (arguments.views == nullptr || !run.is_window) return LaneView{0, run.count, run.count};
-      const LaneView& view = arguments.views[seeing_lane];
-      const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
-      return LaneView{0, visible,
-                      HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
-    };
-    if constexpr (kQuad == Quad::stairs) {
-      if (!run.is_shared) {
-        // Row j of the stairs is key j of lane 0, key j - 1 of lane 1 and so on.
-        const ptrdiff_t apart = 1 - lanes;
-        value += lane * pitch;
-        add(LaneRange<0, 1>(), value, w, apart);
-        add(LaneRange<0, 2>(), value + pitch, w + lanes, apart);
-        add(LaneRange<0, 3>(), value + 2 * pitch, w + 2 * lanes, apart);
-        for (int j = 3; j < run.count; ++j)
-          add(LaneRange<0, 4>(), value + j * pitch, w + j * lanes, apart);
-        value += run.count * pitch;
-        w += run.count * lanes;
-        add(LaneRange<1, 4>(), value, w, apart);
-        add(LaneRange<2, 4>(), value + pitch, w + lanes, apart);
-        add(LaneRange<3, 4>(), value + 2 * pitch, w + 2 * lanes, apart);
-        continue;
-      }
+    const ptrdiff_t pitch = run.pitch;
+    const T* w = arguments.weights + run.slot * kLanes + lane;
+    const T* value = run.values + column + lane * pitch;
+    // Row j of the stairs is key j of lane 0, key j - 1 of lane 1 and so on.
+    constexpr ptrdiff_t kApart = 1 - kLanes;
+    sums->template add<0, 1>(value, w, kApart);
+    sums->template add<0, 2>(value + pitch, w + kLanes, kApart);
+    sums->template add<0, 3>(value + 2 * pitch, w + 2 * kLanes, kApart);
+    w += 3 * kLanes;
+    value += 3 * pitch;
+    for (int j = 3; j < run.count; ++j, w += kLanes, value += pitch) {
+      sums->template add<0, 4>(value, w, kApart);
     }
-    if constexpr (kQuad == Quad::single) {
-      if (!run.is_shared) value += lane * arguments.lane_step * pitch;
-      const LaneView view = seen_by(lane);
-      const auto add_keys = [&](int begin, int end) HWY_ATTR {
-        int j = begin;
-        for (; j + 4 <= end; j += 4) {
-          unroll<4>([&](auto k) HWY_ATTR {
-            const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
-            hn::Vec<D> v[kVectors];
-            load_row(value + key * pitch, v);
-            const auto p = hn::Set(d, w[key * lanes]);
-            unroll<kVectors>([&](auto i) HWY_ATTR {
-              sums[k * kVectors + i] = hn::MulAdd(p, v[i], sums[k * kVectors + i]);
-            });
-          });
-        }
-        for (; j < end; ++j) add(LaneRange<0, 1>(), value + j * pitch, w + j * lanes, 0);
-      };
-      add_keys(0, view.visible);
-      add_keys(view.wrapped, run.count);
-    } else {
-      const int ends[4] = {seen_by(lane).visible, seen_by(lane + 1).visible,
-                           seen_by(lane + 2).visible, seen_by(lane + 3).visible};
-      const int common = HWY_MIN(HWY_MIN(ends[0], ends[1]), HWY_MIN(ends[2], ends[3]));
-      for (int j = 0; j < common; ++j) add(LaneRange<0, 4>(), value + j * pitch, w + j * lanes, 1);
-      unroll<4>([&](auto q) HWY_ATTR {
-        const LaneRange<q, q + 1> alone;
-        for (int j = common; j < ends[q]; ++j) add(alone, value + j * pitch, w + j * lanes, 1);
-      });
+    sums->template add<1, 4>(value, w, kApart);
+    sums->template add<2, 4>(value + pitch, w + kLanes, kApart);
+    sums->template add<3, 4>(value + 2 * pitch, w + 2 * kLanes, kApart);
+  }
+}
+
+// Four lanes that see the same keys, or each the first so many of them.
+template <int kVectors, class D>
+HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
+                          ptrdiff_t column, ValueSums<kVectors, D>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  for (int n = 0; n < arguments.num_runs; ++n) {
+    const KeyRun<T>& run = arguments.runs[n];
+    const ptrdiff_t pitch = run.pitch;
+    const T* w = arguments.weights + run.slot * kLanes + lane;
+    const T* value = run.values + column;
+    int ends[4], common = run.count;
+    for (int q = 0; q < 4; ++q) {
+      ends[q] = seen_by(arguments, run, lane + q).visible;
+      common = HWY_MIN(common, ends[q]);
+    }
+    for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
+      sums->template add<0, 4>(value, w, 1);
+    }
+    unroll<4>([&](auto q) HWY_ATTR {
+      for (int j = common; j < ends[q]; ++j) {
+        const ptrdiff_t further = j - common;
+        sums->template add<q, q + 1>(value + further * pitch, w + further * kLanes, 1);
+      }
+    });
+  }
+}
+
+// add_level() as a function of its own, for those that keep other sums in registers.
+template <int kVectors, class D>
+HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
+                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
+  ValueSums<kVectors, D> sums;
+  sums.load(buffer);
+  add_level(d, arguments, lane, column, &sums);
+  sums.store(buffer);
+}
+
+// One lane, whatever it sees. Four keys at once, each with sums of its own: the caller adds them.
+template <int kVectors, class D>
+HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
+                           ptrdiff_t column, ValueSums<kVectors, D>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  for (int n = 0; n < arguments.num_runs; ++n) {
+    const KeyRun<T>& run = arguments.runs[n];
+    const ptrdiff_t pitch = run.pitch;
+    const T* w = arguments.weights + run.slot * kLanes + lane;
+    const T* value = run.values + column + (run.is_shared ? 0 : lane * arguments.lane_step * pitch);
+    const LaneView view = seen_by(arguments, run, lane);
+    for (int part = 0; part < 2; ++part) {
+      int j = part == 0 ? 0 : view.wrapped;
+      const int end = part == 0 ? view.visible : run.count;
+      for (; j + 4 <= end; j += 4) {
+        unroll<4>([&](auto k) HWY_ATTR {
+          const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
+          sums->template add<k, k + 1>(value + key * pitch, w + key * kLanes, 0);
+        });
+      }
+      for (; j < end; ++j) sums->template add<0, 1>(value + j * pitch, w + j * kLanes, 0);
     }
   }
 }

@@ -54,7 +54,6 @@ struct Refusal {
   Change change;
   std::vector<std::string> words;
 };
-std::ostream& operator<<(std::ostream& out, const Refusal& row) { return out << row.what; }
 
 void expect_refused(vecina_problem p, const Refusal& row) {
   row.change(p);

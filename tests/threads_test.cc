@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: MIT
+// Many threads at once: sharing contexts and plans, a host's own pool, fork, and destruction in any
+// order. Run under ThreadSanitizer too (label threads).
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cli/conformance.h"
+#include "results.h"
+#include "vecina/vecina.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define VECINA_TEST_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define VECINA_TEST_TSAN 1
+#endif
+#endif
+
+namespace vecina::tests {
+namespace {
+
+// A problem with inputs and what one thread makes of them.
+struct Known {
+  explicit Known(const std::string& line, uint64_t seed = 5)
+      : problem(cli::parse_problem(line)), inputs(cli::random_inputs(problem, seed)) {
+    const cli::ContextPtr context = cli::make_context("", 1);
+    const cli::Outputs outputs = run_forward(context.get(), problem, inputs);
+    output = bits_of(outputs.output);
+    lse = bits_of(outputs.lse);
+  }
+
+  // True if the context computes it to the bit.
+  bool is_right(vecina_context* context) const {
+    const cli::Outputs outputs = cli::make_outputs(problem);
+    const vecina_forward_args args = cli::forward_args(inputs, outputs);
+    if (vecina_forward(context, &problem, &args, nullptr) != VECINA_OK) return false;
+    return bits_of(outputs.output) == output && bits_of(outputs.lse) == lse;
+  }
+  bool is_right(const vecina_plan* plan) const {
+    const cli::Outputs outputs = cli::make_outputs(problem);
+    const vecina_forward_args args = cli::forward_args(inputs, outputs);
+    if (vecina_run_forward(plan, &args, nullptr) != VECINA_OK) return false;
+    return bits_of(outputs.output) == output && bits_of(outputs.lse) == lse;
+  }
+
+  vecina_problem problem;
+  cli::Inputs inputs;
+  std::vector<uint64_t> output, lse;
+};
+
+const std::vector<Known>& known_problems() {
+  static const std::vector<Known> problems = [] {
+    std::vector<Known> made;
+    for (const char* line :
+         {"2d 24x24 kernel_size 7 batch 2 heads 2 head_dim 16",
+          "1d 200 kernel_size 9 heads 4 heads_kv 2 head_dim 16 additional 3",
+          "1d 100 kernel_size 6 stride 2 dilation 3 causal heads 2 head_dim 12 dtype bf16",
+          "3d 6x7x8 kernel_size 3 heads 2 head_dim 8", "attention 40x60 heads 2 head_dim 16",
+          "1d 7 kernel_size 3 heads 1 head_dim 4"}) {
+      made.emplace_back(line);
+    }
+    return made;
+  }();
+  return problems;
+}
+
+// Runs body(i) on num_threads threads that start together.
+template <typename Body>
+void on_threads(int num_threads, const Body& body) {
+  std::atomic<int> num_waiting{num_threads};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < num_threads; ++i) {
+    threads.emplace_back([&, i] {
+      num_waiting.fetch_sub(1);
+      while (num_waiting.load() > 0) std::this_thread::yield();
+      body(i);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(Threads, ShareAContext) {
+  const std::vector<Known>& problems = known_problems();
+  for (int num_workers : {1, 2, 4}) {
+    const cli::ContextPtr context = cli::make_context("", num_workers);
+    std::atomic<int> num_wrong{0};
+    on_threads(6, [&](int i) {
+      for (size_t round = 0; round < 30; ++round) {
+        const Known& known = problems[(static_cast<size_t>(i) + round) % problems.size()];
+        if (!known.is_right(context.get())) ++num_wrong;
+      }
+    });
+    EXPECT_EQ(num_wrong, 0) << num_workers << " workers";
+  }
+}
+
+TEST(Threads, HaveContextsOfTheirOwn) {
+  const std::vector<Known>& problems = known_problems();
+  std::atomic<int> num_wrong{0};
+  on_threads(4, [&](int i) {
+    for (int round = 0; round < 5; ++round) {
+      const cli::ContextPtr context = cli::make_context("", 1 + (i + round) % 3);
+      for (const Known& known : problems) {
+        if (!known.is_right(context.get())) ++num_wrong;
+      }
+    }
+  });
+  EXPECT_EQ(num_wrong, 0);
+}
+
+vecina_plan* plan_of(vecina_context* context, const Known& known) {
+  const cli::Outputs outputs = cli::make_outputs(known.problem);
+  const vecina_forward_args args = cli::forward_args(known.inputs, outputs);
+  vecina_plan* plan = nullptr;
+  EXPECT_EQ(vecina_plan_forward(context, &known.problem, &args, &plan), VECINA_OK)
+      << vecina_last_error();
+  return plan;
+}
+
+TEST(Threads, ShareAPlan) {
+  const cli::ContextPtr context = cli::make_context("", 3);
+  for (const Known& known : known_problems()) {
+    vecina_plan* plan = plan_of(context.get(), known);
+    std::atomic<int> num_wrong{0};
+    on_threads(6, [&](int) {
+      for (int round = 0; round < 10; ++round) num_wrong += !known.is_right(plan);
+    });
+    EXPECT_EQ(num_wrong, 0);
+    vecina_plan_destroy(plan);
+  }
+}
+
+TEST(Threads, DestroyTheContextWhileOthersRunItsPlans) {
+  for (int round = 0; round < 10; ++round) {
+    cli::ContextPtr context = cli::make_context("", 3);
+    const Known& known = known_problems()[static_cast<size_t>(round) % known_problems().size()];
+    std::vector<vecina_plan*> plans;
+    for (int i = 0; i < 4; ++i) plans.push_back(plan_of(context.get(), known));
+    std::atomic<int> num_wrong{0};
+    on_threads(5, [&](int i) {
+      if (i == 4) {
+        context.reset();
+        return;
+      }
+      vecina_plan* plan = plans[static_cast<size_t>(i)];
+      for (int repeat = 0; repeat < 5; ++repeat) num_wrong += !known.is_right(plan);
+      vecina_plan_destroy(plan);  // the last one takes what was left of the context
+    });
+    EXPECT_EQ(num_wrong, 0);
+  }
+}
+
+// More problems than a cache of plans holds, looked up from several threads at once.
+TEST(Threads, FillThePlanCacheTogether) {
+  const cli::ContextPtr context = cli::make_context("", 1);
+  std::atomic<int> num_wrong{0};
+  on_threads(4, [&](int i) {
+    for (int extent = 3; extent < 350; ++extent) {
+      vecina_problem problem =
+          cli::parse_problem("1d " + std::to_string(extent) + " kernel_size 3 head_dim 2");
+      problem.batch = 1 + (i % 2);  // two threads each look up the same
+      const cli::Outputs outputs = cli::make_outputs(problem);
+      const cli::Inputs inputs = cli::random_inputs(problem, 1);
+      const vecina_forward_args args = cli::forward_args(inputs, outputs);
+      num_wrong += vecina_forward(context.get(), &problem, &args, nullptr) != VECINA_OK ||
+                   !std::isfinite(outputs.output.get(outputs.output.size() - 1));
+    }
+  });
+  EXPECT_EQ(num_wrong, 0);
+}
+
+TEST(Threads, EachHasItsOwnLastError) {
+  std::atomic<int> num_wrong{0};
+  on_threads(6, [&](int i) {
+    for (int round = 0; round < 200; ++round) {
+      const std::string word = "word" + std::to_string(i);
+      vecina_problem problem = {};
+      problem.struct_size = sizeof(problem);
+      const bool refused = vecina_problem_parse(("1d 9 " + word).c_str(), &problem) != VECINA_OK;
+      num_wrong += !refused || std::string(vecina_last_error()).find(word) == std::string::npos;
+    }
+  });
+  EXPECT_EQ(num_wrong, 0);
+}
+
+TEST(Threads, LogWhileTheListenerChanges) {
+  static std::atomic<int> num_lines{0};
+  const auto count = [](void* user, int32_t severity, const char* line) {
+    num_lines += user == &num_lines && severity >= 0 && line != nullptr && line[0] != '\0';
+  };
+  const cli::ContextPtr context = cli::make_context("", 1);
+  on_threads(4, [&](int i) {
+    for (int round = 0; round < 50; ++round) {
+      if (i == 0) {
+        vecina_set_log(round % 2 == 0 ? +count : nullptr, &num_lines);
+      } else {
+        vecina_plan_destroy(plan_of(context.get(), known_problems()[5]));
+      }
+    }
+  });
+  num_lines = 0;
+  vecina_set_log(+count, &num_lines);
+  vecina_plan_destroy(plan_of(context.get(), known_problems()[5]));
+  vecina_set_log(nullptr, nullptr);
+  EXPECT_GT(num_lines, 0) << "a plan is worth a line";
+}
+
+// A host's pool: how it runs bodies is its own business, as long as each runs once.
+struct HostPool {
+  enum class Order { forward, reverse, own_threads, all_on_one_other_thread };
+  Order order = Order::forward;
+  std::atomic<int64_t> num_calls{0}, num_bodies{0};
+
+  static void parallel_for(void* user, int64_t count, void (*body)(int64_t, void*),
+                           void* user_body) {
+    auto& pool = *static_cast<HostPool*>(user);
+    ++pool.num_calls;
+    pool.num_bodies += count;
+    switch (pool.order) {
+      case Order::forward:
+        for (int64_t i = 0; i < count; ++i) body(i, user_body);
+        return;
+      case Order::reverse:
+        for (int64_t i = count; i-- > 0;) body(i, user_body);
+        return;
+      case Order::own_threads:
+        for (int64_t first = 0; first < count; first += 8) {
+          const auto size = static_cast<int>(std::min<int64_t>(8, count - first));
+          on_threads(size, [&](int i) { body(first + i, user_body); });
+        }
+        return;
+      case Order::all_on_one_other_thread:
+        std::thread([&] {
+          for (int64_t i = 0; i < count; ++i) body(i, user_body);
+        }).join();
+        return;
+    }
+  }
+};
+
+cli::ContextPtr context_with(HostPool& pool, int threads) {
+  vecina_context_options options = {};
+  options.struct_size = sizeof(options);
+  options.threads = threads;
+  options.parallel_for = HostPool::parallel_for;
+  options.parallel_for_user = &pool;
+  vecina_context* context = nullptr;
+  EXPECT_EQ(vecina_context_create(&options, &context), VECINA_OK) << vecina_last_error();
+  return {context, vecina_context_destroy};
+}
+
+TEST(HostPools, RunBodiesAsTheyLike) {
+  using Order = HostPool::Order;
+  for (Order order :
+       {Order::forward, Order::reverse, Order::own_threads, Order::all_on_one_other_thread}) {
+    for (int threads : {1, 2, 4}) {
+      HostPool pool;
+      pool.order = order;
+      const cli::ContextPtr context = context_with(pool, threads);
+      for (const Known& known : known_problems()) {
+        EXPECT_TRUE(known.is_right(context.get()))
+            << "order " << static_cast<int>(order) << " threads " << threads << " "
+            << cli::print_problem(known.problem) << " " << vecina_last_error();
+      }
+      if (threads > 1) {
+        EXPECT_GT(pool.num_calls, 0);
+        EXPECT_GT(pool.num_bodies, pool.num_calls) << "work was split";
+      }
+    }
+  }
+}
+
+TEST(HostPools, AreSharedByThreads) {
+  HostPool pool;
+  pool.order = HostPool::Order::own_threads;
+  const cli::ContextPtr context = context_with(pool, 4);
+  std::atomic<int> num_wrong{0};
+  on_threads(3, [&](int i) {
+    for (size_t round = 0; round < 4; ++round) {
+      const Known& known =
+          known_problems()[(static_cast<size_t>(i) + round) % known_problems().size()];
+      num_wrong += !known.is_right(context.get());
+    }
+  });
+  EXPECT_EQ(num_wrong, 0);
+}
+
+size_t threads_of_this_process() {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    count += entry.is_directory();
+  }
+  return count;
+}
+
+// With a host's pool, or one thread, the library starts none of its own.
+TEST(NumThreads, AreWhatWasAskedFor) {
+  if (!std::filesystem::exists("/proc/self/task")) GTEST_SKIP() << "needs /proc";
+  const Known& known = known_problems()[0];
+  const auto threads_started = [&](const cli::ContextPtr& context) {
+    const size_t before = threads_of_this_process();
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(known.is_right(context.get()));
+    return threads_of_this_process() - before;
+  };
+  ASSERT_EQ(setenv("VECINA_NUM_THREADS", "3", 1), 0);
+  EXPECT_EQ(threads_started(cli::make_context("", 1)), 0u);
+  EXPECT_EQ(threads_started(cli::make_context("", 2)), 1u) << "an option goes before VECINA_...";
+  EXPECT_EQ(threads_started(cli::make_context("", 0)), 2u) << "VECINA_NUM_THREADS 3";
+  HostPool pool;
+  EXPECT_EQ(threads_started(context_with(pool, 4)), 0u);
+  for (const char* bad : {"0", "-2", "many", "3x", "99999999999"}) {
+    ASSERT_EQ(setenv("VECINA_NUM_THREADS", bad, 1), 0);
+    vecina_context* context = nullptr;
+    EXPECT_EQ(vecina_context_create(nullptr, &context), VECINA_INVALID_ARGUMENT) << bad;
+    expect_last_error({"VECINA_NUM_THREADS"});
+  }
+  unsetenv("VECINA_NUM_THREADS");
+}
+
+TEST(NumThreads, EndWithTheContext) {
+  if (!std::filesystem::exists("/proc/self/task")) GTEST_SKIP() << "needs /proc";
+  const size_t before = threads_of_this_process();
+  for (int i = 0; i < 20; ++i) {
+    const cli::ContextPtr context = cli::make_context("", 4);
+    EXPECT_TRUE(known_problems()[0].is_right(context.get()));
+  }
+  EXPECT_EQ(threads_of_this_process(), before);
+}
+
+#if !defined(VECINA_TEST_TSAN)
+// The status of a child that runs body() and leaves with 0 if it returns true. A child that hangs
+// is ended by its alarm.
+template <typename Body>
+int status_of_child(const Body& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    _exit(body() ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+TEST(Fork, ChildrenUseTheContext) {
+  const Known& known = known_problems()[0];
+  known_problems();
+  const cli::ContextPtr unused = cli::make_context("", 3);
+  const cli::ContextPtr used = cli::make_context("", 3);
+  vecina_plan* plan = plan_of(used.get(), known);
+  ASSERT_TRUE(known.is_right(used.get()));
+  for (int round = 0; round < 5; ++round) {
+    EXPECT_EQ(status_of_child([&] { return known.is_right(used.get()); }), 0);
+    EXPECT_EQ(status_of_child([&] { return known.is_right(plan); }), 0);
+    EXPECT_EQ(status_of_child([&] { return known.is_right(unused.get()); }), 0);
+    EXPECT_EQ(status_of_child([&] {
+                // A grandchild, and a context made in the child.
+                const cli::ContextPtr own = cli::make_context("", 2);
+                return known.is_right(own.get()) && known.is_right(used.get()) &&
+                       status_of_child([&] {
+                         return known.is_right(own.get()) && known.is_right(used.get());
+                       }) == 0;
+              }),
+              0);
+    EXPECT_TRUE(known.is_right(used.get())) << "the parent goes on";
+  }
+  vecina_plan_destroy(plan);
+}
+
+TEST(Fork, ChildrenDestroyTheContext) {
+  const Known& known = known_problems()[0];
+  cli::ContextPtr context = cli::make_context("", 3);
+  ASSERT_TRUE(known.is_right(context.get()));
+  EXPECT_EQ(status_of_child([&] {
+              context.reset();
+              return true;
+            }),
+            0);
+  EXPECT_EQ(status_of_child([&] {
+              const bool right = known.is_right(context.get());
+              context.reset();
+              return right;
+            }),
+            0);
+  EXPECT_TRUE(known.is_right(context.get()));
+}
+
+// Another thread is in the middle of a call when the process forks.
+TEST(Fork, WhileAnotherThreadRuns) {
+  const Known& known = known_problems()[0];
+  const cli::ContextPtr context = cli::make_context("", 3);
+  ASSERT_TRUE(known.is_right(context.get()));
+  std::atomic<bool> stop{false};
+  std::thread runner([&] {
+    while (!stop) known.is_right(context.get());
+  });
+  vecina_plan* plan = plan_of(context.get(), known);
+  // The child allocates nothing before the run: another thread may have held the heap's lock.
+  const cli::Outputs outputs = cli::make_outputs(known.problem);
+  const vecina_forward_args args = cli::forward_args(known.inputs, outputs);
+  for (int round = 0; round < 10; ++round) {
+    EXPECT_EQ(
+        status_of_child([&] { return vecina_run_forward(plan, &args, nullptr) == VECINA_OK; }), 0);
+  }
+  stop = true;
+  runner.join();
+  vecina_plan_destroy(plan);
+}
+#endif
+
+}  // namespace
+}  // namespace vecina::tests
