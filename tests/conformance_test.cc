@@ -132,13 +132,15 @@ TEST(CompareRule, FailsOnWhatItShould) {
   actual.set(3, 3.0);
   EXPECT_FALSE(passes()) << "a NaN that is due must come";
 
-  cli::HostTensor exact_lse({2}, VECINA_F64), lse({2}, VECINA_F32);
+  cli::HostTensor exact_lse({2}, VECINA_F64), lse({2}, VECINA_F32), plain_lse({2}, VECINA_F32);
+  double plain_lse_error = 0.0;
   const auto lse_passes = [&](double value, double error, int32_t dtype) {
     for (int64_t i = 0; i < 2; ++i) {
       exact_lse.set(i, value);
+      plain_lse.set(i, value + (i == 0 ? plain_lse_error : 0.0));
       lse.set(i, value + (i == 1 ? error : 0.0));
     }
-    return cli::compare_lse(lse, exact_lse, dtype).passed;
+    return cli::compare_lse(lse, exact_lse, plain_lse, dtype).passed;
   };
   EXPECT_TRUE(lse_passes(0.25, 1.8e-6, VECINA_F32));
   EXPECT_FALSE(lse_passes(0.25, 2.3e-6, VECINA_F32));
@@ -147,6 +149,10 @@ TEST(CompareRule, FailsOnWhatItShould) {
   EXPECT_TRUE(lse_passes(0.25, 9e-6, VECINA_BF16));
   EXPECT_FALSE(lse_passes(0.25, 1.2e-5, VECINA_F16));
   EXPECT_FALSE(lse_passes(0.25, NAN, VECINA_F32));
+  plain_lse_error = 2e-6;
+  EXPECT_TRUE(lse_passes(0.25, 3.5e-6, VECINA_F32)) << "the plain sum is no better";
+  EXPECT_FALSE(lse_passes(0.25, 5e-6, VECINA_F32));
+  EXPECT_FALSE(lse_passes(0.25, 1.2e-5, VECINA_F16));
 }
 
 }  // namespace

@@ -31,8 +31,14 @@ bool is_same_special(double a, double b) {
 }  // namespace
 
 std::vector<std::string> backend_names() {
+  const cli::ContextPtr context = cli::make_context("", 1);
   std::vector<std::string> names;
-  for (int32_t i = 0; i < vecina_backend_count(); ++i) names.push_back(vecina_backend_name(i));
+  for (int32_t i = 0; i < vecina_backend_count(); ++i) {
+    const char* name = vecina_backend_name(i);
+    if (vecina_backend_why_not(context.get(), name, nullptr, nullptr, 0) == 0) {
+      names.push_back(name);
+    }
+  }
   return names;
 }
 

@@ -12,7 +12,7 @@
 
 namespace vecina::tests {
 
-// All backends that this build lists, in order of preference.
+// The backends that can run here, in order of preference.
 std::vector<std::string> backend_names();
 // Why the context's backend does not take the problem; empty if it does.
 std::string why_not(vecina_context* context, const std::string& backend,

@@ -43,7 +43,8 @@ step() {
   step_watcher=
   if [ -t 1 ]; then printf '\r\033[K'; fi
   if [ $step_status = 0 ]; then
-    printf 'ok      %s (%s s)\n' "$step_label" "$(step_seconds)"
+    step_note=$(sed -n 's/^not checked/, &/p' "$step_log" | head -n 1)
+    printf 'ok      %s (%s s)%s\n' "$step_label" "$(step_seconds)" "$step_note"
   else
     # Without what ninja says of its successes.
     grep -vE '^\[[0-9]+/[0-9]+\] [A-Z][a-z]+ing ' "$step_log" | tail -n 60 || true

@@ -45,6 +45,15 @@ bool is_hidden(const char* name) {
   return false;
 }
 
+// Why a backend cannot run here on tensors of a device; empty if it can.
+std::string why_not_on(const Backend& backend, int32_t device) {
+  constexpr const char* kDevices[] = {"host memory", "CUDA memory", "Vulkan buffers",
+                                      "Metal buffers"};
+  const std::string why = backend.why_not();
+  if (!why.empty() || backend.device() == device) return why;
+  return fmt::format("takes tensors in {}, not {}", kDevices[backend.device()], kDevices[device]);
+}
+
 Status read_threads(int32_t option, int* threads) {
   *threads = option;
   const std::string text = environment("VECINA_NUM_THREADS");
@@ -80,9 +89,10 @@ void write_key(uint64_t context, const vecina_problem& problem, const Args& args
       continue;
     }
     const int64_t is_aligned = reinterpret_cast<uintptr_t>(address(tensor)) % 16 == 0;
-    key->push_back(tensor.ndim | (int64_t{tensor.dtype} << 8) | (int64_t{given(tensor)} << 32) |
-                   (is_aligned << 33));
-    key->push_back((int64_t{tensor.device} << 32) | static_cast<uint32_t>(tensor.device_index));
+    for (const int64_t word : {int64_t{tensor.ndim}, int64_t{tensor.dtype}, int64_t{tensor.device},
+                               int64_t{tensor.device_index}, int64_t{given(tensor)}, is_aligned}) {
+      key->push_back(word);
+    }
     const int ndim = tensor.ndim < 0 || tensor.ndim > 6 ? 0 : tensor.ndim;
     key->insert(key->end(), tensor.shape, tensor.shape + ndim);
     key->insert(key->end(), tensor.strides, tensor.strides + ndim);
@@ -131,6 +141,10 @@ Status Context::make(const vecina_context_options& options, std::shared_ptr<Cont
   resolved.device_index = options.device_index;
 
   auto made = std::shared_ptr<Context>(new Context(resolved));
+  for (const auto& backend : made->backends_) {
+    const std::string sentence = backend->misconfigured();
+    if (!sentence.empty()) return invalid(sentence);
+  }
   made->backend_ = options.backend ? options.backend : environment("VECINA_BACKEND");
   if (!made->backend_.empty()) {
     const std::string why = made->why_not(made->backend_, nullptr);
@@ -152,10 +166,10 @@ std::string Context::why_not(const std::string& name, const Problem* problem) co
   return fmt::format("there is no backend of this name; known are {}.", backend_names());
 }
 
-Status Context::choose(const Problem& problem, Pass pass, Backend** chosen) const {
+Status Context::choose(const Problem& problem, Pass pass, int32_t device, Backend** chosen) const {
   std::string sentences;
   for (const auto& backend : backends_) {
-    std::string why = backend->why_not();
+    std::string why = why_not_on(*backend, device);
     if (why.empty()) why = backend->why_not(problem, pass);
     const bool may_be_used =
         backend_.empty() ? !is_hidden(backend->name()) : backend_ == backend->name();
@@ -178,7 +192,7 @@ Status Context::make_plan(const Problem& problem, const Args& example,
                           std::shared_ptr<const PlanRecord>* record) {
   VECINA_RETURN_IF_ERROR(check_arguments(problem, example));
   Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), &backend));
+  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), example.query.device, &backend));
   auto made = std::make_shared<PlanRecord>();
   made->problem = problem;
   made->backend = backend->name();
@@ -239,11 +253,12 @@ Status Context::cached_plan(const vecina_problem& problem, const vecina_backward
   return find_plan(problem, args, record);
 }
 
-Status Context::first_that_can(const char* what, const std::function<Status(Backend&)>& attempt) {
+Status Context::first_that_can(const char* what, int32_t device,
+                               const std::function<Status(Backend&)>& attempt) {
   std::string sentences;
   for (const auto& backend : backends_) {
     if (backend_.empty() ? is_hidden(backend->name()) : backend_ != backend->name()) continue;
-    std::string why = backend->why_not();
+    std::string why = why_not_on(*backend, device);
     if (why.empty()) {
       Status status = attempt(*backend);
       if (status.code() != VECINA_UNSUPPORTED) return status;
@@ -255,17 +270,18 @@ Status Context::first_that_can(const char* what, const std::function<Status(Back
 }
 
 Status Context::merge(const MergeArgs& args, void* queue) {
-  return first_that_can("merge", [&](Backend& backend) { return backend.merge(args, queue); });
+  return first_that_can("merge", args.outputs[0].device,
+                        [&](Backend& backend) { return backend.merge(args, queue); });
 }
 
 Status Context::merge_backward(const MergeBackwardArgs& args, void* queue) {
-  return first_that_can("backward of a merge",
+  return first_that_can("backward of a merge", args.outputs[0].device,
                         [&](Backend& backend) { return backend.merge_backward(args, queue); });
 }
 
 Status Context::workspace_bytes(const Problem& problem, Pass pass, size_t* bytes) const {
   Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass, &backend));
+  VECINA_RETURN_IF_ERROR(choose(problem, pass, VECINA_CPU, &backend));
   *bytes = backend->workspace_bytes(problem, pass);
   return {};
 }

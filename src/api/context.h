@@ -61,9 +61,10 @@ class Context {
   };
 
   explicit Context(const BackendOptions& options);
-  Status choose(const Problem& problem, Pass pass, Backend** backend) const;
+  Status choose(const Problem& problem, Pass pass, int32_t device, Backend** backend) const;
   // Calls `attempt` on each backend that may be used until one does not answer UNSUPPORTED.
-  Status first_that_can(const char* what, const std::function<Status(Backend&)>& attempt);
+  Status first_that_can(const char* what, int32_t device,
+                        const std::function<Status(Backend&)>& attempt);
   template <typename Args>
   Status make_plan(const Problem& problem, const Args& example,
                    std::shared_ptr<const PlanRecord>* record);

@@ -40,8 +40,7 @@ void set_log(void (*function)(void* user, int severity, const char* line), void*
 bool is_logged(const char* area) {
   Log& log = log_state();
   const std::lock_guard lock(log.mutex);
-  return log.function != nullptr ||
-         log.areas.find(fmt::format(",{},", area)) != std::string::npos;
+  return log.function != nullptr || log.areas.find(fmt::format(",{},", area)) != std::string::npos;
 }
 
 void log_line(const char* area, int severity, const std::string& line) {

@@ -44,6 +44,9 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
+  virtual vecina_device device() const { return VECINA_CPU; }  // where its tensors lie
+  // What is wrong with the user's settings of it: a sentence, or empty. No context is made then.
+  virtual std::string misconfigured() const { return {}; }
   // Why it cannot run at all here, or why not this problem: a sentence, or empty if it can.
   virtual std::string why_not() const { return {}; }
   virtual std::string why_not(const Problem& problem, Pass pass) const = 0;

@@ -237,8 +237,9 @@ Status Problem::make(const vecina_problem& given, Problem* problem) {
   made.additional_tokens_ = given.additional_tokens;
   made.has_scale_ = given.has_scale != 0;
   made.has_bias_ = given.has_bias != 0;
+  // + 0.0: scales 0 and -0 are equal and must hash alike.
   made.scale_ =
-      given.has_scale ? given.scale : 1.0 / std::sqrt(static_cast<double>(given.head_dim));
+      given.has_scale ? given.scale + 0.0 : 1.0 / std::sqrt(static_cast<double>(given.head_dim));
   made.lengths_ = static_cast<vecina_lengths>(given.lengths);
   made.samples_ = given.samples;
   made.flags_ = given.flags;

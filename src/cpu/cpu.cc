@@ -114,7 +114,7 @@ class CpuBackend : public Backend {
 
   const char* name() const override { return "cpu"; }
 
-  std::string why_not() const override { return cpu::why_no_target(); }
+  std::string misconfigured() const override { return cpu::target_problem(); }
 
   std::string why_not(const Problem& problem, Pass pass) const override {
     if (pass == Pass::backward) return "backward: not yet";

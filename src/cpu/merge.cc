@@ -74,7 +74,8 @@ void merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
   const auto base = hn::IfThenZeroElse(hn::Lt(max, lowest), max);
   auto sum = hn::Zero(d);
   for (int i = 0; i < m.count; ++i) {
-    const auto w = hn::Exp(d, hn::Sub(hn::LoadU(d, weights + i * lanes), base));
+    const auto x = hn::Sub(hn::LoadU(d, weights + i * lanes), base);
+    const auto w = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Exp makes 0 of a NaN
     hn::StoreU(w, d, weights + i * lanes);
     sum = hn::Add(sum, w);
   }
@@ -86,7 +87,8 @@ void merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
   if (!given(*m.lse)) return;
   HWY_ALIGN T merged[hn::MaxLanes(d)];
   const auto infinite = hn::Set(d, -hwy::HighestValue<T>() * 2);
-  hn::Store(hn::IfThenElse(is_empty, infinite, hn::Add(base, hn::Log(d, sum))), d, merged);
+  const auto lse = hn::IfThenElse(hn::IsNaN(sum), sum, hn::Add(base, hn::Log(d, sum)));
+  hn::Store(hn::IfThenElse(is_empty, infinite, lse), d, merged);
   T* data = reinterpret_cast<T*>(address(*m.lse));
   for (int64_t lane = 0; lane < rows; ++lane) {
     data[m.offset(*m.lse, first + lane)] = merged[lane];

@@ -67,8 +67,22 @@ HWY_INLINE hn::Vec<D> load(D d, const bfloat16* from) {
 }
 template <class D>
 HWY_INLINE hn::Vec<D> load(D d, const float16* from) {
+#if HWY_TARGET == HWY_SSE4
+  // Without the instruction Highway 1.0 makes numbers of infinities and NaN. Exponent and mantissa
+  // are moved into place; a multiplication corrects the exponent's bias and normalises.
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<uint32_t, D> d32;
+  const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from)));
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(d32, 0x7fff)));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(d32, 0x8000)));
+  const auto finite = hn::BitCast(d32, hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112f)));
+  const auto special = hn::Or(magnitude, hn::Set(d32, 0x7f800000));
+  const auto is_finite = hn::Lt(magnitude, hn::Set(d32, 0x7c00u << 13));
+  return hn::BitCast(d, hn::Or(sign, hn::IfThenElse(is_finite, finite, special)));
+#else
   const hn::Rebind<hwy::float16_t, D> d16;
   return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(from)));
+#endif
 }
 
 // And back, rounding to nearest even.
@@ -92,8 +106,16 @@ HWY_INLINE void store(D /*d*/, hn::Vec<D> v, bfloat16* to) {
 }
 template <class D>
 HWY_INLINE void store(D /*d*/, hn::Vec<D> v, float16* to) {
+#if HWY_TARGET == HWY_SSE4
+  // Without the instruction Highway 1.0 truncates.
+  const D d;
+  HWY_ALIGN float lanes[hn::MaxLanes(d)];
+  hn::Store(v, d, lanes);
+  for (size_t i = 0; i < hn::MaxLanes(d); ++i) to[i] = float16(lanes[i]);
+#else
   const hn::Rebind<hwy::float16_t, D> d16;
   hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(to));
+#endif
 }
 
 HWY_INLINE float to_compute(float value) { return value; }

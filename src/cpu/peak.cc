@@ -109,7 +109,7 @@ double best_rate(Run run) {
   return best;
 }
 
-std::string& target_problem() {
+std::string& problem_sentence() {
   static std::string sentence;
   return sentence;
 }
@@ -132,9 +132,10 @@ void choose_target() {
       if (name == hwy::TargetName(target)) chosen = target;
     }
     if (known.empty()) {
-      target_problem() = "this CPU has none of the instruction sets it was compiled for.";
+      problem_sentence() =
+          "this CPU has none of the instruction sets that the kernels were compiled for.";
     } else if (!name.empty() && chosen == 0) {
-      target_problem() =
+      problem_sentence() =
           fmt::format("VECINA_CPU_TARGET is '{}'; this CPU and build have {}.", wanted, known);
     } else if (chosen != 0) {
       hwy::SetSupportedTargetsForTest(chosen);
@@ -143,7 +144,7 @@ void choose_target() {
   });
 }
 
-std::string why_no_target() { return target_problem(); }
+std::string target_problem() { return problem_sentence(); }
 
 std::string measure_peak() {
   constexpr size_t kL1Numbers = 4096;       // 16 KiB

@@ -163,7 +163,9 @@ HWY_INLINE hn::Vec<D> log_sum_exp(D d, const SoftmaxState<D>& state) {
   const auto infinite = hn::Set(d, -hwy::HighestValue<T>() * 2);
   const auto lse = hn::MulAdd(state.max, hn::Set(d, static_cast<T>(0.69314718055994530942)),
                               hn::Log(d, state.sum));
-  return hn::IfThenElse(hn::Eq(state.sum, zero), infinite, lse);
+  // Log takes neither 0 nor NaN.
+  return hn::IfThenElse(hn::IsNaN(state.sum), state.sum,
+                        hn::IfThenElse(hn::Eq(state.sum, zero), infinite, lse));
 }
 
 // A run of keys of one tile row: `count` weights from `slot` on and the packed values behind them.

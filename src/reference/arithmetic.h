@@ -8,6 +8,7 @@
 #define VECINA_REFERENCE_ARITHMETIC_H_
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -18,12 +19,23 @@
 
 namespace vecina::internal::reference {
 
-// float16 and bfloat16 convert through float; a double is then rounded twice, which moves the
-// result by at most 2^-13 of its last bit.
+// The float on the way from a double to a 16-bit type. Rounding to odd (Boldo and Melquiond, "When
+// double rounding is odd") keeps the second rounding right: whatever is lost leaves the last bit
+// set.
+inline float round_to_odd(double value) {
+  const float nearest = static_cast<float>(value);
+  if (static_cast<double>(nearest) == value || !std::isfinite(nearest)) return nearest;
+  auto bits = std::bit_cast<uint32_t>(nearest);
+  if (std::abs(static_cast<double>(nearest)) > std::abs(value)) --bits;  // towards zero
+  return std::bit_cast<float>(bits | 1u);
+}
+
 template <class To, class From>
 To convert(From from) {
   if constexpr (std::is_floating_point_v<From> && std::is_floating_point_v<To>) {
     return static_cast<To>(from);
+  } else if constexpr (std::is_same_v<From, double>) {
+    return static_cast<To>(round_to_odd(from));
   } else {
     return static_cast<To>(static_cast<float>(from));
   }
