@@ -18,7 +18,6 @@
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -239,22 +238,11 @@ class ForwardUnit {
   bool reads_in_place() const { return plan_.values_in_place && layout_ == KeyLayout::shifted; }
 
   void copy_values(const Element* from, ptrdiff_t begin, ptrdiff_t end, T* to) {
-    // Tokens of one head lie apart in memory, which the hardware's prefetchers do not foresee.
-    constexpr ptrdiff_t kAhead = 12;
     for (ptrdiff_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) {
-        prefetch_row(from + std::max<int64_t>(tokens_[i + kAhead], 0) * plan_.value.token[2],
-                     plan_.head_dim_value);
-      }
       copy_row(D(), tokens_[i] < 0 ? zeros_ : from + tokens_[i] * plan_.value.token[2],
                static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
                to + i * plan_.value_pitch);
     }
-  }
-
-  static void prefetch_row(const Element* row, int head_dim) {
-    constexpr int kLine = 64 / static_cast<int>(sizeof(Element));
-    for (int i = 0; i < head_dim; i += kLine) hwy::Prefetch(row + i);
   }
 
   void pack_transposed(const Element* key, T* keys) {
@@ -264,10 +252,6 @@ class ForwardUnit {
       for (ptrdiff_t column = 0; column * step + run < count; column += kMaxLanes) {
         for (ptrdiff_t lane = 0; lane < kMaxLanes; ++lane) {
           const ptrdiff_t i = (column + lane) * step + run;
-          if (i + kMaxLanes < count) {
-            prefetch_row(key + std::max<int64_t>(tokens_[i + kMaxLanes], 0) * plan_.key.token[2],
-                         plan_.head_dim);
-          }
           rows[static_cast<size_t>(lane)] =
               i < count && tokens_[i] >= 0 ? key + tokens_[i] * plan_.key.token[2] : zeros_;
         }
