@@ -10,6 +10,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -31,6 +32,16 @@ T load(const char* from) {
 template <typename T>
 void store(char* to, T value) {
   std::memcpy(to, &value, sizeof(value));
+}
+
+// The nearest number of the type; 0 for NaN.
+template <typename Integer>
+Integer to_integer(double value) {
+  constexpr double kEnd = -2.0 * (static_cast<double>(std::numeric_limits<Integer>::min()) / 2.0);
+  if (std::isnan(value)) return 0;
+  if (value >= kEnd) return std::numeric_limits<Integer>::max();
+  if (value < -kEnd) return std::numeric_limits<Integer>::min();
+  return static_cast<Integer>(value);
 }
 
 // The float next to `value` on the side of zero, its last bit set if anything was cut off. Rounding
@@ -131,9 +142,9 @@ void HostTensor::set(int64_t index, double value) {
     case VECINA_BF16:
       return store(to, bfloat16(round_to_odd(value)));
     case VECINA_I32:
-      return store(to, static_cast<int32_t>(value));
+      return store(to, to_integer<int32_t>(value));
     default:
-      return store(to, static_cast<int64_t>(value));
+      return store(to, to_integer<int64_t>(value));
   }
 }
 
