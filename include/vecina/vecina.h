@@ -15,6 +15,8 @@
  *   additional_key    [batch, additional_tokens, heads_kv, head_dim]
  *   additional_value  [batch, additional_tokens, heads_kv, head_dim_value]
  *   bias              [heads, 2 * kernel_size - 1, ...], one axis for each rank (relative position)
+ * Packed lengths: [1, total tokens, ...] instead of [batch, extents...], and the additional tensors
+ * have one row for each sample instead of each batch.
  * With output_stride s the query tensor keeps the full extents (only every s-th token is read);
  * output and lse have ceil(extent / s) tokens along that axis.
  */

@@ -115,7 +115,7 @@ class ForwardUnit {
 
  private:
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr int kMaxRuns = 8 * 1024 / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
+  static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
@@ -174,10 +174,11 @@ class ForwardUnit {
   int64_t token_at(int p) const {
     const AxisGroup& axis = lane_axis();
     if (layout_ == KeyLayout::shifted) {
-      if (p < 0)
+      if (p < 0) {
         p = axis.window.is_causal ? -1 : p + axis.window.kernel_size;
-      else if (p >= axis.window.extent)
+      } else if (p >= axis.window.extent) {
         p -= axis.window.kernel_size;
+      }
     }
     return p < 0 || p >= axis.window.extent ? -1 : axis.to_token(p);
   }

@@ -23,6 +23,8 @@ namespace vecina::internal::cpu {
 // 3 queries + 1 key = 16 registers; a packed key is read from L2 once for all rows of a tile.
 inline constexpr int kTileRows = 6;
 inline constexpr int kMaxRows = 3;
+// Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
+inline constexpr int kWeightBytes = 8 * 1024;
 inline constexpr int kRank = 3;  // missing outer axes have one token
 
 // How the keys of a vector of queries lie along the innermost axis.

@@ -10,8 +10,6 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
-constexpr int kWeightBytes = 8 * 1024;
 // Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
 constexpr size_t kPackedBytes = 384 * 1024;
 // Rows of packed data start on their own cache lines.
