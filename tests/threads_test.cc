@@ -408,6 +408,11 @@ TEST(Fork, ChildrenDestroyTheContext) {
 
 // Another thread is in the middle of a call when the process forks.
 TEST(Fork, WhileAnotherThreadRuns) {
+#if defined(__SANITIZE_ADDRESS__)
+  // Seen in a debugger: the child waits for a lock of the sanitizer's allocator, which the runner
+  // held when the process forked. glibc's allocator is made for this.
+  GTEST_SKIP() << "AddressSanitizer's allocator does not survive a fork beside a running thread";
+#endif
   const Known& known = known_problems()[0];
   const cli::ContextPtr context = cli::make_context("", 3);
   ASSERT_TRUE(known.is_right(context.get()));
