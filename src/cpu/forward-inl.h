@@ -18,48 +18,61 @@
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
+#include "cpu/values-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// logits() for every number of rows and keys.
+// logits() for every number of rows, twins and keys.
 template <KeyLayout kLayout, class D>
 class LogitsTable {
  public:
   using T = hn::TFromD<D>;
   using Function = void (*)(D, int, const T*, ptrdiff_t, const T* const*, ptrdiff_t, T* const*);
 
-  // How many of `keys` one call takes, so that none is left with few sums.
-  static int take(int rows, int keys) {
-    const int most = rows == 1 ? kMaxKeysOneRow : kMaxKeys;
-    if (keys > most) return keys == most + 1 ? (keys + 1) / 2 : most;
-    return keys == 6 && rows > 1 ? 3 : keys;
+  // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
+  static int take(int vectors, int keys) {
+    const int most = max_keys(vectors);
+    if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
+    return keys == 6 && most == 7 ? 3 : keys;
   }
-  static Function get(int rows, int keys) {
-    if (rows == 1) return kOneRow[static_cast<size_t>(keys - 1)];
-    return (rows == 2 ? kTwoRows : kThreeRows)[static_cast<size_t>(keys - 1)];
+  // Rows whose logits one call computes: `left` more are there.
+  static int take_rows(int twins, int left) {
+    if (twins > 1) return 1;
+    return left == 4 ? 2 : std::min(left, 3);
+  }
+  static Function get(int rows, int twins, int keys) {
+    const auto i = static_cast<size_t>(keys - 1);
+    if (twins > 1) return kTwins[i];
+    return (rows == 1 ? kOneRow : rows == 2 ? kTwoRows : kThreeRows)[i];
   }
 
  private:
-  template <int kRows, int kKeys>
+  static constexpr int kMostKeys = 8;
+  static constexpr int max_keys(int vectors) {
+    return vectors == 1 ? kMostKeys : std::min(kMaxSums / vectors, kMostKeys - 1);
+  }
+  template <int kRows, int kLaneTwins, int kKeys>
   static constexpr Function function() {
-    if constexpr (kRows > 1 && (kKeys > kMaxKeys || kKeys == 6)) {
+    constexpr int kMost = max_keys(kRows * kLaneTwins);
+    if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
       return nullptr;  // never taken
     } else {
-      return &logits<kRows, kKeys, kLayout, D>;
+      return &logits<kRows, kLaneTwins, kKeys, kLayout, D>;
     }
   }
-  template <int kRows, int... kKeys>
+  template <int kRows, int kLaneTwins, int... kKeys>
   static constexpr std::array<Function, sizeof...(kKeys)> table(
       std::integer_sequence<int, kKeys...>) {
-    return {function<kRows, kKeys + 1>()...};
+    return {function<kRows, kLaneTwins, kKeys + 1>()...};
   }
-  using AllKeys = std::make_integer_sequence<int, kMaxKeysOneRow>;
-  static constexpr auto kOneRow = table<1>(AllKeys());
-  static constexpr auto kTwoRows = table<2>(AllKeys());
-  static constexpr auto kThreeRows = table<3>(AllKeys());
+  using AllKeys = std::make_integer_sequence<int, kMostKeys>;
+  static constexpr auto kOneRow = table<1, 1>(AllKeys());
+  static constexpr auto kTwoRows = table<2, 1>(AllKeys());
+  static constexpr auto kThreeRows = table<3, 1>(AllKeys());
+  static constexpr auto kTwins = table<1, kMaxTwins>(AllKeys());
 };
 
 template <typename Element>
@@ -94,8 +107,8 @@ class ForwardUnit {
     output_ = at<Element>(pointers.output, plan.output, batch, head);
     lse_ = at<LseType>(pointers.lse, plan.lse, batch, head);
     if (layout_ == KeyLayout::shifted) {
-      columns_ = run_columns(lane_axis(), ranges_[2], plan.lanes);
-      key_row_ = ptrdiff_t{columns_} * lane_axis().step * plan.head_dim;
+      key_runs_ = key_runs(lane_axis(), ranges_[2]);
+      key_row_ = ptrdiff_t{key_runs_.pitch} * plan.head_dim;
     } else {
       key_row_ = ptrdiff_t{ranges_[2].size()} * plan.key_pitch;
     }
@@ -103,11 +116,12 @@ class ForwardUnit {
 
   void run() {
     pack();
-    for (int x = box_.begin[2]; x < box_.end[2]; x += plan_.lanes) {
+    const int tile_rows = twins() == 1 ? kMaxRows : kTileVectors / twins();
+    for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) {
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
         const int rows = (box_.end[1] - box_.begin[1]) * rows_of_query();
-        for (int row = 0; row < rows; row += kTileRows) {
-          run_tile(x, z, row, std::min(kTileRows, rows - row));
+        for (int row = 0; row < rows; row += tile_rows) {
+          run_tile(x, z, row, std::min(tile_rows, rows - row));
         }
       }
     }
@@ -115,25 +129,32 @@ class ForwardUnit {
 
  private:
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kMaxColumns = 10;  // key vectors of one call of logits()
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
-  // One query row of a tile: queries at one outer position, phase and head.
+  static constexpr int kMaxQueries = kMaxLanes * kMaxTwins;
+  // Queries whose values are summed up together: 2 vectors of sums each hide the latency of the
+  // multiply-add, if there are registers for them.
+  static constexpr int kManyQueries = HWY_TARGET == HWY_AVX3 ? 8 : 4;
+  static constexpr int kMaxRows = 6;
+
+  // One query row of a tile: up to lanes * twins queries at one outer position, phase and head.
   struct Row {
-    int phase = 0, lanes = 0;        // lanes that are queries; the others repeat the last one
+    int phase = 0, num_queries = 0;  // vectors are filled up with the last query
     int key_begin = 0, key_end = 0;  // of the middle axis
-    Element* output = nullptr;       // of lane 0
+    Element* output = nullptr;       // of the first query
     LseType* lse = nullptr;
     bool is_masked = false;
-    std::array<LaneView, kMaxLanes> views;
+    std::array<QueryView, kMaxQueries> views;
     T* weights = nullptr;
     T* sums = nullptr;
     bool has_sums = false;  // of keys that were flushed before
     int slots = 0, num_runs = 0;
     std::array<KeyRun<T>, kMaxRuns> runs;
-    SoftmaxState<D> state;
+    std::array<SoftmaxState<D>, kMaxTwins> states;
   };
 
-  using Rows = std::array<Row, kTileRows>;
+  using Rows = std::array<Row, kMaxRows>;
 
   template <typename U>
   static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
@@ -142,6 +163,9 @@ class ForwardUnit {
 
   const AxisGroup& lane_axis() const { return *axes_[2]; }
   int rows_of_query() const { return lane_axis().phases * plan_.head_group; }
+  int twins() const { return lane_axis().twins; }
+  // Weights of one vector of queries, and how far the next one's are.
+  static constexpr ptrdiff_t twin_pitch() { return weights_pitch(kMaxLanes, sizeof(T)); }
   // Row of packed keys and values that holds the given outer positions.
   ptrdiff_t packed_row(int z, int y) const {
     return ptrdiff_t{z - ranges_[0].begin} * ranges_[1].size() + (y - ranges_[1].begin);
@@ -154,7 +178,7 @@ class ForwardUnit {
   void pack() {
     zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
-    find_tokens();
+    find_keys();
     for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
       for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) pack_row(z, y);
     }
@@ -170,56 +194,58 @@ class ForwardUnit {
     }
   }
 
-  // The key token that stands at position p of the packed rows; -1: none, zeros do.
-  int64_t token_at(int p) const {
-    const AxisGroup& axis = lane_axis();
-    if (layout_ == KeyLayout::shifted) {
-      if (p < 0) {
-        p = axis.window.is_causal ? -1 : p + axis.window.kernel_size;
-      } else if (p >= axis.window.extent) {
-        p -= axis.window.kernel_size;
+  // The row of a tensor that stands at position p of the packed rows; zeros where none does.
+  // `row` is that of position 0.
+  const Element* row_at(const Element* row, ptrdiff_t position_stride, int p) const {
+    const NaAxis& window = lane_axis().window;
+    if (p < 0) {
+      if (window.is_causal) return zeros_;
+      p += window.kernel_size;
+    } else if (p >= window.extent) {
+      p -= window.kernel_size;
+    }
+    return p < 0 || p >= window.extent ? zeros_ : row + p * position_stride;
+  }
+  ptrdiff_t position_stride(const Strides& strides) const {
+    return strides.token[2] * lane_axis().token_step;
+  }
+
+  // Where each key of a window lies in a packed row.
+  void find_keys() {
+    if (layout_ == KeyLayout::shared) return;
+    key_offsets_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.key_offsets);
+    const int num_keys = lane_axis().window.kernel_size + twins() - 1;
+    for (int j = 0, column = 0; j < num_keys; ++column) {
+      for (int run = 0; run < key_runs_.num_runs && j < num_keys; ++run, ++j) {
+        key_offsets_[j] = int64_t{run} * key_runs_.columns + column;
       }
     }
-    return p < 0 || p >= axis.window.extent ? -1 : axis.to_token(p);
   }
 
-  // The tokens of one packed row (-1: zeros stand there), and where each key of a window lies in
-  // it.
-  void find_tokens() {
-    tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
-    for (int p = ranges_[2].begin; p < ranges_[2].end; ++p) {
-      tokens_[p - ranges_[2].begin] = token_at(p);
-    }
-    key_offsets_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.key_offsets);
-    const AxisGroup& axis = lane_axis();
-    for (int j = 0; j < axis.window.kernel_size; ++j) {
-      key_offsets_[j] = layout_ == KeyLayout::shifted
-                            ? int64_t{j % axis.step} * columns_ + j / axis.step
-                            : int64_t{j} * plan_.key_pitch;
-    }
-  }
-
-  // True if all windows of the vector of queries at x lie within the axis as they are.
+  // True if all windows of the row of queries at x lie within the axis as they are.
   bool is_inside(int x) const {
     const AxisGroup& axis = lane_axis();
     const int begin = borderless_begin(axis.window, axis.position(x));
-    const int last = begin + axis.step * (kMaxLanes - 1);
+    const int last = begin + axis.step * (kMaxLanes * axis.twins - 1);
     return begin >= 0 && last + axis.window.kernel_size <= axis.window.extent;
   }
 
   void pack_row(int z, int y) {
     const int64_t token_z = axes_[0]->to_token(z), token_y = axes_[1]->to_token(y);
-    const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
-    const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
+    const Element* key =
+        key_ + token_offset(plan_.key, token_z, token_y) + lane_axis().token * plan_.key.token[2];
+    const Element* value = value_ + token_offset(plan_.value, token_z, token_y) +
+                           lane_axis().token * plan_.value.token[2];
     const ptrdiff_t row = packed_row(z, y);
-    const ptrdiff_t count = ranges_[2].size();
+    const int count = ranges_[2].size();
     T* values = scratch_ + plan_.scratch.values + row * count * plan_.value_pitch;
     if (reads_in_place()) {
       const AxisGroup& axis = lane_axis();
-      for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes) {
+      const int queries = kMaxLanes * axis.twins;
+      for (int x = box_.begin[2]; x < box_.end[2]; x += queries) {
         if (is_inside(x)) continue;
-        const ptrdiff_t first = ptrdiff_t{x - box_.begin[2]} * axis.step;
-        copy_values(value, first, first + axis.step * (kMaxLanes - 1) + axis.window.kernel_size,
+        const int first = (x - box_.begin[2]) * axis.step;
+        copy_values(value, first, first + axis.step * (queries - 1) + axis.window.kernel_size,
                     values);
       }
     } else {
@@ -230,35 +256,59 @@ class ForwardUnit {
       pack_transposed(key, keys);
       return;
     }
-    for (ptrdiff_t i = 0; i < count; ++i) {
-      copy_row(D(), key + tokens_[i] * plan_.key.token[2], static_cast<size_t>(plan_.head_dim),
-               static_cast<size_t>(plan_.key_pitch), keys + i * plan_.key_pitch);
+    const ptrdiff_t stride = position_stride(plan_.key);
+    for (int i = 0; i < count; ++i) {
+      copy_row(D(), key + i * stride, static_cast<size_t>(plan_.head_dim),
+               static_cast<size_t>(plan_.key_pitch), keys + ptrdiff_t{i} * plan_.key_pitch);
     }
   }
 
   bool reads_in_place() const { return plan_.values_in_place && layout_ == KeyLayout::shifted; }
 
-  void copy_values(const Element* from, ptrdiff_t begin, ptrdiff_t end, T* to) {
-    for (ptrdiff_t i = begin; i < end; ++i) {
-      copy_row(D(), tokens_[i] < 0 ? zeros_ : from + tokens_[i] * plan_.value.token[2],
+  // Rows [begin, end) of a packed row of values.
+  void copy_values(const Element* value, int begin, int end, T* to) {
+    const ptrdiff_t stride = position_stride(plan_.value);
+    for (int i = begin; i < end; ++i) {
+      copy_row(D(), row_at(value, stride, ranges_[2].begin + i),
                static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
-               to + i * plan_.value_pitch);
+               to + ptrdiff_t{i} * plan_.value_pitch);
     }
   }
 
   void pack_transposed(const Element* key, T* keys) {
-    const ptrdiff_t step = lane_axis().step, count = ranges_[2].size();
-    std::array<const Element*, kMaxLanes> rows;
-    for (ptrdiff_t run = 0; run < step; ++run) {
-      for (ptrdiff_t column = 0; column * step + run < count; column += kMaxLanes) {
-        for (ptrdiff_t lane = 0; lane < kMaxLanes; ++lane) {
-          const ptrdiff_t i = (column + lane) * step + run;
-          rows[static_cast<size_t>(lane)] =
-              i < count && tokens_[i] >= 0 ? key + tokens_[i] * plan_.key.token[2] : zeros_;
-        }
-        transpose_rows(D(), rows.data(), static_cast<size_t>(plan_.head_dim),
-                       static_cast<size_t>(columns_ * step), T{1}, keys + run * columns_ + column);
+    const int runs = key_runs_.num_runs, count = ranges_[2].size();
+    const hn::CappedTag<T, 4> few;
+    constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
+    for (int run = 0; run < runs; ++run) {
+      const int columns = (count - run + runs - 1) / runs;
+      int column = 0;
+      for (; columns - column > kMaxLanes / 2; column += kMaxLanes) {
+        // The last vector may overlap the one before: it must not reach into the next run.
+        pack_columns(D(), key, run, std::min(column, key_runs_.columns - kMaxLanes), keys);
       }
+      for (; column < columns; column += kFew) pack_columns(few, key, run, column, keys);
+    }
+  }
+
+  template <class Tag>
+  void pack_columns(Tag tag, const Element* key, int run, int column, T* keys) {
+    constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
+    const ptrdiff_t stride = position_stride(plan_.key);
+    const int runs = key_runs_.num_runs;
+    const int first = ranges_[2].begin + column * runs + run, last = first + (kColumns - 1) * runs;
+    const auto transpose = [&](const auto& rows) {
+      transpose_rows(tag, rows, static_cast<size_t>(plan_.head_dim),
+                     static_cast<size_t>(key_runs_.pitch), T{1},
+                     keys + ptrdiff_t{run} * key_runs_.columns + column);
+    };
+    if (first >= 0 && last < lane_axis().window.extent) {
+      transpose(RegularRows<Element>(key + first * stride, runs * stride));
+    } else {
+      std::array<const Element*, kColumns> rows;
+      for (int lane = 0; lane < kColumns; ++lane) {
+        rows[static_cast<size_t>(lane)] = row_at(key, stride, first + lane * runs);
+      }
+      transpose(ScatteredRows<Element>{rows.data()});
     }
   }
 
@@ -308,17 +358,17 @@ class ForwardUnit {
     const int phase = index / plan_.head_group % axis.phases;
     const int k = box_.begin[1] + index / rows_of_query();
     row->phase = phase;
-    row->state = empty_softmax(D());
     row->key_begin = middle.begin(middle.position(k));
     row->key_end = middle.end(middle.position(k));
-    row->lanes = std::min(kMaxLanes, box_.end[2] - x);
-    while (row->lanes > 0 && axis.position(x + row->lanes - 1) + phase >= axis.query_extent) {
-      --row->lanes;
+    row->num_queries = std::min(kMaxLanes * twins(), box_.end[2] - x);
+    while (row->num_queries > 0 &&
+           axis.position(x + row->num_queries - 1) + phase >= axis.query_extent) {
+      --row->num_queries;
     }
     const Element* query =
         query_ + head * plan_.query.head +
         token_offset(plan_.query, axes_[0]->query_token(z, 0), middle.query_token(k, 0)) +
-        axis.query_token(x, row->lanes > 0 ? phase : 0) * plan_.query.token[2];
+        axis.query_token(x, row->num_queries > 0 ? phase : 0) * plan_.query.token[2];
     const auto offset = [&](const Strides& strides) {
       return head * strides.head +
              token_offset(strides, axes_[0]->output_token(z, 0), middle.output_token(k, 0)) +
@@ -327,34 +377,46 @@ class ForwardUnit {
     row->output = output_ + offset(plan_.output);
     row->lse = lse_ + offset(plan_.lse);
     if (axis.window.is_causal) {
-      for (int lane = 0; lane < kMaxLanes; ++lane) {
-        row->views[static_cast<size_t>(lane)] = causal_view(axis.position(x + lane) + phase);
+      for (int i = 0; i < kMaxLanes * twins(); ++i) {
+        row->views[static_cast<size_t>(i)] = causal_view(axis.position(x + i) + phase);
       }
     }
     row->is_masked = axis.window.is_causal &&
                      (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
-    row->weights = scratch_ + plan_.scratch.weights + ptrdiff_t{r} * kMaxLanes * plan_.max_slots;
-    row->sums = scratch_ + plan_.scratch.sums + ptrdiff_t{r} * kMaxLanes * plan_.value_pitch;
+    const ptrdiff_t vector = ptrdiff_t{r} * twins();
+    row->weights = scratch_ + plan_.scratch.weights + vector * twin_pitch();
+    row->sums = scratch_ + plan_.scratch.sums + vector * kMaxLanes * plan_.value_pitch;
 
-    const ptrdiff_t lane_stride = plan_.query.token[2] * axis.token_step * axis.step;
-    std::array<const Element*, kMaxLanes> queries;
-    for (int lane = 0; lane < kMaxLanes; ++lane) {
-      queries[static_cast<size_t>(lane)] =
-          query + std::min(lane, std::max(row->lanes - 1, 0)) * lane_stride;
+    const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
+    const int last = std::max(row->num_queries - 1, 0);
+    for (int t = 0; t < twins(); ++t) {
+      row->states[static_cast<size_t>(t)] = empty_softmax(D());
+      const auto transpose = [&](const auto& queries) {
+        // Logits are powers of two's exponents from here on.
+        constexpr double kLog2E = 1.44269504088896340736;
+        transpose_rows(D(), queries, static_cast<size_t>(plan_.head_dim), kMaxLanes,
+                       static_cast<T>(plan_.scale * kLog2E), tile_queries(r, t));
+      };
+      if (row->num_queries == kMaxLanes * twins()) {
+        transpose(RegularRows<Element>(query + t * query_stride, twins() * query_stride));
+      } else {
+        std::array<const Element*, kMaxLanes> queries;
+        for (int lane = 0; lane < kMaxLanes; ++lane) {
+          queries[static_cast<size_t>(lane)] =
+              query + std::min(lane * twins() + t, last) * query_stride;
+        }
+        transpose(ScatteredRows<Element>{queries.data()});
+      }
     }
-    // Logits are powers of two's exponents from here on.
-    constexpr double kLog2E = 1.44269504088896340736;
-    transpose_rows(D(), queries.data(), static_cast<size_t>(plan_.head_dim), kMaxLanes,
-                   static_cast<T>(plan_.scale * kLog2E), tile_queries(r));
   }
 
-  T* tile_queries(int r) const {
-    return scratch_ + plan_.scratch.queries + ptrdiff_t{r} * kMaxLanes * plan_.head_dim;
+  T* tile_queries(int r, int twin) const {
+    return scratch_ + plan_.scratch.queries + (ptrdiff_t{r} * twins() + twin) * plan_.queries_pitch;
   }
 
-  // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
+  // What a causal query at position p sees. Stride 1 with the shifted layout: all from the border
   // on.
-  LaneView causal_view(int p) const {
+  QueryView causal_view(int p) const {
     const NaAxis& window = lane_axis().window;
     if (layout_ == KeyLayout::shared) {
       return {0, std::min(p + 1, window.extent), window.extent};
@@ -363,19 +425,20 @@ class ForwardUnit {
     return {std::max(0, -begin), p - begin + 1, window.extent - begin};
   }
 
-  // Keys along the innermost axis that some lane of the tile sees.
+  // Keys along the innermost axis that some query of the tile sees.
   int visible_keys(const Rows& rows, int num_rows) const {
     const NaAxis& window = lane_axis().window;
     if (layout_ == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
     int keys = 0;
     for (int r = 0; r < num_rows; ++r) {
       const Row& row = rows[static_cast<size_t>(r)];
-      keys = std::max(keys, row.views[static_cast<size_t>(std::max(row.lanes - 1, 0))].visible);
+      keys =
+          std::max(keys, row.views[static_cast<size_t>(std::max(row.num_queries - 1, 0))].visible);
     }
     return keys;
   }
 
-  // Value rows of the window of x's first lane: packed, or where they lie in the tensor.
+  // Value rows of the window of the query at x: packed, or where they lie in the tensor.
   struct ValueRows {
     const T* first;
     ptrdiff_t pitch;
@@ -410,7 +473,8 @@ class ForwardUnit {
                            .is_shared = layout_ == KeyLayout::shared,
                            .is_window = true};
     if (layout_ == KeyLayout::shifted) {
-      add_keys<KeyLayout::shifted>(keys + (x - box_.begin[2]), run, rows, num_rows, first, last);
+      add_keys<KeyLayout::shifted>(keys + ((x - box_.begin[2]) / twins()), run, rows, num_rows,
+                                   first, last);
     } else {
       add_keys<KeyLayout::shared>(keys + ptrdiff_t{j} * plan_.key_pitch, run, rows, num_rows, first,
                                   last);
@@ -429,7 +493,7 @@ class ForwardUnit {
       break;
     }
     for (int r = first, count; r < last; r += count) {
-      count = last - r == 4 ? 2 : std::min(kMaxRows, last - r);
+      count = LogitsTable<kLayout, D>::take_rows(twins(), last - r);
       row_logits<kLayout>(keys, run, *rows, r, count);
     }
     for (int r = first; r < last; ++r) {
@@ -443,23 +507,24 @@ class ForwardUnit {
 
   template <KeyLayout kLayout>
   void row_logits(const T* keys, const KeyRun<T>& run, const Rows& rows, int first, int count) {
-    const ptrdiff_t key_step =
-        kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * lane_axis().step : 1;
+    constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
+    const ptrdiff_t key_step = kIsShifted ? key_runs_.pitch : 1;
+    const int vectors = count * twins();
     for (int t = 0, take; t < run.count; t += take) {
-      take = LogitsTable<kLayout, D>::take(count, run.count - t);
-      const T* key[kMaxKeysOneRow];
-      for (int i = 0; i < take; ++i) {
-        key[i] = kLayout == KeyLayout::shifted ? keys + key_offsets_[run.first_key + t + i]
-                                               : keys + ptrdiff_t{t + i} * plan_.key_pitch;
+      take = LogitsTable<kLayout, D>::take(vectors, run.count - t);
+      const T* key[kMaxColumns];
+      for (int i = 0; i < (kIsShifted ? take + twins() - 1 : take); ++i) {
+        key[i] = kIsShifted ? keys + key_offsets_[run.first_key + t + i]
+                            : keys + ptrdiff_t{t + i} * plan_.key_pitch;
       }
-      T* weights[kMaxRows];
-      for (int r = 0; r < count; ++r) {
-        const Row& row = rows[static_cast<size_t>(first + r)];
-        weights[r] = row.weights + ptrdiff_t{row.slots + t} * kMaxLanes;
+      T* weights[4];
+      for (int v = 0; v < vectors; ++v) {
+        const Row& row = rows[static_cast<size_t>(first + v / twins())];
+        weights[v] =
+            row.weights + v % twins() * twin_pitch() + ptrdiff_t{row.slots + t} * kMaxLanes;
       }
-      LogitsTable<kLayout, D>::get(count, take)(D(), plan_.head_dim, tile_queries(first),
-                                                ptrdiff_t{kMaxLanes} * plan_.head_dim, key,
-                                                key_step, weights);
+      LogitsTable<kLayout, D>::get(count, twins(), take)(
+          D(), plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step, weights);
     }
   }
 
@@ -467,131 +532,108 @@ class ForwardUnit {
   void flush(Row* row, bool is_last) {
     if (row->slots == 0 && !is_last) return;
     const D d;
-    if (row->is_masked) {
-      for (int i = 0; i < row->num_runs; ++i) {
-        const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
-        if (run.is_window) hide(d, run, row->views.data(), row->weights);
+    for (int t = 0; t < twins(); ++t) {
+      T* weights = row->weights + t * twin_pitch();
+      if (row->is_masked) {
+        for (int i = 0; i < row->num_runs; ++i) {
+          const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
+          if (run.is_window) {
+            hide(d, run, row->views.data() + t, static_cast<size_t>(twins()), weights);
+          }
+        }
+      }
+      SoftmaxState<D>& state = row->states[static_cast<size_t>(t)];
+      const auto shrink = softmax(d, static_cast<size_t>(row->slots), weights, &state);
+      hn::Store(shrink, d, weights + shrink_offset<D>());
+      if (is_last) {
+        const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),
+                                                hn::Div(hn::Set(d, T{1}), state.sum));
+        hn::Store(inverse, d, weights + inverse_offset<D>());
+        if (plan_.has_lse) write_lse(*row, t);
       }
     }
-    HWY_ALIGN T shrink[kMaxLanes];
-    HWY_ALIGN T inverse[kMaxLanes];
-    hn::Store(softmax(d, static_cast<size_t>(row->slots), row->weights, &row->state), d, shrink);
-    if (is_last) {
-      const auto sum = row->state.sum;
-      hn::Store(hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum)), d,
-                inverse);
-      if (plan_.has_lse) write_lse(*row);
-    }
-    weigh_lanes(row, {is_last, shrink, inverse});
+    weigh_queries(*row, is_last);
     row->has_sums = true;
     row->slots = row->num_runs = 0;
   }
 
-  struct Flush {
-    bool is_last;
-    const T *shrink, *inverse;  // of each lane
-  };
-
-  void weigh_lanes(Row* row, const Flush& how) {
-    const AxisGroup& axis = lane_axis();
-    const bool has_views = row->is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
-    const ValueArguments<T> arguments = {row->runs.data(), row->num_runs, row->weights, axis.step,
-                                         has_views ? row->views.data() : nullptr};
-    bool is_stairs = layout_ == KeyLayout::shifted && axis.step == 1;
-    bool is_level = true;
-    for (int i = 0; i < row->num_runs; ++i) {
-      const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
-      is_stairs = is_stairs && (run.is_shared || run.count >= 3);
-      is_level = is_level && run.is_shared;
+  void weigh_queries(const Row& row, bool is_last) {
+    if (twins() == 1) {
+      weigh_queries<1>(row, is_last);
+    } else {
+      weigh_queries<kMaxTwins>(row, is_last);
     }
-    int lane = 0;
-    if (is_level) {
-      for (; lane + 4 <= row->lanes; lane += 4) weigh<Quad::level>(row, arguments, how, lane);
-    } else if (is_stairs) {
-      for (; lane + 4 <= row->lanes; lane += 4) weigh<Quad::stairs>(row, arguments, how, lane);
-    }
-    for (; lane < row->lanes; ++lane) weigh<Quad::single>(row, arguments, how, lane);
   }
 
-  template <Quad kQuad>
-  void weigh(Row* row, const ValueArguments<T>& arguments, const Flush& how, int lane) {
+  template <int kTwins>
+  void weigh_queries(const Row& row, bool is_last) {
+    const AxisGroup& axis = lane_axis();
+    const bool has_views = row.is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
+    const ValueArguments<T> arguments = {row.runs.data(), row.num_runs, row.weights, axis.step,
+                                         has_views ? row.views.data() : nullptr};
+    bool is_level = true;
+    int shortest = layout_ == KeyLayout::shifted && axis.step == 1 ? kManyQueries : 0;
+    for (int i = 0; i < row.num_runs; ++i) {
+      const KeyRun<T>& run = row.runs[static_cast<size_t>(i)];
+      if (run.is_shared) continue;
+      is_level = false;
+      shortest = std::min(shortest, run.count);
+    }
+    const int begin = 0, end = row.num_queries;
+    const int many = end / kManyQueries * kManyQueries, quads = end / 4 * 4;
+    int done = 0;
+    if (is_level) {
+      weigh<Sharing::level, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
+      weigh<Sharing::level, kTwins, 4>(row, arguments, is_last, many, quads);
+      done = quads;
+    } else if (shortest >= 3) {
+      if (shortest >= kManyQueries - 1) {
+        weigh<Sharing::stairs, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
+        done = many;
+      }
+      weigh<Sharing::stairs, kTwins, 4>(row, arguments, is_last, done, quads);
+      done = quads;
+    }
+    weigh<Sharing::none, kTwins, 1>(row, arguments, is_last, done, end);
+  }
+
+  // Queries [begin, end) of a row, kQueries at a time.
+  template <Sharing kSharing, int kTwins, int kQueries>
+  void weigh(const Row& row, const ValueArguments<T>& arguments, bool is_last, int begin, int end) {
+    if (begin >= end) return;
+    const auto target = [&](ptrdiff_t column) {
+      return SumsTarget<T, Element>{row.sums + column,
+                                    plan_.value_pitch,
+                                    row.has_sums,
+                                    is_last,
+                                    row.output + column,
+                                    lane_axis().output_step * plan_.output.token[2],
+                                    plan_.head_dim_value - column};
+    };
     ptrdiff_t column = 0;
     for (; column + 2 * kMaxLanes <= plan_.value_pitch; column += 2 * kMaxLanes) {
-      weigh_columns<kQuad, 2>(row, arguments, how, lane, column);
-    }
-    if (column < plan_.value_pitch) weigh_columns<kQuad, 1>(row, arguments, how, lane, column);
-  }
-
-  // Values of the lanes from `lane` on, kVectors vectors of them from `column` on.
-  template <Quad kQuad, int kVectors>
-  HWY_NOINLINE void weigh_columns(Row* row, const ValueArguments<T>& arguments, const Flush& how,
-                                  int lane, ptrdiff_t column) {
-    constexpr int kLanes = kQuad == Quad::single ? 1 : 4;
-    const D d;
-    ValueSums<kVectors, D> sums;
-    T* kept = row->sums + lane * plan_.value_pitch + column;
-    if (row->has_sums) {
-      unroll<kLanes>([&](auto q) HWY_ATTR {
-        const auto factor = hn::Set(d, how.shrink[lane + ptrdiff_t{q}]);
-        unroll<kVectors>([&](auto v) HWY_ATTR {
-          sums.sums[q * kVectors + v] = hn::Mul(
-              factor, hn::LoadU(d, kept + ptrdiff_t{q} * plan_.value_pitch + v * kMaxLanes));
-        });
-      });
-    }
-    if constexpr (kQuad == Quad::single) {
-      add_single(d, arguments, lane, column, &sums);
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        sums.sums[v] = hn::Add(hn::Add(sums.sums[v], sums.sums[kVectors + v]),
-                               hn::Add(sums.sums[2 * kVectors + v], sums.sums[3 * kVectors + v]));
-      });
-    } else if constexpr (kQuad == Quad::level) {
-      add_level(d, arguments, lane, column, &sums);
-    } else {
-      // Runs of the window come first, additional tokens after them.
-      ValueArguments<T> window = arguments, additional = arguments;
-      while (arguments.runs[window.num_runs - 1].is_shared) --window.num_runs;
-      add_stairs(d, window, lane, column, &sums);
-      if (window.num_runs < arguments.num_runs) {
-        additional.runs += window.num_runs;
-        additional.num_runs -= window.num_runs;
-        HWY_ALIGN T buffer[4 * kVectors * kMaxLanes];
-        sums.store(buffer);
-        add_level_apart<kVectors>(d, additional, lane, column, buffer);
-        sums.load(buffer);
+      if (is_last && !row.has_sums && column + 2 * kMaxLanes <= plan_.head_dim_value) {
+        weigh_values<kSharing, kTwins, kQueries, 2, true>(D(), arguments, begin, end, column,
+                                                          target(column));
+      } else {
+        weigh_values<kSharing, kTwins, kQueries, 2, false>(D(), arguments, begin, end, column,
+                                                           target(column));
       }
     }
-    if (!how.is_last) {
-      unroll<kLanes>([&](auto q) HWY_ATTR {
-        unroll<kVectors>([&](auto v) HWY_ATTR {
-          hn::StoreU(sums.sums[q * kVectors + v], d,
-                     kept + ptrdiff_t{q} * plan_.value_pitch + v * kMaxLanes);
-        });
-      });
-      return;
+    if (column < plan_.value_pitch) {
+      weigh_values<kSharing, kTwins, kQueries, 1, false>(D(), arguments, begin, end, column,
+                                                         target(column));
     }
-    const AxisGroup& axis = lane_axis();
-    const ptrdiff_t lane_stride = axis.output_step * plan_.output.token[2];
-    Element* output = row->output + lane * lane_stride + column;
-    const ptrdiff_t left = plan_.head_dim_value - column;
-    unroll<kLanes>([&](auto q) HWY_ATTR {
-      const auto factor = hn::Set(d, how.inverse[lane + ptrdiff_t{q}]);
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        constexpr ptrdiff_t at = ptrdiff_t{v} * kMaxLanes;
-        if (at < left) {
-          store_some(d, hn::Mul(factor, sums.sums[q * kVectors + v]),
-                     static_cast<size_t>(left - at), output + ptrdiff_t{q} * lane_stride + at);
-        }
-      });
-    });
   }
 
-  void write_lse(const Row& row) {
+  void write_lse(const Row& row, int twin) {
     const D d;
     HWY_ALIGN T lse[kMaxLanes];
-    hn::Store(log_sum_exp(d, row.state), d, lse);
-    const ptrdiff_t lane_stride = lane_axis().output_step * plan_.lse.token[2];
-    for (int lane = 0; lane < row.lanes; ++lane) row.lse[lane * lane_stride] = lse[lane];
+    hn::Store(log_sum_exp(d, row.states[static_cast<size_t>(twin)]), d, lse);
+    const ptrdiff_t query_stride = lane_axis().output_step * plan_.lse.token[2];
+    for (int lane = 0, i = twin; i < row.num_queries; ++lane, i += twins()) {
+      row.lse[i * query_stride] = lse[lane];
+    }
   }
 
   const ForwardPlan& plan_;
@@ -600,11 +642,10 @@ class ForwardUnit {
   std::array<const AxisGroup*, kRank> axes_;
   std::array<KeyRange, kRank> ranges_;
   KeyLayout layout_;
-  int columns_ = 0;        // of one run of transposed keys
+  KeyRuns key_runs_ = {};  // of the shifted layout
   ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
   const Element* zeros_ = nullptr;
-  int64_t* tokens_ = nullptr;
   int64_t* key_offsets_ = nullptr;
   Element* output_;
   LseType* lse_;

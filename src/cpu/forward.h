@@ -19,12 +19,21 @@
 
 namespace vecina::internal::cpu {
 
-// Query rows of a tile, and those whose logits are computed together. 3 rows x 4 keys are 12 sums +
-// 3 queries + 1 key = 16 registers; a packed key is read from L2 once for all rows of a tile.
-inline constexpr int kTileRows = 6;
-inline constexpr int kMaxRows = 3;
+// Vectors of queries of a tile, and those whose logits are computed together. A packed key is read
+// from L2 once for all rows of a tile.
+inline constexpr int kTileVectors = 8;
+inline constexpr int kMaxTwins = 4;
 // Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
 inline constexpr int kWeightBytes = 8 * 1024;
+// Of a vector of queries: keys whose logits are held at once, and elements from one vector's to the
+// next one's. Two vectors follow the weights, and the number of all is odd, so that neighbours do
+// not share cache sets.
+constexpr int max_slots(int lanes, int element_bytes) {
+  return kWeightBytes / (lanes * element_bytes);
+}
+constexpr int weights_pitch(int lanes, int element_bytes) {
+  return (max_slots(lanes, element_bytes) + 3) * lanes;
+}
 inline constexpr int kRank = 3;  // missing outer axes have one token
 
 // How the keys of a vector of queries lie along the innermost axis.
@@ -40,6 +49,7 @@ struct AxisGroup {
   NaAxis window;          // in positions
   int token, token_step;  // token of position p: token + token_step * p
   int first, step, phases, num_queries;
+  int twins = 1;  // innermost axis: neighbouring queries that share a lane, each in its own vector
   int64_t output_first, output_step;  // of queries, in output tokens
   int query_extent;  // positions of queries; differs from window.extent in attention only
 
@@ -77,7 +87,7 @@ struct ScratchLayout {
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
   size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
-  size_t tokens = 0, key_offsets = 0;                 // int64_t: of one packed row, of one window
+  size_t key_offsets = 0;                             // int64_t: of one window
   size_t total = 0;
 };
 
@@ -92,10 +102,11 @@ struct ForwardPlan {
   bool has_lse = false;
   bool values_in_place = false;  // away from the borders values are read where they lie
 
-  int lanes = 0;        // of the kernel that this was planned for
-  int key_pitch = 0;    // elements of one packed key (shared layout)
-  int value_pitch = 0;  // elements of one packed value row: head_dim_value, padded
-  int max_slots = 0;    // keys of a row whose logits are held at once
+  int lanes = 0;          // of the kernel that this was planned for
+  int key_pitch = 0;      // elements of one packed key (shared layout)
+  int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
+  int max_slots = 0;      // keys of a row whose logits are held at once
+  int queries_pitch = 0;  // elements of a vector of queries
   ScratchLayout scratch;
 
   int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
@@ -112,9 +123,14 @@ struct KeyRange {
 KeyRange key_range(const AxisGroup& axis, int begin, int end);                  // outer axes
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes);  // innermost axis
 
-// Packed transposed keys of the shifted layout: for each head_dim entry `step` runs of columns, run
-// r holding the positions r, r + step, ... of the range. Neighbouring lanes are neighbours there.
-int run_columns(const AxisGroup& axis, const KeyRange& range, int lanes);
+// Packed transposed keys of the shifted layout: for each head_dim entry step * twins runs of
+// columns, run r holding the positions r, r + step * twins, ... of the range. Neighbouring lanes
+// are neighbours there.
+struct KeyRuns {
+  int num_runs, columns;
+  int pitch;  // elements from one head_dim entry to the next
+};
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range);
 
 // What one run reads and writes.
 struct ForwardPointers {

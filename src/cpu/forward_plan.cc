@@ -51,6 +51,16 @@ void split_phases(AxisGroup* group) {
   group->num_queries = (group->query_extent + group->step - 1) / group->step;
 }
 
+// Neighbouring queries in one lane: their keys are the same vectors but for the first and the last.
+// `rows` of queries that share their keys are better still: their keys are all the same.
+void choose_twins(int lanes, int rows, AxisGroup* group) {
+  const int queries = lanes * kMaxTwins;
+  const int padded = round_up(group->num_queries, queries);
+  if (group->step == 1 && rows < 3 && 8 * (padded - group->num_queries) <= padded) {
+    group->twins = kMaxTwins;
+  }
+}
+
 // Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
 Strides strides_of(const vecina_tensor& tensor, int rank) {
   Strides strides;
@@ -106,8 +116,7 @@ PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
   const size_t key_row =
       key_layout(axis) == KeyLayout::shared
           ? columns * static_cast<size_t>(plan.key_pitch)
-          : static_cast<size_t>(run_columns(axis, range, plan.lanes) * axis.step) *
-                static_cast<size_t>(plan.head_dim);
+          : static_cast<size_t>(key_runs(axis, range).pitch) * static_cast<size_t>(plan.head_dim);
   return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch), columns};
 }
 
@@ -128,7 +137,9 @@ class BoxCutter {
         const bool too_large =
             (size.keys + size.values) * static_cast<size_t>(element_bytes_) > kPackedBytes;
         // For the caches a cut must not pack much twice; for idle threads it may.
-        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0) : -1;
+        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0)
+                         : is_long_row(box)   ? 2
+                                              : -1;
         if (axis < 0) {
           next.push_back(box);
         } else {
@@ -146,15 +157,25 @@ class BoxCutter {
     return plan_.groups[a][static_cast<size_t>(box.group[a])];
   }
 
+  // A row of queries with short windows: nothing is lost by packing only what one vector needs,
+  // and that stays in L1.
+  bool is_long_row(const Box& box) const {
+    const AxisGroup& axis = axis_of(box, 2);
+    const int queries = plan_.lanes * axis.twins;
+    return box.end[0] - box.begin[0] == 1 && box.end[1] - box.begin[1] == 1 &&
+           box.end[2] - box.begin[2] > queries &&
+           4 * axis.window.kernel_size <= queries * axis.step;
+  }
+
   // The axis whose half still is the longest in windows; none if below `least` windows.
   int best_axis(const Box& box, double least) const {
     int best = -1;
     double best_ratio = least;
     for (size_t a = 0; a < kRank; ++a) {
       const int count = box.end[a] - box.begin[a];
-      const int smallest = a == 2 ? plan_.lanes : 1;
-      if (count < 2 * smallest) continue;
       const AxisGroup& axis = axis_of(box, a);
+      const int smallest = a == 2 ? plan_.lanes * axis.twins : 1;
+      if (count < 2 * smallest) continue;
       // Every query reads the whole of a shared axis: a cut packs all of it again.
       const double window = static_cast<double>(axis.window.kernel_size) / axis.step;
       const double ratio = 0.5 * count / window;
@@ -168,7 +189,9 @@ class BoxCutter {
 
   void push_halves(const Box& box, size_t a, std::vector<Box>* boxes) const {
     int middle = box.begin[a] + (box.end[a] - box.begin[a]) / 2;
-    if (a == 2) middle = box.begin[a] + round_up(middle - box.begin[a], plan_.lanes);
+    if (a == 2) {
+      middle = box.begin[a] + round_up(middle - box.begin[a], plan_.lanes * axis_of(box, a).twins);
+    }
     Box first = box, second = box;
     first.end[a] = second.begin[a] = middle;
     boxes->push_back(first);
@@ -201,14 +224,15 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   scratch.values = take(values);
   scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
   scratch.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
-  scratch.queries = take(kTileRows * lanes * static_cast<size_t>(plan->head_dim));
-  scratch.weights = take(kTileRows * lanes * static_cast<size_t>(plan->max_slots));
-  scratch.sums = take(kTileRows * lanes * static_cast<size_t>(plan->value_pitch));
+  scratch.queries = take(kTileVectors * static_cast<size_t>(plan->queries_pitch));
+  scratch.weights =
+      take(kTileVectors * static_cast<size_t>(weights_pitch(plan->lanes, element_bytes)));
+  scratch.sums = take(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
   scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
   scratch.zeros = take(scratch.num_zeros);
   const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
-  scratch.tokens = take(row * per_offset);
-  scratch.key_offsets = take(row * per_offset);  // a window is no longer than what it is in
+  scratch.key_offsets =
+      take((row + kMaxTwins) * per_offset);  // a window is no longer than what it is in
   scratch.total = next;
 }
 
@@ -234,15 +258,18 @@ KeyRange key_range(const AxisGroup& axis, int begin, int end) {
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
   if (begin >= end) return {0, 0};
   if (key_layout(axis) == KeyLayout::shared) return {0, axis.window.extent};
-  const int last = begin + round_up(end - begin, lanes) - 1;
+  const int last = begin + round_up(end - begin, lanes * axis.twins) - 1;
   return {borderless_begin(axis.window, axis.position(begin)),
           borderless_begin(axis.window, axis.position(last)) + axis.window.kernel_size};
 }
 
-int run_columns(const AxisGroup& axis, const KeyRange& range, int lanes) {
-  const int columns = (range.size() + axis.step - 1) / axis.step;
-  // An odd number of vectors: a power of two would put all head_dim entries in a few cache sets.
-  return ((round_up(columns, lanes) / lanes) | 1) * lanes;
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range) {
+  KeyRuns runs;
+  runs.num_runs = axis.step * axis.twins;
+  runs.columns = round_up((range.size() + runs.num_runs - 1) / runs.num_runs, 16);
+  // An odd number of half lines: a power of two would put all head_dim entries in a few cache sets.
+  runs.pitch = (round_up(runs.num_runs * runs.columns, 16) / 16 | 1) * 16;
+  return runs;
 }
 
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
@@ -264,7 +291,9 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.values_in_place = rank == 1 && !problem.is_attention() &&
                          (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
                          plan.value_pitch == plan.head_dim_value;
-  plan.max_slots = kWeightBytes / (kernel.lanes * kernel.element_bytes);
+  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
+  // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
+  plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
 
   const bool dense = is_dense(problem, example);
   for (size_t a = 0; a < kRank; ++a) {
@@ -278,7 +307,11 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     const bool is_attention = problem.is_attention() && a == kRank - 1;
     for (int residue = 0; residue < axis.dilation; ++residue) {
       plan.groups[a].push_back(make_group(axis, is_attention, residue));
-      if (a == kRank - 1) split_phases(&plan.groups[a].back());
+      if (a == kRank - 1) {
+        split_phases(&plan.groups[a].back());
+        const int rows = plan.groups[1].front().num_queries * plan.head_group;
+        choose_twins(plan.lanes, rows, &plan.groups[a].back());
+      }
     }
   }
   plan.query = strides_of(example.query, rank);

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "hwy/highway.h"
@@ -147,23 +148,59 @@ HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
   for (; i < pitch; ++i) to[i] = 0;
 }
 
-// A vector of d made of 128-bit blocks, block b from rows[kStep * b] + offset.
-template <class D, size_t kStep, typename Element>
-HWY_INLINE hn::Vec<D> load_blocks(D d, const Element* const* rows, size_t offset) {
-  if constexpr (hn::MaxLanes(d) * sizeof(hn::TFromD<D>) <= 16) {
-    return load(d, rows[0] + offset);
+// The rows of a transpose, one for each lane: from anywhere, or at equal distances. Those of one
+// lane of the vector's 128-bit blocks are `block` * kStep rows apart.
+template <typename Element>
+struct ScatteredRows {
+  const Element* const* rows;
+  template <size_t kLane>
+  const Element* row() const {
+    return rows[kLane];
+  }
+};
+template <typename Element>
+struct RegularRows {
+  // Of lanes 0, 4, 8 and 12: these and one stride fit the registers of x86, sixteen pointers do
+  // not.
+  const Element* quads[4];
+  ptrdiff_t stride;
+
+  RegularRows(const Element* first, ptrdiff_t row_stride)
+      : quads{first, first + 4 * row_stride, first + 8 * row_stride, first + 12 * row_stride},
+        stride(row_stride) {}
+  template <size_t kLane>
+  const Element* row() const {
+    return quads[kLane / 4] + static_cast<ptrdiff_t>(kLane % 4) * stride;
+  }
+};
+
+// A vector of d made of 128-bit blocks, block b from row kFirst + kStep * b, at `offset`.
+template <class D, size_t kFirst, size_t kStep, class Rows>
+HWY_INLINE hn::Vec<D> load_blocks(D d, const Rows& rows, size_t offset) {
+  using T = hn::TFromD<D>;
+  constexpr size_t kBlocks = hn::MaxLanes(d) * sizeof(T) / 16;
+  const auto* first = rows.template row<kFirst>() + offset;
+  if constexpr (kBlocks == 1) {
+    return load(d, first);
+  } else if constexpr (std::is_same_v<decltype(first), const T*>) {
+    const auto second = hn::LoadDup128(d, rows.template row<kFirst + kStep>() + offset);
+    const auto low = hn::OddEvenBlocks(second, hn::LoadDup128(d, first));
+    if constexpr (kBlocks == 2) return low;
+    const auto third = hn::LoadDup128(d, rows.template row<kFirst + 2 * kStep>() + offset);
+    const auto fourth = hn::LoadDup128(d, rows.template row<kFirst + 3 * kStep>() + offset);
+    return hn::ConcatUpperLower(d, hn::OddEvenBlocks(fourth, third), low);
   } else {
     const hn::Half<D> half;
-    constexpr size_t kBlocks = hn::MaxLanes(half) * sizeof(hn::TFromD<D>) / 16;
-    return hn::Combine(d, load_blocks<decltype(half), kStep>(half, rows + kBlocks * kStep, offset),
-                       load_blocks<decltype(half), kStep>(half, rows, offset));
+    constexpr size_t kUpper = kFirst + kBlocks / 2 * kStep;
+    return hn::Combine(d, load_blocks<decltype(half), kUpper, kStep>(half, rows, offset),
+                       load_blocks<decltype(half), kFirst, kStep>(half, rows, offset));
   }
 }
 
-// to[i * pitch + lane] = scale * rows[lane][i] for i in [0, count): one row for each lane of d.
-// Blocks of 4x4 (double: 2x2) are transposed in registers.
-template <class D, typename Element>
-HWY_INLINE void transpose_rows(D d, const Element* const* rows, size_t count, size_t pitch,
+// to[i * pitch + lane] = scale * row of lane [i] for i in [0, count). Blocks of 4x4 (double: 2x2)
+// are transposed in registers.
+template <class D, class Rows>
+HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch,
                                hn::TFromD<D> scale, hn::TFromD<D>* HWY_RESTRICT to) {
   using T = hn::TFromD<D>;
   const auto factor = hn::Set(d, scale);
@@ -173,8 +210,8 @@ HWY_INLINE void transpose_rows(D d, const Element* const* rows, size_t count, si
     const auto write = [&](size_t k, hn::Vec<D> v)
                            HWY_ATTR { hn::StoreU(hn::Mul(v, factor), d, to + (i + k) * pitch); };
     if constexpr (kBlock == 4) {
-      const auto r0 = load_blocks<D, 4>(d, rows, i), r1 = load_blocks<D, 4>(d, rows + 1, i);
-      const auto r2 = load_blocks<D, 4>(d, rows + 2, i), r3 = load_blocks<D, 4>(d, rows + 3, i);
+      const auto r0 = load_blocks<D, 0, 4>(d, rows, i), r1 = load_blocks<D, 1, 4>(d, rows, i);
+      const auto r2 = load_blocks<D, 2, 4>(d, rows, i), r3 = load_blocks<D, 3, 4>(d, rows, i);
       const auto even_low = hn::InterleaveLower(d, r0, r2),
                  odd_low = hn::InterleaveLower(d, r1, r3);
       const auto even_high = hn::InterleaveUpper(d, r0, r2),
@@ -184,15 +221,15 @@ HWY_INLINE void transpose_rows(D d, const Element* const* rows, size_t count, si
       write(2, hn::InterleaveLower(d, even_high, odd_high));
       write(3, hn::InterleaveUpper(d, even_high, odd_high));
     } else {
-      const auto r0 = load_blocks<D, 2>(d, rows, i), r1 = load_blocks<D, 2>(d, rows + 1, i);
+      const auto r0 = load_blocks<D, 0, 2>(d, rows, i), r1 = load_blocks<D, 1, 2>(d, rows, i);
       write(0, hn::InterleaveLower(d, r0, r1));
       write(1, hn::InterleaveUpper(d, r0, r1));
     }
   }
   for (; i < count; ++i) {
-    for (size_t lane = 0; lane < hn::Lanes(d); ++lane) {
-      to[i * pitch + lane] = scale * to_compute(rows[lane][i]);
-    }
+    unroll<hn::MaxLanes(d)>([&](auto lane) HWY_ATTR {
+      to[i * pitch + lane] = scale * to_compute(rows.template row<lane>()[i]);
+    });
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The three steps of a tile: logits (lanes are queries), softmax, weighted sum of values (lanes run
-// along head_dim_value). Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
+// The first two steps of a tile, with queries in lanes: logits and softmax.
+// Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
 // Part of each forward_<dtype>.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_TILE_INL_H_
@@ -21,45 +21,53 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Keys whose logits one call of logits() computes for several rows, and for a single one. 8 sums
-// hide the latency of the multiply-add; with AVX-512's 32 registers 3 x 7 sums save loads of
-// queries.
-inline constexpr int kMaxKeys = HWY_TARGET == HWY_AVX3 ? 7 : 4;
-inline constexpr int kMaxKeysOneRow = 8;
+// Sums one call of logits() keeps in registers: as many as leave room for a key and, read as
+// operands of the multiply-adds where need be, the queries.
+inline constexpr int kMaxSums = HWY_TARGET == HWY_AVX3 ? 28 : 12;
 
-// weights[r][t * lanes + lane] = sum over i of queries[r * query_pitch + i * lanes + lane] * key t,
-// whose entry i is a vector at keys[t] + i * key_step (shifted) or one number there (shared).
-template <int kRows, int kKeys, KeyLayout kLayout, class D>
+// Logits of kKeys keys for kRows rows of kTwins vectors of queries. Entry i of vector v = r *
+// kTwins + t is at queries[v * query_pitch + i * lanes], of key m at keys[m] + i * key_step: a
+// vector (shifted) or one number (shared). Twins are a key apart, so in the shifted layout key j of
+// twin t is key j + t: kKeys + kTwins - 1 vectors serve kKeys * kTwins logits. weights[v][j * lanes
+// + lane] = sum over i of query * key.
+template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D>
 HWY_NOINLINE void logits(D d, int head_dim, const hn::TFromD<D>* HWY_RESTRICT queries,
                          ptrdiff_t query_pitch, const hn::TFromD<D>* const* keys,
                          ptrdiff_t key_step, hn::TFromD<D>* const* weights) {
   using T = hn::TFromD<D>;
+  constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
+  constexpr int kVectors = kRows * kTwins;
+  constexpr int kColumns = kIsShifted ? kKeys + kTwins - 1 : kKeys;
   const auto lanes = static_cast<ptrdiff_t>(hn::Lanes(d));
-  hn::Vec<D> sums[kRows * kKeys];
-  unroll<kRows * kKeys>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(d); });
-  const T* k[kKeys];
-  unroll<kKeys>([&](auto t) HWY_ATTR { k[t] = keys[t]; });
+  hn::Vec<D> sums[kVectors * kKeys];
+  unroll<kVectors * kKeys>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(d); });
+  const T* k[kColumns];
+  unroll<kColumns>([&](auto m) HWY_ATTR { k[m] = keys[m]; });
   for (int i = 0; i < head_dim; ++i) {
-    hn::Vec<D> q[kRows];
-    unroll<kRows>([&](auto r) HWY_ATTR {
-      q[r] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{r}) * query_pitch + i * lanes);
+    hn::Vec<D> q[kVectors];
+    unroll<kVectors>([&](auto v) HWY_ATTR {
+      q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i * lanes);
     });
-    unroll<kKeys>([&](auto t) HWY_ATTR {
+    unroll<kColumns>([&](auto m) HWY_ATTR {
       hn::Vec<D> key;
-      if constexpr (kLayout == KeyLayout::shifted) {
-        key = hn::LoadU(d, k[t] + i * key_step);
-        if constexpr (kRows > 1) key = in_register(key);
+      if constexpr (kIsShifted) {
+        key = hn::LoadU(d, k[m] + i * key_step);
+        if constexpr (kVectors > 1) key = in_register(key);
       } else {
-        key = hn::Set(d, k[t][i * key_step]);
+        key = hn::Set(d, k[m][i * key_step]);
       }
-      unroll<kRows>([&](auto r) HWY_ATTR {
-        sums[r * kKeys + t] = hn::MulAdd(q[r], key, sums[r * kKeys + t]);
+      unroll<kVectors>([&](auto v) HWY_ATTR {
+        constexpr int kKey = static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
+        if constexpr (kKey >= 0 && kKey < kKeys) {
+          constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
+          sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
+        }
       });
     });
   }
-  unroll<kRows>([&](auto r) HWY_ATTR {
-    unroll<kKeys>([&](auto t) HWY_ATTR {
-      hn::Store(sums[r * kKeys + t], d, weights[r] + static_cast<ptrdiff_t>(size_t{t}) * lanes);
+  unroll<kVectors>([&](auto v) HWY_ATTR {
+    unroll<kKeys>([&](auto j) HWY_ATTR {
+      hn::Store(sums[v * kKeys + j], d, weights[v] + static_cast<ptrdiff_t>(size_t{j}) * lanes);
     });
   });
 }
@@ -169,179 +177,27 @@ HWY_INLINE hn::Vec<D> log_sum_exp(D d, const SoftmaxState<D>& state) {
 }
 
 // A run of keys of one tile row: `count` weights from `slot` on and the packed values behind them.
-// Lane l's key j has its value row at values + (l * lane_step + j) * pitch, or at
-// values + j * pitch if all lanes see the same keys.
+// Key j of query i has its value row at values + (i * query_step + j) * pitch, or at
+// values + j * pitch if all queries see the same keys.
 template <typename T>
 struct KeyRun {
   const T* values;
   ptrdiff_t pitch;  // elements between value rows
   int slot, count;
-  int first_key;   // of the window; what a LaneView counts from
-  bool is_shared;  // all lanes see the same keys
-  bool is_window;  // lanes may see part of it; additional tokens are seen by all
+  int first_key;   // of the window; what a QueryView counts from
+  bool is_shared;  // all queries see the same keys
+  bool is_window;  // queries may see part of it; additional tokens are seen by all
 };
 
-// The keys of its window that one lane sees: [begin, visible) and [wrapped, ...).
-struct LaneView {
+// The keys of its window that one query sees: [begin, visible) and [wrapped, ...).
+struct QueryView {
   int begin, visible, wrapped;
 };
 
-// What the add_*() functions read: runs of one tile row, from a lane on, at a column of the values.
-template <typename T>
-struct ValueArguments {
-  const KeyRun<T>* runs;
-  int num_runs;
-  const T* weights;       // of lane 0
-  ptrdiff_t lane_step;    // value rows between the keys of neighbouring lanes
-  const LaneView* views;  // one a lane; nullptr: every lane sees every key
-};
-
-template <typename T>
-HWY_INLINE LaneView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>& run, int lane) {
-  if (arguments.views == nullptr || !run.is_window) return {0, run.count, run.count};
-  const LaneView& view = arguments.views[lane];
-  const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
-  return {0, visible, HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
-}
-
-// How the lanes of one call see their keys.
-enum class Quad {
-  stairs,  // four lanes whose windows move by one key each
-  level,   // four lanes with the same keys
-  single,  // one lane
-};
-
-// Four sums of values, kVectors vectors each, kept in registers within one function: a function
-// with several loops over them would spill.
-template <int kVectors, class D>
-struct ValueSums {
-  using T = hn::TFromD<D>;
-  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-
-  hn::Vec<D> sums[4 * kVectors];
-
-  HWY_INLINE ValueSums() {
-    unroll<4 * kVectors>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(D()); });
-  }
-  HWY_INLINE void load(const T* from) {
-    unroll<4 * kVectors>([&](auto i) HWY_ATTR { sums[i] = hn::Load(D(), from + i * kLanes); });
-  }
-  HWY_INLINE void store(T* to) const {
-    unroll<4 * kVectors>([&](auto i) HWY_ATTR { hn::Store(sums[i], D(), to + i * kLanes); });
-  }
-  // One value row times the weights of sums [kFirst, kLast), `apart` elements from each other.
-  template <size_t kFirst, size_t kLast>
-  HWY_INLINE void add(const T* value, const T* weights, ptrdiff_t apart) {
-    hn::Vec<D> v[kVectors];
-    unroll<kVectors>([&](auto k) HWY_ATTR {
-      v[k] = hn::LoadU(D(), value + k * kLanes);
-      if constexpr (kLast - kFirst > 1) v[k] = in_register(v[k]);
-    });
-    unroll<kLast - kFirst>([&](auto i) HWY_ATTR {
-      constexpr size_t q = kFirst + i;
-      const auto w = hn::Set(D(), weights[static_cast<ptrdiff_t>(q) * apart]);
-      unroll<kVectors>([&](auto k) HWY_ATTR {
-        sums[q * kVectors + k] = hn::MulAdd(w, v[k], sums[q * kVectors + k]);
-      });
-    });
-  }
-};
-
-// Four lanes whose windows move by one key each: count + 3 value rows, each loaded once. Runs of at
-// least 3 keys, seen by all.
-template <int kVectors, class D>
-HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
-                           ptrdiff_t column, ValueSums<kVectors, D>* sums) {
-  using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  for (int n = 0; n < arguments.num_runs; ++n) {
-    const KeyRun<T>& run = arguments.runs[n];
-    const ptrdiff_t pitch = run.pitch;
-    const T* w = arguments.weights + run.slot * kLanes + lane;
-    const T* value = run.values + column + lane * pitch;
-    // Row j of the stairs is key j of lane 0, key j - 1 of lane 1 and so on.
-    constexpr ptrdiff_t kApart = 1 - kLanes;
-    sums->template add<0, 1>(value, w, kApart);
-    sums->template add<0, 2>(value + pitch, w + kLanes, kApart);
-    sums->template add<0, 3>(value + 2 * pitch, w + 2 * kLanes, kApart);
-    w += 3 * kLanes;
-    value += 3 * pitch;
-    for (int j = 3; j < run.count; ++j, w += kLanes, value += pitch) {
-      sums->template add<0, 4>(value, w, kApart);
-    }
-    sums->template add<1, 4>(value, w, kApart);
-    sums->template add<2, 4>(value + pitch, w + kLanes, kApart);
-    sums->template add<3, 4>(value + 2 * pitch, w + 2 * kLanes, kApart);
-  }
-}
-
-// Four lanes that see the same keys, or each the first so many of them.
-template <int kVectors, class D>
-HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
-                          ptrdiff_t column, ValueSums<kVectors, D>* sums) {
-  using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  for (int n = 0; n < arguments.num_runs; ++n) {
-    const KeyRun<T>& run = arguments.runs[n];
-    const ptrdiff_t pitch = run.pitch;
-    const T* w = arguments.weights + run.slot * kLanes + lane;
-    const T* value = run.values + column;
-    int ends[4], common = run.count;
-    for (int q = 0; q < 4; ++q) {
-      ends[q] = seen_by(arguments, run, lane + q).visible;
-      common = HWY_MIN(common, ends[q]);
-    }
-    for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
-      sums->template add<0, 4>(value, w, 1);
-    }
-    unroll<4>([&](auto q) HWY_ATTR {
-      for (int j = common; j < ends[q]; ++j) {
-        const ptrdiff_t further = j - common;
-        sums->template add<q, q + 1>(value + further * pitch, w + further * kLanes, 1);
-      }
-    });
-  }
-}
-
-// add_level() as a function of its own, for those that keep other sums in registers.
-template <int kVectors, class D>
-HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
-                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
-  ValueSums<kVectors, D> sums;
-  sums.load(buffer);
-  add_level(d, arguments, lane, column, &sums);
-  sums.store(buffer);
-}
-
-// One lane, whatever it sees. Four keys at once, each with sums of its own: the caller adds them.
-template <int kVectors, class D>
-HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, int lane,
-                           ptrdiff_t column, ValueSums<kVectors, D>* sums) {
-  using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  for (int n = 0; n < arguments.num_runs; ++n) {
-    const KeyRun<T>& run = arguments.runs[n];
-    const ptrdiff_t pitch = run.pitch;
-    const T* w = arguments.weights + run.slot * kLanes + lane;
-    const T* value = run.values + column + (run.is_shared ? 0 : lane * arguments.lane_step * pitch);
-    const LaneView view = seen_by(arguments, run, lane);
-    for (int part = 0; part < 2; ++part) {
-      int j = part == 0 ? 0 : view.wrapped;
-      const int end = part == 0 ? view.visible : run.count;
-      for (; j + 4 <= end; j += 4) {
-        unroll<4>([&](auto k) HWY_ATTR {
-          const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
-          sums->template add<k, k + 1>(value + key * pitch, w + key * kLanes, 0);
-        });
-      }
-      for (; j < end; ++j) sums->template add<0, 1>(value + j * pitch, w + j * kLanes, 0);
-    }
-  }
-}
-
-// Hides the logits of keys that a lane does not see: run by run, key by key.
+// Hides the logits of keys that a query does not see: run by run, key by key. Lane l of the vector
+// is the query of views[l * apart].
 template <class D>
-HWY_INLINE void hide(D d, const KeyRun<hn::TFromD<D>>& run, const LaneView* views,
+HWY_INLINE void hide(D d, const KeyRun<hn::TFromD<D>>& run, const QueryView* views, size_t apart,
                      hn::TFromD<D>* HWY_RESTRICT weights) {
   using T = hn::TFromD<D>;
   const hn::RebindToSigned<D> d_int;
@@ -349,9 +205,9 @@ HWY_INLINE void hide(D d, const KeyRun<hn::TFromD<D>>& run, const LaneView* view
   const size_t lanes = hn::Lanes(d);
   HWY_ALIGN Int begins[hn::MaxLanes(d)], visibles[hn::MaxLanes(d)], wraps[hn::MaxLanes(d)];
   for (size_t lane = 0; lane < lanes; ++lane) {
-    begins[lane] = views[lane].begin;
-    visibles[lane] = views[lane].visible;
-    wraps[lane] = views[lane].wrapped;
+    begins[lane] = views[lane * apart].begin;
+    visibles[lane] = views[lane * apart].visible;
+    wraps[lane] = views[lane * apart].wrapped;
   }
   const auto begin = hn::Load(d_int, begins), visible = hn::Load(d_int, visibles);
   const auto wrapped = hn::Load(d_int, wraps);

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+// The third step of a tile: sums of values times weights. Lanes run along head_dim_value.
+// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_VALUES_INL_H_
+#undef VECINA_CPU_VALUES_INL_H_
+#else
+#define VECINA_CPU_VALUES_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/forward.h"
+#include "cpu/pack-inl.h"
+#include "cpu/tile-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// What the functions below read: the runs of one tile row.
+template <typename T>
+struct ValueArguments {
+  const KeyRun<T>* runs;
+  int num_runs;
+  const T* weights;
+  ptrdiff_t query_step;    // value rows between the keys of neighbouring queries
+  const QueryView* views;  // one a query; nullptr: every query sees every key
+};
+
+// Where the sums of one row's queries come from and go to.
+template <typename T, typename Element>
+struct SumsTarget {
+  T* kept;  // sums of keys that were flushed before, of query 0
+  ptrdiff_t kept_pitch;
+  bool has_kept, is_last;
+  Element* output;  // of query 0
+  ptrdiff_t output_stride;
+  ptrdiff_t left;  // entries of a value row from the column on
+};
+
+// The weights of query i of a row are those of lane i / twins of vector i % twins.
+template <class D>
+constexpr ptrdiff_t weight_offset(int twins, int query) {
+  constexpr ptrdiff_t kPitch =
+      weights_pitch(static_cast<int>(hn::MaxLanes(D())), sizeof(hn::TFromD<D>));
+  return query % twins * kPitch + query / twins;
+}
+// Behind the weights of each query: the factor by which its sums so far shrink, and one over the
+// sum of its weights.
+template <class D>
+constexpr ptrdiff_t shrink_offset() {
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  return ptrdiff_t{kLanes} * max_slots(kLanes, sizeof(hn::TFromD<D>));
+}
+template <class D>
+constexpr ptrdiff_t inverse_offset() {
+  return shrink_offset<D>() + static_cast<ptrdiff_t>(hn::MaxLanes(D()));
+}
+
+template <typename T>
+HWY_INLINE QueryView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>& run, int query) {
+  if (arguments.views == nullptr || !run.is_window) return {0, run.count, run.count};
+  const QueryView& view = arguments.views[query];
+  const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
+  return {0, visible, HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
+}
+
+// How the queries of one call see their keys.
+enum class Sharing {
+  stairs,  // kQueries of them whose windows move by one key each
+  level,   // kQueries of them with the same keys
+  none,    // one query
+};
+
+// Sums of values of kQueries queries, kVectors vectors each, kept in registers within one function:
+// a function with several loops over them would spill.
+template <int kQueries, int kVectors, class D>
+struct ValueSums {
+  using T = hn::TFromD<D>;
+  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  static constexpr int kSums = kQueries * kVectors;
+
+  hn::Vec<D> sums[kSums];
+
+  HWY_INLINE ValueSums() {
+    unroll<kSums>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(D()); });
+  }
+  HWY_INLINE void load(const T* from) {
+    unroll<kSums>([&](auto i) HWY_ATTR { sums[i] = hn::Load(D(), from + i * kLanes); });
+  }
+  HWY_INLINE void store(T* to) const {
+    unroll<kSums>([&](auto i) HWY_ATTR { hn::Store(sums[i], D(), to + i * kLanes); });
+  }
+  // One value row times the weights of queries [kFirst, kLast); those of each query begin kBack
+  // elements before those of the one before it. kTwins 0: all have the same weight.
+  template <size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0>
+  HWY_INLINE void add(const T* value, const T* weights) {
+    hn::Vec<D> v[kVectors];
+    unroll<kVectors>([&](auto k) HWY_ATTR {
+      v[k] = hn::LoadU(D(), value + k * kLanes);
+      if constexpr (kLast - kFirst > 1) v[k] = in_register(v[k]);
+    });
+    unroll<kLast - kFirst>([&](auto i) HWY_ATTR {
+      constexpr size_t q = kFirst + i;
+      constexpr ptrdiff_t kOffset =
+          kTwins == 0 ? 0 : weight_offset<D>(kTwins == 0 ? 1 : kTwins, q) - ptrdiff_t{q} * kBack;
+      const auto w = hn::Set(D(), weights[kOffset]);
+      unroll<kVectors>([&](auto k) HWY_ATTR {
+        sums[q * kVectors + k] = hn::MulAdd(w, v[k], sums[q * kVectors + k]);
+      });
+    });
+  }
+};
+
+// Queries whose windows move by one key each: count + kQueries - 1 value rows, each loaded once.
+// Runs of at least kQueries - 1 keys, seen by all.
+template <int kTwins, int kQueries, int kVectors, class D>
+HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
+                           ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  constexpr size_t kRamp = kQueries - 1;
+  for (int n = 0; n < arguments.num_runs; ++n) {
+    const KeyRun<T>& run = arguments.runs[n];
+    const ptrdiff_t pitch = run.pitch;
+    // Row j of the stairs is key j of the first query, key j - 1 of the second and so on.
+    const T* w = arguments.weights + run.slot * kLanes + query / kTwins;
+    const T* value = run.values + column + query * pitch;
+    unroll<kRamp>([&](auto j) HWY_ATTR {
+      sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
+      value += pitch;
+    });
+    w += kRamp * kLanes;
+    for (int j = kRamp; j < run.count; ++j, w += kLanes, value += pitch) {
+      sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+    }
+    unroll<kRamp>([&](auto j) HWY_ATTR {
+      sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
+      value += pitch;
+    });
+  }
+}
+
+// Queries that see the same keys, or each the first so many of them.
+template <int kTwins, int kQueries, int kVectors, class D>
+HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
+                          ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  for (int n = 0; n < arguments.num_runs; ++n) {
+    const KeyRun<T>& run = arguments.runs[n];
+    const ptrdiff_t pitch = run.pitch;
+    const T* w = arguments.weights + run.slot * kLanes + query / kTwins;
+    const T* value = run.values + column;
+    int ends[kQueries], common = run.count;
+    for (int q = 0; q < kQueries; ++q) {
+      ends[q] = seen_by(arguments, run, query + q).visible;
+      common = HWY_MIN(common, ends[q]);
+    }
+    for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
+      sums->template add<0, kQueries, kTwins>(value, w);
+    }
+    unroll<kQueries>([&](auto q) HWY_ATTR {
+      for (int j = common; j < ends[q]; ++j) {
+        const ptrdiff_t further = j - common;
+        sums->template add<q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
+      }
+    });
+  }
+}
+
+// add_level() as a function of its own, for those that keep other sums in registers.
+template <int kTwins, int kQueries, int kVectors, class D>
+HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments, int query,
+                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
+  ValueSums<kQueries, kVectors, D> sums;
+  sums.load(buffer);
+  add_level<kTwins>(d, arguments, query, column, &sums);
+  sums.store(buffer);
+}
+
+// One query, whatever it sees. Four keys at once, each with sums of its own, which are added up in
+// the end.
+template <int kTwins, int kVectors, class D>
+HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
+                           ptrdiff_t column, ValueSums<1, kVectors, D>* total) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  ValueSums<4, kVectors, D> sums;
+  for (int n = 0; n < arguments.num_runs; ++n) {
+    const KeyRun<T>& run = arguments.runs[n];
+    const ptrdiff_t pitch = run.pitch;
+    const T* w = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
+    const T* value =
+        run.values + column + (run.is_shared ? 0 : query * arguments.query_step * pitch);
+    const QueryView view = seen_by(arguments, run, query);
+    for (int part = 0; part < 2; ++part) {
+      int j = part == 0 ? 0 : view.wrapped;
+      const int end = part == 0 ? view.visible : run.count;
+      for (; j + 4 <= end; j += 4) {
+        unroll<4>([&](auto k) HWY_ATTR {
+          const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
+          sums.template add<k, k + 1, 0>(value + key * pitch, w + key * kLanes);
+        });
+      }
+      for (; j < end; ++j) sums.template add<0, 1, 0>(value + j * pitch, w + j * kLanes);
+    }
+  }
+  unroll<kVectors>([&](auto v) HWY_ATTR {
+    total->sums[v] = hn::Add(
+        total->sums[v], hn::Add(hn::Add(sums.sums[v], sums.sums[kVectors + v]),
+                                hn::Add(sums.sums[2 * kVectors + v], sums.sums[3 * kVectors + v])));
+  });
+}
+
+// Values of the queries [begin, end), kVectors vectors of them from `column` on. kWhole: all keys
+// are there and all entries of the columns.
+template <Sharing kSharing, int kTwins, int kQueries, int kVectors, bool kWhole, typename Element,
+          class D>
+HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& arguments, int begin,
+                               int end, ptrdiff_t column,
+                               const SumsTarget<hn::TFromD<D>, Element> target) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  // Runs of the window come first, additional tokens after them.
+  ValueArguments<T> window = arguments, additional = arguments;
+  if constexpr (kSharing == Sharing::stairs) {
+    while (window.num_runs > 0 && arguments.runs[window.num_runs - 1].is_shared) --window.num_runs;
+    additional.runs += window.num_runs;
+    additional.num_runs -= window.num_runs;
+  }
+  for (int query = begin; query < end; query += kQueries) {
+    ValueSums<kQueries, kVectors, D> sums;
+    T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
+    const T* factors =
+        window.weights + (kQueries == 1 ? weight_offset<D>(kTwins, query) : query / kTwins);
+    if (!kWhole && target.has_kept) {
+      unroll<kQueries>([&](auto q) HWY_ATTR {
+        constexpr ptrdiff_t kOffset = shrink_offset<D>() + weight_offset<D>(kTwins, q);
+        const auto factor = hn::Set(d, factors[kOffset]);
+        unroll<kVectors>([&](auto v) HWY_ATTR {
+          sums.sums[q * kVectors + v] =
+              hn::Mul(factor, hn::LoadU(d, kept + ptrdiff_t{q} * target.kept_pitch + v * kLanes));
+        });
+      });
+    }
+    if constexpr (kSharing == Sharing::none) {
+      add_single<kTwins>(d, window, query, column, &sums);
+    } else if constexpr (kSharing == Sharing::level) {
+      add_level<kTwins>(d, window, query, column, &sums);
+    } else {
+      add_stairs<kTwins>(d, window, query, column, &sums);
+      if (additional.num_runs > 0) {
+        HWY_ALIGN T buffer[kQueries * kVectors * kLanes];
+        sums.store(buffer);
+        add_level_apart<kTwins, kQueries, kVectors>(d, additional, query, column, buffer);
+        sums.load(buffer);
+      }
+    }
+    if (!kWhole && !target.is_last) {
+      unroll<kQueries>([&](auto q) HWY_ATTR {
+        unroll<kVectors>([&](auto v) HWY_ATTR {
+          hn::StoreU(sums.sums[q * kVectors + v], d,
+                     kept + ptrdiff_t{q} * target.kept_pitch + v * kLanes);
+        });
+      });
+      continue;
+    }
+    Element* HWY_RESTRICT output = target.output + query * target.output_stride;
+    unroll<kQueries>([&](auto q) HWY_ATTR {
+      constexpr ptrdiff_t kOffset = inverse_offset<D>() + weight_offset<D>(kTwins, q);
+      const auto factor = hn::Set(d, factors[kOffset]);
+      unroll<kVectors>([&](auto v) HWY_ATTR {
+        constexpr ptrdiff_t kAt = ptrdiff_t{v} * kLanes;
+        const auto weighed = hn::Mul(factor, sums.sums[q * kVectors + v]);
+        if constexpr (kWhole) {
+          store(d, weighed, output + kAt);
+        } else if (kAt < target.left) {
+          store_some(d, weighed, static_cast<size_t>(target.left - kAt), output + kAt);
+        }
+      });
+      output += target.output_stride;
+    });
+  }
+}
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_VALUES_INL_H_
