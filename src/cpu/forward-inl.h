@@ -172,15 +172,8 @@ class ForwardUnit {
 
   // The key token that stands at position p of the packed rows; -1: none, zeros do.
   int64_t token_at(int p) const {
-    const AxisGroup& axis = lane_axis();
-    if (layout_ == KeyLayout::shifted) {
-      if (p < 0) {
-        p = axis.window.is_causal ? -1 : p + axis.window.kernel_size;
-      } else if (p >= axis.window.extent) {
-        p -= axis.window.kernel_size;
-      }
-    }
-    return p < 0 || p >= axis.window.extent ? -1 : axis.to_token(p);
+    const int key = packed_key(lane_axis(), p);
+    return key < 0 ? -1 : lane_axis().to_token(key);
   }
 
   // The tokens of one packed row (-1: zeros stand there), and where each key of a window lies in

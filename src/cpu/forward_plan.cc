@@ -51,18 +51,6 @@ void split_phases(AxisGroup* group) {
   group->num_queries = (group->query_extent + group->step - 1) / group->step;
 }
 
-// Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
-Strides strides_of(const vecina_tensor& tensor, int rank) {
-  Strides strides;
-  if (!given(tensor)) return strides;
-  strides.batch = tensor.shape[0] == 1 ? 0 : tensor.strides[0];
-  strides.head = tensor.strides[rank + 1];
-  for (int a = 0; a < rank; ++a) {
-    strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
-  }
-  return strides;
-}
-
 // True if the tensor's token axes are one axis in memory: stepping over the end of a row leads to
 // the next row.
 bool is_flat(const vecina_tensor& tensor, int rank) {
@@ -74,19 +62,6 @@ bool is_flat(const vecina_tensor& tensor, int rank) {
     }
   }
   return true;
-}
-
-// Attention over all tokens, whatever their rank: then vectors may span rows.
-bool is_dense(const Problem& problem, const vecina_forward_args& args) {
-  for (int a = 0; a < problem.rank(); ++a) {
-    const Axis& axis = problem.axis(a);
-    if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
-  }
-  for (const vecina_tensor* tensor :
-       {&args.query, &args.key, &args.value, &args.output, &args.lse}) {
-    if (!is_flat(*tensor, problem.rank())) return false;
-  }
-  return problem.rank() > 1;
 }
 
 // Scratch elements for the packed keys and values of a box.
@@ -111,22 +86,18 @@ PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
   return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch), columns};
 }
 
-// Splits boxes until there is work for every thread and the packed data of one fit the cache. A cut
-// packs the keys at its seam twice, so axes much longer than their window are cut first.
+// A cut packs the keys at its seam twice, so axes much longer than their window are cut first.
 class BoxCutter {
  public:
-  BoxCutter(ForwardPlan* plan, int element_bytes, int threads)
-      : plan_(*plan), element_bytes_(element_bytes), threads_(threads) {}
+  explicit BoxCutter(Partition* plan) : plan_(*plan) {}
 
-  void cut() {
+  void cut(int64_t enough, const std::function<bool(const Box&)>& is_too_large) {
     while (true) {
       const int64_t units = plan_.num_units();
-      const bool too_few = threads_ > 1 && units > 0 && units < int64_t{3} * threads_;
+      const bool too_few = units > 0 && units < enough;
       std::vector<Box> next;
       for (const Box& box : plan_.boxes) {
-        const PackedSize size = packed_size(plan_, box);
-        const bool too_large =
-            (size.keys + size.values) * static_cast<size_t>(element_bytes_) > kPackedBytes;
+        const bool too_large = is_too_large(box);
         // For the caches a cut must not pack much twice; for idle threads it may.
         const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0) : -1;
         if (axis < 0) {
@@ -175,8 +146,7 @@ class BoxCutter {
     boxes->push_back(second);
   }
 
-  ForwardPlan& plan_;
-  const int element_bytes_, threads_;
+  Partition& plan_;
 };
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
@@ -226,6 +196,18 @@ int borderless_begin(const NaAxis& window, int p) {
   return na_window_begin(endless, p + away) - away;
 }
 
+int packed_key(const AxisGroup& axis, int p) {
+  const NaAxis& window = axis.window;
+  if (key_layout(axis) == KeyLayout::shifted) {
+    if (p < 0) {
+      p = window.is_causal ? -1 : p + window.kernel_size;
+    } else if (p >= window.extent) {
+      p -= window.kernel_size;
+    }
+  }
+  return p < window.extent ? p : -1;
+}
+
 KeyRange key_range(const AxisGroup& axis, int begin, int end) {
   if (begin >= end) return {0, 0};
   return {axis.begin(axis.position(begin)), axis.end(axis.position(end - 1))};
@@ -245,19 +227,78 @@ int run_columns(const AxisGroup& axis, const KeyRange& range, int lanes) {
   return ((round_up(columns, lanes) / lanes) | 1) * lanes;
 }
 
+Strides strides_of(const vecina_tensor& tensor, int rank) {
+  Strides strides;
+  if (!given(tensor)) return strides;
+  strides.batch = tensor.shape[0] == 1 ? 0 : tensor.strides[0];
+  strides.head = tensor.strides[rank + 1];
+  for (int a = 0; a < rank; ++a) {
+    strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
+  }
+  return strides;
+}
+
+bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors) {
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
+  }
+  for (const vecina_tensor* tensor : tensors) {
+    if (!is_flat(*tensor, problem.rank())) return false;
+  }
+  return problem.rank() > 1;
+}
+
+void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan) {
+  plan->batch = problem.batch();
+  plan->heads_kv = problem.heads_kv();
+  plan->head_group = problem.head_group();
+  plan->head_dim = problem.head_dim();
+  plan->head_dim_value = problem.head_dim_value();
+  plan->additional_tokens = problem.additional_tokens();
+  plan->scale = problem.scale();
+  plan->lanes = lanes;
+  for (size_t a = 0; a < kRank; ++a) {
+    const int from = static_cast<int>(a) - (kRank - problem.rank());
+    Axis axis;
+    if (is_dense) {
+      axis.extent = axis.query_extent = axis.kernel_size = a == 2 ? problem.num_keys() : 1;
+    } else if (from >= 0) {
+      axis = problem.axis(from);
+    }
+    const bool is_attention = problem.is_attention() && a == kRank - 1;
+    for (int residue = 0; residue < axis.dilation; ++residue) {
+      plan->groups[a].push_back(make_group(axis, is_attention, residue));
+      if (a == kRank - 1) split_phases(&plan->groups[a].back());
+    }
+  }
+  for (size_t z = 0; z < plan->groups[0].size(); ++z) {
+    for (size_t y = 0; y < plan->groups[1].size(); ++y) {
+      for (size_t x = 0; x < plan->groups[2].size(); ++x) {
+        const Box box = {{static_cast<int>(z), static_cast<int>(y), static_cast<int>(x)},
+                         {0, 0, 0},
+                         {plan->groups[0][z].num_queries, plan->groups[1][y].num_queries,
+                          plan->groups[2][x].num_queries}};
+        if (box.end[0] > 0 && box.end[1] > 0 && box.end[2] > 0) plan->boxes.push_back(box);
+      }
+    }
+  }
+}
+
+void cut_boxes(Partition* plan, int64_t enough,
+               const std::function<bool(const Box&)>& is_too_large) {
+  BoxCutter(plan).cut(enough, is_too_large);
+}
+
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
                          const ForwardKernel& kernel, int threads) {
+  const bool dense =
+      is_dense(problem, {&example.query, &example.key, &example.value, &example.output,
+                         &example.lse});
   ForwardPlan plan;
-  plan.batch = problem.batch();
-  plan.heads_kv = problem.heads_kv();
-  plan.head_group = problem.head_group();
-  plan.head_dim = problem.head_dim();
-  plan.head_dim_value = problem.head_dim_value();
-  plan.additional_tokens = problem.additional_tokens();
-  plan.scale = problem.scale();
+  partition(problem, dense, kernel.lanes, &plan);
   plan.has_lse = given(example.lse);
   const int rank = problem.rank();
-  plan.lanes = kernel.lanes;
   plan.key_pitch = plan.head_dim;
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
   // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
@@ -265,22 +306,6 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
                          (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
                          plan.value_pitch == plan.head_dim_value;
   plan.max_slots = kWeightBytes / (kernel.lanes * kernel.element_bytes);
-
-  const bool dense = is_dense(problem, example);
-  for (size_t a = 0; a < kRank; ++a) {
-    const int from = static_cast<int>(a) - (kRank - rank);
-    Axis axis;
-    if (dense) {
-      axis.extent = axis.query_extent = axis.kernel_size = a == 2 ? problem.num_keys() : 1;
-    } else if (from >= 0) {
-      axis = problem.axis(from);
-    }
-    const bool is_attention = problem.is_attention() && a == kRank - 1;
-    for (int residue = 0; residue < axis.dilation; ++residue) {
-      plan.groups[a].push_back(make_group(axis, is_attention, residue));
-      if (a == kRank - 1) split_phases(&plan.groups[a].back());
-    }
-  }
   plan.query = strides_of(example.query, rank);
   plan.key = strides_of(example.key, rank);
   plan.value = strides_of(example.value, rank);
@@ -289,18 +314,10 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
 
-  for (size_t z = 0; z < plan.groups[0].size(); ++z) {
-    for (size_t y = 0; y < plan.groups[1].size(); ++y) {
-      for (size_t x = 0; x < plan.groups[2].size(); ++x) {
-        const Box box = {{static_cast<int>(z), static_cast<int>(y), static_cast<int>(x)},
-                         {0, 0, 0},
-                         {plan.groups[0][z].num_queries, plan.groups[1][y].num_queries,
-                          plan.groups[2][x].num_queries}};
-        if (box.end[0] > 0 && box.end[1] > 0 && box.end[2] > 0) plan.boxes.push_back(box);
-      }
-    }
-  }
-  BoxCutter(&plan, kernel.element_bytes, threads).cut();
+  cut_boxes(&plan, threads > 1 ? 3 * threads : 0, [&](const Box& box) {
+    const PackedSize size = packed_size(plan, box);
+    return (size.keys + size.values) * static_cast<size_t>(kernel.element_bytes) > kPackedBytes;
+  });
   lay_out_scratch(&plan, kernel.element_bytes);
   return plan;
 }
