@@ -24,6 +24,7 @@
 #include "cpu/pack-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,20 +40,16 @@ inline int64_t token_offset(const Strides& strides, int64_t z, int64_t y) {
   return z * strides.token[0] + y * strides.token[1];
 }
 
-// Box `box`'s groups and the packed rows that its windows touch.
+// The groups of a box and the packed rows that its windows touch.
 struct BoxKeys {
   std::array<const AxisGroup*, kRank> axes;
-  std::array<KeyRange, kRank> ranges;
+  const std::array<KeyRange, kRank>& ranges;
 
-  BoxKeys(const BackwardPlan& plan, const Box& box) {
+  BoxKeys(const BackwardPlan& plan, size_t box) : ranges(plan.key_ranges[box]) {
     for (size_t a = 0; a < kRank; ++a) {
-      axes[a] = &plan.groups[a][static_cast<size_t>(box.group[a])];
-      ranges[a] = a + 1 < kRank ? key_range(*axes[a], box.begin[a], box.end[a])
-                                : lane_key_range(*axes[a], box.begin[a], box.end[a], plan.lanes);
+      axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
     }
   }
-  ptrdiff_t num_rows() const { return ptrdiff_t{ranges[0].size()} * ranges[1].size(); }
-  ptrdiff_t num_tokens() const { return num_rows() * ranges[2].size(); }
   bool has_row(int z, int y) const {
     return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
   }
@@ -81,8 +78,8 @@ class KeyGradients {
   }
 
   // A slice from the sums of the boxes of its combination, in their order: sums, or if kept apart
-  // those of box b at sums + b * sums_size.
-  void write_slice(const KeySlice& slice, const T* sums) const {
+  // those of box b at sums + b * sums_size. The sums change.
+  void write_slice(const KeySlice& slice, T* sums) const {
     write(slice, sums, plan_.key_pitch, plan_.head_dim, plan_.scale, plan_.grad_key, grad_key_);
     write(slice, sums + plan_.sums_value, plan_.value_pitch, plan_.head_dim_value, 1.0,
           plan_.grad_value, grad_value_);
@@ -114,51 +111,52 @@ class KeyGradients {
     }
   }
 
-  // A few keys at once, added up in a buffer.
-  void write(const KeySlice& slice, const T* sums, int pitch, int size, double scale,
+  void write(const KeySlice& slice, T* sums, int pitch, int size, double scale,
              const Strides& strides, Element* gradient) const {
     if (gradient == nullptr) return;
-    const int first_box = plan_.first_box[static_cast<size_t>(slice.combination)];
-    const int last_box = plan_.first_box[static_cast<size_t>(slice.combination) + 1];
-    const BoxKeys any(plan_, plan_.boxes[static_cast<size_t>(first_box)]);
+    auto first = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination)]);
+    auto last = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination) + 1]);
+    const BoxKeys any(plan_, first);
+    const AxisGroup& axis = *any.axes[2];
     Element* row = gradient + token_offset(strides, any.axes[0]->to_token(slice.z),
                                            any.axes[1]->to_token(slice.y));
-    constexpr int kFew = 16;
-    HWY_ALIGN T buffer[kFew * kLanes];
-    for (int begin = slice.begin; begin < slice.end; begin += kFew) {
-      const int end = std::min(begin + kFew, slice.end);
-      for (int column = 0; column < size; column += static_cast<int>(kLanes)) {
-        std::fill_n(buffer, (end - begin) * kLanes, T{0});
-        for (int b = first_box; b < last_box; ++b) {
-          const BoxKeys box(plan_, plan_.boxes[static_cast<size_t>(b)]);
-          if (!box.has_row(slice.z, slice.y)) continue;
-          const T* packed = sums + box.row(slice.z, slice.y) * box.ranges[2].size() * pitch + column;
-          if (plan_.keeps_sums_apart) packed += static_cast<size_t>(b) * plan_.sums_size;
-          add_columns(box, begin, end, packed, pitch, buffer);
+    while (first < last && !may_touch(first, slice)) ++first;
+    while (first < last && !may_touch(last - 1, slice)) --last;
+    for (int p = slice.begin; p < slice.end; ++p) {
+      T* sum = nullptr;
+      for (size_t b = first; b < last; ++b) {
+        const BoxKeys box(plan_, b);
+        if (!box.has_row(slice.z, slice.y)) continue;
+        const KeyRange& range = box.ranges[2];
+        T* packed = sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
+                    box.row(slice.z, slice.y) * range.size() * pitch;
+        // The key itself, and where it stands for positions beyond the borders.
+        const int window = axis.window.kernel_size;
+        for (int at : {p, p - window, p + window}) {
+          if (at < range.begin || at >= range.end || packed_key(axis, at) != p) continue;
+          T* column = packed + ptrdiff_t{at - range.begin} * pitch;
+          if (sum == nullptr) {
+            sum = column;
+          } else {
+            add_row(column, pitch, sum);
+          }
         }
-        for (int p = begin; p < end; ++p) {
-          write_row(buffer + (p - begin) * kLanes, std::min(size - column, static_cast<int>(kLanes)),
-                    static_cast<T>(scale), row + any.axes[2]->to_token(p) * strides.token[2] + column);
-        }
+      }
+      Element* to = row + axis.to_token(p) * strides.token[2];
+      if (sum == nullptr) {
+        std::fill_n(to, size, Element());
+      } else {
+        write_row(sum, size, static_cast<T>(scale), to);
       }
     }
   }
 
-  // The packed columns that stand for the keys [begin, end): themselves, then those beyond borders.
-  static void add_columns(const BoxKeys& box, int begin, int end, const T* packed, int pitch,
-                          T* buffer) {
+  bool may_touch(size_t b, const KeySlice& slice) const {
+    const BoxKeys box(plan_, b);
     const KeyRange& range = box.ranges[2];
-    const AxisGroup& axis = *box.axes[2];
-    const auto add = [&](int from, int to) {
-      for (int p = std::max(from, range.begin); p < std::min(to, range.end); ++p) {
-        const int key = packed_key(axis, p);
-        if (key < begin || key >= end) continue;
-        add_row(packed + ptrdiff_t{p - range.begin} * pitch, kLanes, buffer + (key - begin) * kLanes);
-      }
-    };
-    add(begin, end);
-    add(range.begin, 0);
-    add(axis.window.extent, range.end);
+    return box.has_row(slice.z, slice.y) &&
+           ((range.begin < slice.end && range.end > slice.begin) || range.begin < 0 ||
+            range.end > box.axes[2]->window.extent);
   }
 
   void write_tokens(const T* sums, size_t count, int pitch, int size, double scale, int64_t stride,
@@ -202,7 +200,7 @@ class BackwardUnit {
         num_boxes_(static_cast<int64_t>(plan.boxes.size())),
         head_index_(unit / num_boxes_),
         box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
-        keys_(plan, box_),
+        keys_(plan, static_cast<size_t>(unit % num_boxes_)),
         layout_(key_layout(lane_axis())) {
     const int64_t batch = head_index_ / plan.heads_kv;
     const int64_t head_kv = head_index_ % plan.heads_kv;
@@ -241,6 +239,11 @@ class BackwardUnit {
     for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
       for (int row = 0; row < rows; row += kBackwardRows) {
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
+          const bool is_last = x + step >= box_.end[2];
+          const int next_row = is_last ? row + kBackwardRows : row;
+          for (int r = next_row; r < std::min(next_row + kBackwardRows, rows); ++r) {
+            prefetch_row(place_of(is_last ? box_.begin[2] : x + step, z, r));
+          }
           run_tile(x, z, row, std::min(kBackwardRows, rows - row));
         }
       }
@@ -317,16 +320,18 @@ class BackwardUnit {
       for (int y = keys_.ranges[1].begin; y < keys_.ranges[1].end; ++y) {
         const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
         const ptrdiff_t row = keys_.row(z, y);
-        T* key_row = keys + row * count * plan_.key_pitch;
-        T* value_row = values + row * count * plan_.value_pitch;
-        pack_row(key_ + token_offset(plan_.key, token_z, token_y), plan_.key.token[2],
-                 plan_.head_dim, plan_.key_pitch, key_row);
-        pack_row(value_ + token_offset(plan_.value, token_z, token_y), plan_.value.token[2],
-                 plan_.head_dim_value, plan_.value_pitch, value_row);
-        if (layout_ == KeyLayout::shared) continue;
-        transpose_row(key_row, plan_.head_dim, plan_.key_pitch,
+        const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
+        const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
+        pack_row(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
+                 keys + row * count * plan_.key_pitch);
+        if (layout_ == KeyLayout::shared) {
+          pack_row(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
+                   values + row * count * plan_.value_pitch);
+          continue;
+        }
+        transpose_row(key, plan_.key.token[2], plan_.head_dim,
                       transposed_keys + row * transposed_row(plan_.head_dim));
-        transpose_row(value_row, plan_.head_dim_value, plan_.value_pitch,
+        transpose_row(value, plan_.value.token[2], plan_.head_dim_value,
                       transposed_values + row * transposed_row(plan_.head_dim_value));
       }
     }
@@ -353,15 +358,16 @@ class BackwardUnit {
     }
   }
 
-  void transpose_row(const T* from, int size, int pitch, T* to) const {
+  void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
     const int step = lane_axis().step, count = keys_.ranges[2].size();
-    const T* zeros = scratch_ + plan_.scratch.zeros;
-    std::array<const T*, kLanes> rows;
+    const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
+    std::array<const Element*, kLanes> rows;
     for (int run = 0; run < step; ++run) {
       for (int column = 0; column * step + run < count; column += kLanes) {
         for (int lane = 0; lane < kLanes; ++lane) {
           const int i = (column + lane) * step + run;
-          rows[static_cast<size_t>(lane)] = i < count ? from + ptrdiff_t{i} * pitch : zeros;
+          rows[static_cast<size_t>(lane)] =
+              i < count && tokens_[i] >= 0 ? from + tokens_[i] * stride : zeros;
         }
         transpose_rows(D(), rows.data(), static_cast<size_t>(size),
                        static_cast<size_t>(columns_ * step), T{1},
@@ -373,7 +379,7 @@ class BackwardUnit {
   void run_tile(int x, int z, int first_row, int num_rows) {
     Rows rows;
     for (int r = 0; r < num_rows; ++r) {
-      set_up_row(x, z, first_row + r, r, &rows[static_cast<size_t>(r)]);
+      set_up_row(place_of(x, z, first_row + r), r, &rows[static_cast<size_t>(r)]);
     }
     num_runs_ = 0;
     const int position_z = keys_.axes[0]->position(z);
@@ -408,59 +414,90 @@ class BackwardUnit {
     }
   }
 
-  void set_up_row(int x, int z, int index, int r, Row* row) {
-    const AxisGroup& axis = lane_axis();
-    const AxisGroup& middle = *keys_.axes[1];
-    const int head = index % plan_.head_group;
+  // Where a query row stands: its first query, outer positions, phase and head.
+  struct Place {
+    int x, k, z, phase, head;
+  };
+  Place place_of(int x, int z, int index) const {
+    Place place = {x, 0, z, 0, index % plan_.head_group};
     index /= plan_.head_group;
-    const int phase = index % axis.phases;
-    index /= axis.phases;
+    place.phase = index % lane_axis().phases;
+    index /= lane_axis().phases;
     if (layout_ == KeyLayout::shared) {
-      x += index % vectors() * kLanes;
+      place.x += index % vectors() * kLanes;
       index /= vectors();
     }
-    const int k = box_.begin[1] + index;
-    row->slots = 0;
-    row->key_begin = middle.begin(middle.position(k));
-    row->key_end = middle.end(middle.position(k));
-    row->lanes = std::min(kLanes, box_.end[2] - x);
-    while (row->lanes > 0 && axis.position(x + row->lanes - 1) + phase >= axis.query_extent) {
-      --row->lanes;
+    place.k = box_.begin[1] + index;
+    return place;
+  }
+  int64_t query_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axes[0]->query_token(place.z, 0),
+                        keys_.axes[1]->query_token(place.k, 0)) +
+           lane_axis().query_token(place.x, place.phase) * strides.token[2];
+  }
+  int64_t output_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axes[0]->output_token(place.z, 0),
+                        keys_.axes[1]->output_token(place.k, 0)) +
+           lane_axis().output_token(place.x, place.phase) * strides.token[2];
+  }
+  int lanes_of(const Place& place) const {
+    const AxisGroup& axis = lane_axis();
+    int lanes = std::min(kLanes, box_.end[2] - place.x);
+    while (lanes > 0 && axis.position(place.x + lanes - 1) + place.phase >= axis.query_extent) {
+      --lanes;
     }
+    return lanes;
+  }
+
+  // The rows of a later tile: tokens of one head are far apart in memory.
+  void prefetch_row(const Place& place) const {
+    const AxisGroup& axis = lane_axis();
+    const auto prefetch = [&](const Element* from, int64_t stride, int size) {
+      for (int lane = lanes_of(place); lane-- > 0; from += stride) {
+        for (int i = 0; i < size; i += static_cast<int>(64 / sizeof(Element))) {
+          hwy::Prefetch(from + i);
+        }
+      }
+    };
+    prefetch(query_ + query_offset(plan_.query, place),
+             int64_t{axis.token_step} * axis.step * plan_.query.token[2], plan_.head_dim);
+    prefetch(grad_output_ + output_offset(plan_.grad_output, place),
+             axis.output_step * plan_.grad_output.token[2], plan_.head_dim_value);
+  }
+
+  void set_up_row(const Place& place, int r, Row* row) {
+    const AxisGroup& axis = lane_axis();
+    const AxisGroup& middle = *keys_.axes[1];
+    row->slots = 0;
+    row->key_begin = middle.begin(middle.position(place.k));
+    row->key_end = middle.end(middle.position(place.k));
+    row->lanes = lanes_of(place);
     if (axis.window.is_causal) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        row->views[static_cast<size_t>(lane)] = causal_view(axis.position(x + lane) + phase);
+        row->views[static_cast<size_t>(lane)] =
+            causal_view(axis.position(place.x + lane) + place.phase);
       }
     }
     row->is_masked = axis.window.is_causal &&
                      (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
-    const int64_t query_z = keys_.axes[0]->query_token(z, 0), query_y = middle.query_token(k, 0);
-    const int64_t output_z = keys_.axes[0]->output_token(z, 0),
-                  output_y = middle.output_token(k, 0);
-    const auto of_query = [&](const Strides& strides) {
-      return head * strides.head + token_offset(strides, query_z, query_y) +
-             axis.query_token(x, phase) * strides.token[2];
-    };
-    const auto of_output = [&](const Strides& strides) {
-      return head * strides.head + token_offset(strides, output_z, output_y) +
-             axis.output_token(x, phase) * strides.token[2];
-    };
     const int64_t query_step = int64_t{axis.token_step} * axis.step;
-    row->grad_query = grad_query_ + (grad_query_ == nullptr ? 0 : of_query(plan_.grad_query));
+    row->grad_query = grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
     // Logits are powers of two's exponents from here on.
-    load_rows(query_ + of_query(plan_.query), query_step * plan_.query.token[2], row->lanes,
+    load_rows(query_ + query_offset(plan_.query, place), query_step * plan_.query.token[2], row->lanes,
               plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
               tile(plan_.scratch.queries, r, plan_.key_pitch),
               tile(plan_.scratch.transposed_queries, r, plan_.key_pitch));
-    load_rows(grad_output_ + of_output(plan_.grad_output),
+    load_rows(grad_output_ + output_offset(plan_.grad_output, place),
               axis.output_step * plan_.grad_output.token[2], row->lanes, plan_.head_dim_value,
               plan_.value_pitch, 1.0, tile(plan_.scratch.grad_outputs, r, plan_.value_pitch),
               tile(plan_.scratch.transposed_grad_outputs, r, plan_.value_pitch));
     std::fill_n(tile(plan_.scratch.grad_queries, r, plan_.key_pitch),
                 ptrdiff_t{kLanes} * plan_.key_pitch, T{0});
-    row->output = output_ + of_output(plan_.output);
-    set_up_softmax(lse_ + of_output(plan_.lse),
-                   grad_lse_ == nullptr ? nullptr : grad_lse_ + of_output(plan_.grad_lse), row);
+    row->output = output_ + output_offset(plan_.output, place);
+    set_up_softmax(lse_ + output_offset(plan_.lse, place),
+                   grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place), row);
   }
 
   static constexpr double kLog2E = 1.44269504088896340736;
@@ -696,21 +733,24 @@ class BackwardUnit {
     const auto sees_some = hn::Eq(hn::Load(d, row.sees_some), one);
     T* HWY_RESTRICT p = probabilities(r);
     T* HWY_RESTRICT s = grad_logits(r);
+    auto sum = zero, products = zero;
     for (ptrdiff_t i = 0; i < size; i += kLanes) {
       const auto exponent = hn::Sub(hn::Sub(hn::Load(d, p + i), base), base_rest);
-      hn::Store(hn::IfThenElseZero(sees_some, exp2_negative(d, exponent)), d, p + i);
+      const auto probability = hn::IfThenElseZero(sees_some, exp2_negative(d, exponent));
+      hn::Store(probability, d, p + i);
+      sum = hn::Add(sum, probability);
+      products = hn::MulAdd(probability, hn::Load(d, s + i), products);
     }
     if (row.is_masked) {
       for (int i = 0; i < num_runs_; ++i) hide(runs_[static_cast<size_t>(i)], row, r);
+      sum = products = zero;
+      for (ptrdiff_t i = 0; i < size; i += kLanes) {
+        sum = hn::Add(sum, hn::Load(d, p + i));
+        products = hn::MulAdd(hn::Load(d, p + i), hn::Load(d, s + i), products);
+      }
     }
     auto delta = hn::Load(d, row.delta), factor = one;
     if (is_whole_) {  // lse was rounded: its error is in all probabilities alike, and in their sum
-      auto sum = zero, products = zero;
-      for (ptrdiff_t i = 0; i < size; i += kLanes) {
-        const auto probability = hn::Load(d, p + i);
-        sum = hn::Add(sum, probability);
-        products = hn::MulAdd(probability, hn::Load(d, s + i), products);
-      }
       factor = hn::IfThenZeroElse(hn::Eq(sum, zero), hn::Div(one, sum));
       delta = hn::MulAdd(products, factor, delta);
     }
@@ -1054,7 +1094,7 @@ template <typename Element>
 void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                      void* /*scratch*/) {
   using T = typename ComputeType<Element>::type;
-  const T* shared = static_cast<const T*>(pointers.shared);
+  T* shared = static_cast<T*>(pointers.shared);
   const size_t boxes = plan.boxes.size();
   if (plan.keeps_sums_apart) {
     const auto slices = static_cast<int64_t>(plan.slices.size());

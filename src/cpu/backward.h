@@ -9,6 +9,7 @@
 #ifndef VECINA_CPU_BACKWARD_H_
 #define VECINA_CPU_BACKWARD_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -24,8 +25,8 @@ inline constexpr int kBackwardRows = 6;
 
 // Where a unit keeps what in its scratch, in elements of the kernel's float type.
 struct BackwardScratch {
-  size_t keys = 0, values = 0;  // packed rows
-  size_t transposed_keys = 0, transposed_values = 0;  // shifted layout only
+  size_t keys = 0, values = 0;         // packed rows; values of the shared layout only
+  size_t transposed_keys = 0, transposed_values = 0;  // of the shifted layout
   size_t sums = 0;                                    // if units do not keep theirs apart
   size_t additional_keys = 0, additional_values = 0, additional_sums = 0;
   // Of one tile. Transposed ones have a vector of queries for each head_dim entry.
@@ -49,6 +50,7 @@ struct BackwardPlan : Partition {
   std::array<int64_t, kRank> query_extent = {}, key_extent = {};  // of the tensors
   bool has_unseen_tokens = false;  // with an output_stride some gradients are zero
 
+  std::vector<std::array<KeyRange, kRank>> key_ranges;  // that the windows of each box touch
   int key_pitch = 0, value_pitch = 0;  // elements of one packed row; sums have the same
   int max_slots = 0;                   // keys of a row whose logits are held at once
   BackwardScratch scratch;

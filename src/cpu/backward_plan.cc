@@ -21,32 +21,40 @@ constexpr size_t kLineBytes = 64;
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+std::array<KeyRange, kRank> key_ranges(const BackwardPlan& plan, const Box& box) {
+  std::array<KeyRange, kRank> ranges;
+  for (size_t a = 0; a < kRank; ++a) {
+    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
+    ranges[a] = a + 1 < kRank ? key_range(axis, box.begin[a], box.end[a])
+                              : lane_key_range(axis, box.begin[a], box.end[a], plan.lanes);
+  }
+  return ranges;
+}
+
 // Packed tokens and transposed elements of a box's keys.
 struct BoxSize {
-  size_t tokens, transposed_keys, transposed_values;
+  size_t tokens, shared_tokens, transposed_keys, transposed_values;
   size_t row;  // tokens of one row
 };
 BoxSize box_size(const BackwardPlan& plan, const Box& box) {
-  size_t rows = 1;
-  for (size_t a = 0; a + 1 < kRank; ++a) {
-    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
-    rows *= static_cast<size_t>(key_range(axis, box.begin[a], box.end[a]).size());
-  }
+  const auto ranges = key_ranges(plan, box);
   const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
-  const KeyRange range = lane_key_range(axis, box.begin[2], box.end[2], plan.lanes);
-  const auto row = static_cast<size_t>(range.size());
+  const bool is_shared = key_layout(axis) == KeyLayout::shared;
+  const size_t rows = static_cast<size_t>(ranges[0].size()) * static_cast<size_t>(ranges[1].size());
+  const auto row = static_cast<size_t>(ranges[2].size());
   const size_t columns =
-      key_layout(axis) == KeyLayout::shared
-          ? 0
-          : static_cast<size_t>(transposed_columns(axis, range, plan.lanes) * axis.step);
-  return {rows * row, rows * columns * static_cast<size_t>(plan.head_dim),
+      is_shared ? 0
+                : static_cast<size_t>(transposed_columns(axis, ranges[2], plan.lanes) * axis.step);
+  return {rows * row, is_shared ? rows * row : 0,
+          rows * columns * static_cast<size_t>(plan.head_dim),
           rows * columns * static_cast<size_t>(plan.head_dim_value), row};
 }
 
 size_t unit_elements(const BackwardPlan& plan, const Box& box) {
   const BoxSize size = box_size(plan, box);
   return size.transposed_keys + size.transposed_values +
-         2 * size.tokens * static_cast<size_t>(plan.key_pitch + plan.value_pitch);
+         2 * size.tokens * static_cast<size_t>(plan.key_pitch) +
+         (size.tokens + size.shared_tokens) * static_cast<size_t>(plan.value_pitch);
 }
 
 void lay_out_sums(BackwardPlan* plan) {
@@ -90,10 +98,11 @@ void cut_slices(BackwardPlan* plan) {
 }
 
 void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
-  BoxSize most = {0, 0, 0, 0};
+  BoxSize most = {0, 0, 0, 0, 0};
   for (const Box& box : plan->boxes) {
     const BoxSize size = box_size(*plan, box);
-    most = {std::max(most.tokens, size.tokens), std::max(most.transposed_keys, size.transposed_keys),
+    most = {std::max(most.tokens, size.tokens), std::max(most.shared_tokens, size.shared_tokens),
+            std::max(most.transposed_keys, size.transposed_keys),
             std::max(most.transposed_values, size.transposed_values), std::max(most.row, size.row)};
   }
   size_t next = 0;
@@ -109,7 +118,7 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   const auto additional = static_cast<size_t>(plan->additional_tokens);
   BackwardScratch& scratch = plan->scratch;
   scratch.keys = take(most.tokens * key_pitch);
-  scratch.values = take(most.tokens * value_pitch);
+  scratch.values = take(most.shared_tokens * value_pitch);
   scratch.transposed_keys = take(most.transposed_keys + 2 * lanes);
   scratch.transposed_values = take(most.transposed_values + 2 * lanes);
   scratch.sums = take(plan->keeps_sums_apart ? 0 : plan->sums_size);
@@ -196,6 +205,7 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   cut_boxes(&plan, kEnoughUnits, [&](const Box& box) {
     return unit_elements(plan, box) * static_cast<size_t>(kernel.element_bytes) > kUnitBytes;
   });
+  for (const Box& box : plan.boxes) plan.key_ranges.push_back(key_ranges(plan, box));
   lay_out_sums(&plan);
   cut_slices(&plan);
   lay_out_scratch(&plan, kernel.element_bytes);
