@@ -24,7 +24,6 @@
 #include "cpu/pack-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -89,9 +88,8 @@ class KeyGradients {
   void write_additional(const T* sums, size_t count) const {
     write_tokens(sums, count, plan_.key_pitch, plan_.head_dim, plan_.scale,
                  plan_.grad_additional_key.token[2], grad_additional_key_);
-    write_tokens(sums + plan_.additional_value_sums, count, plan_.value_pitch,
-                 plan_.head_dim_value, 1.0, plan_.grad_additional_value.token[2],
-                 grad_additional_value_);
+    write_tokens(sums + plan_.additional_value_sums, count, plan_.value_pitch, plan_.head_dim_value,
+                 1.0, plan_.grad_additional_value.token[2], grad_additional_value_);
   }
 
  private:
@@ -133,7 +131,8 @@ class KeyGradients {
         // The key itself, and where it stands for positions beyond the borders.
         const int window = axis.window.kernel_size;
         for (int at : {p, p - window, p + window}) {
-          if (at < range.begin || at >= range.end || packed_key(axis, at) != p) continue;
+          if (at < range.begin || at >= range.end) continue;
+          if (at != p && packed_key(axis, at) != p) continue;
           T* column = packed + ptrdiff_t{at - range.begin} * pitch;
           if (sum == nullptr) {
             sum = column;
@@ -239,11 +238,6 @@ class BackwardUnit {
     for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
       for (int row = 0; row < rows; row += kBackwardRows) {
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
-          const bool is_last = x + step >= box_.end[2];
-          const int next_row = is_last ? row + kBackwardRows : row;
-          for (int r = next_row; r < std::min(next_row + kBackwardRows, rows); ++r) {
-            prefetch_row(place_of(is_last ? box_.begin[2] : x + step, z, r));
-          }
           run_tile(x, z, row, std::min(kBackwardRows, rows - row));
         }
       }
@@ -262,11 +256,11 @@ class BackwardUnit {
 
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
-    int lanes = 0;                   // lanes that are queries
-    int key_begin = 0, key_end = 0;  // of the middle axis
+    int lanes = 0;                    // lanes that are queries
+    int key_begin = 0, key_end = 0;   // of the middle axis
     const Element* output = nullptr;  // of lane 0
     Element* grad_query = nullptr;
-    bool is_masked = false;          // some lane does not see all keys of its window
+    bool is_masked = false;  // some lane does not see all keys of its window
     std::array<KeyView, kLanes> views;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
@@ -275,8 +269,8 @@ class BackwardUnit {
   };
   using Rows = std::array<Row, kBackwardRows>;
 
-  // Keys that follow each other in one packed row, or additional tokens. Their probabilities for row
-  // r of the tile are at slots[r].
+  // Keys that follow each other in one packed row, or additional tokens. Their probabilities for
+  // row r of the tile are at slots[r].
   struct Run {
     const T* keys;  // of lane 0's first key; the values have the same place
     T *key_sums, *value_sums;
@@ -398,8 +392,9 @@ class BackwardUnit {
         while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
         if (first >= last) continue;  // between the windows of a downsampled axis
         for (int j = 0; j < num_keys; j += plan_.max_slots) {
-          add_run(window_run(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), first, last),
-                  &rows, num_rows);
+          add_run(
+              window_run(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), first, last),
+              &rows, num_rows);
         }
       }
     }
@@ -451,22 +446,6 @@ class BackwardUnit {
     return lanes;
   }
 
-  // The rows of a later tile: tokens of one head are far apart in memory.
-  void prefetch_row(const Place& place) const {
-    const AxisGroup& axis = lane_axis();
-    const auto prefetch = [&](const Element* from, int64_t stride, int size) {
-      for (int lane = lanes_of(place); lane-- > 0; from += stride) {
-        for (int i = 0; i < size; i += static_cast<int>(64 / sizeof(Element))) {
-          hwy::Prefetch(from + i);
-        }
-      }
-    };
-    prefetch(query_ + query_offset(plan_.query, place),
-             int64_t{axis.token_step} * axis.step * plan_.query.token[2], plan_.head_dim);
-    prefetch(grad_output_ + output_offset(plan_.grad_output, place),
-             axis.output_step * plan_.grad_output.token[2], plan_.head_dim_value);
-  }
-
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *keys_.axes[1];
@@ -483,10 +462,11 @@ class BackwardUnit {
     row->is_masked = axis.window.is_causal &&
                      (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
     const int64_t query_step = int64_t{axis.token_step} * axis.step;
-    row->grad_query = grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
+    row->grad_query =
+        grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
     // Logits are powers of two's exponents from here on.
-    load_rows(query_ + query_offset(plan_.query, place), query_step * plan_.query.token[2], row->lanes,
-              plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
+    load_rows(query_ + query_offset(plan_.query, place), query_step * plan_.query.token[2],
+              row->lanes, plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
               tile(plan_.scratch.queries, r, plan_.key_pitch),
               tile(plan_.scratch.transposed_queries, r, plan_.key_pitch));
     load_rows(grad_output_ + output_offset(plan_.grad_output, place),
@@ -496,8 +476,9 @@ class BackwardUnit {
     std::fill_n(tile(plan_.scratch.grad_queries, r, plan_.key_pitch),
                 ptrdiff_t{kLanes} * plan_.key_pitch, T{0});
     row->output = output_ + output_offset(plan_.output, place);
-    set_up_softmax(lse_ + output_offset(plan_.lse, place),
-                   grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place), row);
+    set_up_softmax(
+        lse_ + output_offset(plan_.lse, place),
+        grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place), row);
   }
 
   static constexpr double kLog2E = 1.44269504088896340736;
@@ -544,8 +525,8 @@ class BackwardUnit {
     hn::Store(hn::IfThenZeroElse(empty, base_rest), d, row->base_rest);
   }
 
-  // True if the tile is flushed only once, so that delta can be summed from what is held. That is as
-  // exact as the sum over dP that it is subtracted from; output was rounded.
+  // True if the tile is flushed only once, so that delta can be summed from what is held. That is
+  // as exact as the sum over dP that it is subtracted from; output was rounded.
   bool holds_all_keys(const Rows& rows, int num_rows, int z, int num_keys) const {
     const int position = keys_.axes[0]->position(z);
     const int keys_z = keys_.axes[0]->end(position) - keys_.axes[0]->begin(position);
@@ -586,7 +567,8 @@ class BackwardUnit {
     hn::Store(delta, d, row->delta);
   }
 
-  // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border on.
+  // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
+  // on.
   KeyView causal_view(int p) const {
     const NaAxis& window = lane_axis().window;
     if (layout_ == KeyLayout::shared) return {0, std::min(p + 1, window.extent), window.extent};
@@ -694,15 +676,14 @@ class BackwardUnit {
           products[i] = tile(to, r + i, plan_.max_slots) +
                         ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
         }
-        LogitsTable<kLayout, D>::get(rows, take)(D(), size, tile(from, r, pitch),
-                                                 ptrdiff_t{kLanes} * pitch, keys, key_step,
-                                                 products);
+        LogitsTable<kLayout, D>::get(rows, take)(
+            D(), size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
       }
     }
   }
 
-  // Turns the products of all runs into probabilities and gradients of logits, and adds those to the
-  // sums of queries and keys.
+  // Turns the products of all runs into probabilities and gradients of logits, and adds those to
+  // the sums of queries and keys.
   void flush(Rows* rows, int num_rows) {
     if (num_runs_ == 0) return;
     for (int r = 0; r < num_rows; ++r) {
@@ -879,7 +860,8 @@ class BackwardUnit {
     for (int lane = 0; lane < row.lanes; ++lane) {
       walk.weight_offset = lane;
       walk.row_offset = lane * lane_step;
-      if (run.is_shared && kLanes >= 4 && lane % 4 == 0) {  // each lane sees more than the one before
+      if (run.is_shared && kLanes >= 4 &&
+          lane % 4 == 0) {  // each lane sees more than the one before
         common = part_seen(run, row, lane).visible;
         Segment<T> all = segment;
         all.count = common;
@@ -948,9 +930,9 @@ class BackwardUnit {
     }
   }
 
-  // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a lane's
-  // window, so the queries that see it are the lanes c - count + 1 to c: four neighbouring keys take
-  // stairs of queries, each query's weight being one lane further and one key back.
+  // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a
+  // lane's window, so the queries that see it are the lanes c - count + 1 to c: four neighbouring
+  // keys take stairs of queries, each query's weight being one lane further and one key back.
   void add_to_stairs(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
     for (int i = 0; i < count; ++i) segments[i].count = run.count;
     Walk walk;
@@ -1117,8 +1099,9 @@ void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers,
 template <typename Element>
 void run_clear_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                     void* /*scratch*/) {
-  const auto clear = [&](void* data, const Strides& strides, const std::array<int64_t, kRank>& extent,
-                         int64_t plane, int heads, int size) {
+  const auto clear = [&](void* data, const Strides& strides,
+                         const std::array<int64_t, kRank>& extent, int64_t plane, int heads,
+                         int size) {
     const int64_t batch = plane / extent[0], z = plane % extent[0];
     for (int head = 0; head < heads; ++head) {
       Element* first = tensor_at<Element>(data, strides, batch, head);

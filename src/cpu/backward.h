@@ -21,11 +21,11 @@
 namespace vecina::internal::cpu {
 
 // Query rows of a backward tile: a row is one vector of queries.
-inline constexpr int kBackwardRows = 6;
+inline constexpr int kBackwardRows = 8;
 
 // Where a unit keeps what in its scratch, in elements of the kernel's float type.
 struct BackwardScratch {
-  size_t keys = 0, values = 0;         // packed rows; values of the shared layout only
+  size_t keys = 0, values = 0;  // packed rows; values of the shared layout only
   size_t transposed_keys = 0, transposed_values = 0;  // of the shifted layout
   size_t sums = 0;                                    // if units do not keep theirs apart
   size_t additional_keys = 0, additional_values = 0, additional_sums = 0;
@@ -55,8 +55,8 @@ struct BackwardPlan : Partition {
   int max_slots = 0;                   // keys of a row whose logits are held at once
   BackwardScratch scratch;
 
-  // Sums of one unit: keys, values at sums_value, in all sums_size. Kept apart (one after the other,
-  // by unit) if the keys of some combination are touched by several units.
+  // Sums of one unit: keys, values at sums_value, in all sums_size. Kept apart (one after the
+  // other, by unit) if the keys of some combination are touched by several units.
   bool keeps_sums_apart = false;
   size_t sums_value = 0, sums_size = 0;
   // Those of additional tokens; kept apart, behind all others, if there are several boxes.
@@ -64,10 +64,10 @@ struct BackwardPlan : Partition {
   size_t additional_value_sums = 0, additional_sums_size = 0;
   size_t shared_size() const;  // elements of all that is kept apart
 
-  std::vector<int> first_box;      // of each combination that has queries, and the end
-  std::vector<KeySlice> slices;    // gather units of each (batch, key head)
-  int64_t num_gathers() const;     // 0: the units write everything themselves
-  int64_t num_clears() const;      // units that write zeros, before all others
+  std::vector<int> first_box;    // of each combination that has queries, and the end
+  std::vector<KeySlice> slices;  // gather units of each (batch, key head)
+  int64_t num_gathers() const;   // 0: the units write everything themselves
+  int64_t num_clears() const;    // units that write zeros, before all others
 };
 
 // Transposed keys of the shifted layout: for each head_dim entry `step` runs of columns, run r

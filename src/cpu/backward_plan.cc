@@ -13,7 +13,7 @@ namespace {
 // few rows have to stay in L2.
 constexpr size_t kUnitBytes = 3 * 1024 * 1024;
 // Units that a problem is cut into if there are fewer, as long as that repeats little work.
-constexpr int64_t kEnoughUnits = 8;
+constexpr int64_t kEnoughUnits = 4;
 // Probabilities of a tile row held at once, in bytes; their gradients take as much again.
 constexpr int kRowBytes = 8 * 1024;
 constexpr int kSlicePositions = 256;
@@ -158,8 +158,8 @@ int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes) 
 }
 
 size_t BackwardPlan::shared_size() const {
-  return static_cast<size_t>(num_units()) * ((keeps_sums_apart ? sums_size : 0) +
-                                             (keeps_additional_apart ? additional_sums_size : 0));
+  return static_cast<size_t>(num_units()) *
+         ((keeps_sums_apart ? sums_size : 0) + (keeps_additional_apart ? additional_sums_size : 0));
 }
 
 int64_t BackwardPlan::num_gathers() const {

@@ -292,9 +292,8 @@ void cut_boxes(Partition* plan, int64_t enough,
 
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
                          const ForwardKernel& kernel, int threads) {
-  const bool dense =
-      is_dense(problem, {&example.query, &example.key, &example.value, &example.output,
-                         &example.lse});
+  const bool dense = is_dense(
+      problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
   partition(problem, dense, kernel.lanes, &plan);
   plan.has_lse = given(example.lse);

@@ -27,8 +27,8 @@ struct Segment {
   int count;
 };
 
-// How to walk all segments of a call. Row n is at rows + row_offset + n * row_step; its weight in sum
-// q is at weights + weight_offset + n * weight_step + q * apart.
+// How to walk all segments of a call. Row n is at rows + row_offset + n * row_step; its weight in
+// sum q is at weights + weight_offset + n * weight_step + q * apart.
 struct Walk {
   ptrdiff_t row_offset = 0, weight_offset = 0;
   ptrdiff_t row_step = 0, weight_step = 0, apart = 0;
@@ -91,7 +91,8 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
     const T* weights = segments[s].weights + walk.weight_offset;
     if (begin < 3) {
       if (begin <= 0 && 0 < end) sums.template add<0, 1>(rows, weights, apart);
-      if (begin <= 1 && 1 < end) sums.template add<0, 2>(rows + row_step, weights + weight_step, apart);
+      if (begin <= 1 && 1 < end)
+        sums.template add<0, 2>(rows + row_step, weights + weight_step, apart);
       if (2 < end) sums.template add<0, 3>(rows + 2 * row_step, weights + 2 * weight_step, apart);
     }
     int n = HWY_MAX(begin, 3);
