@@ -45,6 +45,16 @@ TEST_P(Conformance, ForwardMatchesReference) {
   }
 }
 
+TEST_P(Conformance, BackwardMatchesReference) {
+  const auto& [backend, row] = GetParam();
+  cli::Checker& checker = checker_of(backend);
+  if (!checker.why_not(row.problem).empty()) GTEST_SKIP() << checker.why_not(row.problem);
+  for (uint64_t seed : {1, 2}) {  // each picks its placement
+    const cli::Verdict verdict = checker.check_backward(row.problem, seed);
+    EXPECT_TRUE(verdict.passed) << row.line << " seed " << seed << "\n" << verdict.detail;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, Conformance,
                          testing::Combine(testing::ValuesIn(backend_names()),
                                           testing::ValuesIn(all_cases())),
@@ -94,6 +104,10 @@ TEST(ConformanceSweep, RandomProblems) {
       ASSERT_TRUE(verdict.passed) << backend << ": " << cli::print_problem(problem) << " seed "
                                   << seed << "\n"
                                   << verdict.detail;
+      const cli::Verdict gradients = checker_of(backend).check_backward(problem, seed);
+      ASSERT_TRUE(gradients.passed)
+          << backend << ": " << cli::print_problem(problem) << " seed " << seed << "\n"
+          << gradients.detail;
       ++num_checked;
     }
     EXPECT_GE(num_checked, 300) << backend << " refuses too many of its own fields";

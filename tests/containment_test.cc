@@ -304,5 +304,177 @@ TEST_P(Containment, PermutedStrides) {
   }
 }
 
+using Bits = std::vector<std::vector<uint64_t>>;  // of each gradient that there is
+
+constexpr cli::HostTensor cli::Gradients::*kGradients[] = {
+    &cli::Gradients::query, &cli::Gradients::key, &cli::Gradients::value,
+    &cli::Gradients::additional_key, &cli::Gradients::additional_value};
+
+Bits gradient_bits(const cli::Gradients& gradients) {
+  Bits bits;
+  for (auto gradient : kGradients) {
+    if ((gradients.*gradient).given()) bits.push_back(bits_of(gradients.*gradient));
+  }
+  return bits;
+}
+
+// How the work is cut, and so the order of every sum, does not depend on the threads.
+TEST_P(Containment, GradientsDependOnNothingElse) {
+  const cli::ContextPtr one = cli::make_context(GetParam(), 1);
+  const cli::ContextPtr seven = cli::make_context(GetParam(), 7);
+  std::vector<std::string> lines(std::begin(kSizes), std::end(kSizes));
+  lines.insert(lines.end(), {"2d 33x40 kernel_size 7 heads 1 head_dim 32",  // one head: is cut
+                             "1d 700 kernel_size 12 dilation 2 heads 1 head_dim 16 additional 3",
+                             "attention 200x90 heads 1 head_dim 20 head_dim_value 36"});
+  for (const char* dtype : {"f32", "f64", "f16", "bf16"}) {
+    for (const std::string& line : lines) {
+      problem_ = cli::parse_problem(line + " dtype " + dtype);
+      SCOPED_TRACE(GetParam() + ": " + cli::print_problem(problem_));
+      const cli::Inputs inputs = cli::random_inputs(problem_, 27);
+      const cli::Outputs outputs = run_forward(one.get(), problem_, inputs);
+      const cli::Gradients expected = run_backward(one.get(), problem_, inputs, outputs);
+      const Bits bits = gradient_bits(expected);
+      for (vecina_context* context : {one.get(), context_.get(), seven.get()}) {
+        ASSERT_EQ(gradient_bits(run_backward(context, problem_, inputs, outputs)), bits);
+      }
+      for (const cli::Placement placement : {cli::Placement{1, 0}, cli::Placement{5, 3}}) {
+        const cli::Inputs moved = cli::random_inputs(problem_, 27, placement);
+        const cli::Gradients again =
+            run_backward(context_.get(), problem_, moved, outputs, placement);
+        ASSERT_EQ(gradient_bits(again), bits)
+            << "gap " << placement.gap << " offset " << placement.offset;
+        for (auto gradient : kGradients) {
+          ASSERT_TRUE(!(again.*gradient).given() || (again.*gradient).gaps_intact());
+        }
+      }
+      for (auto gradient : kGradients) {  // one alone
+        if (!(expected.*gradient).given()) continue;
+        cli::Gradients alone;
+        alone.*gradient = cli::make_gradients(problem_).*gradient;
+        const vecina_backward_args args = cli::backward_args(inputs, outputs, alone);
+        ASSERT_EQ(vecina_backward(context_.get(), &problem_, &args, nullptr), VECINA_OK)
+            << vecina_last_error();
+        ASSERT_EQ(bits_of(alone.*gradient), bits_of(expected.*gradient));
+      }
+    }
+  }
+}
+
+// A NaN in one token of key, value or grad_output: no other gradient than of the queries that see
+// the token, and of the keys that those see, changes by a bit.
+TEST_P(Containment, NonFiniteTokensReachGradientsOfTheirWindowsOnly) {
+  for (const char* line : kWindows) {
+    problem_ = cli::parse_problem(line);
+    SCOPED_TRACE(GetParam() + ": " + line);
+    inputs_ = cli::random_inputs(problem_, 28);
+    const auto gradients_with = [&](cli::HostTensor& tensor, int64_t index) {
+      const double before = tensor.get(index);
+      tensor.set(index, NAN);
+      const cli::Outputs outputs = run_forward(context_.get(), problem_, inputs_);
+      const cli::Gradients gradients = run_backward(context_.get(), problem_, inputs_, outputs);
+      tensor.set(index, before);
+      return gradients;
+    };
+    const cli::Outputs outputs = run_forward(context_.get(), problem_, inputs_);
+    const cli::Gradients clean = run_backward(context_.get(), problem_, inputs_, outputs);
+    const auto sees = visibility(problem_);
+    const auto num_queries = static_cast<int64_t>(sees.size());
+    const auto num_keys = static_cast<int64_t>(sees[0].size());
+    const int64_t heads_kv = problem_.heads_kv, group = problem_.heads / heads_kv;
+    std::vector<int64_t> query_token;  // of each output token
+    int64_t num_query_tokens = 1;
+    for (int a = 0; a < problem_.rank; ++a) {
+      const AxisRule axis = axis_rule(problem_, a);
+      const int64_t extent =
+          problem_.kind == VECINA_ATTENTION ? problem_.query_extent[a] : problem_.extent[a];
+      num_query_tokens *= extent;
+      std::vector<int64_t> longer;
+      if (a == 0) query_token = {0};
+      for (int64_t outer : query_token) {
+        for (int64_t token : query_tokens(axis)) longer.push_back(outer * extent + token);
+      }
+      query_token = longer;
+    }
+    ASSERT_EQ(static_cast<int64_t>(query_token.size()), num_queries);
+
+    const auto expect_unchanged = [&](const char* name, const cli::HostTensor& before,
+                                      const cli::HostTensor& after, int64_t heads,
+                                      const auto& may_change) {
+      const std::vector<uint64_t> old_bits = bits_of(before), new_bits = bits_of(after);
+      const int64_t dim = before.shape().back();
+      const int64_t tokens = before.size() / dim / heads / problem_.batch;
+      for (int64_t i = 0; i < before.size(); ++i) {
+        const int64_t row = i / dim;
+        if (may_change(row / heads / tokens, row / heads % tokens, row % heads)) continue;
+        ASSERT_EQ(old_bits[static_cast<size_t>(i)], new_bits[static_cast<size_t>(i)])
+            << name << " token " << row / heads % tokens << " head " << row % heads;
+      }
+    };
+    const auto expect_contained = [&](const cli::Gradients& actual, int64_t sample, int64_t head,
+                                      const std::vector<bool>& reached, bool one_head,
+                                      int64_t query_head) {
+      std::vector<bool> query_reached(static_cast<size_t>(num_query_tokens));
+      std::vector<bool> key_reached(static_cast<size_t>(num_keys));
+      for (int64_t q = 0; q < num_queries; ++q) {
+        if (!reached[static_cast<size_t>(q)]) continue;
+        query_reached[static_cast<size_t>(query_token[static_cast<size_t>(q)])] = true;
+        for (int64_t k = 0; k < num_keys; ++k) {
+          if (sees[static_cast<size_t>(q)][static_cast<size_t>(k)]) {
+            key_reached[static_cast<size_t>(k)] = true;
+          }
+        }
+      }
+      expect_unchanged("grad_query", clean.query, actual.query, problem_.heads,
+                       [&](int64_t b, int64_t token, int64_t h) {
+                         return b == sample && h / group == head &&
+                                (!one_head || h == query_head) &&
+                                query_reached[static_cast<size_t>(token)];
+                       });
+      const auto key_may_change = [&](int64_t b, int64_t token, int64_t h) {
+        return b == sample && h == head && key_reached[static_cast<size_t>(token)];
+      };
+      expect_unchanged("grad_key", clean.key, actual.key, heads_kv, key_may_change);
+      expect_unchanged("grad_value", clean.value, actual.value, heads_kv, key_may_change);
+    };
+
+    cli::Random random(29);
+    for (int i = 0; i < 6; ++i) {
+      const int64_t token = i == 0 ? 0 : i == 1 ? num_keys - 1 : random.integer(0, num_keys - 1);
+      const int64_t head = random.integer(0, heads_kv - 1);
+      const int64_t sample = random.integer(0, problem_.batch - 1);
+      const int64_t row = (sample * num_keys + token) * heads_kv + head;
+      std::vector<bool> reached;
+      for (const auto& keys : sees) reached.push_back(keys[static_cast<size_t>(token)]);
+      SCOPED_TRACE("key token " + std::to_string(token) + " head " + std::to_string(head));
+      const cli::Gradients of_key = gradients_with(inputs_.key, row * problem_.head_dim);
+      expect_contained(of_key, sample, head, reached, false, 0);
+      for (int64_t q = 0; q < num_queries; ++q) {
+        if (!reached[static_cast<size_t>(q)]) continue;
+        const int64_t query_row =
+            (sample * num_query_tokens + query_token[static_cast<size_t>(q)]) * problem_.heads +
+            head * group;
+        ASSERT_TRUE(std::isnan(of_key.query.get(query_row * problem_.head_dim))) << "query " << q;
+      }
+      expect_contained(gradients_with(inputs_.value, row * problem_.head_dim_value), sample, head,
+                       reached, false, 0);
+      if (HasFatalFailure()) return;
+    }
+    for (int64_t q : {int64_t{0}, num_queries / 2, num_queries - 1}) {
+      const int64_t head = problem_.heads - 1, sample = problem_.batch - 1;
+      SCOPED_TRACE("query " + std::to_string(q));
+      std::vector<bool> reached(static_cast<size_t>(num_queries));
+      reached[static_cast<size_t>(q)] = true;
+      const int64_t output_row = (sample * num_queries + q) * problem_.heads + head;
+      const int64_t query_row =
+          (sample * num_query_tokens + query_token[static_cast<size_t>(q)]) * problem_.heads + head;
+      expect_contained(gradients_with(inputs_.grad_output, output_row * problem_.head_dim_value),
+                       sample, head / group, reached, true, head);
+      expect_contained(gradients_with(inputs_.query, query_row * problem_.head_dim), sample,
+                       head / group, reached, true, head);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace vecina::tests

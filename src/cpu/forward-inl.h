@@ -197,14 +197,8 @@ class ForwardUnit {
   // The row of a tensor that stands at position p of the packed rows; zeros where none does.
   // `row` is that of position 0.
   const Element* row_at(const Element* row, ptrdiff_t position_stride, int p) const {
-    const NaAxis& window = lane_axis().window;
-    if (p < 0) {
-      if (window.is_causal) return zeros_;
-      p += window.kernel_size;
-    } else if (p >= window.extent) {
-      p -= window.kernel_size;
-    }
-    return p < 0 || p >= window.extent ? zeros_ : row + p * position_stride;
+    const int key = packed_key(lane_axis(), p);
+    return key < 0 ? zeros_ : row + key * position_stride;
   }
   ptrdiff_t position_stride(const Strides& strides) const {
     return strides.token[2] * lane_axis().token_step;

@@ -11,6 +11,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <vector>
 
 #include "core/problem.h"
@@ -68,6 +70,8 @@ struct AxisGroup {
 // moves a window by whole keys, so its keys p < 0 and p >= extent stand for p + kernel_size and
 // p - kernel_size: with those packed in their place every lane's window is a plain shift.
 int borderless_begin(const NaAxis& window, int p);
+// The key that is packed in the place of position p; -1 if there is none.
+int packed_key(const AxisGroup& axis, int p);
 
 // Strides of one tensor in elements: batch, three token axes, head. The last dimension has 1.
 struct Strides {
@@ -91,26 +95,42 @@ struct ScratchLayout {
   size_t total = 0;
 };
 
-struct ForwardPlan {
+// What both passes decide in the same way.
+struct Partition {
   int64_t batch = 0;
   int heads_kv = 0, head_group = 0, head_dim = 0, head_dim_value = 0;
   int64_t additional_tokens = 0;
   double scale = 0.0;
   std::array<std::vector<AxisGroup>, kRank> groups;  // groups[axis][residue]
-  std::vector<Box> boxes;                            // of every (batch, key head)
+  std::vector<Box> boxes;  // of every (batch, key head); those of one combination follow each other
+  int lanes = 0;           // of the kernel that this was planned for
+
+  int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
+};
+
+struct ForwardPlan : Partition {
   Strides query, key, value, additional_key, additional_value, output, lse;
   bool has_lse = false;
   bool values_in_place = false;  // away from the borders values are read where they lie
 
-  int lanes = 0;          // of the kernel that this was planned for
   int key_pitch = 0;      // elements of one packed key (shared layout)
   int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
   int max_slots = 0;      // keys of a row whose logits are held at once
   int queries_pitch = 0;  // elements of a vector of queries
   ScratchLayout scratch;
-
-  int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
 };
+
+// True if the problem is attention over all tokens and every token axis of the tensors is one axis
+// in memory: then vectors may span rows.
+bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors);
+// Sizes, groups, and one box for each combination of groups that has queries.
+void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan);
+// Halves boxes that are too large, and all of them until there are `enough` units, as long as that
+// packs little twice. The axis with the most windows is cut.
+void cut_boxes(Partition* plan, int64_t enough,
+               const std::function<bool(const Box&)>& is_too_large);
+// Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
+Strides strides_of(const vecina_tensor& tensor, int rank);
 
 KeyLayout key_layout(const AxisGroup& axis);
 

@@ -61,18 +61,6 @@ void choose_twins(int lanes, int rows, AxisGroup* group) {
   }
 }
 
-// Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
-Strides strides_of(const vecina_tensor& tensor, int rank) {
-  Strides strides;
-  if (!given(tensor)) return strides;
-  strides.batch = tensor.shape[0] == 1 ? 0 : tensor.strides[0];
-  strides.head = tensor.strides[rank + 1];
-  for (int a = 0; a < rank; ++a) {
-    strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
-  }
-  return strides;
-}
-
 // True if the tensor's token axes are one axis in memory: stepping over the end of a row leads to
 // the next row.
 bool is_flat(const vecina_tensor& tensor, int rank) {
@@ -84,19 +72,6 @@ bool is_flat(const vecina_tensor& tensor, int rank) {
     }
   }
   return true;
-}
-
-// Attention over all tokens, whatever their rank: then vectors may span rows.
-bool is_dense(const Problem& problem, const vecina_forward_args& args) {
-  for (int a = 0; a < problem.rank(); ++a) {
-    const Axis& axis = problem.axis(a);
-    if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
-  }
-  for (const vecina_tensor* tensor :
-       {&args.query, &args.key, &args.value, &args.output, &args.lse}) {
-    if (!is_flat(*tensor, problem.rank())) return false;
-  }
-  return problem.rank() > 1;
 }
 
 // Scratch elements for the packed keys and values of a box.
@@ -120,26 +95,20 @@ PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
   return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch), columns};
 }
 
-// Splits boxes until there is work for every thread and the packed data of one fit the cache. A cut
-// packs the keys at its seam twice, so axes much longer than their window are cut first.
+// A cut packs the keys at its seam twice, so axes much longer than their window are cut first.
 class BoxCutter {
  public:
-  BoxCutter(ForwardPlan* plan, int element_bytes, int threads)
-      : plan_(*plan), element_bytes_(element_bytes), threads_(threads) {}
+  explicit BoxCutter(Partition* plan) : plan_(*plan) {}
 
-  void cut() {
+  void cut(int64_t enough, const std::function<bool(const Box&)>& is_too_large) {
     while (true) {
       const int64_t units = plan_.num_units();
-      const bool too_few = threads_ > 1 && units > 0 && units < int64_t{3} * threads_;
+      const bool too_few = units > 0 && units < enough;
       std::vector<Box> next;
       for (const Box& box : plan_.boxes) {
-        const PackedSize size = packed_size(plan_, box);
-        const bool too_large =
-            (size.keys + size.values) * static_cast<size_t>(element_bytes_) > kPackedBytes;
+        const bool too_large = is_too_large(box);
         // For the caches a cut must not pack much twice; for idle threads it may.
-        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0)
-                         : is_long_row(box)   ? 2
-                                              : -1;
+        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0) : -1;
         if (axis < 0) {
           next.push_back(box);
         } else {
@@ -155,16 +124,6 @@ class BoxCutter {
  private:
   const AxisGroup& axis_of(const Box& box, size_t a) const {
     return plan_.groups[a][static_cast<size_t>(box.group[a])];
-  }
-
-  // A row of queries with short windows: nothing is lost by packing only what one vector needs,
-  // and that stays in L1.
-  bool is_long_row(const Box& box) const {
-    const AxisGroup& axis = axis_of(box, 2);
-    const int queries = plan_.lanes * axis.twins;
-    return box.end[0] - box.begin[0] == 1 && box.end[1] - box.begin[1] == 1 &&
-           box.end[2] - box.begin[2] > queries &&
-           4 * axis.window.kernel_size <= queries * axis.step;
   }
 
   // The axis whose half still is the longest in windows; none if below `least` windows.
@@ -198,9 +157,17 @@ class BoxCutter {
     boxes->push_back(second);
   }
 
-  ForwardPlan& plan_;
-  const int element_bytes_, threads_;
+  Partition& plan_;
 };
+
+// A row of queries with short windows: little is lost by packing only what one vector needs, and
+// that stays in L1.
+bool is_long_row(const ForwardPlan& plan, const Box& box) {
+  const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
+  const int queries = plan.lanes * axis.twins;
+  return box.end[0] - box.begin[0] == 1 && box.end[1] - box.begin[1] == 1 &&
+         box.end[2] - box.begin[2] > queries && 4 * axis.window.kernel_size <= queries * axis.step;
+}
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   size_t keys = 0, values = 0, row = 0;  // the largest of any box
@@ -250,6 +217,18 @@ int borderless_begin(const NaAxis& window, int p) {
   return na_window_begin(endless, p + away) - away;
 }
 
+int packed_key(const AxisGroup& axis, int p) {
+  const NaAxis& window = axis.window;
+  if (key_layout(axis) == KeyLayout::shifted) {
+    if (p < 0) {
+      p = window.is_causal ? -1 : p + window.kernel_size;
+    } else if (p >= window.extent) {
+      p -= window.kernel_size;
+    }
+  }
+  return p < window.extent ? p : -1;
+}
+
 KeyRange key_range(const AxisGroup& axis, int begin, int end) {
   if (begin >= end) return {0, 0};
   return {axis.begin(axis.position(begin)), axis.end(axis.position(end - 1))};
@@ -272,48 +251,88 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range) {
   return runs;
 }
 
-ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const ForwardKernel& kernel, int threads) {
-  ForwardPlan plan;
-  plan.batch = problem.batch();
-  plan.heads_kv = problem.heads_kv();
-  plan.head_group = problem.head_group();
-  plan.head_dim = problem.head_dim();
-  plan.head_dim_value = problem.head_dim_value();
-  plan.additional_tokens = problem.additional_tokens();
-  plan.scale = problem.scale();
-  plan.has_lse = given(example.lse);
-  const int rank = problem.rank();
-  plan.lanes = kernel.lanes;
-  plan.key_pitch = plan.head_dim;
-  plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
-  // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
-  plan.values_in_place = rank == 1 && !problem.is_attention() &&
-                         (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
-                         plan.value_pitch == plan.head_dim_value;
-  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
-  // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
-  plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
+Strides strides_of(const vecina_tensor& tensor, int rank) {
+  Strides strides;
+  if (!given(tensor)) return strides;
+  strides.batch = tensor.shape[0] == 1 ? 0 : tensor.strides[0];
+  strides.head = tensor.strides[rank + 1];
+  for (int a = 0; a < rank; ++a) {
+    strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
+  }
+  return strides;
+}
 
-  const bool dense = is_dense(problem, example);
+bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors) {
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
+  }
+  for (const vecina_tensor* tensor : tensors) {
+    if (!is_flat(*tensor, problem.rank())) return false;
+  }
+  return problem.rank() > 1;
+}
+
+void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan) {
+  plan->batch = problem.batch();
+  plan->heads_kv = problem.heads_kv();
+  plan->head_group = problem.head_group();
+  plan->head_dim = problem.head_dim();
+  plan->head_dim_value = problem.head_dim_value();
+  plan->additional_tokens = problem.additional_tokens();
+  plan->scale = problem.scale();
+  plan->lanes = lanes;
   for (size_t a = 0; a < kRank; ++a) {
-    const int from = static_cast<int>(a) - (kRank - rank);
+    const int from = static_cast<int>(a) - (kRank - problem.rank());
     Axis axis;
-    if (dense) {
+    if (is_dense) {
       axis.extent = axis.query_extent = axis.kernel_size = a == 2 ? problem.num_keys() : 1;
     } else if (from >= 0) {
       axis = problem.axis(from);
     }
     const bool is_attention = problem.is_attention() && a == kRank - 1;
     for (int residue = 0; residue < axis.dilation; ++residue) {
-      plan.groups[a].push_back(make_group(axis, is_attention, residue));
-      if (a == kRank - 1) {
-        split_phases(&plan.groups[a].back());
-        const int rows = plan.groups[1].front().num_queries * plan.head_group;
-        choose_twins(plan.lanes, rows, &plan.groups[a].back());
+      plan->groups[a].push_back(make_group(axis, is_attention, residue));
+      if (a == kRank - 1) split_phases(&plan->groups[a].back());
+    }
+  }
+  for (size_t z = 0; z < plan->groups[0].size(); ++z) {
+    for (size_t y = 0; y < plan->groups[1].size(); ++y) {
+      for (size_t x = 0; x < plan->groups[2].size(); ++x) {
+        const Box box = {{static_cast<int>(z), static_cast<int>(y), static_cast<int>(x)},
+                         {0, 0, 0},
+                         {plan->groups[0][z].num_queries, plan->groups[1][y].num_queries,
+                          plan->groups[2][x].num_queries}};
+        if (box.end[0] > 0 && box.end[1] > 0 && box.end[2] > 0) plan->boxes.push_back(box);
       }
     }
   }
+}
+
+void cut_boxes(Partition* plan, int64_t enough,
+               const std::function<bool(const Box&)>& is_too_large) {
+  BoxCutter(plan).cut(enough, is_too_large);
+}
+
+ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
+                         const ForwardKernel& kernel, int threads) {
+  const bool dense = is_dense(
+      problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
+  ForwardPlan plan;
+  partition(problem, dense, kernel.lanes, &plan);
+  plan.has_lse = given(example.lse);
+  const int rank = problem.rank();
+  plan.key_pitch = plan.head_dim;
+  plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
+  // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
+  plan.values_in_place = rank == 1 && !problem.is_attention() &&
+                         (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
+                         plan.value_pitch == plan.head_dim_value;
+  const int rows = plan.groups[1].front().num_queries * plan.head_group;
+  for (AxisGroup& group : plan.groups[kRank - 1]) choose_twins(plan.lanes, rows, &group);
+  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
+  // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
+  plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
   plan.query = strides_of(example.query, rank);
   plan.key = strides_of(example.key, rank);
   plan.value = strides_of(example.value, rank);
@@ -322,18 +341,11 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
 
-  for (size_t z = 0; z < plan.groups[0].size(); ++z) {
-    for (size_t y = 0; y < plan.groups[1].size(); ++y) {
-      for (size_t x = 0; x < plan.groups[2].size(); ++x) {
-        const Box box = {{static_cast<int>(z), static_cast<int>(y), static_cast<int>(x)},
-                         {0, 0, 0},
-                         {plan.groups[0][z].num_queries, plan.groups[1][y].num_queries,
-                          plan.groups[2][x].num_queries}};
-        if (box.end[0] > 0 && box.end[1] > 0 && box.end[2] > 0) plan.boxes.push_back(box);
-      }
-    }
-  }
-  BoxCutter(&plan, kernel.element_bytes, threads).cut();
+  cut_boxes(&plan, threads > 1 ? 3 * threads : 0, [&](const Box& box) {
+    const PackedSize size = packed_size(plan, box);
+    return (size.keys + size.values) * static_cast<size_t>(kernel.element_bytes) > kPackedBytes ||
+           is_long_row(plan, box);
+  });
   lay_out_scratch(&plan, kernel.element_bytes);
   return plan;
 }

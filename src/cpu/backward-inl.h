@@ -1,0 +1,1142 @@
+// SPDX-License-Identifier: MIT
+// Walks one unit of the backward pass: pack, then tiles of query rows x one vector of queries. With
+// P the probabilities, and everything that is summed over keys or queries kept in rows of head_dim:
+//   P = exp(scale * query . key - lse),   dP = grad_output . value   lanes are queries
+//   dS = P * (dP - delta),   delta = output . grad_output - grad_lse
+//   grad_query = scale * sum dS * key                                lanes run along head_dim
+//   grad_key = scale * sum dS * query,   grad_value = sum P * grad_output
+// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_BACKWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_BACKWARD_INL_H_
+#undef VECINA_CPU_BACKWARD_INL_H_
+#else
+#define VECINA_CPU_BACKWARD_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/backward.h"
+#include "cpu/forward-inl.h"
+#include "cpu/pack-inl.h"
+#include "cpu/sums-inl.h"
+#include "cpu/tile-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename T>
+T* tensor_at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
+  if (data == nullptr) return nullptr;
+  return static_cast<T*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
+}
+inline int64_t token_offset(const Strides& strides, int64_t z, int64_t y) {
+  return z * strides.token[0] + y * strides.token[1];
+}
+
+// The groups of a box and the packed rows that its windows touch.
+struct BoxKeys {
+  std::array<const AxisGroup*, kRank> axes;
+  const std::array<KeyRange, kRank>& ranges;
+
+  BoxKeys(const BackwardPlan& plan, size_t box) : ranges(plan.key_ranges[box]) {
+    for (size_t a = 0; a < kRank; ++a) {
+      axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
+    }
+  }
+  bool has_row(int z, int y) const {
+    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
+  }
+  // Number of the packed row that holds the given outer positions.
+  ptrdiff_t row(int z, int y) const {
+    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
+  }
+};
+
+// Writes the gradients of keys and values out of the sums of units.
+template <typename Element>
+class KeyGradients {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::ScalableTag<T>;
+
+  KeyGradients(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t head_index)
+      : plan_(plan) {
+    const int64_t batch = head_index / plan.heads_kv, head = head_index % plan.heads_kv;
+    grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch, head);
+    grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch, head);
+    grad_additional_key_ =
+        tensor_at<Element>(pointers.grad_additional_key, plan.grad_additional_key, batch, head);
+    grad_additional_value_ =
+        tensor_at<Element>(pointers.grad_additional_value, plan.grad_additional_value, batch, head);
+  }
+
+  // A slice from the sums of the boxes of its combination, in their order: sums, or if kept apart
+  // those of box b at sums + b * sums_size. The sums change.
+  void write_slice(const KeySlice& slice, T* sums) const {
+    write(slice, sums, plan_.key_pitch, plan_.head_dim, plan_.scale, plan_.grad_key, grad_key_);
+    write(slice, sums + plan_.sums_value, plan_.value_pitch, plan_.head_dim_value, 1.0,
+          plan_.grad_value, grad_value_);
+  }
+
+  // Additional tokens from the sums of `count` boxes.
+  void write_additional(const T* sums, size_t count) const {
+    write_tokens(sums, count, plan_.key_pitch, plan_.head_dim, plan_.scale,
+                 plan_.grad_additional_key.token[2], grad_additional_key_);
+    write_tokens(sums + plan_.additional_value_sums, count, plan_.value_pitch, plan_.head_dim_value,
+                 1.0, plan_.grad_additional_value.token[2], grad_additional_value_);
+  }
+
+ private:
+  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+
+  static void write_row(const T* sum, int size, T scale, Element* to) {
+    const D d;
+    const auto factor = hn::Set(d, scale);
+    for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
+    }
+  }
+  static void add_row(const T* from, ptrdiff_t pitch, T* to) {
+    const D d;
+    for (ptrdiff_t i = 0; i < pitch; i += kLanes) {
+      hn::Store(hn::Add(hn::Load(d, to + i), hn::Load(d, from + i)), d, to + i);
+    }
+  }
+
+  void write(const KeySlice& slice, T* sums, int pitch, int size, double scale,
+             const Strides& strides, Element* gradient) const {
+    if (gradient == nullptr) return;
+    auto first = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination)]);
+    auto last = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination) + 1]);
+    const BoxKeys any(plan_, first);
+    const AxisGroup& axis = *any.axes[2];
+    Element* row = gradient + token_offset(strides, any.axes[0]->to_token(slice.z),
+                                           any.axes[1]->to_token(slice.y));
+    while (first < last && !may_touch(first, slice)) ++first;
+    while (first < last && !may_touch(last - 1, slice)) --last;
+    for (int p = slice.begin; p < slice.end; ++p) {
+      T* sum = nullptr;
+      for (size_t b = first; b < last; ++b) {
+        const BoxKeys box(plan_, b);
+        if (!box.has_row(slice.z, slice.y)) continue;
+        const KeyRange& range = box.ranges[2];
+        T* packed = sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
+                    box.row(slice.z, slice.y) * range.size() * pitch;
+        // The key itself, and where it stands for positions beyond the borders.
+        const int window = axis.window.kernel_size;
+        for (int at : {p, p - window, p + window}) {
+          if (at < range.begin || at >= range.end) continue;
+          if (at != p && packed_key(axis, at) != p) continue;
+          T* column = packed + ptrdiff_t{at - range.begin} * pitch;
+          if (sum == nullptr) {
+            sum = column;
+          } else {
+            add_row(column, pitch, sum);
+          }
+        }
+      }
+      Element* to = row + axis.to_token(p) * strides.token[2];
+      if (sum == nullptr) {
+        std::fill_n(to, size, Element());
+      } else {
+        write_row(sum, size, static_cast<T>(scale), to);
+      }
+    }
+  }
+
+  bool may_touch(size_t b, const KeySlice& slice) const {
+    const BoxKeys box(plan_, b);
+    const KeyRange& range = box.ranges[2];
+    return box.has_row(slice.z, slice.y) &&
+           ((range.begin < slice.end && range.end > slice.begin) || range.begin < 0 ||
+            range.end > box.axes[2]->window.extent);
+  }
+
+  void write_tokens(const T* sums, size_t count, int pitch, int size, double scale, int64_t stride,
+                    Element* gradient) const {
+    if (gradient == nullptr) return;
+    HWY_ALIGN T buffer[kLanes];
+    for (int64_t token = 0; token < plan_.additional_tokens; ++token) {
+      for (int column = 0; column < size; column += static_cast<int>(kLanes)) {
+        std::fill_n(buffer, kLanes, T{0});
+        for (size_t b = 0; b < count; ++b) {
+          add_row(sums + b * plan_.additional_sums_size + token * pitch + column, kLanes, buffer);
+        }
+        write_row(buffer, std::min(size - column, static_cast<int>(kLanes)), static_cast<T>(scale),
+                  gradient + token * stride + column);
+      }
+    }
+  }
+
+  const BackwardPlan& plan_;
+  Element *grad_key_, *grad_value_, *grad_additional_key_, *grad_additional_value_;
+};
+
+// The keys of its window that one lane sees: [begin, visible) and [wrapped, ...).
+struct KeyView {
+  int begin, visible, wrapped;
+  bool sees(int key) const { return (key >= begin && key < visible) || key >= wrapped; }
+};
+
+template <typename Element>
+class BackwardUnit {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::ScalableTag<T>;
+  using LseType = T;  // float for all but double
+
+  BackwardUnit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+               void* scratch)
+      : plan_(plan),
+        pointers_(pointers),
+        scratch_(static_cast<T*>(scratch)),
+        num_boxes_(static_cast<int64_t>(plan.boxes.size())),
+        head_index_(unit / num_boxes_),
+        box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
+        keys_(plan, static_cast<size_t>(unit % num_boxes_)),
+        layout_(key_layout(lane_axis())) {
+    const int64_t batch = head_index_ / plan.heads_kv;
+    const int64_t head_kv = head_index_ % plan.heads_kv;
+    const int64_t head = head_kv * plan.head_group;
+    query_ = tensor_at<const Element>(pointers.query, plan.query, batch, head);
+    key_ = tensor_at<const Element>(pointers.key, plan.key, batch, head_kv);
+    value_ = tensor_at<const Element>(pointers.value, plan.value, batch, head_kv);
+    additional_key_ =
+        tensor_at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
+    additional_value_ =
+        tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
+    output_ = tensor_at<const Element>(pointers.output, plan.output, batch, head);
+    lse_ = tensor_at<const LseType>(pointers.lse, plan.lse, batch, head);
+    grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch, head);
+    grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch, head);
+    grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch, head);
+
+    T* shared = static_cast<T*>(pointers.shared);
+    const auto units = static_cast<size_t>(plan.num_units()), index = static_cast<size_t>(unit);
+    sums_ = scratch_ + plan.scratch.sums;
+    if (plan.keeps_sums_apart) {
+      sums_ = shared + index * plan.sums_size;
+      shared += units * plan.sums_size;
+    }
+    additional_sums_ = plan.keeps_additional_apart ? shared + index * plan.additional_sums_size
+                                                   : scratch_ + plan.scratch.additional_sums;
+    if (layout_ == KeyLayout::shifted) {
+      columns_ = transposed_columns(lane_axis(), keys_.ranges[2], plan.lanes);
+    }
+  }
+
+  void run() {
+    pack();
+    const int rows = rows_at_once() * (box_.end[1] - box_.begin[1]);
+    const int step = layout_ == KeyLayout::shared ? box_.end[2] - box_.begin[2] : kLanes;
+    for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
+      for (int row = 0; row < rows; row += kBackwardRows) {
+        for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
+          run_tile(x, z, row, std::min(kBackwardRows, rows - row));
+        }
+      }
+    }
+    const KeyGradients<Element> gradients(plan_, pointers_, head_index_);
+    if (!plan_.keeps_sums_apart) write_keys(gradients);
+    if (plan_.additional_tokens > 0 && !plan_.keeps_additional_apart) {
+      gradients.write_additional(additional_sums_, 1);
+    }
+  }
+
+ private:
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kMaxRuns = 128;
+  static constexpr int kProductRows = 3;
+
+  // One query row of a tile: queries at one outer position, phase and head.
+  struct Row {
+    int lanes = 0;                    // lanes that are queries
+    int key_begin = 0, key_end = 0;   // of the middle axis
+    const Element* output = nullptr;  // of lane 0
+    Element* grad_query = nullptr;
+    bool is_masked = false;  // some lane does not see all keys of its window
+    std::array<KeyView, kLanes> views;
+    int slots = 0;
+    HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
+    HWY_ALIGN T delta[kLanes];
+    HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
+  };
+  using Rows = std::array<Row, kBackwardRows>;
+
+  // Keys that follow each other in one packed row, or additional tokens. Their probabilities for
+  // row r of the tile are at slots[r].
+  struct Run {
+    const T* keys;  // of lane 0's first key; the values have the same place
+    T *key_sums, *value_sums;
+    const T *key_columns, *value_columns;  // what products are made of
+    int count, first_key;                  // of the window
+    int first, last;                       // rows of the tile that see it
+    bool is_shared, is_window;
+    std::array<int, kBackwardRows> slots;
+  };
+
+  const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
+  // Query rows at one position of the middle axis.
+  int rows_at_once() const {
+    const int rows = lane_axis().phases * plan_.head_group;
+    if (layout_ == KeyLayout::shifted) return rows;
+    return rows * vectors();  // they all see the same keys
+  }
+  int vectors() const { return (box_.end[2] - box_.begin[2] + kLanes - 1) / kLanes; }
+
+  T* tile(size_t array, int r, int pitch) const {
+    return scratch_ + array + ptrdiff_t{r} * kLanes * pitch;
+  }
+  T* probabilities(int r) const { return tile(plan_.scratch.probabilities, r, plan_.max_slots); }
+  T* grad_logits(int r) const { return tile(plan_.scratch.grad_logits, r, plan_.max_slots); }
+
+  void pack() {
+    std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
+    std::fill_n(sums_, plan_.sums_size, T{0});
+    std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
+    tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
+    for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
+      const int key = packed_key(lane_axis(), p);
+      tokens_[p - keys_.ranges[2].begin] = key < 0 ? -1 : lane_axis().to_token(key);
+    }
+    T* keys = scratch_ + plan_.scratch.keys;
+    T* values = scratch_ + plan_.scratch.values;
+    T* transposed_keys = scratch_ + plan_.scratch.transposed_keys;
+    T* transposed_values = scratch_ + plan_.scratch.transposed_values;
+    const ptrdiff_t count = keys_.ranges[2].size();
+    for (int z = keys_.ranges[0].begin; z < keys_.ranges[0].end; ++z) {
+      for (int y = keys_.ranges[1].begin; y < keys_.ranges[1].end; ++y) {
+        const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
+        const ptrdiff_t row = keys_.row(z, y);
+        const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
+        const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
+        pack_row(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
+                 keys + row * count * plan_.key_pitch);
+        if (layout_ == KeyLayout::shared) {
+          pack_row(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
+                   values + row * count * plan_.value_pitch);
+          continue;
+        }
+        transpose_row(key, plan_.key.token[2], plan_.head_dim,
+                      transposed_keys + row * transposed_row(plan_.head_dim));
+        transpose_row(value, plan_.value.token[2], plan_.head_dim_value,
+                      transposed_values + row * transposed_row(plan_.head_dim_value));
+      }
+    }
+    for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
+      copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
+               static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
+               scratch_ + plan_.scratch.additional_keys + i * plan_.key_pitch);
+      copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
+               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
+               scratch_ + plan_.scratch.additional_values + i * plan_.value_pitch);
+    }
+  }
+
+  ptrdiff_t transposed_row(int size) const { return ptrdiff_t{columns_} * lane_axis().step * size; }
+
+  void pack_row(const Element* from, int64_t stride, int size, int pitch, T* to) const {
+    for (int i = 0; i < keys_.ranges[2].size(); ++i, to += pitch) {
+      if (tokens_[i] < 0) {
+        std::fill_n(to, pitch, T{0});
+      } else {
+        copy_row(D(), from + tokens_[i] * stride, static_cast<size_t>(size),
+                 static_cast<size_t>(pitch), to);
+      }
+    }
+  }
+
+  void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
+    const int step = lane_axis().step, count = keys_.ranges[2].size();
+    const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
+    std::array<const Element*, kLanes> rows;
+    for (int run = 0; run < step; ++run) {
+      for (int column = 0; column * step + run < count; column += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const int i = (column + lane) * step + run;
+          rows[static_cast<size_t>(lane)] =
+              i < count && tokens_[i] >= 0 ? from + tokens_[i] * stride : zeros;
+        }
+        transpose_rows(D(), ScatteredRows<Element>{rows.data()}, static_cast<size_t>(size),
+                       static_cast<size_t>(columns_ * step), T{1},
+                       to + ptrdiff_t{run} * columns_ + column);
+      }
+    }
+  }
+
+  void run_tile(int x, int z, int first_row, int num_rows) {
+    Rows rows;
+    for (int r = 0; r < num_rows; ++r) {
+      set_up_row(place_of(x, z, first_row + r), r, &rows[static_cast<size_t>(r)]);
+    }
+    num_runs_ = 0;
+    const int position_z = keys_.axes[0]->position(z);
+    const int num_keys = visible_keys(rows, num_rows);
+    is_whole_ = holds_all_keys(rows, num_rows, z, num_keys);
+    if (!is_whole_) {
+      for (int r = 0; r < num_rows; ++r) add_to_delta(&rows[static_cast<size_t>(r)], r);
+    }
+    for (int key_z = keys_.axes[0]->begin(position_z); key_z < keys_.axes[0]->end(position_z);
+         ++key_z) {
+      for (int key_y = rows[0].key_begin; key_y < rows[static_cast<size_t>(num_rows - 1)].key_end;
+           ++key_y) {
+        // Windows only move forward from row to row: those that hold key_y follow each other.
+        int first = 0, last = num_rows;
+        while (key_y >= rows[static_cast<size_t>(first)].key_end) ++first;
+        while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
+        if (first >= last) continue;  // between the windows of a downsampled axis
+        for (int j = 0; j < num_keys; j += plan_.max_slots) {
+          add_run(
+              window_run(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), first, last),
+              &rows, num_rows);
+        }
+      }
+    }
+    for (int64_t j = 0; j < plan_.additional_tokens; j += plan_.max_slots) {
+      const auto count =
+          static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
+      add_run(additional_run(j, count, num_rows), &rows, num_rows);
+    }
+    flush(&rows, num_rows);
+    if (grad_query_ != nullptr) {
+      for (int r = 0; r < num_rows; ++r) write_queries(rows[static_cast<size_t>(r)], r);
+    }
+  }
+
+  // Where a query row stands: its first query, outer positions, phase and head.
+  struct Place {
+    int x, k, z, phase, head;
+  };
+  Place place_of(int x, int z, int index) const {
+    Place place = {x, 0, z, 0, index % plan_.head_group};
+    index /= plan_.head_group;
+    place.phase = index % lane_axis().phases;
+    index /= lane_axis().phases;
+    if (layout_ == KeyLayout::shared) {
+      place.x += index % vectors() * kLanes;
+      index /= vectors();
+    }
+    place.k = box_.begin[1] + index;
+    return place;
+  }
+  int64_t query_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axes[0]->query_token(place.z, 0),
+                        keys_.axes[1]->query_token(place.k, 0)) +
+           lane_axis().query_token(place.x, place.phase) * strides.token[2];
+  }
+  int64_t output_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axes[0]->output_token(place.z, 0),
+                        keys_.axes[1]->output_token(place.k, 0)) +
+           lane_axis().output_token(place.x, place.phase) * strides.token[2];
+  }
+  int lanes_of(const Place& place) const {
+    const AxisGroup& axis = lane_axis();
+    int lanes = std::min(kLanes, box_.end[2] - place.x);
+    while (lanes > 0 && axis.position(place.x + lanes - 1) + place.phase >= axis.query_extent) {
+      --lanes;
+    }
+    return lanes;
+  }
+
+  void set_up_row(const Place& place, int r, Row* row) {
+    const AxisGroup& axis = lane_axis();
+    const AxisGroup& middle = *keys_.axes[1];
+    row->slots = 0;
+    row->key_begin = middle.begin(middle.position(place.k));
+    row->key_end = middle.end(middle.position(place.k));
+    row->lanes = lanes_of(place);
+    if (axis.window.is_causal) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        row->views[static_cast<size_t>(lane)] =
+            causal_view(axis.position(place.x + lane) + place.phase);
+      }
+    }
+    row->is_masked = axis.window.is_causal &&
+                     (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
+    const int64_t query_step = int64_t{axis.token_step} * axis.step;
+    row->grad_query =
+        grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
+    // Logits are powers of two's exponents from here on.
+    load_rows(query_ + query_offset(plan_.query, place), query_step * plan_.query.token[2],
+              row->lanes, plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
+              tile(plan_.scratch.queries, r, plan_.key_pitch),
+              tile(plan_.scratch.transposed_queries, r, plan_.key_pitch));
+    load_rows(grad_output_ + output_offset(plan_.grad_output, place),
+              axis.output_step * plan_.grad_output.token[2], row->lanes, plan_.head_dim_value,
+              plan_.value_pitch, 1.0, tile(plan_.scratch.grad_outputs, r, plan_.value_pitch),
+              tile(plan_.scratch.transposed_grad_outputs, r, plan_.value_pitch));
+    std::fill_n(tile(plan_.scratch.grad_queries, r, plan_.key_pitch),
+                ptrdiff_t{kLanes} * plan_.key_pitch, T{0});
+    row->output = output_ + output_offset(plan_.output, place);
+    set_up_softmax(
+        lse_ + output_offset(plan_.lse, place),
+        grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place), row);
+  }
+
+  static constexpr double kLog2E = 1.44269504088896340736;
+
+  // One row a lane, and transposed; zeros for lanes that are no queries.
+  void load_rows(const Element* from, int64_t stride, int lanes, int size, int pitch, double scale,
+                 T* rows, T* transposed) const {
+    std::array<const T*, kLanes> lane_rows;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      T* to = rows + ptrdiff_t{lane} * pitch;
+      if (lane < lanes) {
+        copy_row(D(), from + lane * stride, static_cast<size_t>(size), static_cast<size_t>(pitch),
+                 to);
+      } else {
+        std::fill_n(to, pitch, T{0});
+      }
+      lane_rows[static_cast<size_t>(lane)] = to;
+    }
+    transpose_rows(D(), ScatteredRows<T>{lane_rows.data()}, static_cast<size_t>(size), kLanes,
+                   static_cast<T>(scale), transposed);
+  }
+
+  void set_up_softmax(const LseType* lse, const LseType* grad_lse, Row* row) const {
+    const D d;
+    HWY_ALIGN T lses[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lses[lane] = row->delta[lane] = 0;
+      if (lane >= row->lanes) continue;
+      const int64_t step = lane * lane_axis().output_step;
+      lses[lane] = lse[step * plan_.lse.token[2]];
+      if (grad_lse != nullptr) row->delta[lane] = -grad_lse[step * plan_.grad_lse.token[2]];
+    }
+    // A query that saw nothing but -infinity has probabilities 0, not NaN.
+    const auto natural = hn::Load(d, lses);
+    const auto empty = hn::Eq(natural, hn::Set(d, -hwy::HighestValue<T>() * 2));
+    const auto is_query = hn::FirstN(d, static_cast<size_t>(row->lanes));
+    hn::Store(hn::IfThenElseZero(is_query, hn::IfThenZeroElse(empty, hn::Set(d, T{1}))), d,
+              row->sees_some);
+    const auto log2e = hn::Set(d, static_cast<T>(kLog2E));
+    const auto rest = hn::Set(d, static_cast<T>(kLog2E - static_cast<T>(kLog2E)));
+    const auto base = hn::Mul(natural, log2e);
+    const auto base_rest = hn::MulAdd(natural, rest, hn::MulSub(natural, log2e, base));
+    hn::Store(hn::IfThenZeroElse(empty, base), d, row->base);
+    hn::Store(hn::IfThenZeroElse(empty, base_rest), d, row->base_rest);
+  }
+
+  // True if the tile is flushed only once, so that delta can be summed from what is held. That is
+  // as exact as the sum over dP that it is subtracted from; output was rounded.
+  bool holds_all_keys(const Rows& rows, int num_rows, int z, int num_keys) const {
+    const int position = keys_.axes[0]->position(z);
+    const int keys_z = keys_.axes[0]->end(position) - keys_.axes[0]->begin(position);
+    const int64_t additional = plan_.additional_tokens;
+    int64_t keys = 0;
+    for (int r = 0; r < num_rows; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      keys = std::max<int64_t>(keys, int64_t{row.key_end - row.key_begin} * keys_z * num_keys);
+    }
+    const int rows_y = rows[static_cast<size_t>(num_rows - 1)].key_end - rows[0].key_begin;
+    return keys + additional <= plan_.max_slots && int64_t{keys_z} * rows_y < kMaxRuns;
+  }
+
+  // delta += output . grad_output
+  void add_to_delta(Row* row, int r) const {
+    const D d;
+    T* products = scratch_ + plan_.scratch.products;
+    T* transposed = products + kLanes * kLanes;
+    T* output = transposed + kLanes * kLanes;
+    const T* grad_output = tile(plan_.scratch.grad_outputs, r, plan_.value_pitch);
+    const int64_t stride = lane_axis().output_step * plan_.output.token[2];
+    std::array<const T*, kLanes> rows;
+    for (int lane = 0; lane < kLanes; ++lane, grad_output += plan_.value_pitch) {
+      auto sum = hn::Zero(d);
+      if (lane < row->lanes) {
+        copy_row(d, row->output + lane * stride, static_cast<size_t>(plan_.head_dim_value),
+                 static_cast<size_t>(plan_.value_pitch), output);
+        for (int i = 0; i < plan_.value_pitch; i += kLanes) {
+          sum = hn::MulAdd(hn::Load(d, output + i), hn::Load(d, grad_output + i), sum);
+        }
+      }
+      hn::Store(sum, d, products + lane * kLanes);
+      rows[static_cast<size_t>(lane)] = products + lane * kLanes;
+    }
+    transpose_rows(d, ScatteredRows<T>{rows.data()}, static_cast<size_t>(plan_.lanes), kLanes, T{1},
+                   transposed);
+    auto delta = hn::Load(d, row->delta);
+    for (int i = 0; i < kLanes; ++i) delta = hn::Add(delta, hn::Load(d, transposed + i * kLanes));
+    hn::Store(delta, d, row->delta);
+  }
+
+  // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
+  // on.
+  KeyView causal_view(int p) const {
+    const NaAxis& window = lane_axis().window;
+    if (layout_ == KeyLayout::shared) return {0, std::min(p + 1, window.extent), window.extent};
+    const int begin = borderless_begin(window, p);
+    return {std::max(0, -begin), p - begin + 1, window.extent - begin};
+  }
+
+  // Keys along the innermost axis that some lane of the tile sees.
+  int visible_keys(const Rows& rows, int num_rows) const {
+    const NaAxis& window = lane_axis().window;
+    if (layout_ == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
+    int keys = 0;
+    for (int r = 0; r < num_rows; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      keys = std::max(keys, row.views[static_cast<size_t>(std::max(row.lanes - 1, 0))].visible);
+    }
+    return keys;
+  }
+
+  // Keys [j, j + count) of the window in one packed row.
+  Run window_run(int x, int z, int y, int j, int count, int first, int last) {
+    const ptrdiff_t row = keys_.row(z, y);
+    const bool is_shared = layout_ == KeyLayout::shared;
+    const ptrdiff_t lane = is_shared ? 0 : ptrdiff_t{x - box_.begin[2]};
+    const ptrdiff_t token = row * keys_.ranges[2].size() + lane * lane_axis().step + j;
+    const T* keys = scratch_ + plan_.scratch.keys + token * plan_.key_pitch;
+    const T* values = scratch_ + plan_.scratch.values + token * plan_.value_pitch;
+    Run run = {};
+    run.keys = keys;
+    run.key_sums = sums_ + token * plan_.key_pitch;
+    run.value_sums = sums_ + plan_.sums_value + token * plan_.value_pitch;
+    run.key_columns = is_shared ? keys
+                                : scratch_ + plan_.scratch.transposed_keys +
+                                      row * transposed_row(plan_.head_dim) + lane;
+    run.value_columns = is_shared ? values
+                                  : scratch_ + plan_.scratch.transposed_values +
+                                        row * transposed_row(plan_.head_dim_value) + lane;
+    run.count = count;
+    run.first_key = j;
+    run.first = first;
+    run.last = last;
+    run.is_shared = is_shared;
+    run.is_window = true;
+    return run;
+  }
+
+  Run additional_run(int64_t j, int count, int num_rows) {
+    Run run = {};
+    run.keys = run.key_columns = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
+    run.value_columns = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch;
+    run.key_sums = additional_sums_ + j * plan_.key_pitch;
+    run.value_sums = additional_sums_ + plan_.additional_value_sums + j * plan_.value_pitch;
+    run.count = count;
+    run.last = num_rows;
+    run.is_shared = true;
+    return run;
+  }
+
+  // Takes a run into the tile, flushing what is there if a row has no room.
+  void add_run(Run run, Rows* rows, int num_rows) {
+    bool is_full = num_runs_ == kMaxRuns;
+    for (int r = run.first; r < run.last; ++r) {
+      is_full = is_full || (*rows)[static_cast<size_t>(r)].slots + run.count > plan_.max_slots;
+    }
+    if (is_full) flush(rows, num_rows);
+    for (int r = run.first; r < run.last; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      run.slots[static_cast<size_t>(r)] = row.slots;
+      row.slots += run.count;
+    }
+    if (run.is_shared) {
+      add_products<KeyLayout::shared>(run);
+    } else {
+      add_products<KeyLayout::shifted>(run);
+    }
+    runs_[static_cast<size_t>(num_runs_++)] = run;
+  }
+
+  // Logits, and the products of grad_output and value.
+  template <KeyLayout kLayout>
+  void add_products(const Run& run) {
+    products<kLayout>(run, run.key_columns, plan_.head_dim, plan_.key_pitch,
+                      plan_.scratch.transposed_queries, plan_.scratch.probabilities);
+    products<kLayout>(run, run.value_columns, plan_.head_dim_value, plan_.value_pitch,
+                      plan_.scratch.transposed_grad_outputs, plan_.scratch.grad_logits);
+  }
+
+  template <KeyLayout kLayout>
+  void products(const Run& run, const T* columns, int size, int pitch, size_t from, size_t to) {
+    const int step = lane_axis().step;
+    const ptrdiff_t key_step = kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * step : 1;
+    for (int r = run.first, rows; r < run.last; r += rows) {
+      rows = run.last - r == 4 ? 2 : std::min(kProductRows, run.last - r);
+      for (int t = 0, take; t < run.count; t += take) {
+        take = LogitsTable<kLayout, D>::take(rows, run.count - t);
+        const T* keys[kMaxKeysOneRow];
+        for (int i = 0; i < take; ++i) {
+          const int key = run.first_key + t + i;
+          keys[i] = kLayout == KeyLayout::shifted
+                        ? columns + ptrdiff_t{key % step} * columns_ + key / step
+                        : columns + ptrdiff_t{t + i} * pitch;
+        }
+        T* products[kProductRows];
+        for (int i = 0; i < rows; ++i) {
+          products[i] = tile(to, r + i, plan_.max_slots) +
+                        ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
+        }
+        LogitsTable<kLayout, D>::get(rows, take)(
+            D(), size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
+      }
+    }
+  }
+
+  // Turns the products of all runs into probabilities and gradients of logits, and adds those to
+  // the sums of queries and keys.
+  void flush(Rows* rows, int num_rows) {
+    if (num_runs_ == 0) return;
+    for (int r = 0; r < num_rows; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      softmax_gradient(row, r);
+      if (grad_query_ != nullptr) add_to_queries(row, r);
+      row.slots = 0;
+    }
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
+      if ((run.is_window ? pointers_.grad_key : pointers_.grad_additional_key) != nullptr) {
+        add_to_keys(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
+                    run.key_sums);
+      }
+      if ((run.is_window ? pointers_.grad_value : pointers_.grad_additional_value) != nullptr) {
+        add_to_keys(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
+                    plan_.value_pitch, run.value_sums);
+      }
+    }
+    num_runs_ = 0;
+  }
+
+  void softmax_gradient(const Row& row, int r) const {
+    const D d;
+    const ptrdiff_t size = ptrdiff_t{row.slots} * kLanes;
+    const auto zero = hn::Zero(d), one = hn::Set(d, T{1});
+    const auto base = hn::Load(d, row.base), base_rest = hn::Load(d, row.base_rest);
+    const auto sees_some = hn::Eq(hn::Load(d, row.sees_some), one);
+    T* HWY_RESTRICT p = probabilities(r);
+    T* HWY_RESTRICT s = grad_logits(r);
+    auto sum = zero, products = zero;
+    for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      const auto exponent = hn::Sub(hn::Sub(hn::Load(d, p + i), base), base_rest);
+      const auto probability = hn::IfThenElseZero(sees_some, exp2_negative(d, exponent));
+      hn::Store(probability, d, p + i);
+      sum = hn::Add(sum, probability);
+      products = hn::MulAdd(probability, hn::Load(d, s + i), products);
+    }
+    if (row.is_masked) {
+      for (int i = 0; i < num_runs_; ++i) hide(runs_[static_cast<size_t>(i)], row, r);
+      sum = products = zero;
+      for (ptrdiff_t i = 0; i < size; i += kLanes) {
+        sum = hn::Add(sum, hn::Load(d, p + i));
+        products = hn::MulAdd(hn::Load(d, p + i), hn::Load(d, s + i), products);
+      }
+    }
+    auto delta = hn::Load(d, row.delta), factor = one;
+    if (is_whole_) {  // lse was rounded: its error is in all probabilities alike, and in their sum
+      factor = hn::IfThenZeroElse(hn::Eq(sum, zero), hn::Div(one, sum));
+      delta = hn::MulAdd(products, factor, delta);
+    }
+    for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      const auto probability = hn::Mul(hn::Load(d, p + i), factor);
+      const auto gradient = hn::Mul(probability, hn::Sub(hn::Load(d, s + i), delta));
+      hn::Store(probability, d, p + i);
+      hn::Store(hn::IfThenElseZero(sees_some, gradient), d, s + i);
+    }
+  }
+
+  // Probability 0, and no NaN to multiply it with, for keys that a lane does not see.
+  void hide(const Run& run, const Row& row, int r) const {
+    if (!run.is_window || r < run.first || r >= run.last) return;
+    const ptrdiff_t first = ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
+    T* p = probabilities(r) + first;
+    T* s = grad_logits(r) + first;
+    for (int j = 0; j < run.count; ++j) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
+        p[j * kLanes + lane] = s[j * kLanes + lane] = 0;
+      }
+    }
+  }
+
+  bool has_views(const Row& row) const {
+    return row.is_masked && (layout_ == KeyLayout::shared || lane_axis().phases > 1);
+  }
+
+  template <typename Add>
+  void for_columns(int pitch, const Add& add) const {
+    int column = 0;
+    for (; column + 2 * kLanes <= pitch; column += 2 * kLanes) {
+      add(std::integral_constant<int, 2>(), column);
+    }
+    if (column < pitch) add(std::integral_constant<int, 1>(), column);
+  }
+  // The segments into four rows of sums, or one.
+  void add_four(bool is_stairs, const Segment<T>* segments, int count, const Walk& walk, int pitch,
+                T* sums) const {
+    for_columns(pitch, [&](auto vectors, int column) {
+      constexpr int kVectors = vectors;
+      Walk at = walk;
+      at.row_offset += column;
+      if (is_stairs) {
+        add_stairs<kVectors>(D(), segments, count, at, sums + column, pitch);
+      } else {
+        add_level<kVectors>(D(), segments, count, at, sums + column, pitch);
+      }
+    });
+  }
+  void add_one(const Segment<T>* segments, int count, const Walk& walk, int pitch, T* sums) const {
+    for_columns(pitch, [&](auto vectors, int column) {
+      constexpr int kVectors = vectors;
+      Walk at = walk;
+      at.row_offset += column;
+      add_single<kVectors>(D(), segments, count, at, sums + column);
+    });
+  }
+
+  // grad_query += dS * key, over the keys that row r holds.
+  void add_to_queries(const Row& row, int r) {
+    std::array<Segment<T>, kMaxRuns> window, additional;
+    int num_window = 0, num_additional = 0;
+    bool is_long = true;
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
+      if (r < run.first || r >= run.last) continue;
+      const T* weights = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
+      const Segment<T> segment = {run.keys, weights, run.count};
+      if (!run.is_window) {
+        additional[static_cast<size_t>(num_additional++)] = segment;
+      } else if (has_views(row)) {
+        add_seen(run, row, segment, r);
+      } else {
+        window[static_cast<size_t>(num_window++)] = segment;
+        is_long = is_long && run.count >= 3;
+      }
+    }
+    const bool is_shared = layout_ == KeyLayout::shared;
+    const bool is_stairs = !is_shared && is_long && lane_axis().step == 1;
+    if (num_window > 0) {
+      add_to_lanes(row, r, window.data(), num_window, is_stairs,
+                   is_shared ? 0 : ptrdiff_t{lane_axis().step} * plan_.key_pitch);
+    }
+    if (num_additional > 0) {
+      add_to_lanes(row, r, additional.data(), num_additional, /*is_stairs=*/false, 0);
+    }
+  }
+
+  // Segments that start `lane_step` elements later with each lane.
+  void add_to_lanes(const Row& row, int r, const Segment<T>* segments, int count, bool is_stairs,
+                    ptrdiff_t lane_step) const {
+    const int pitch = plan_.key_pitch;
+    T* sums = tile(plan_.scratch.grad_queries, r, pitch);
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = kLanes;
+    walk.apart = is_stairs ? 1 - kLanes : 1;
+    walk.end = plan_.max_slots + 3;
+    int lane = 0;
+    if (kLanes >= 4 && (is_stairs || lane_step == 0)) {
+      for (; lane < row.lanes; lane += 4) {
+        walk.row_offset = lane * lane_step;
+        walk.weight_offset = lane;
+        add_four(is_stairs, segments, count, walk, pitch, sums + lane * pitch);
+      }
+    }
+    for (; lane < row.lanes; ++lane) {
+      walk.row_offset = lane * lane_step;
+      walk.weight_offset = lane;
+      add_one(segments, count, walk, pitch, sums + lane * pitch);
+    }
+  }
+
+  // A run of which each lane sees a part.
+  void add_seen(const Run& run, const Row& row, const Segment<T>& segment, int r) const {
+    const int pitch = plan_.key_pitch;
+    const ptrdiff_t lane_step = run.is_shared ? 0 : ptrdiff_t{lane_axis().step} * pitch;
+    T* sums = tile(plan_.scratch.grad_queries, r, pitch);
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = kLanes;
+    walk.apart = 1;
+    int common = 0;  // keys that the four lanes all see
+    for (int lane = 0; lane < row.lanes; ++lane) {
+      walk.weight_offset = lane;
+      walk.row_offset = lane * lane_step;
+      if (run.is_shared && kLanes >= 4 &&
+          lane % 4 == 0) {  // each lane sees more than the one before
+        common = part_seen(run, row, lane).visible;
+        Segment<T> all = segment;
+        all.count = common;
+        if (common > 0) add_four(/*is_stairs=*/false, &all, 1, walk, pitch, sums + lane * pitch);
+      }
+      const KeyView seen = part_seen(run, row, lane);
+      const int parts[2][2] = {{std::max(seen.begin, common), seen.visible},
+                               {seen.wrapped, run.count}};
+      for (const auto& part : parts) {
+        if (part[0] >= part[1]) continue;
+        const Segment<T> some = {segment.rows + ptrdiff_t{part[0]} * pitch,
+                                 segment.weights + ptrdiff_t{part[0]} * kLanes, part[1] - part[0]};
+        add_one(&some, 1, walk, pitch, sums + lane * pitch);
+      }
+    }
+  }
+
+  // What a lane sees of a run, counted from its first key.
+  static KeyView part_seen(const Run& run, const Row& row, int lane) {
+    const KeyView& view = row.views[static_cast<size_t>(lane)];
+    const auto within = [&](int key) { return std::clamp(key - run.first_key, 0, run.count); };
+    return {within(view.begin), within(view.visible),
+            std::max(within(view.visible), within(view.wrapped))};
+  }
+
+  // sums of the run's keys += weight * row of queries, over all rows of the tile that see them.
+  void add_to_keys(const Run& run, const Rows& rows, size_t query_array, size_t weight_array,
+                   int pitch, T* sums) const {
+    std::array<Segment<T>, kBackwardRows> segments;
+    const int count = run.last - run.first;
+    bool sees_all = true;
+    for (int i = 0; i < count; ++i) {
+      const int r = run.first + i;
+      const auto slot = ptrdiff_t{run.slots[static_cast<size_t>(r)]};
+      segments[static_cast<size_t>(i)] = {tile(query_array, r, pitch),
+                                          tile(weight_array, r, plan_.max_slots) + slot * kLanes,
+                                          kLanes};
+      sees_all = sees_all && !(run.is_window && has_views(rows[static_cast<size_t>(r)]));
+    }
+    if (!sees_all) {
+      add_to_seen_keys(run, rows, segments.data(), pitch, sums);
+    } else if (run.is_shared) {
+      add_to_shared_keys(run, segments.data(), count, pitch, sums);
+    } else if (lane_axis().step == 1 && run.count >= 3) {
+      add_to_stairs(run, segments.data(), count, pitch, sums);
+    } else {
+      add_to_shifted_keys(run, segments.data(), count, pitch, sums);
+    }
+  }
+
+  // All queries see all keys.
+  void add_to_shared_keys(const Run& run, const Segment<T>* segments, int count, int pitch,
+                          T* sums) const {
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = 1;
+    walk.apart = kLanes;
+    int j = 0;
+    for (; j + 4 <= run.count; j += 4) {
+      walk.weight_offset = ptrdiff_t{j} * kLanes;
+      add_four(/*is_stairs=*/false, segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
+    }
+    for (; j < run.count; ++j) {
+      walk.weight_offset = ptrdiff_t{j} * kLanes;
+      add_one(segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
+    }
+  }
+
+  // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a
+  // lane's window, so the queries that see it are the lanes c - count + 1 to c: four neighbouring
+  // keys take stairs of queries, each query's weight being one lane further and one key back.
+  void add_to_stairs(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
+    for (int i = 0; i < count; ++i) segments[i].count = run.count;
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = 1 - kLanes;
+    walk.apart = kLanes;
+    for (int c = 0; c < kLanes - 1 + run.count; c += 4) {
+      const int lane = c - run.count + 1;  // of the stairs' first step
+      walk.begin = std::max(0, -lane);
+      walk.end = std::min(run.count + 3, kLanes - lane);
+      walk.row_offset = ptrdiff_t{lane} * pitch;
+      walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
+      add_four(/*is_stairs=*/true, segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
+    }
+  }
+
+  // Windows that move by several keys with each lane, or are short.
+  void add_to_shifted_keys(const Run& run, Segment<T>* segments, int count, int pitch,
+                           T* sums) const {
+    const int step = lane_axis().step;
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = 1 - ptrdiff_t{step} * kLanes;
+    for (int c = 0; c < (kLanes - 1) * step + run.count; ++c) {
+      const int first = c < run.count ? 0 : (c - run.count) / step + 1;
+      const int last = std::min(c / step, kLanes - 1);
+      if (first > last) continue;  // between the windows
+      for (int i = 0; i < count; ++i) segments[i].count = last - first + 1;
+      walk.row_offset = ptrdiff_t{first} * pitch;
+      walk.weight_offset = ptrdiff_t{c - first * step} * kLanes + first;
+      add_one(segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
+    }
+  }
+
+  // Rows whose lanes see a part of the run each.
+  void add_to_seen_keys(const Run& run, const Rows& rows, const Segment<T>* segments, int pitch,
+                        T* sums) const {
+    const ptrdiff_t lane_step = run.is_shared ? 0 : lane_axis().step;
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = 1;
+    walk.apart = kLanes;
+    for (int r = run.first; r < run.last; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      const Segment<T>& all = segments[r - run.first];
+      if (run.is_shared) {
+        add_to_causal_keys(run, row, all, pitch, sums);
+        continue;
+      }
+      for (int j = 0; j < run.count; ++j) {
+        walk.weight_offset = ptrdiff_t{j} * kLanes;
+        for (int lane = 0; lane < row.lanes; ++lane) {
+          if (!row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
+          const Segment<T> one = {all.rows + ptrdiff_t{lane} * pitch, all.weights + lane, 1};
+          add_one(&one, 1, walk, pitch, sums + (j + lane * lane_step) * pitch);
+        }
+      }
+    }
+  }
+
+  // One row of the shared layout: each key is seen by all lanes from some one on.
+  void add_to_causal_keys(const Run& run, const Row& row, const Segment<T>& all, int pitch,
+                          T* sums) const {
+    Walk walk;
+    walk.row_step = pitch;
+    walk.weight_step = 1;
+    walk.apart = kLanes;
+    const auto lanes_from = [&](int begin, int end) {
+      return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
+    };
+    int common = row.lanes;  // the first lane that sees four keys
+    for (int j = 0; j < run.count; ++j) {
+      T* to = sums + ptrdiff_t{j} * pitch;
+      walk.weight_offset = ptrdiff_t{j} * kLanes;
+      if (j % 4 == 0) {
+        common = j + 4 <= run.count ? first_lane(row, run.first_key + j + 3) : row.lanes;
+        const Segment<T> some = lanes_from(common, row.lanes);
+        if (some.count > 0) add_four(/*is_stairs=*/false, &some, 1, walk, pitch, to);
+      }
+      const Segment<T> some = lanes_from(first_lane(row, run.first_key + j), common);
+      if (some.count > 0) add_one(&some, 1, walk, pitch, to);
+    }
+  }
+
+  // The first lane of a causal row of the shared layout that sees a key.
+  static int first_lane(const Row& row, int key) {
+    int lane = 0;
+    while (lane < row.lanes && row.views[static_cast<size_t>(lane)].visible <= key) ++lane;
+    return lane;
+  }
+
+  void write_queries(const Row& row, int r) const {
+    const D d;
+    const auto scale = hn::Set(d, static_cast<T>(plan_.scale));
+    const AxisGroup& axis = lane_axis();
+    const int64_t stride = int64_t{axis.token_step} * axis.step * plan_.grad_query.token[2];
+    const T* sums = tile(plan_.scratch.grad_queries, r, plan_.key_pitch);
+    for (int lane = 0; lane < row.lanes; ++lane, sums += plan_.key_pitch) {
+      Element* to = row.grad_query + lane * stride;
+      for (int i = 0; i < plan_.head_dim; i += kLanes) {
+        store_some(d, hn::Mul(scale, hn::Load(d, sums + i)),
+                   static_cast<size_t>(plan_.head_dim - i), to + i);
+      }
+    }
+  }
+
+  void write_keys(const KeyGradients<Element>& gradients) const {
+    const auto box = static_cast<int>(&box_ - plan_.boxes.data());
+    for (const KeySlice& slice : plan_.slices) {
+      if (slice.combination == box) gradients.write_slice(slice, sums_);  // one box a combination
+    }
+  }
+
+  const BackwardPlan& plan_;
+  const BackwardPointers& pointers_;
+  T* scratch_;
+  const int64_t num_boxes_, head_index_;
+  const Box& box_;
+  const BoxKeys keys_;
+  const KeyLayout layout_;
+  int columns_ = 0;  // of one run of transposed keys
+  const Element *query_, *key_, *value_, *additional_key_, *additional_value_, *output_;
+  const Element* grad_output_;
+  const LseType *lse_, *grad_lse_;
+  Element* grad_query_;
+  T *sums_, *additional_sums_;
+  int64_t* tokens_ = nullptr;
+  bool is_whole_ = false;  // the tile holds all keys of its queries
+  int num_runs_ = 0;
+  std::array<Run, kMaxRuns> runs_;
+};
+
+template <typename Element>
+void run_backward_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+                       void* scratch) {
+  BackwardUnit<Element>(plan, pointers, unit, scratch).run();
+}
+
+// Adds up what the units kept apart.
+template <typename Element>
+void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+                     void* /*scratch*/) {
+  using T = typename ComputeType<Element>::type;
+  T* shared = static_cast<T*>(pointers.shared);
+  const size_t boxes = plan.boxes.size();
+  if (plan.keeps_sums_apart) {
+    const auto slices = static_cast<int64_t>(plan.slices.size());
+    const int64_t head_index = unit / slices;
+    if (head_index < plan.batch * plan.heads_kv) {
+      KeyGradients<Element>(plan, pointers, head_index)
+          .write_slice(plan.slices[static_cast<size_t>(unit % slices)],
+                       shared + static_cast<size_t>(head_index) * boxes * plan.sums_size);
+      return;
+    }
+    unit -= plan.batch * plan.heads_kv * slices;
+    shared += static_cast<size_t>(plan.num_units()) * plan.sums_size;
+  }
+  KeyGradients<Element>(plan, pointers, unit)
+      .write_additional(shared + static_cast<size_t>(unit) * boxes * plan.additional_sums_size,
+                        boxes);
+}
+
+// Zeros in one plane of the outermost token axis, of grad_query or of grad_key and grad_value.
+template <typename Element>
+void run_clear_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+                    void* /*scratch*/) {
+  const auto clear = [&](void* data, const Strides& strides,
+                         const std::array<int64_t, kRank>& extent, int64_t plane, int heads,
+                         int size) {
+    const int64_t batch = plane / extent[0], z = plane % extent[0];
+    for (int head = 0; head < heads; ++head) {
+      Element* first = tensor_at<Element>(data, strides, batch, head);
+      if (first == nullptr) return;
+      for (int64_t y = 0; y < extent[1]; ++y) {
+        for (int64_t x = 0; x < extent[2]; ++x) {
+          std::fill_n(first + token_offset(strides, z, y) + x * strides.token[2], size, Element());
+        }
+      }
+    }
+  };
+  const int64_t query_planes = plan.batch * plan.query_extent[0];
+  if (unit < query_planes) {
+    clear(pointers.grad_query, plan.grad_query, plan.query_extent, unit,
+          plan.heads_kv * plan.head_group, plan.head_dim);
+  } else {
+    unit -= query_planes;
+    clear(pointers.grad_key, plan.grad_key, plan.key_extent, unit, plan.heads_kv, plan.head_dim);
+    clear(pointers.grad_value, plan.grad_value, plan.key_extent, unit, plan.heads_kv,
+          plan.head_dim_value);
+  }
+}
+
+template <typename Element>
+BackwardKernel make_backward_kernel() {
+  using T = typename ComputeType<Element>::type;
+  return {&run_clear_unit<Element>,
+          &run_backward_unit<Element>,
+          &run_gather_unit<Element>,
+          static_cast<int>(hn::Lanes(hn::ScalableTag<T>())),
+          sizeof(T),
+          hwy::TargetName(HWY_TARGET)};
+}
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_BACKWARD_INL_H_

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// The backward pass on the CPU: what the planner decides and what the SIMD kernels read.
+//
+// A unit is a box of queries of one (batch, key head, dilation groups), as in the forward pass. It
+// computes probabilities anew from lse, writes the gradients of its queries, and sums those of the
+// keys that its windows touch. If it is the only unit that touches them it writes them too;
+// otherwise every unit keeps its sums apart and gather units add them up, box after box. How the
+// boxes are cut does not depend on the number of threads, so neither does a single bit.
+#ifndef VECINA_CPU_BACKWARD_H_
+#define VECINA_CPU_BACKWARD_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/problem.h"
+#include "cpu/forward.h"
+#include "vecina/vecina.h"
+
+namespace vecina::internal::cpu {
+
+// Query rows of a backward tile: a row is one vector of queries.
+inline constexpr int kBackwardRows = 8;
+
+// Where a unit keeps what in its scratch, in elements of the kernel's float type.
+struct BackwardScratch {
+  size_t keys = 0, values = 0;  // packed rows; values of the shared layout only
+  size_t transposed_keys = 0, transposed_values = 0;  // of the shifted layout
+  size_t sums = 0;                                    // if units do not keep theirs apart
+  size_t additional_keys = 0, additional_values = 0, additional_sums = 0;
+  // Of one tile. Transposed ones have a vector of queries for each head_dim entry.
+  size_t queries = 0, grad_outputs = 0, transposed_queries = 0, transposed_grad_outputs = 0;
+  size_t grad_queries = 0;
+  size_t probabilities = 0, grad_logits = 0;
+  size_t products = 0;  // of output and its gradient, before they are summed
+  size_t zeros = 0, num_zeros = 0;
+  size_t tokens = 0;  // int64_t
+  size_t total = 0;
+};
+
+// Keys of one combination of dilation groups: positions [begin, end) of the innermost axis.
+struct KeySlice {
+  int combination, z, y, begin, end;
+};
+
+struct BackwardPlan : Partition {
+  Strides query, key, value, additional_key, additional_value, output, lse, grad_output, grad_lse;
+  Strides grad_query, grad_key, grad_value, grad_additional_key, grad_additional_value;
+  std::array<int64_t, kRank> query_extent = {}, key_extent = {};  // of the tensors
+  bool has_unseen_tokens = false;  // with an output_stride some gradients are zero
+
+  std::vector<std::array<KeyRange, kRank>> key_ranges;  // that the windows of each box touch
+  int key_pitch = 0, value_pitch = 0;  // elements of one packed row; sums have the same
+  int max_slots = 0;                   // keys of a row whose logits are held at once
+  BackwardScratch scratch;
+
+  // Sums of one unit: keys, values at sums_value, in all sums_size. Kept apart (one after the
+  // other, by unit) if the keys of some combination are touched by several units.
+  bool keeps_sums_apart = false;
+  size_t sums_value = 0, sums_size = 0;
+  // Those of additional tokens; kept apart, behind all others, if there are several boxes.
+  bool keeps_additional_apart = false;
+  size_t additional_value_sums = 0, additional_sums_size = 0;
+  size_t shared_size() const;  // elements of all that is kept apart
+
+  std::vector<int> first_box;    // of each combination that has queries, and the end
+  std::vector<KeySlice> slices;  // gather units of each (batch, key head)
+  int64_t num_gathers() const;   // 0: the units write everything themselves
+  int64_t num_clears() const;    // units that write zeros, before all others
+};
+
+// Transposed keys of the shifted layout: for each head_dim entry `step` runs of columns, run r
+// holding the positions r, r + step, ... of the range. Neighbouring lanes are neighbours there.
+int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes);
+
+// What one run reads and writes.
+struct BackwardPointers {
+  const void *query, *key, *value, *additional_key, *additional_value;
+  const void *output, *lse, *grad_output, *grad_lse;
+  void *grad_query, *grad_key, *grad_value, *grad_additional_key, *grad_additional_value;
+  void* shared;  // shared_size() elements, if any
+};
+
+using BackwardFunction = void (*)(const BackwardPlan& plan, const BackwardPointers& pointers,
+                                  int64_t unit, void* scratch);
+struct BackwardKernel {
+  BackwardFunction clear, run, gather;  // in this order; scratch is for run only
+  int lanes;                            // elements of one vector
+  int element_bytes;                    // of scratch and vectors
+  const char* target;                   // instruction set, as Highway names it
+};
+// For the best instruction set of this machine, or VECINA_CPU_TARGET.
+BackwardKernel backward_kernel_f32();
+BackwardKernel backward_kernel_f64();
+BackwardKernel backward_kernel_f16();
+BackwardKernel backward_kernel_bf16();
+
+BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& example,
+                           const BackwardKernel& kernel);
+
+}  // namespace vecina::internal::cpu
+#endif  // VECINA_CPU_BACKWARD_H_
