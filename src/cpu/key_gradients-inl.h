@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+// What the units of the backward pass leave to others: gradients of keys and values out of their
+// sums, and zeros for tokens that no query sees.
+// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_KEY_GRADIENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_KEY_GRADIENTS_INL_H_
+#undef VECINA_CPU_KEY_GRADIENTS_INL_H_
+#else
+#define VECINA_CPU_KEY_GRADIENTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/backward.h"
+#include "cpu/pack-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename T>
+T* tensor_at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
+  if (data == nullptr) return nullptr;
+  return static_cast<T*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
+}
+inline int64_t token_offset(const Strides& strides, int64_t z, int64_t y) {
+  return z * strides.token[0] + y * strides.token[1];
+}
+
+// The groups of a box and the packed rows that its windows touch.
+struct BoxKeys {
+  std::array<const AxisGroup*, kRank> axes;
+  const std::array<KeyRange, kRank>& ranges;
+
+  BoxKeys(const BackwardPlan& plan, size_t box) : ranges(plan.key_ranges[box]) {
+    for (size_t a = 0; a < kRank; ++a) {
+      axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
+    }
+  }
+  bool has_row(int z, int y) const {
+    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
+  }
+  // Number of the packed row that holds the given outer positions.
+  ptrdiff_t row(int z, int y) const {
+    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
+  }
+};
+
+// Writes the gradients of keys and values out of the sums of units.
+template <typename Element>
+class KeyGradients {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::ScalableTag<T>;
+
+  KeyGradients(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t head_index)
+      : plan_(plan) {
+    const int64_t batch = head_index / plan.heads_kv, head = head_index % plan.heads_kv;
+    grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch, head);
+    grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch, head);
+    grad_additional_key_ =
+        tensor_at<Element>(pointers.grad_additional_key, plan.grad_additional_key, batch, head);
+    grad_additional_value_ =
+        tensor_at<Element>(pointers.grad_additional_value, plan.grad_additional_value, batch, head);
+  }
+
+  // A slice from the sums of the boxes of its combination, in their order: sums, or if kept apart
+  // those of box b at sums + b * sums_size. The sums change.
+  void write_slice(const KeySlice& slice, T* sums) const {
+    write(slice, sums, plan_.key_pitch, plan_.head_dim, plan_.scale, plan_.grad_key, grad_key_);
+    write(slice, sums + plan_.sums_value, plan_.value_pitch, plan_.head_dim_value, 1.0,
+          plan_.grad_value, grad_value_);
+  }
+
+  // Additional tokens from the sums of `count` boxes.
+  void write_additional(const T* sums, size_t count) const {
+    write_tokens(sums, count, plan_.key_pitch, plan_.head_dim, plan_.scale,
+                 plan_.grad_additional_key.token[2], grad_additional_key_);
+    write_tokens(sums + plan_.additional_value_sums, count, plan_.value_pitch, plan_.head_dim_value,
+                 1.0, plan_.grad_additional_value.token[2], grad_additional_value_);
+  }
+
+ private:
+  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+
+  static void write_row(const T* sum, int size, T scale, Element* to) {
+    const D d;
+    const auto factor = hn::Set(d, scale);
+    for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
+    }
+  }
+  static void add_row(const T* from, ptrdiff_t pitch, T* to) {
+    const D d;
+    for (ptrdiff_t i = 0; i < pitch; i += kLanes) {
+      hn::Store(hn::Add(hn::Load(d, to + i), hn::Load(d, from + i)), d, to + i);
+    }
+  }
+
+  void write(const KeySlice& slice, T* sums, int pitch, int size, double scale,
+             const Strides& strides, Element* gradient) const {
+    if (gradient == nullptr) return;
+    auto first = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination)]);
+    auto last = static_cast<size_t>(plan_.first_box[static_cast<size_t>(slice.combination) + 1]);
+    const BoxKeys any(plan_, first);
+    const AxisGroup& axis = *any.axes[2];
+    Element* row = gradient + token_offset(strides, any.axes[0]->to_token(slice.z),
+                                           any.axes[1]->to_token(slice.y));
+    while (first < last && !may_touch(first, slice)) ++first;
+    while (first < last && !may_touch(last - 1, slice)) --last;
+    for (int p = slice.begin; p < slice.end; ++p) {
+      T* sum = nullptr;
+      for (size_t b = first; b < last; ++b) {
+        const BoxKeys box(plan_, b);
+        if (!box.has_row(slice.z, slice.y)) continue;
+        const KeyRange& range = box.ranges[2];
+        T* packed = sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
+                    box.row(slice.z, slice.y) * range.size() * pitch;
+        // The key itself, and where it stands for positions beyond the borders.
+        const int window = axis.window.kernel_size;
+        for (int at : {p, p - window, p + window}) {
+          if (at < range.begin || at >= range.end) continue;
+          if (at != p && packed_key(axis, at) != p) continue;
+          T* column = packed + ptrdiff_t{at - range.begin} * pitch;
+          if (sum == nullptr) {
+            sum = column;
+          } else {
+            add_row(column, pitch, sum);
+          }
+        }
+      }
+      Element* to = row + axis.to_token(p) * strides.token[2];
+      if (sum == nullptr) {
+        std::fill_n(to, size, Element());
+      } else {
+        write_row(sum, size, static_cast<T>(scale), to);
+      }
+    }
+  }
+
+  bool may_touch(size_t b, const KeySlice& slice) const {
+    const BoxKeys box(plan_, b);
+    const KeyRange& range = box.ranges[2];
+    return box.has_row(slice.z, slice.y) &&
+           ((range.begin < slice.end && range.end > slice.begin) || range.begin < 0 ||
+            range.end > box.axes[2]->window.extent);
+  }
+
+  void write_tokens(const T* sums, size_t count, int pitch, int size, double scale, int64_t stride,
+                    Element* gradient) const {
+    if (gradient == nullptr) return;
+    HWY_ALIGN T buffer[kLanes];
+    for (int64_t token = 0; token < plan_.additional_tokens; ++token) {
+      for (int column = 0; column < size; column += static_cast<int>(kLanes)) {
+        std::fill_n(buffer, kLanes, T{0});
+        for (size_t b = 0; b < count; ++b) {
+          add_row(sums + b * plan_.additional_sums_size + token * pitch + column, kLanes, buffer);
+        }
+        write_row(buffer, std::min(size - column, static_cast<int>(kLanes)), static_cast<T>(scale),
+                  gradient + token * stride + column);
+      }
+    }
+  }
+
+  const BackwardPlan& plan_;
+  Element *grad_key_, *grad_value_, *grad_additional_key_, *grad_additional_value_;
+};
+
+// Adds up what the units kept apart.
+template <typename Element>
+void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+                     void* /*scratch*/) {
+  using T = typename ComputeType<Element>::type;
+  T* shared = static_cast<T*>(pointers.shared);
+  const size_t boxes = plan.boxes.size();
+  if (plan.keeps_sums_apart) {
+    const auto slices = static_cast<int64_t>(plan.slices.size());
+    const int64_t head_index = unit / slices;
+    if (head_index < plan.batch * plan.heads_kv) {
+      KeyGradients<Element>(plan, pointers, head_index)
+          .write_slice(plan.slices[static_cast<size_t>(unit % slices)],
+                       shared + static_cast<size_t>(head_index) * boxes * plan.sums_size);
+      return;
+    }
+    unit -= plan.batch * plan.heads_kv * slices;
+    shared += static_cast<size_t>(plan.num_units()) * plan.sums_size;
+  }
+  KeyGradients<Element>(plan, pointers, unit)
+      .write_additional(shared + static_cast<size_t>(unit) * boxes * plan.additional_sums_size,
+                        boxes);
+}
+
+// Zeros in one plane of the outermost token axis, of grad_query or of grad_key and grad_value.
+template <typename Element>
+void run_clear_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
+                    void* /*scratch*/) {
+  const auto clear = [&](void* data, const Strides& strides,
+                         const std::array<int64_t, kRank>& extent, int64_t plane, int heads,
+                         int size) {
+    const int64_t batch = plane / extent[0], z = plane % extent[0];
+    for (int head = 0; head < heads; ++head) {
+      Element* first = tensor_at<Element>(data, strides, batch, head);
+      if (first == nullptr) return;
+      for (int64_t y = 0; y < extent[1]; ++y) {
+        for (int64_t x = 0; x < extent[2]; ++x) {
+          std::fill_n(first + token_offset(strides, z, y) + x * strides.token[2], size, Element());
+        }
+      }
+    }
+  };
+  const int64_t query_planes = plan.batch * plan.query_extent[0];
+  if (unit < query_planes) {
+    clear(pointers.grad_query, plan.grad_query, plan.query_extent, unit,
+          plan.heads_kv * plan.head_group, plan.head_dim);
+  } else {
+    unit -= query_planes;
+    clear(pointers.grad_key, plan.grad_key, plan.key_extent, unit, plan.heads_kv, plan.head_dim);
+    clear(pointers.grad_value, plan.grad_value, plan.key_extent, unit, plan.heads_kv,
+          plan.head_dim_value);
+  }
+}
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_KEY_GRADIENTS_INL_H_
