@@ -20,7 +20,6 @@
 #include <type_traits>
 
 #include "cpu/backward.h"
-#include "cpu/forward-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/sums-inl.h"
@@ -105,7 +104,6 @@ class BackwardUnit {
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxRuns = 128;
-  static constexpr int kProductRows = 3;
 
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
@@ -515,22 +513,22 @@ class BackwardUnit {
     const int step = lane_axis().step;
     const ptrdiff_t key_step = kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * step : 1;
     for (int r = run.first, rows; r < run.last; r += rows) {
-      rows = run.last - r == 4 ? 2 : std::min(kProductRows, run.last - r);
+      rows = LogitsTable<kLayout, D>::take_rows(run.last - r);
       for (int t = 0, take; t < run.count; t += take) {
         take = LogitsTable<kLayout, D>::take(rows, run.count - t);
-        const T* keys[kMaxKeysOneRow];
+        const T* keys[LogitsTable<kLayout, D>::kMaxColumns];
         for (int i = 0; i < take; ++i) {
           const int key = run.first_key + t + i;
           keys[i] = kLayout == KeyLayout::shifted
                         ? columns + ptrdiff_t{key % step} * columns_ + key / step
                         : columns + ptrdiff_t{t + i} * pitch;
         }
-        T* products[kProductRows];
+        T* products[LogitsTable<kLayout, D>::kMaxRows];
         for (int i = 0; i < rows; ++i) {
           products[i] = tile(to, r + i, plan_.max_slots) +
                         ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
         }
-        LogitsTable<kLayout, D>::get(rows, take)(
+        LogitsTable<kLayout, D>::of_rows(rows, take)(
             D(), size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
       }
     }

@@ -25,56 +25,6 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// logits() for every number of rows, twins and keys.
-template <KeyLayout kLayout, class D>
-class LogitsTable {
- public:
-  using T = hn::TFromD<D>;
-  using Function = void (*)(D, int, const T*, ptrdiff_t, const T* const*, ptrdiff_t, T* const*);
-
-  // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
-  static int take(int vectors, int keys) {
-    const int most = max_keys(vectors);
-    if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
-    return keys == 6 && most == 7 ? 3 : keys;
-  }
-  // Rows whose logits one call computes: `left` more are there.
-  static int take_rows(int twins, int left) {
-    if (twins > 1) return 1;
-    return left == 4 ? 2 : std::min(left, 3);
-  }
-  static Function get(int rows, int twins, int keys) {
-    const auto i = static_cast<size_t>(keys - 1);
-    if (twins > 1) return kTwins[i];
-    return (rows == 1 ? kOneRow : rows == 2 ? kTwoRows : kThreeRows)[i];
-  }
-
- private:
-  static constexpr int kMostKeys = 8;
-  static constexpr int max_keys(int vectors) {
-    return vectors == 1 ? kMostKeys : std::min(kMaxSums / vectors, kMostKeys - 1);
-  }
-  template <int kRows, int kLaneTwins, int kKeys>
-  static constexpr Function function() {
-    constexpr int kMost = max_keys(kRows * kLaneTwins);
-    if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
-      return nullptr;  // never taken
-    } else {
-      return &logits<kRows, kLaneTwins, kKeys, kLayout, D>;
-    }
-  }
-  template <int kRows, int kLaneTwins, int... kKeys>
-  static constexpr std::array<Function, sizeof...(kKeys)> table(
-      std::integer_sequence<int, kKeys...>) {
-    return {function<kRows, kLaneTwins, kKeys + 1>()...};
-  }
-  using AllKeys = std::make_integer_sequence<int, kMostKeys>;
-  static constexpr auto kOneRow = table<1, 1>(AllKeys());
-  static constexpr auto kTwoRows = table<2, 1>(AllKeys());
-  static constexpr auto kThreeRows = table<3, 1>(AllKeys());
-  static constexpr auto kTwins = table<1, kMaxTwins>(AllKeys());
-};
-
 template <typename Element>
 class ForwardUnit {
  public:
@@ -129,7 +79,6 @@ class ForwardUnit {
 
  private:
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr int kMaxColumns = 10;  // key vectors of one call of logits()
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   static constexpr int kMaxQueries = kMaxLanes * kMaxTwins;
@@ -487,7 +436,7 @@ class ForwardUnit {
       break;
     }
     for (int r = first, count; r < last; r += count) {
-      count = LogitsTable<kLayout, D>::take_rows(twins(), last - r);
+      count = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(last - r);
       row_logits<kLayout>(keys, run, *rows, r, count);
     }
     for (int r = first; r < last; ++r) {
@@ -506,7 +455,7 @@ class ForwardUnit {
     const int vectors = count * twins();
     for (int t = 0, take; t < run.count; t += take) {
       take = LogitsTable<kLayout, D>::take(vectors, run.count - t);
-      const T* key[kMaxColumns];
+      const T* key[LogitsTable<kLayout, D>::kMaxColumns];
       for (int i = 0; i < (kIsShifted ? take + twins() - 1 : take); ++i) {
         key[i] = kIsShifted ? keys + key_offsets_[run.first_key + t + i]
                             : keys + ptrdiff_t{t + i} * plan_.key_pitch;
@@ -517,8 +466,10 @@ class ForwardUnit {
         weights[v] =
             row.weights + v % twins() * twin_pitch() + ptrdiff_t{row.slots + t} * kMaxLanes;
       }
-      LogitsTable<kLayout, D>::get(count, twins(), take)(
-          D(), plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step, weights);
+      const auto logits = twins() > 1 ? LogitsTable<kLayout, D>::of_twins(take)
+                                      : LogitsTable<kLayout, D>::of_rows(count, take);
+      logits(D(), plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step,
+             weights);
     }
   }
 

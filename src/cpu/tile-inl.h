@@ -9,8 +9,11 @@
 #define VECINA_CPU_TILE_INL_H_
 #endif
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -71,6 +74,55 @@ HWY_NOINLINE void logits(D d, int head_dim, const hn::TFromD<D>* HWY_RESTRICT qu
     });
   });
 }
+
+// logits() for every number of rows, twins and keys.
+template <KeyLayout kLayout, class D>
+class LogitsTable {
+ public:
+  using T = hn::TFromD<D>;
+  static constexpr int kMaxRows = 3;
+  static constexpr int kMostKeys = 8;
+  static constexpr int kMaxColumns = 7 + kMaxTwins - 1;  // key vectors of one call
+  using Function = void (*)(D, int, const T*, ptrdiff_t, const T* const*, ptrdiff_t, T* const*);
+
+  // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
+  static int take(int vectors, int keys) {
+    const int most = max_keys(vectors);
+    if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
+    return keys == 6 && most == 7 ? 3 : keys;
+  }
+  // Rows whose logits one call computes: `left` more are there.
+  static int take_rows(int left) { return left == 4 ? 2 : std::min(left, kMaxRows); }
+  static Function of_rows(int rows, int keys) {
+    const auto i = static_cast<size_t>(keys - 1);
+    return (rows == 1 ? kOneRow : rows == 2 ? kTwoRows : kThreeRows)[i];
+  }
+  static Function of_twins(int keys) { return kTwins[static_cast<size_t>(keys - 1)]; }
+
+ private:
+  static constexpr int max_keys(int vectors) {
+    return vectors == 1 ? kMostKeys : std::min(kMaxSums / vectors, kMostKeys - 1);
+  }
+  template <int kRows, int kLaneTwins, int kKeys>
+  static constexpr Function function() {
+    constexpr int kMost = max_keys(kRows * kLaneTwins);
+    if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
+      return nullptr;  // never taken
+    } else {
+      return &logits<kRows, kLaneTwins, kKeys, kLayout, D>;
+    }
+  }
+  template <int kRows, int kLaneTwins, int... kKeys>
+  static constexpr std::array<Function, sizeof...(kKeys)> table(
+      std::integer_sequence<int, kKeys...>) {
+    return {function<kRows, kLaneTwins, kKeys + 1>()...};
+  }
+  using AllKeys = std::make_integer_sequence<int, kMostKeys>;
+  static constexpr auto kOneRow = table<1, 1>(AllKeys());
+  static constexpr auto kTwoRows = table<2, 1>(AllKeys());
+  static constexpr auto kThreeRows = table<3, 1>(AllKeys());
+  static constexpr auto kTwins = table<1, kMaxTwins>(AllKeys());
+};
 
 // 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
 template <class D>
