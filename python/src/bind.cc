@@ -68,9 +68,9 @@ void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle addi
   Tensors tensors;
   Inputs inputs = read_inputs(&tensors, query, key, value, additional_keys, additional_values, bias,
                               lengths, query_lengths);
-  const vecina_problem problem = make_problem({rank, kernel_size, stride, dilation, is_causal,
-                                               scale, output_stride, extents, query_extent},
-                                              &inputs);
+  const vecina_problem problem = make_problem(
+      {rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent},
+      &inputs);
   auto args = make_args<vecina_forward_args>(inputs);
   args.output = tensors.read("output", output, true);
   args.lse = tensors.read("lse", lse, true);
@@ -95,9 +95,9 @@ void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle add
   Tensors tensors;
   Inputs inputs = read_inputs(&tensors, query, key, value, additional_keys, additional_values, bias,
                               lengths, query_lengths);
-  const vecina_problem problem = make_problem({rank, kernel_size, stride, dilation, is_causal,
-                                               scale, output_stride, extents, query_extent},
-                                              &inputs);
+  const vecina_problem problem = make_problem(
+      {rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent},
+      &inputs);
   auto args = make_args<vecina_backward_args>(inputs);
   args.output = tensors.read("output", output);
   args.lse = tensors.read("lse", lse);
@@ -195,16 +195,15 @@ std::string why_not(const std::string& backend, const std::string& line) {
   // Any context answers for every backend; the reference is always there.
   const ContextPtr context = context_for(nb::str("reference"), VECINA_CPU);
   return text_of([&](char* text, size_t size) {
-    return vecina_backend_why_not(context.get(), backend.c_str(),
-                                  line.empty() ? nullptr : &problem, text, size);
+    return vecina_backend_why_not(context.get(), backend.c_str(), line.empty() ? nullptr : &problem,
+                                  text, size);
   });
 }
 
 std::string info(nb::handle backend) {
   const ContextPtr context = context_for(backend, VECINA_CPU);
-  return text_of([&](char* text, size_t size) {
-    return vecina_info(context.get(), "info", text, size);
-  });
+  return text_of(
+      [&](char* text, size_t size) { return vecina_info(context.get(), "info", text, size); });
 }
 
 nb::tuple window(const std::string& line, int axis, int64_t index) {

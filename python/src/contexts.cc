@@ -52,7 +52,8 @@ ContextPtr context_for(nb::handle backend, int32_t device) {
   }
   static constexpr const char* kBackends[] = {"cpu", "cuda", "vulkan", "metal"};
   ContextPtr& context = defaults[static_cast<size_t>(device)];
-  if (context == nullptr) context = context_named(is_chosen_by_environment() ? "" : kBackends[device]);
+  if (context == nullptr)
+    context = context_named(is_chosen_by_environment() ? "" : kBackends[device]);
   return context;
 }
 

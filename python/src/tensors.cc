@@ -45,7 +45,8 @@ int32_t dtype_of(const char* name, const dlpack::DataType& type) {
         return VECINA_I64;
     }
   }
-  refuse(std::string(name) + " has a dtype that is not float16, bfloat16, float32, float64, int32 "
+  refuse(std::string(name) +
+         " has a dtype that is not float16, bfloat16, float32, float64, int32 "
          "or int64.");
 }
 
@@ -66,9 +67,8 @@ KnownType known_types[kMaxKnownTypes];  // guarded by the GIL
 size_t num_known_types = 0;
 
 const dlpack::ExchangeApi* find_api(PyTypeObject* type) {
-  const nb::object capsule =
-      nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__",
-                  nb::none());
+  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)),
+                                         "__dlpack_c_exchange_api__", nb::none());
   if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsuleName)) return nullptr;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
@@ -94,9 +94,9 @@ int32_t dtype_of_torch(const char* name, const std::string& text) {
   static constexpr struct {
     const char* name;
     int32_t dtype;
-  } kRows[] = {{"torch.float32", VECINA_F32},   {"torch.float64", VECINA_F64},
-               {"torch.float16", VECINA_F16},   {"torch.bfloat16", VECINA_BF16},
-               {"torch.int32", VECINA_I32},     {"torch.int64", VECINA_I64}};
+  } kRows[] = {{"torch.float32", VECINA_F32}, {"torch.float64", VECINA_F64},
+               {"torch.float16", VECINA_F16}, {"torch.bfloat16", VECINA_BF16},
+               {"torch.int32", VECINA_I32},   {"torch.int64", VECINA_I64}};
   for (const auto& row : kRows) {
     if (text == row.name) return row.dtype;
   }
@@ -171,7 +171,8 @@ void Tensors::read_pointer(const char* name, nb::handle object, vecina_tensor* t
   tensor->dtype = dtype_of_torch(name, nb::str(object.attr("dtype")).c_str());
   const std::string device = nb::str(object.attr("device").attr("type")).c_str();
   if (device != "cpu") {
-    refuse(std::string(name) + " is on '" + device + "'; this PyTorch has no DLPack C exchange "
+    refuse(std::string(name) + " is on '" + device +
+           "'; this PyTorch has no DLPack C exchange "
            "API, so only tensors on the CPU can be passed. Use PyTorch 2.10 or later.");
   }
   tensor->device = VECINA_CPU;
@@ -181,8 +182,8 @@ void Tensors::read_buffer(const char* name, nb::handle object, bool is_written,
                           vecina_tensor* tensor) {
   if (num_buffers_ == kMaxBuffers) refuse("more than 20 arrays in one call.");
   Py_buffer& buffer = buffers_[num_buffers_];
-  if (PyObject_GetBuffer(object.ptr(), &buffer,
-                         is_written ? PyBUF_RECORDS : PyBUF_RECORDS_RO) != 0) {
+  if (PyObject_GetBuffer(object.ptr(), &buffer, is_written ? PyBUF_RECORDS : PyBUF_RECORDS_RO) !=
+      0) {
     throw nb::python_error();
   }
   ++num_buffers_;

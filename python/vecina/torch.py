@@ -229,17 +229,28 @@ class _Forward(torch.autograd.Function):
         return (None, *gradients, None)
 
 
-_plain_types = (Tensor, nn.Parameter)
+_plain_types = frozenset((Tensor, nn.Parameter))
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def _is_plain(tensors) -> bool:
     """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and all(t is None or type(t) in _plain_types for t in tensors)
-    )
+    if _is_compiling() or _dispatch_modes() or _transforms() is not None:
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _plain_types:
+            return False
+    return True
+
+
+def _needs_gradient(tensors) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _listed(value, rank: int):
@@ -264,7 +275,7 @@ def _call(tensors, parameters, return_lse: bool):
             _listed(dilation, rank), _listed(is_causal, rank), scale,
             _listed(output_stride, rank), backend,
         )  # fmt: skip
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    elif _needs_gradient(tensors):
         output, lse = _Forward.apply(parameters, *tensors)
     else:
         shape = output_shape(query.shape, tensors[2].shape, parameters[6])

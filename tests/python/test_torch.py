@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """vecina.torch: values, gradients, compilation, modules."""
 
+import pathlib
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -174,3 +177,12 @@ def test_wrong_arguments_raise_a_sentence():
         vt.na1d(x, x, x.double(), 3)
     with pytest.raises(ValueError, match="two or more"):
         vt.merge_attentions([x], [x[..., 0]])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_code_of_the_pages(page):
+    text = (pathlib.Path(__file__).parents[2] / page).read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
