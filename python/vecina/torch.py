@@ -388,7 +388,9 @@ class _NeighborhoodAttention(nn.Module):
 
     Parameters ``qkv`` and ``proj`` as in NATTEN and natten-mps; with num_kv_heads other than
     num_heads ``q_proj``, ``kv_proj`` and ``proj`` as in natten-mps. Input and output:
-    ``[batch, tokens..., embed_dim]``. stride is NATTEN's: the output has the tokens of the input.
+    ``[batch, tokens..., embed_dim]``. The arguments are those of natten-mps in its order (NATTEN has
+    no num_kv_heads and attn_drop; name the arguments after is_causal). stride is NATTEN's: the
+    output has the tokens of the input. attn_drop other than 0 is not there yet.
     """
 
     rank: int
@@ -404,10 +406,13 @@ class _NeighborhoodAttention(nn.Module):
         num_kv_heads: int | None = None,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         backend: str | None = None,
     ):
         super().__init__()
+        if attn_drop != 0.0:
+            raise NotImplementedError(f"attn_drop {attn_drop}: attention dropout: not yet; use 0.")
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}.")

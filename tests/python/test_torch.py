@@ -165,6 +165,19 @@ def test_modules(rank, heads_kv):
         module(x[..., :8])
     with pytest.raises(ValueError, match="embed_dim 15"):
         kind(15, 4, 3)
+    with pytest.raises(NotImplementedError, match="attn_drop 0.1"):
+        kind(16, 4, 3, attn_drop=0.1)
+
+
+def test_module_is_its_parts():
+    module = vt.NeighborhoodAttention2D(16, 4, 3, dilation=2, qk_scale=0.3).double()
+    (x,) = tensors((2, 7, 6, 16), requires_grad=False)
+    qkv = torch.nn.functional.linear(x, module.qkv.weight, module.qkv.bias)
+    query, key, value = (part.reshape(2, 7, 6, 4, 4) for part in qkv.split(16, -1))
+    output = vt.na2d(query, key, value, 3, dilation=2, scale=0.3).reshape(x.shape)
+    wanted = torch.nn.functional.linear(output, module.proj.weight, module.proj.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), wanted)
 
 
 def test_wrong_arguments_raise_a_sentence():
