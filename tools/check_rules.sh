@@ -11,7 +11,7 @@ complain() {
   printf '%s:\n%s\n' "$1" "$2" >&2
   bad=1
 }
-sources() { find include src cli tests examples -type f -name '*.[ch]*' "$@"; }
+sources() { find include src cli tests examples python -type f -name '*.[ch]*' "$@"; }
 
 complain "more public headers than vecina.h and vecina.hpp" \
   "$(find include -type f ! -name vecina.h ! -name vecina.hpp)"

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 build="g++ cmake ninja-build libhwy-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 case ${1:-} in
   build) packages=$build ;;
-  test) packages="$build libgtest-dev python3 clang clang-format pkg-config binutils" ;;
+  test) packages="$build libgtest-dev python3 python3-dev python3-venv clang clang-format pkg-config binutils" ;;
   format) packages=clang-format ;;
   docs) packages="$build python3" ;;
   *) echo "usage: $0 build|test|format|docs" >&2; exit 2 ;;

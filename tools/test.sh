@@ -58,12 +58,33 @@ build_preset() {
   fi
 }
 
+# The Python package, built and installed into .venv, and its tests, counted.
+test_python() {
+  check "python packages" tools/python.sh venv
+  if [ "${TORCH:-1}" = 0 ]; then
+    echo "        TORCH=0: PyTorch is left out; the tests of vecina.torch are skipped"
+  else
+    [ -d .venv/lib/python3*/site-packages/torch ] ||
+      echo "        PyTorch: 0.5 GB and its CUDA libraries, 4.7 GB in .venv, kept; TORCH=0 leaves it out"
+    check "python torch" tools/python.sh torch
+  fi
+  step "python build" tools/python.sh install || { failed=$((failed + 1)); return; }
+  step "python tests" tools/python.sh test || true
+  summary=$(grep -E ' in [0-9.]+s' "$step_log" | tail -n 1)
+  count() { printf '%s' "$summary" | sed -n "s/.*\\b\\([0-9][0-9]*\\) $1.*/\\1/p"; }
+  [ -n "$(count passed)" ] || failed=$((failed + 1))
+  passed=$((passed + $(count passed | grep . || echo 0)))
+  failed=$((failed + $(count failed | grep . || echo 0) + $(count error | grep . || echo 0)))
+  [ -z "$(count skipped)" ] || echo "        $(count skipped) skipped"
+}
+
 check "layers" python3 tools/check_layers.py
 check "rules" tools/check_rules.sh
 check "format" tools/format.sh
 build_preset release build -DVECINA_BUILD_TESTS=ON -DVECINA_WERROR=ON || finish
 ctest_in "tests" build
 check "fuzz" tools/fuzz.sh 20
+test_python
 
 if wants asan && build_preset asan build-asan; then ctest_in "tests asan" build-asan; fi
 if wants tsan && build_preset tsan build-tsan; then ctest_in "tests tsan" build-tsan -L threads; fi

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""Neighborhood attention on NumPy arrays, forward and backward.
+
+Layout, heads last: query ``[batch, tokens..., heads, head_dim]``, key
+``[batch, tokens..., heads_kv, head_dim]``, value ``[batch, tokens..., heads_kv, head_dim_value]``,
+with one, two or three axes of tokens; heads is a multiple of heads_kv. The last dimension must be
+contiguous; other strides are free, and nothing is copied.
+
+dtypes: float16, float32, float64, and bfloat16 as ``ml_dtypes.bfloat16`` or as uint16. lse and its
+gradients are float32 (float64 for float64).
+
+ValueError says what does not fit. NotImplementedError says why the backend does not take a call;
+``backend="reference"`` takes every one, slowly. Definition: Hassani et al., arXiv:2504.16922.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+try:
+    import numpy as np
+except ImportError as error:  # pragma: no cover
+    raise ImportError("vecina.numpy needs NumPy: pip install numpy") from error
+
+from vecina import _vecina
+from vecina._shapes import Axes, Flags, output_shape, rank_of
+
+_ATTENTION = 0
+_INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "bias")
+
+
+def _buffer(array):
+    """What the buffer protocol can export: bfloat16 as the uint16 that it is."""
+    if array is None or not hasattr(array, "dtype"):
+        return array
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _lse_dtype(array):
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _forward(rank, arrays, parameters, return_lse):
+    query, value = np.asanyarray(arrays[0]), np.asanyarray(arrays[2])
+    shape = output_shape(query.shape, value.shape, parameters[5])
+    output = np.empty(shape, query.dtype)
+    lse = np.empty(shape[:-1], _lse_dtype(query)) if return_lse else None
+    _vecina.forward(*map(_buffer, arrays), _buffer(output), lse, rank, *parameters)
+    return (output, lse) if return_lse else output
+
+
+def _backward(rank, arrays, output, lse, grad_output, grad_lse, parameters):
+    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays[:6]]
+    _vecina.backward(
+        *map(_buffer, arrays),
+        *map(_buffer, (output, lse, grad_output, grad_lse)),
+        *map(_buffer, wanted),
+        rank,
+        *parameters,
+    )
+    return {f"grad_{name}": grad for name, grad in zip(_INPUTS, wanted) if grad is not None}
+
+
+def neighborhood_attention(
+    query,
+    key,
+    value,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    additional_keys=None,
+    additional_values=None,
+    bias=None,
+    lengths=None,
+    output_stride: Axes = 1,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """Each query attends to the window of keys around it; rank from the dimensions of query.
+
+    Args:
+        kernel_size: tokens of the window along each axis; kernel_size * dilation <= tokens.
+        stride: so many queries share a window.
+        dilation: distance of the keys of a window.
+        is_causal: for each axis, keys after the query are not seen.
+        scale: multiplies ``query @ key``; None is head_dim ** -0.5.
+        additional_keys, additional_values: ``[batch, n, heads_kv, head_dim]`` and
+            ``[batch, n, heads_kv, head_dim_value]``, seen by every query besides its window.
+        bias: relative position bias ``[heads, 2 * kernel_size - 1, ...]``, float32 (float64).
+        lengths: int32 or int64 ``[batch, rank]``: tokens of each sample; output beyond is 0.
+        output_stride: only tokens 0, s, 2s, ... are queries.
+        backend: a name of ``vecina.backends()``; None is the best for the arrays.
+
+    Returns:
+        output ``[batch, tokens..., heads, head_dim_value]``, with return_lse also the natural
+        logarithm of the sum of exp(logits), ``[batch, tokens..., heads]``.
+    """
+    rank = rank_of(np.shape(query))
+    return _forward(
+        rank,
+        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        (kernel_size, stride, dilation, is_causal, scale, output_stride, None, None, backend),
+        return_lse,
+    )
+
+
+def _of_rank(rank: int):
+    def function(query, key, value, kernel_size, *args, **keywords):
+        if np.ndim(query) != rank + 3:
+            raise ValueError(
+                f"query has {np.ndim(query)} dimensions; na{rank}d takes {rank + 3}: "
+                "[batch, tokens..., heads, head_dim]."
+            )
+        return neighborhood_attention(query, key, value, kernel_size, *args, **keywords)
+
+    function.__name__ = function.__qualname__ = f"na{rank}d"
+    function.__doc__ = f"neighborhood_attention() with {rank} axes of tokens."
+    return function
+
+
+na1d, na2d, na3d = _of_rank(1), _of_rank(2), _of_rank(3)
+
+
+def neighborhood_attention_backward(
+    query,
+    key,
+    value,
+    output,
+    lse,
+    grad_output,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    grad_lse=None,
+    additional_keys=None,
+    additional_values=None,
+    bias=None,
+    lengths=None,
+    output_stride: Axes = 1,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of neighborhood_attention() for every array that it was given.
+
+    Args:
+        output, lse: what neighborhood_attention(..., return_lse=True) returned.
+        grad_output, grad_lse: gradients of them; grad_lse may be None.
+        The others: as in neighborhood_attention().
+
+    Returns:
+        {"grad_query": ..., "grad_key": ..., "grad_value": ...}, and likewise
+        grad_additional_keys, grad_additional_values and grad_bias if those were given.
+    """
+    return _backward(
+        rank_of(np.shape(query)),
+        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        output,
+        lse,
+        grad_output,
+        grad_lse,
+        (kernel_size, stride, dilation, is_causal, scale, output_stride, None, None, backend),
+    )
+
+
+def attention(
+    query,
+    key,
+    value,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    additional_keys=None,
+    additional_values=None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """Each query ``[batch, queries, heads, head_dim]`` attends to every key ``[batch, keys, ...]``.
+
+    is_causal: query i sees keys 0 to i, also when there are more or fewer keys than queries.
+    The rest is as in neighborhood_attention().
+    """
+    return _forward(
+        _ATTENTION,
+        (query, key, value, additional_keys, additional_values, None, None, None),
+        (None, 1, 1, is_causal, scale, 1, None, None, backend),
+        return_lse,
+    )
+
+
+def attention_backward(
+    query,
+    key,
+    value,
+    output,
+    lse,
+    grad_output,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    grad_lse=None,
+    additional_keys=None,
+    additional_values=None,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of attention(); arguments and result as in neighborhood_attention_backward()."""
+    return _backward(
+        _ATTENTION,
+        (query, key, value, additional_keys, additional_values, None, None, None),
+        output,
+        lse,
+        grad_output,
+        grad_lse,
+        (None, 1, 1, is_causal, scale, 1, None, None, backend),
+    )
+
+
+def merge_attentions(outputs: Sequence, lses: Sequence, *, backend: str | None = None):
+    """Attentions over different keys, made one: (output, lse).
+
+    output = sum of w_i outputs[i] with w = softmax over i of lses[i]; two or more of one shape.
+    """
+    if not outputs or not lses:
+        raise ValueError("merge takes two or more outputs and as many lses.")
+    output, lse = np.empty_like(outputs[0], order="C"), np.empty_like(lses[0], order="C")
+    _vecina.merge(
+        [_buffer(array) for array in outputs], list(lses), _buffer(output), lse, backend
+    )
+    return output, lse
+
+
+def merge_attentions_backward(
+    outputs: Sequence, lses: Sequence, grad_output, grad_lse=None, *, backend: str | None = None
+):
+    """Gradients of merge_attentions(): (one for each output, one for each lse)."""
+    grad_outputs = [np.empty_like(array, order="C") for array in outputs]
+    grad_lses = [np.empty_like(array, order="C") for array in lses]
+    _vecina.merge_backward(
+        [_buffer(array) for array in outputs],
+        list(lses),
+        _buffer(grad_output),
+        grad_lse,
+        [_buffer(array) for array in grad_outputs],
+        grad_lses,
+        backend,
+    )
+    return grad_outputs, grad_lses
+
+
+__all__ = [
+    "attention",
+    "attention_backward",
+    "merge_attentions",
+    "merge_attentions_backward",
+    "na1d",
+    "na2d",
+    "na3d",
+    "neighborhood_attention",
+    "neighborhood_attention_backward",
+]

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: MIT
+"""Neighborhood attention on PyTorch tensors, differentiable.
+
+Layout, heads last: query ``[batch, tokens..., heads, head_dim]``, key
+``[batch, tokens..., heads_kv, head_dim]``, value ``[batch, tokens..., heads_kv, head_dim_value]``,
+with one, two or three axes of tokens; heads is a multiple of heads_kv. The last dimension must be
+contiguous; other strides are free, and nothing is copied.
+
+dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
+Gradients of output and lse flow to query, key, value, additional tokens and bias; they do not have
+gradients themselves.
+
+ValueError says what does not fit. NotImplementedError says why the backend does not take a call;
+``backend="reference"`` takes every one, slowly. Definition: Hassani et al., arXiv:2504.16922.
+"""
+
+# An eager call goes straight to the extension; autograd is a Function around that. The defined ops
+# serve whoever must see an op: torch.compile, torch.export, fake tensors, modes, subclasses.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("vecina.torch needs PyTorch: pip install torch") from error
+
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vecina import _vecina
+from vecina._shapes import Axes, Flags, output_shape, rank_of
+
+_ATTENTION = 0
+_NUM_TENSORS = 7  # query, key, value, additional_keys, additional_values, bias, lengths
+
+
+def _lse_dtype(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+def _new_outputs(tensors, parameters):
+    query = tensors[0]
+    shape = output_shape(query.shape, tensors[2].shape, parameters[6])
+    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
+
+
+def _new_gradients(tensors):
+    return [
+        None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+        for t in tensors[:6]
+    ]
+
+
+def _run_forward(tensors, output, lse, parameters) -> None:
+    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
+    _vecina.forward(
+        *tensors, None, output, lse, rank, kernel_size, stride, dilation, is_causal, scale,
+        output_stride, None, None, backend,
+    )  # fmt: skip
+
+
+def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
+    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
+    if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
+        grad_output = grad_output.contiguous()
+    if grad_lse is not None and grad_lse.ndim and grad_lse.stride(-1) != 1:
+        grad_lse = grad_lse.contiguous()
+    gradients = _new_gradients(tensors)
+    _vecina.backward(
+        *tensors, None, output, lse, grad_output, grad_lse, *gradients, rank, kernel_size, stride,
+        dilation, is_causal, scale, output_stride, None, None, backend,
+    )  # fmt: skip
+    return gradients
+
+
+# The defined ops. Optional gradients are tensors of no element.
+
+_PARAMETERS = (
+    "int rank, int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float? scale, "
+    "int[] output_stride, str? backend"
+)
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, "
+    "Tensor? bias, Tensor? lengths"
+)
+_library = torch.library.Library("vecina", "DEF")
+_library.define(f"forward({_INPUTS}, {_PARAMETERS}) -> (Tensor, Tensor)")
+_library.define(
+    f"backward({_INPUTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor? grad_lse, "
+    f"{_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define("merge(Tensor[] outputs, Tensor[] lses, str? backend) -> (Tensor, Tensor)")
+_library.define(
+    "merge_backward(Tensor[] outputs, Tensor[] lses, Tensor grad_output, Tensor? grad_lse, "
+    "str? backend) -> Tensor[]"
+)
+
+
+def _forward_op(*args):
+    tensors, parameters = args[:_NUM_TENSORS], args[_NUM_TENSORS:]
+    output, lse = _new_outputs(tensors, parameters)
+    _run_forward(tensors, output, lse, parameters)
+    return output, lse
+
+
+def _forward_fake(*args):
+    return _new_outputs(args[:_NUM_TENSORS], args[_NUM_TENSORS:])
+
+
+def _or_empty(query, gradients):
+    return tuple(query.new_empty((0,)) if g is None else g for g in gradients)
+
+
+def _backward_op(*args):
+    tensors, (output, lse, grad_output, grad_lse) = args[:_NUM_TENSORS], args[7:11]
+    gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, args[11:])
+    return _or_empty(args[0], gradients)
+
+
+def _backward_fake(*args):
+    return _or_empty(args[0], _new_gradients(args[:_NUM_TENSORS]))
+
+
+def _new_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _merge_op(outputs, lses, backend):
+    output, lse = _new_like(outputs[0]), _new_like(lses[0])
+    _vecina.merge(outputs, lses, output, lse, backend)
+    return output, lse
+
+
+def _merge_fake(outputs, lses, backend):
+    return _new_like(outputs[0]), _new_like(lses[0])
+
+
+def _merge_backward_op(outputs, lses, grad_output, grad_lse, backend):
+    grad_output = grad_output.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    grad_outputs, grad_lses = [_new_like(t) for t in outputs], [_new_like(t) for t in lses]
+    _vecina.merge_backward(
+        outputs, lses, grad_output, grad_lse, grad_outputs, grad_lses, backend
+    )
+    return grad_outputs + grad_lses
+
+
+def _merge_backward_fake(outputs, lses, grad_output, grad_lse, backend):
+    return [_new_like(t) for t in [*outputs, *lses]]
+
+
+for _name, _op, _fake in (
+    ("forward", _forward_op, _forward_fake),
+    ("backward", _backward_op, _backward_fake),
+    ("merge", _merge_op, _merge_fake),
+    ("merge_backward", _merge_backward_op, _merge_backward_fake),
+):
+    _library.impl(_name, _op, "CPU")
+    _library.impl(_name, _op, "CUDA")
+    torch.library.register_fake(f"vecina::{_name}", _fake, lib=_library)
+
+
+def _setup_forward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:_NUM_TENSORS], *output)
+    ctx.parameters = inputs[_NUM_TENSORS:]
+    ctx.set_materialize_grads(False)
+
+
+def _forward_gradients(ctx, grad_output, grad_lse):
+    *tensors, output, lse = ctx.saved_tensors
+    if grad_output is None:
+        if grad_lse is None:
+            return (None,) * (_NUM_TENSORS + len(ctx.parameters))
+        grad_output = torch.zeros_like(output)
+    gradients = torch.ops.vecina.backward(
+        *tensors, output, lse, grad_output, grad_lse, *ctx.parameters
+    )
+    gradients = [None if t is None else g for t, g in zip(tensors, gradients)]
+    return (*gradients, None, *(None,) * len(ctx.parameters))
+
+
+torch.library.register_autograd(
+    "vecina::forward", _forward_gradients, setup_context=_setup_forward, lib=_library
+)
+
+
+def _setup_merge(ctx, inputs, output):
+    outputs, lses, ctx.backend = inputs
+    ctx.save_for_backward(*outputs, *lses)
+    ctx.count = len(outputs)
+
+
+def _merge_gradients(ctx, grad_output, grad_lse):
+    tensors = list(ctx.saved_tensors)
+    gradients = torch.ops.vecina.merge_backward(
+        tensors[: ctx.count], tensors[ctx.count :], grad_output, grad_lse, ctx.backend
+    )
+    return gradients[: ctx.count], gradients[ctx.count :], None
+
+
+torch.library.register_autograd(
+    "vecina::merge", _merge_gradients, setup_context=_setup_merge, lib=_library
+)
+
+
+class _Forward(torch.autograd.Function):
+    """The eager path with autograd: no op, no dispatcher."""
+
+    @staticmethod
+    def forward(ctx, parameters, *tensors):
+        output, lse = _new_outputs(tensors, parameters)
+        _run_forward(tensors, output, lse, parameters)
+        ctx.save_for_backward(*tensors, output, lse)
+        ctx.parameters = parameters
+        ctx.set_materialize_grads(False)
+        return output, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output, grad_lse):
+        *tensors, output, lse = ctx.saved_tensors
+        if grad_output is None:
+            if grad_lse is None:
+                return (None,) * (_NUM_TENSORS + 1)
+            grad_output = torch.zeros_like(output)
+        gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, ctx.parameters)
+        return (None, *gradients, None)
+
+
+_plain_types = frozenset((Tensor, nn.Parameter))
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+
+
+def _is_plain(tensors) -> bool:
+    """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
+    if _is_compiling() or _dispatch_modes() or _transforms() is not None:
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _plain_types:
+            return False
+    return True
+
+
+def _needs_gradient(tensors) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def _listed(value, rank: int):
+    """One value for each axis, as the schemas of the ops want it."""
+    if isinstance(value, (bool, int)):
+        return [value] * max(rank, 1)
+    return list(value) if value is not None else []
+
+
+def _call(tensors, parameters, return_lse: bool):
+    query = tensors[0]
+    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(query.device.type)
+        tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
+    bias = tensors[5]
+    if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
+        tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), tensors[6])
+    if not _is_plain(tensors):
+        rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
+        output, lse = torch.ops.vecina.forward(
+            *tensors, rank, _listed(kernel_size, rank), _listed(stride, rank),
+            _listed(dilation, rank), _listed(is_causal, rank), scale,
+            _listed(output_stride, rank), backend,
+        )  # fmt: skip
+    elif _needs_gradient(tensors):
+        output, lse = _Forward.apply(parameters, *tensors)
+    else:
+        shape = output_shape(query.shape, tensors[2].shape, parameters[6])
+        output = tensors[0].new_empty(shape)
+        lse = output.new_empty(shape[:-1], dtype=_lse_dtype(output)) if return_lse else None
+        _run_forward(tensors, output, lse, parameters)
+    return (output, lse) if return_lse else output
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    output_stride: Axes = 1,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """Each query attends to the window of keys around it; rank from the dimensions of query.
+
+    Args:
+        kernel_size: tokens of the window along each axis; kernel_size * dilation <= tokens.
+        stride: so many queries share a window.
+        dilation: distance of the keys of a window.
+        is_causal: for each axis, keys after the query are not seen.
+        scale: multiplies ``query @ key``; None is head_dim ** -0.5.
+        additional_keys, additional_values: ``[batch, n, heads_kv, head_dim]`` and
+            ``[batch, n, heads_kv, head_dim_value]``, seen by every query besides its window.
+        bias: relative position bias ``[heads, 2 * kernel_size - 1, ...]``.
+        lengths: int32 or int64 ``[batch, rank]``: tokens of each sample; output beyond is 0.
+        output_stride: only tokens 0, s, 2s, ... are queries.
+        backend: a name of ``vecina.backends()``; None is the best for the tensors.
+
+    Returns:
+        output ``[batch, tokens..., heads, head_dim_value]``, with return_lse also the natural
+        logarithm of the sum of exp(logits), ``[batch, tokens..., heads]``.
+    """
+    rank = rank_of(query.shape)
+    return _call(
+        (query, key, value, additional_keys, additional_values, bias, lengths),
+        (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend),
+        return_lse,
+    )
+
+
+def _of_rank(rank: int):
+    def function(query, key, value, kernel_size, *args, **keywords):
+        if query.ndim != rank + 3:
+            raise ValueError(
+                f"query has {query.ndim} dimensions; na{rank}d takes {rank + 3}: "
+                "[batch, tokens..., heads, head_dim]."
+            )
+        return neighborhood_attention(query, key, value, kernel_size, *args, **keywords)
+
+    function.__name__ = function.__qualname__ = f"na{rank}d"
+    function.__doc__ = f"neighborhood_attention() with {rank} axes of tokens."
+    return function
+
+
+na1d, na2d, na3d = _of_rank(1), _of_rank(2), _of_rank(3)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """Each query ``[batch, queries, heads, head_dim]`` attends to every key ``[batch, keys, ...]``.
+
+    is_causal: query i sees keys 0 to i, also when there are more or fewer keys than queries.
+    The rest is as in neighborhood_attention().
+    """
+    return _call(
+        (query, key, value, additional_keys, additional_values, None, None),
+        (_ATTENTION, None, 1, 1, is_causal, scale, 1, backend),
+        return_lse,
+    )
+
+
+def merge_attentions(
+    outputs: Sequence[Tensor], lses: Sequence[Tensor], *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attentions over different keys, made one: (output, lse), both differentiable.
+
+    output = sum of w_i outputs[i] with w = softmax over i of lses[i]; two or more of one shape.
+    """
+    if not outputs or not lses:
+        raise ValueError("merge takes two or more outputs and as many lses.")
+    return torch.ops.vecina.merge(list(outputs), list(lses), backend)
+
+
+class _NeighborhoodAttention(nn.Module):
+    """Projects to query, key and value, attends, projects back.
+
+    Parameters ``qkv`` and ``proj`` as in NATTEN and natten-mps; with num_kv_heads other than
+    num_heads ``q_proj``, ``kv_proj`` and ``proj`` as in natten-mps. Input and output:
+    ``[batch, tokens..., embed_dim]``. The arguments are those of natten-mps in its order (NATTEN has
+    no num_kv_heads and attn_drop; name the arguments after is_causal). stride is NATTEN's: the
+    output has the tokens of the input. attn_drop other than 0 is not there yet.
+    """
+
+    rank: int
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        dilation: Axes = 1,
+        is_causal: Flags = False,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        if attn_drop != 0.0:
+            raise NotImplementedError(f"attn_drop {attn_drop}: attention dropout: not yet; use 0.")
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}.")
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}."
+            )
+        self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.is_causal, self.scale, self.backend = is_causal, qk_scale, backend
+        if num_kv_heads == num_heads:
+            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        else:
+            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+            self.kv_proj = nn.Linear(embed_dim, 2 * num_kv_heads * self.head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"input has shape {tuple(x.shape)}; [batch, {self.rank} axes of tokens, "
+                f"{self.embed_dim}] is needed."
+            )
+        tokens = x.shape[:-1]
+        if self.num_kv_heads == self.num_heads:
+            packed = self.qkv(x).view(*tokens, 3, self.num_heads, self.head_dim)
+            query, key, value = packed.unbind(-3)
+        else:
+            query = self.q_proj(x).view(*tokens, self.num_heads, self.head_dim)
+            packed = self.kv_proj(x).view(*tokens, 2, self.num_kv_heads, self.head_dim)
+            key, value = packed.unbind(-3)
+        output = neighborhood_attention(
+            query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal,
+            self.scale, backend=self.backend,
+        )  # fmt: skip
+        return self.proj_drop(self.proj(output.reshape(x.shape)))
+
+    def extra_repr(self) -> str:
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}"
+        )
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 1
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 2
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    __doc__ = _NeighborhoodAttention.__doc__
+    rank = 3
+
+
+__all__ = [
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
+    "attention",
+    "merge_attentions",
+    "na1d",
+    "na2d",
+    "na3d",
+    "neighborhood_attention",
+]

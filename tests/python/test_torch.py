@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""vecina.torch: values, gradients, compilation, modules."""
+
+import pathlib
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import numpy as np  # noqa: E402
+
+import vecina.numpy as vn  # noqa: E402
+import vecina.torch as vt  # noqa: E402
+
+REFERENCE = dict(backend="reference")
+
+
+def tensors(*shapes, dtype=torch.float64, requires_grad=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_(requires_grad)
+        for shape in shapes
+    ]
+
+
+CALLS = {
+    "1d": ([(2, 7, 2, 3)] * 3, dict(kernel_size=3)),
+    "1d dilation, causal": ([(1, 9, 2, 3)] * 3, dict(kernel_size=4, dilation=2, is_causal=True)),
+    "1d output_stride": ([(1, 9, 2, 3)] * 3, dict(kernel_size=3, output_stride=2)),
+    "2d groups, head_dim_value": (
+        [(1, 4, 5, 4, 3), (1, 4, 5, 2, 3), (1, 4, 5, 2, 2)],
+        dict(kernel_size=(3, 2), stride=(2, 1)),
+    ),
+    "3d": ([(1, 3, 3, 4, 1, 2)] * 3, dict(kernel_size=(2, 3, 2), is_causal=(True, False, False))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("additional", [0, 2])
+def test_gradcheck(name, additional):
+    shapes, keywords = CALLS[name]
+    shapes = list(shapes)
+    if additional:
+        tail = (shapes[1][-2],)
+        shapes += [
+            (shapes[0][0], additional, *tail, shapes[1][-1]),
+            (shapes[0][0], additional, *tail, shapes[2][-1]),
+        ]
+
+    def call(query, key, value, keys=None, values=None):
+        return vt.neighborhood_attention(
+            query, key, value, additional_keys=keys, additional_values=values, return_lse=True,
+            **keywords, **REFERENCE,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(call, tensors(*shapes), fast_mode=True)
+
+
+def test_gradcheck_bias_attention_merge():
+    query, key, value, bias = tensors(*[(1, 4, 4, 2, 3)] * 3, (2, 5, 5))
+    assert torch.autograd.gradcheck(
+        lambda *t: vt.na2d(*t[:3], 3, bias=t[3], return_lse=True, **REFERENCE),
+        (query, key, value, bias),
+        fast_mode=True,
+    )
+    query, key, value = tensors((2, 3, 4, 3), (2, 6, 2, 3), (2, 6, 2, 2))
+    assert torch.autograd.gradcheck(
+        lambda *t: vt.attention(*t, is_causal=True, return_lse=True, **REFERENCE),
+        (query, key, value),
+        fast_mode=True,
+    )
+    parts = tensors(*[(2, 3, 2, 4)] * 3, *[(2, 3, 2)] * 3)
+    assert torch.autograd.gradcheck(
+        lambda *t: vt.merge_attentions(t[:3], t[3:], **REFERENCE), parts, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_values_are_those_of_numpy(dtype):
+    query, key, value = tensors(*[(2, 6, 7, 2, 8)] * 3, dtype=dtype, requires_grad=False)
+
+    def array(tensor):
+        bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+        return bits.numpy()
+
+    output, lse = vt.na2d(query, key, value, 3, return_lse=True)
+    wanted, wanted_lse = vn.na2d(array(query), array(key), array(value), 3, return_lse=True)
+    assert output.dtype == dtype
+    np.testing.assert_array_equal(array(output), wanted)
+    np.testing.assert_array_equal(lse.numpy(), wanted_lse)
+
+
+def test_cpu_gradients_are_those_of_the_reference_or_a_sentence():
+    gradients = {}
+    for backend in ("cpu", "reference"):
+        inputs = tensors(*[(2, 9, 2, 8)] * 3)
+        output, lse = vt.na1d(*inputs, 3, return_lse=True, backend=backend)
+        try:
+            (output.square().sum() + lse.sum()).backward()
+        except NotImplementedError as error:
+            assert backend == "cpu" and "backward: not yet" in str(error)
+            pytest.skip("the cpu backend has no backward yet, and says so")
+        gradients[backend] = [tensor.grad for tensor in inputs]
+    for mine, wanted in zip(gradients["cpu"], gradients["reference"]):
+        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_gradient_of_lse_alone_and_of_expanded_sums():
+    inputs = tensors(*[(1, 6, 2, 3)] * 3)
+    vt.na1d(*inputs, 3, return_lse=True, **REFERENCE)[1].sum().backward()
+    assert torch.count_nonzero(inputs[2].grad) == 0 and torch.count_nonzero(inputs[0].grad) > 0
+    inputs = tensors(*[(1, 6, 2, 3)] * 3)
+    vt.na1d(*inputs, 3, **REFERENCE).sum().backward()
+    # Each row of weights sums to 1.
+    torch.testing.assert_close(inputs[2].grad.sum(), torch.tensor(36.0, dtype=torch.float64))
+
+
+def test_opcheck():
+    arguments = (
+        *tensors((1, 5, 4, 4, 3), (1, 5, 4, 2, 3), (1, 5, 4, 2, 2), (1, 2, 2, 3), (1, 2, 2, 2)),
+        None, None, 2, [3, 3], [1, 1], [1, 1], [False, True], None, [1, 1], "reference",
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.vecina.forward, arguments)
+    parts = tensors(*[(2, 3, 2, 4)] * 2, *[(2, 3, 2)] * 2)
+    torch.library.opcheck(torch.ops.vecina.merge, (parts[:2], parts[2:], "reference"))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(dynamic):
+    def call(query, key, value):
+        output, lse = vt.na1d(query, key, value, 3, return_lse=True, **REFERENCE)
+        merged, _ = vt.merge_attentions([output, output * 2], [lse, lse + 1], **REFERENCE)
+        return merged.square().sum()
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for length in (6, 9):
+        inputs, again = tensors(*[(1, length, 2, 4)] * 3), tensors(*[(1, length, 2, 4)] * 3)
+        loss, wanted = compiled(*inputs), call(*again)
+        torch.testing.assert_close(loss, wanted)
+        loss.backward()
+        wanted.backward()
+        for tensor, other in zip(inputs, again):
+            torch.testing.assert_close(tensor.grad, other.grad)
+
+
+def test_autocast():
+    inputs = tensors(*[(1, 6, 2, 4)] * 3, dtype=torch.float32, requires_grad=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vt.na1d(*inputs, 3).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("heads_kv", [None, 2])
+def test_modules(rank, heads_kv):
+    kind = getattr(vt, f"NeighborhoodAttention{rank}D")
+    module = kind(16, 4, 3, num_kv_heads=heads_kv)
+    keys = ["qkv"] if heads_kv is None else ["q_proj", "kv_proj"]
+    assert sorted(module.state_dict()) == sorted(
+        f"{k}.{p}" for k in [*keys, "proj"] for p in ("weight", "bias")
+    )
+    x = torch.randn(2, *(5, 4, 3)[:rank], 16)
+    with torch.no_grad():
+        assert module(x).shape == x.shape
+    with pytest.raises(ValueError, match="input has shape"):
+        module(x[..., :8])
+    with pytest.raises(ValueError, match="embed_dim 15"):
+        kind(15, 4, 3)
+    with pytest.raises(NotImplementedError, match="attn_drop 0.1"):
+        kind(16, 4, 3, attn_drop=0.1)
+
+
+def test_module_is_its_parts():
+    module = vt.NeighborhoodAttention2D(16, 4, 3, dilation=2, qk_scale=0.3).double()
+    (x,) = tensors((2, 7, 6, 16), requires_grad=False)
+    qkv = torch.nn.functional.linear(x, module.qkv.weight, module.qkv.bias)
+    query, key, value = (part.reshape(2, 7, 6, 4, 4) for part in qkv.split(16, -1))
+    output = vt.na2d(query, key, value, 3, dilation=2, scale=0.3).reshape(x.shape)
+    wanted = torch.nn.functional.linear(output, module.proj.weight, module.proj.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), wanted)
+
+
+def test_wrong_arguments_raise_a_sentence():
+    (x,) = tensors((1, 8, 2, 4), dtype=torch.float32, requires_grad=False)
+    with pytest.raises(ValueError, match="kernel_size 9"):
+        vt.na1d(x, x, x, 9)
+    with pytest.raises(ValueError, match="na2d takes 5"):
+        vt.na2d(x, x, x, 3)
+    with pytest.raises(ValueError, match="value is f64"):
+        vt.na1d(x, x, x.double(), 3)
+    with pytest.raises(ValueError, match="two or more"):
+        vt.merge_attentions([x], [x[..., 0]])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_code_of_the_pages(page):
+    text = (pathlib.Path(__file__).parents[2] / page).read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})

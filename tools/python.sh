@@ -1,0 +1,22 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# The Python package in .venv: python.sh venv | torch | install | test. `./dev test` runs all four.
+# PYTHON names the interpreter that makes .venv (python3). What is there already is kept.
+set -eu
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+pip() { "$python" -m pip --disable-pip-version-check "$@"; }
+
+case ${1:-} in
+  venv)
+    [ -x "$python" ] || "${PYTHON:-python3}" -m venv .venv
+    pip install -r tests/python/requirements.txt
+    ;;
+  torch) pip install -r tests/python/requirements-torch.txt ;;
+  install) pip install --no-build-isolation --no-deps . ;;
+  test)
+    shift
+    "$python" -m pytest -p no:cacheprovider "$@"
+    ;;
+  *) echo "usage: $0 venv|torch|install|test [ARGUMENT...]" >&2; exit 2 ;;
+esac
