@@ -73,10 +73,10 @@ class CpuForwardPlan : public Plan {
         flops_(problem.forward_flops()) {}
 
   Status run(const vecina_forward_args& args, void*) const override {
-    Job job = {
-        this,
-        {pointer(args.query), pointer(args.key), pointer(args.value), pointer(args.additional_key),
-         pointer(args.additional_value), pointer(args.output), pointer(args.lse)}};
+    Job job = {this,
+               {pointer(args.query), pointer(args.key), pointer(args.value),
+                pointer(args.additional_key), pointer(args.additional_value), pointer(args.bias),
+                pointer(args.output), pointer(args.lse)}};
     const int64_t units = plan_.num_units();
     if (flops_ < kFlopsForThreads) {
       for (int64_t unit = 0; unit < units; ++unit) run_unit(unit, &job);
@@ -208,8 +208,10 @@ class CpuBackend : public Backend {
 
   std::string misconfigured() const override { return cpu::target_problem(); }
 
-  std::string why_not(const Problem& problem, Pass /*pass*/) const override {
-    if (problem.has_bias()) return "relative position bias: not yet";
+  std::string why_not(const Problem& problem, Pass pass) const override {
+    if (problem.has_bias() && pass == Pass::backward) {
+      return "gradient with relative position bias: not yet";
+    }
     if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
     return {};
   }

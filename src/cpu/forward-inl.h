@@ -54,6 +54,7 @@ class ForwardUnit {
         at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
     additional_value_ =
         at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
+    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
     output_ = at<Element>(pointers.output, plan.output, batch, head);
     lse_ = at<LseType>(pointers.lse, plan.lse, batch, head);
     if (layout_ == KeyLayout::shifted) {
@@ -79,6 +80,7 @@ class ForwardUnit {
 
  private:
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr double kLog2E = 1.44269504088896340736;
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   static constexpr int kMaxQueries = kMaxLanes * kMaxTwins;
@@ -89,9 +91,10 @@ class ForwardUnit {
 
   // One query row of a tile: up to lanes * twins queries at one outer position, phase and head.
   struct Row {
-    int phase = 0, num_queries = 0;  // vectors are filled up with the last query
-    int key_begin = 0, key_end = 0;  // of the middle axis
-    Element* output = nullptr;       // of the first query
+    int head = 0, phase = 0, num_queries = 0;  // vectors are filled up with the last query
+    int position_z = 0, position_y = 0;        // of the queries
+    int key_begin = 0, key_end = 0;            // of the middle axis
+    Element* output = nullptr;                 // of the first query
     LseType* lse = nullptr;
     bool is_masked = false;
     std::array<QueryView, kMaxQueries> views;
@@ -128,6 +131,7 @@ class ForwardUnit {
     zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     find_keys();
+    if (plan_.bias.given) pack_bias();
     for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
       for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) pack_row(z, y);
     }
@@ -255,6 +259,22 @@ class ForwardUnit {
     }
   }
 
+  void pack_bias() {
+    const BiasTable& bias = plan_.bias;
+    T* to = scratch_ + plan_.scratch.bias;
+    for (int head = 0; head < plan_.head_group; ++head) {
+      const T* from = bias_ + head * bias.head;
+      for (int z = 0; z < bias.sizes[0]; ++z) {
+        for (int y = 0; y < bias.sizes[1]; ++y) {
+          for (int x = 0; x < bias.sizes[2]; ++x) {
+            *to++ = static_cast<T>(kLog2E) *
+                    from[z * bias.strides[0] + y * bias.strides[1] + x * bias.strides[2]];
+          }
+        }
+      }
+    }
+  }
+
   void run_tile(int x, int z, int first_row, int num_rows) {
     Rows rows;
     for (int r = 0; r < num_rows; ++r) {
@@ -300,7 +320,10 @@ class ForwardUnit {
     const int head = index % plan_.head_group;
     const int phase = index / plan_.head_group % axis.phases;
     const int k = box_.begin[1] + index / rows_of_query();
+    row->head = head;
     row->phase = phase;
+    row->position_z = axes_[0]->position(z);
+    row->position_y = middle.position(k);
     row->key_begin = middle.begin(middle.position(k));
     row->key_end = middle.end(middle.position(k));
     row->num_queries = std::min(kMaxLanes * twins(), box_.end[2] - x);
@@ -336,7 +359,6 @@ class ForwardUnit {
       row->states[static_cast<size_t>(t)] = empty_softmax(D());
       const auto transpose = [&](const auto& queries) {
         // Logits are powers of two's exponents from here on.
-        constexpr double kLog2E = 1.44269504088896340736;
         transpose_rows(D(), queries, static_cast<size_t>(plan_.head_dim), kMaxLanes,
                        static_cast<T>(plan_.scale * kLog2E), tile_queries(r, t));
       };
@@ -421,6 +443,59 @@ class ForwardUnit {
     } else {
       add_keys<KeyLayout::shared>(keys + ptrdiff_t{j} * plan_.key_pitch, run, rows, num_rows, first,
                                   last);
+    }
+    if (!plan_.bias.given) return;
+    for (int r = first; r < last; ++r) {
+      const Row& row = (*rows)[static_cast<size_t>(r)];
+      for (int t = 0; t < twins(); ++t) add_bias(x, key_z, key_y, run, row, t);
+    }
+  }
+
+  // To the logits of the run that was added last.
+  void add_bias(int x, int key_z, int key_y, const KeyRun<T>& run, const Row& row, int twin) {
+    const D d;
+    const AxisGroup& axis = lane_axis();
+    const std::array<int, kRank>& sizes = plan_.bias.sizes;
+    const int kernel_size = axis.window.kernel_size;
+    // Of keys at the query's own position along the innermost axis.
+    const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
+                     ((key_z - row.position_z + sizes[0] / 2) * sizes[1] +
+                      (key_y - row.position_y + sizes[1] / 2)) *
+                         sizes[2] +
+                     kernel_size - 1;
+    T* logits = row.weights + twin * twin_pitch() + ptrdiff_t{row.slots - run.count} * kMaxLanes;
+    const int query = axis.position(x + twin) + row.phase;  // of lane 0
+    const int lane_step = axis.step * twins();
+    if (layout_ == KeyLayout::shifted && is_inside(x)) {
+      const T* from = table + borderless_begin(axis.window, axis.position(x + twin)) - query;
+      for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
+        const auto bias = hn::Set(d, from[run.first_key + j]);
+        hn::Store(hn::Add(hn::Load(d, logits), bias), d, logits);
+      }
+      return;
+    }
+    if (layout_ == KeyLayout::shared && lane_step == 1) {
+      const T* from = table + run.first_key - query - (kMaxLanes - 1);
+      for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
+        const auto bias = hn::Reverse(d, hn::LoadU(d, from + j));
+        hn::Store(hn::Add(hn::Load(d, logits), bias), d, logits);
+      }
+      return;
+    }
+    HWY_ALIGN T bias[kMaxLanes];
+    for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
+      for (int lane = 0; lane < kMaxLanes; ++lane) {
+        const int key =
+            layout_ == KeyLayout::shared
+                ? run.first_key + j
+                : packed_key(axis, borderless_begin(axis.window,
+                                                    axis.position(x + twin + lane * twins())) +
+                                       run.first_key + j);
+        // Lanes that are no queries, and keys that none sees, take any bias.
+        const int apart = key - (query + lane * lane_step);
+        bias[lane] = table[std::clamp(apart, 1 - kernel_size, kernel_size - 1)];
+      }
+      hn::Store(hn::Add(hn::Load(d, logits), hn::Load(d, bias)), d, logits);
     }
   }
 
@@ -590,6 +665,7 @@ class ForwardUnit {
   KeyRuns key_runs_ = {};  // of the shifted layout
   ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
+  const T* bias_;
   const Element* zeros_ = nullptr;
   int64_t* key_offsets_ = nullptr;
   Element* output_;

@@ -91,6 +91,7 @@ struct ScratchLayout {
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
   size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
+  size_t bias = 0;                                    // tables of the heads of one key head
   size_t key_offsets = 0;                             // int64_t: of one window
   size_t total = 0;
 };
@@ -108,10 +109,21 @@ struct Partition {
   int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
 };
 
+// Relative position bias: a table of 2 * kernel_size - 1 entries along each axis for each head.
+struct BiasTable {
+  bool given = false;
+  std::array<int, kRank> sizes = {1, 1, 1};
+  int64_t head = 0;  // strides of the tensor
+  std::array<int64_t, kRank> strides = {};
+
+  int size() const { return sizes[0] * sizes[1] * sizes[2]; }
+};
+
 struct ForwardPlan : Partition {
   Strides query, key, value, additional_key, additional_value, output, lse;
   bool has_lse = false;
   bool values_in_place = false;  // away from the borders values are read where they lie
+  BiasTable bias;
 
   int key_pitch = 0;      // elements of one packed key (shared layout)
   int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
@@ -154,7 +166,7 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range);
 
 // What one run reads and writes.
 struct ForwardPointers {
-  const void *query, *key, *value, *additional_key, *additional_value;
+  const void *query, *key, *value, *additional_key, *additional_value, *bias;
   void *output, *lse;
 };
 

@@ -160,6 +160,19 @@ class BoxCutter {
   Partition& plan_;
 };
 
+BiasTable bias_table(const Problem& problem, const vecina_tensor& bias) {
+  BiasTable table;
+  if (!problem.has_bias()) return table;
+  table.given = true;
+  table.head = bias.strides[0];
+  for (int a = 0; a < problem.rank(); ++a) {
+    const auto axis = static_cast<size_t>(kRank - problem.rank() + a);
+    table.sizes[axis] = static_cast<int>(2 * problem.axis(a).kernel_size - 1);
+    table.strides[axis] = bias.strides[1 + a];
+  }
+  return table;
+}
+
 // A row of queries with short windows: little is lost by packing only what one vector needs, and
 // that stays in L1.
 bool is_long_row(const ForwardPlan& plan, const Box& box) {
@@ -197,6 +210,12 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   scratch.sums = take(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
   scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
   scratch.zeros = take(scratch.num_zeros);
+  if (plan->bias.given) {
+    const auto tables =
+        static_cast<size_t>(plan->head_group) * static_cast<size_t>(plan->bias.size());
+    scratch.bias =
+        take(tables + 2 * lanes) + lanes;  // vectors of lanes that are no queries reach out
+  }
   const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
   scratch.key_offsets =
       take((row + kMaxTwins) * per_offset);  // a window is no longer than what it is in
@@ -263,6 +282,7 @@ Strides strides_of(const vecina_tensor& tensor, int rank) {
 }
 
 bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors) {
+  if (problem.has_bias()) return false;  // tells the axes apart
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
     if (axis.kernel_size != axis.extent || axis.output_stride != 1 || axis.is_causal) return false;
@@ -329,7 +349,12 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
                          (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
                          plan.value_pitch == plan.head_dim_value;
   const int rows = plan.groups[1].front().num_queries * plan.head_group;
-  for (AxisGroup& group : plan.groups[kRank - 1]) choose_twins(plan.lanes, rows, &group);
+  plan.bias = bias_table(problem, example.bias);
+  for (AxisGroup& group : plan.groups[kRank - 1]) {
+    // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
+    if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
+    choose_twins(plan.lanes, rows, &group);
+  }
   plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
   // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
   plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
