@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""``python -m vecina.bench --overhead``: what each part of a call from Python costs.
+
+The problem has four numbers, so that next to nothing is computed. Each figure is the best of five
+rounds, in microseconds; "beyond" is what remains after the parts that any operator would pay in the
+same run: allocating the output, and with autograd an empty autograd.Function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+
+def best_us(call, calls: int) -> float:
+    """Time of one call, the best of five rounds after a warm-up."""
+    for _ in range(200):
+        call()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter_ns() - start) / calls)
+    return best / 1000
+
+
+def measure_overhead(calls: int) -> dict[str, float]:
+    """Microseconds of each part, by name; needs PyTorch."""
+    import torch
+
+    import vecina.torch as vt
+    from vecina import _vecina
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            return torch.empty_like(tensor)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    tensor = torch.randn(1, 4, 1, 1)
+    output, leaf = torch.empty_like(tensor), tensor.clone().requires_grad_()
+    inputs = (tensor, tensor, tensor, None, None, None, None)
+    times = {
+        "allocate the output": best_us(lambda: tensor.new_empty(tensor.shape), calls),
+        "empty autograd.Function": best_us(lambda: Empty.apply(leaf), calls),
+        "extension, plan and kernel": best_us(
+            lambda: _vecina.forward(
+                *inputs, None, output, None, 1, 1, 1, 1, False, None, 1, None, None, None
+            ),
+            calls,
+        ),
+        "na1d": best_us(lambda: vt.na1d(tensor, tensor, tensor, 1), calls),
+        "na1d with autograd": best_us(lambda: vt.na1d(leaf, tensor, tensor, 1), calls),
+        "defined op": best_us(
+            lambda: torch.ops.vecina.forward(
+                *inputs, 1, [1], [1], [1], [False], None, [1], None
+            ),
+            calls,
+        ),
+    }
+    times["na1d, beyond"] = times["na1d"] - times["allocate the output"]
+    times["na1d with autograd, beyond"] = (
+        times["na1d with autograd"]
+        - times["allocate the output"]
+        - times["empty autograd.Function"]
+    )
+    return times
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m vecina.bench", description=__doc__)
+    parser.add_argument("--overhead", action="store_true", help="time each part of a call")
+    parser.add_argument("--calls", type=int, default=4000, metavar="N", help="calls of a round")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if not options.overhead or options.calls < 1:
+        print(
+            "vecina.bench: the table of configurations from Python: not yet; `vecina bench` prints "
+            "it. Here: --overhead [--calls N, 1 or more] [--json].",
+            file=sys.stderr,
+        )
+        return 2
+    times = measure_overhead(options.calls)
+    if options.json:
+        print(json.dumps(times))
+    else:
+        for name, microseconds in times.items():
+            print(f"{name:<28} {microseconds:6.2f} us")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
