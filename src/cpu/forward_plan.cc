@@ -264,9 +264,11 @@ KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
 KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range) {
   KeyRuns runs;
   runs.num_runs = axis.step * axis.twins;
-  runs.columns = round_up((range.size() + runs.num_runs - 1) / runs.num_runs, 16);
-  // An odd number of half lines: a power of two would put all head_dim entries in a few cache sets.
-  runs.pitch = (round_up(runs.num_runs * runs.columns, 16) / 16 | 1) * 16;
+  // Whole lines, so that packing stores do not cross them; an odd number of them, since a power of
+  // two would put all head_dim entries in a few cache sets.
+  constexpr int kLine = kLineBytes / sizeof(float);
+  runs.columns = round_up((range.size() + runs.num_runs - 1) / runs.num_runs, kLine);
+  runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
   return runs;
 }
 
