@@ -2,7 +2,7 @@
 // The forward pass on the CPU: what the planner decides and what the SIMD kernels read.
 //
 // One unit of work is a box of queries of one (batch, key head, dilation group): it packs the keys
-// and values its windows touch, then walks tiles of kTileRows query rows x one vector of queries
+// and values its windows touch, then walks tiles of a few query rows x one vector of queries
 // along the innermost axis. Lanes are queries, so the logits and the softmax need no reduction
 // across lanes; the values are added up with lanes along head_dim, so nothing is transposed back.
 #ifndef VECINA_CPU_FORWARD_H_
@@ -21,8 +21,8 @@
 
 namespace vecina::internal::cpu {
 
-// Vectors of queries of a tile, and those whose logits are computed together. A packed key is read
-// from L2 once for all rows of a tile.
+// Vectors of queries that a tile may hold: a packed key is read from L2 once for all of them. And
+// neighbouring queries of one lane, where a tile has few rows (AxisGroup::twins).
 inline constexpr int kTileVectors = 8;
 inline constexpr int kMaxTwins = 4;
 // Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
