@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "api/info.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -18,7 +20,34 @@ bool is_hidden(const char* name) {
   return false;
 }
 
+// The answer of the one backend that compiles kernels at run time.
+Status ask_for_kernels(Context& context, const std::string& command, std::string* json) {
+  std::string sentences;
+  for (const auto& backend : context.backends()) {
+    Status status = backend->kernels(command, json);
+    if (status.code() != VECINA_UNSUPPORTED) return status;
+    if (is_hidden(backend->name())) continue;
+    sentences +=
+        fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(), status.message());
+  }
+  return unsupported(fmt::format("no kernels: {}.", sentences));
+}
+
 }  // namespace
+
+Status read_info(Context& context, std::string_view what, std::string* json) {
+  constexpr std::string_view kKernels = "kernels ";
+  if (what == "info") {
+    *json = describe_context(context);
+  } else if (what == "peak") {
+    *json = measure_peak(context);
+  } else if (what.starts_with(kKernels)) {
+    return ask_for_kernels(context, std::string(what.substr(kKernels.size())), json);
+  } else {
+    return invalid(fmt::format("what is '{}'; \"info\", \"peak\" or \"kernels COMMAND\".", what));
+  }
+  return {};
+}
 
 std::string describe_context(const Context& context) {
   ordered_json backends = ordered_json::array();

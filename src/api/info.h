@@ -4,12 +4,15 @@
 #define VECINA_API_INFO_H_
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "api/context.h"
 
 namespace vecina::internal {
 
+// What vecina_info answers: one of the next two, or a backend's word on its kernels.
+Status read_info(Context& context, std::string_view what, std::string* json);
 // {"version", "backends": [{"name", "usable", "why", "details"}]}
 std::string describe_context(const Context& context);
 // {"cpu": {...}}: what each backend measures of its machine.
