@@ -166,19 +166,20 @@ Status run_plan(const vecina_plan* plan, vecina::internal::Pass pass, const Args
 // Checks the arguments by a first run, then times by the device's clock where there is one.
 template <typename Args>
 Status measure_plan(const vecina_plan* plan, const Args* args, int32_t repeats,
-                    std::vector<double>* times_us) {
+                    vecina::internal::PlanTimes* times) {
   const vecina::internal::Pass pass = plan->record->pass;
   VECINA_RETURN_IF_ERROR(run_plan(plan, pass, args, nullptr));
   Args storage;
   const Args* read = nullptr;
   VECINA_RETURN_IF_ERROR(read_struct("args", args, &storage, &read));
-  const Status status = plan->record->plan->measure(*read, repeats, times_us);
+  const Status status = plan->record->plan->measure(*read, repeats, &times->times_us);
   if (status.code() != VECINA_UNSUPPORTED) return status;
+  times->clock = "host";
   for (int32_t i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
     VECINA_RETURN_IF_ERROR(run_plan(plan, pass, args, nullptr));
     const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
-    times_us->push_back(time.count());
+    times->times_us.push_back(time.count());
   }
   return {};
 }
@@ -438,13 +439,12 @@ size_t vecina_profile(const vecina_plan* plan, const void* args, int32_t repeats
   return guarded_text(text, size, [&](std::string* result) -> Status {
     VECINA_RETURN_IF_ERROR(check_not_null({{"plan", plan}, {"args", args}}));
     if (repeats < 1) return invalid(fmt::format("repeats {} is less than 1.", repeats));
-    std::vector<double> times_us;
+    vecina::internal::PlanTimes times;
     VECINA_RETURN_IF_ERROR(
         plan->record->pass == vecina::internal::Pass::forward
-            ? measure_plan(plan, static_cast<const vecina_forward_args*>(args), repeats, &times_us)
-            : measure_plan(plan, static_cast<const vecina_backward_args*>(args), repeats,
-                           &times_us));
-    *result = vecina::internal::describe_profile(*plan->record, times_us);
+            ? measure_plan(plan, static_cast<const vecina_forward_args*>(args), repeats, &times)
+            : measure_plan(plan, static_cast<const vecina_backward_args*>(args), repeats, &times));
+    *result = vecina::internal::describe_profile(*plan->record, times);
     return Status();
   });
 }

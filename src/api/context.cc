@@ -200,6 +200,7 @@ Status Context::make_plan(const Problem& problem, const Args& example,
   auto made = std::make_shared<PlanRecord>();
   made->problem = problem;
   made->backend = backend->name();
+  made->device = backend->device();
   set_example(example, made.get());
   VECINA_RETURN_IF_ERROR(backend->plan(problem, example, &made->plan));
   if (is_logged("plan")) {
