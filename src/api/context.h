@@ -22,6 +22,7 @@ struct PlanRecord {
   Problem problem;
   Pass pass = Pass::forward;
   const char* backend = "";
+  vecina_device device = VECINA_CPU;  // where it computes
   std::unique_ptr<Plan> plan;
   vecina_forward_args forward_example = {};
   vecina_backward_args backward_example = {};
