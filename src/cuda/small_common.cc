@@ -54,8 +54,8 @@ double count_blocks(const Problem& problem, const SmallTiles& tiles) {
   double blocks = static_cast<double>(problem.batch()) * (problem.heads() / tiles.heads) *
                   static_cast<double>(tiles.column_tiles);
   for (int a = 0; a < 3; ++a) {
-    blocks *= static_cast<double>(divide_up(small_axis(problem, a).num_queries(),
-                                            tiles.tile[static_cast<size_t>(a)]));
+    blocks *= static_cast<double>(
+        divide_up(small_axis(problem, a).num_queries(), tiles.tile[static_cast<size_t>(a)]));
   }
   return blocks;
 }
@@ -95,15 +95,15 @@ SmallParams make_params(const Problem& problem, const vecina_forward_args& examp
   params.bias = bias_rows(example.bias, rank);
   for (int a = 0; a < 3; ++a) {
     const Axis axis = small_axis(problem, a);
-    params.axes[a] = {static_cast<int>(axis.extent),
-                      static_cast<int>(axis.num_queries()),
-                      static_cast<int>(axis.kernel_size),
-                      static_cast<int>(axis.stride),
-                      static_cast<int>(axis.dilation),
-                      static_cast<int>(axis.output_stride),
-                      axis.is_causal ? 1 : 0,
-                      static_cast<int>(
-                          divide_up(axis.num_queries(), tiles.tile[static_cast<size_t>(a)]))};
+    params.axes[a] = {
+        static_cast<int>(axis.extent),
+        static_cast<int>(axis.num_queries()),
+        static_cast<int>(axis.kernel_size),
+        static_cast<int>(axis.stride),
+        static_cast<int>(axis.dilation),
+        static_cast<int>(axis.output_stride),
+        axis.is_causal ? 1 : 0,
+        static_cast<int>(divide_up(axis.num_queries(), tiles.tile[static_cast<size_t>(a)]))};
   }
   params.tiles0 = divider(params.axes[0].query_tiles);
   params.tiles1 = divider(params.axes[1].query_tiles);
