@@ -39,6 +39,19 @@ nlohmann::ordered_json HeldPlan::describe() const {
       [&](char* text, size_t size) { return vecina_plan_describe(plan_.get(), text, size); }));
 }
 
+Times HeldPlan::time(const void* args, const std::function<void()>& call,
+                     const TimingOptions& options) const {
+  const auto profile = [&](int repeats) {
+    return nlohmann::ordered_json::parse(read_text([&](char* text, size_t size) {
+      return vecina_profile(plan_.get(), args, repeats, text, size);
+    }));
+  };
+  if (profile(1).at("clock") == "host") return time_calls(call, options);
+  const nlohmann::ordered_json times = profile(options.repeats);
+  return {times.at("median_us").get<double>() * 1e-3, times.at("best_us").get<double>() * 1e-3,
+          times.at("spread"), times.at("repeats")};
+}
+
 ForwardCall::ForwardCall(vecina_context* context, const vecina_problem& problem,
                          const Inputs& inputs, const Outputs& outputs)
     : args_(forward_args(inputs, outputs)), plan_(plan_forward(context, problem, args_)) {

@@ -4,6 +4,7 @@
 #define VECINA_CLI_CALLS_H_
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "cli/conformance.h"
 #include "cli/errors.h"
+#include "cli/timing.h"
 #include "vecina/vecina.h"
 
 namespace vecina::cli {
@@ -23,6 +25,10 @@ class HeldPlan {
   void* workspace() const { return workspace_; }
   size_t workspace_bytes() const { return workspace_bytes_; }
   nlohmann::ordered_json describe() const;  // of vecina_plan_describe
+  // Times of `call`, which runs the plan on `args`: by the device's clock where the plan has one
+  // (without copies of host tensors), else of the call.
+  Times time(const void* args, const std::function<void()>& call,
+             const TimingOptions& options) const;
 
  private:
   std::unique_ptr<vecina_plan, void (*)(vecina_plan*)> plan_;
@@ -38,6 +44,10 @@ class ForwardCall {
   ForwardCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
               const Outputs& outputs);
   void run() const { throw_if_failed(vecina_run_forward(plan_.get(), &args_, nullptr)); }
+  Times time(const TimingOptions& options) const {
+    return plan_.time(
+        &args_, [this] { run(); }, options);
+  }
   nlohmann::ordered_json describe() const { return plan_.describe(); }
 
  private:
@@ -50,6 +60,10 @@ class BackwardCall {
   BackwardCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
                const Outputs& outputs, const Gradients& gradients);
   void run() const { throw_if_failed(vecina_run_backward(plan_.get(), &args_, nullptr)); }
+  Times time(const TimingOptions& options) const {
+    return plan_.time(
+        &args_, [this] { run(); }, options);
+  }
   nlohmann::ordered_json describe() const { return plan_.describe(); }
 
  private:

@@ -23,6 +23,7 @@ Command add_info(CLI::App& root);
 Command add_plan(CLI::App& root);
 Command add_window(CLI::App& root);
 Command add_profile(CLI::App& root);
+Command add_kernels(CLI::App& root);
 // Generated from root as it is when they run, so that nothing is listed twice.
 Command add_completion(CLI::App& root);
 Command add_man(CLI::App& root);

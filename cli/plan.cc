@@ -28,7 +28,7 @@ template <typename Call>
 nlohmann::ordered_json describe(const Call& call, bool is_measured) {
   nlohmann::ordered_json plan = call.describe();
   if (is_measured) {
-    const Times times = time_calls([&] { call.run(); }, kWarmup, kRepeats, kLimitSeconds);
+    const Times times = call.time({kWarmup, kRepeats, kLimitSeconds});
     plan["measured_us"] = times.median_ms * 1000.0;
     plan["measured_best_us"] = times.min_ms * 1000.0;
   }

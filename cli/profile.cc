@@ -137,8 +137,7 @@ Measured measure(vecina_context* context, const vecina_problem& problem,
     Measured measured;
     measured.plan = call.describe();
     measured.flops = factor * measured.plan.value("forward_flops", 0.0);
-    measured.times =
-        time_calls([&] { call.run(); }, options.warmup, options.repeats, options.time_limit_s);
+    measured.times = call.time({options.warmup, options.repeats, options.time_limit_s});
     return measured;
   };
   if (!options.is_backward) {

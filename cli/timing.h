@@ -28,20 +28,24 @@ inline Times summarize(std::vector<double> times_ms) {
           static_cast<int>(count)};
 }
 
-// Calls `call` warmup times, then repeats times; stops early (after 3 timed calls at least) when
-// limit_s seconds have passed.
+struct TimingOptions {
+  int warmup = 0, repeats = 1;
+  // Seconds after which it stops early, with 3 timed calls at least.
+  double limit_s = std::numeric_limits<double>::infinity();
+};
+
+// Calls `call` warmup times, then repeats times.
 template <typename Call>
-Times time_calls(Call&& call, int warmup, int repeats,
-                 double limit_s = std::numeric_limits<double>::infinity()) {
+Times time_calls(Call&& call, const TimingOptions& options) {
   using Clock = std::chrono::steady_clock;
   const auto elapsed_ms = [](Clock::time_point since) {
     return std::chrono::duration<double, std::milli>(Clock::now() - since).count();
   };
   const Clock::time_point begin = Clock::now();
-  const auto is_late = [&] { return elapsed_ms(begin) > limit_s * 1000.0; };
-  for (int i = 0; i < warmup && !(i > 0 && is_late()); ++i) call();
+  const auto is_late = [&] { return elapsed_ms(begin) > options.limit_s * 1000.0; };
+  for (int i = 0; i < options.warmup && !(i > 0 && is_late()); ++i) call();
   std::vector<double> times_ms;
-  for (int i = 0; i < repeats && !(i >= 3 && is_late()); ++i) {
+  for (int i = 0; i < options.repeats && !(i >= 3 && is_late()); ++i) {
     const Clock::time_point start = Clock::now();
     call();
     times_ms.push_back(elapsed_ms(start));

@@ -238,7 +238,12 @@ VECINA_API vecina_status vecina_merge_attentions_backward(
     const vecina_tensor* grad_output, const vecina_tensor* grad_lse,
     const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses, void* queue);
 
-/* For tools. what: "info" or "peak" (measures); text is JSON; same rule as _print. */
+/* For tools. text is JSON; same rule as _print. what:
+ *   "info", "peak" (measures)
+ *   "kernels list", "kernels clear"        of the disk cache of kernels compiled at run time
+ *   "kernels build CAPABILITY LINE"        compiles those of a problem line for a GPU of that
+ *                                          compute capability (90: 9.0), which need not be there;
+ *                                          0: the device of the context */
 VECINA_API size_t vecina_info(vecina_context* context, const char* what, char* text, size_t size);
 /* Runs a plan on given arguments `repeats` times and writes JSON: time of each kernel, useful
  * FLOP/s, predicted time. */

@@ -163,6 +163,27 @@ Status run_plan(const vecina_plan* plan, vecina::internal::Pass pass, const Args
   return plan->record->run(*read, queue);
 }
 
+// Checks the arguments by a first run, then times by the device's clock where there is one.
+template <typename Args>
+Status measure_plan(const vecina_plan* plan, const Args* args, int32_t repeats,
+                    vecina::internal::PlanTimes* times) {
+  const vecina::internal::Pass pass = plan->record->pass;
+  VECINA_RETURN_IF_ERROR(run_plan(plan, pass, args, nullptr));
+  Args storage;
+  const Args* read = nullptr;
+  VECINA_RETURN_IF_ERROR(read_struct("args", args, &storage, &read));
+  const Status status = plan->record->plan->measure(*read, repeats, &times->times_us);
+  if (status.code() != VECINA_UNSUPPORTED) return status;
+  times->clock = "host";
+  for (int32_t i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    VECINA_RETURN_IF_ERROR(run_plan(plan, pass, args, nullptr));
+    const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+    times->times_us.push_back(time.count());
+  }
+  return {};
+}
+
 template <typename Args>
 Status plan_and_run(vecina_context* context, const vecina_problem* problem, const Args* args,
                     void* queue) {
@@ -409,12 +430,7 @@ size_t vecina_info(vecina_context* context, const char* what, char* text, size_t
   return guarded_text(text, size, [&](std::string* result) {
     VECINA_RETURN_IF_ERROR(check_context(context));
     VECINA_RETURN_IF_ERROR(check_not_null({{"what", what}}));
-    if (std::strcmp(what, "info") != 0 && std::strcmp(what, "peak") != 0) {
-      return invalid(fmt::format("what is '{}'; \"info\" or \"peak\".", what));
-    }
-    *result = what[0] == 'i' ? vecina::internal::describe_context(*context->context)
-                             : vecina::internal::measure_peak(*context->context);
-    return Status();
+    return vecina::internal::read_info(*context->context, what, result);
   });
 }
 
@@ -423,21 +439,12 @@ size_t vecina_profile(const vecina_plan* plan, const void* args, int32_t repeats
   return guarded_text(text, size, [&](std::string* result) -> Status {
     VECINA_RETURN_IF_ERROR(check_not_null({{"plan", plan}, {"args", args}}));
     if (repeats < 1) return invalid(fmt::format("repeats {} is less than 1.", repeats));
-    std::vector<double> times_us;
-    for (int32_t i = 0; i < repeats; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      if (plan->record->pass == vecina::internal::Pass::forward) {
-        VECINA_RETURN_IF_ERROR(run_plan(plan, vecina::internal::Pass::forward,
-                                        static_cast<const vecina_forward_args*>(args), nullptr));
-      } else {
-        VECINA_RETURN_IF_ERROR(run_plan(plan, vecina::internal::Pass::backward,
-                                        static_cast<const vecina_backward_args*>(args), nullptr));
-      }
-      const std::chrono::duration<double, std::micro> time =
-          std::chrono::steady_clock::now() - start;
-      times_us.push_back(time.count());
-    }
-    *result = vecina::internal::describe_profile(*plan->record, times_us);
+    vecina::internal::PlanTimes times;
+    VECINA_RETURN_IF_ERROR(
+        plan->record->pass == vecina::internal::Pass::forward
+            ? measure_plan(plan, static_cast<const vecina_forward_args*>(args), repeats, &times)
+            : measure_plan(plan, static_cast<const vecina_backward_args*>(args), repeats, &times));
+    *result = vecina::internal::describe_profile(*plan->record, times);
     return Status();
   });
 }

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <cstdlib>
@@ -45,12 +46,16 @@ bool is_hidden(const char* name) {
   return false;
 }
 
-// Why a backend cannot run here on tensors of a device; empty if it can.
-std::string why_not_on(const Backend& backend, int32_t device) {
+// Why a backend cannot run here on tensors of a device; empty if it can. `asked_for`: the backend
+// that the user named.
+std::string why_not_on(const Backend& backend, int32_t device, const std::string& asked_for) {
   constexpr const char* kDevices[] = {"host memory", "CUDA memory", "Vulkan buffers",
                                       "Metal buffers"};
   const std::string why = backend.why_not();
   if (!why.empty() || backend.device() == device) return why;
+  if (device == VECINA_CPU && backend.stages_host_tensors() && asked_for == backend.name()) {
+    return {};
+  }
   return fmt::format("takes tensors in {}, not {}", kDevices[backend.device()], kDevices[device]);
 }
 
@@ -169,7 +174,7 @@ std::string Context::why_not(const std::string& name, const Problem* problem) co
 Status Context::choose(const Problem& problem, Pass pass, int32_t device, Backend** chosen) const {
   std::string sentences;
   for (const auto& backend : backends_) {
-    std::string why = why_not_on(*backend, device);
+    std::string why = why_not_on(*backend, device, backend_);
     if (why.empty()) why = backend->why_not(problem, pass);
     const bool may_be_used =
         backend_.empty() ? !is_hidden(backend->name()) : backend_ == backend->name();
@@ -196,6 +201,7 @@ Status Context::make_plan(const Problem& problem, const Args& example,
   auto made = std::make_shared<PlanRecord>();
   made->problem = problem;
   made->backend = backend->name();
+  made->device = backend->device();
   set_example(example, made.get());
   VECINA_RETURN_IF_ERROR(backend->plan(problem, example, &made->plan));
   if (is_logged("plan")) {
@@ -258,7 +264,7 @@ Status Context::first_that_can(const char* what, int32_t device,
   std::string sentences;
   for (const auto& backend : backends_) {
     if (backend_.empty() ? is_hidden(backend->name()) : backend_ != backend->name()) continue;
-    std::string why = why_not_on(*backend, device);
+    std::string why = why_not_on(*backend, device, backend_);
     if (why.empty()) {
       Status status = attempt(*backend);
       if (status.code() != VECINA_UNSUPPORTED) return status;
@@ -280,9 +286,14 @@ Status Context::merge_backward(const MergeBackwardArgs& args, void* queue) {
 }
 
 Status Context::workspace_bytes(const Problem& problem, Pass pass, size_t* bytes) const {
-  Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass, VECINA_CPU, &backend));
-  *bytes = backend->workspace_bytes(problem, pass);
+  *bytes = 0;
+  for (const auto& backend : backends_) {
+    const bool may_be_used =
+        backend_.empty() ? !is_hidden(backend->name()) : backend_ == backend->name();
+    if (may_be_used && backend->why_not().empty() && backend->why_not(problem, pass).empty()) {
+      *bytes = std::max(*bytes, backend->workspace_bytes(problem, pass));
+    }
+  }
   return {};
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "api/info.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -18,7 +20,34 @@ bool is_hidden(const char* name) {
   return false;
 }
 
+// The answer of the one backend that compiles kernels at run time.
+Status ask_for_kernels(Context& context, const std::string& command, std::string* json) {
+  std::string sentences;
+  for (const auto& backend : context.backends()) {
+    Status status = backend->kernels(command, json);
+    if (status.code() != VECINA_UNSUPPORTED) return status;
+    if (is_hidden(backend->name())) continue;
+    sentences +=
+        fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(), status.message());
+  }
+  return unsupported(fmt::format("no kernels: {}.", sentences));
+}
+
 }  // namespace
+
+Status read_info(Context& context, std::string_view what, std::string* json) {
+  constexpr std::string_view kKernels = "kernels ";
+  if (what == "info") {
+    *json = describe_context(context);
+  } else if (what == "peak") {
+    *json = measure_peak(context);
+  } else if (what.starts_with(kKernels)) {
+    return ask_for_kernels(context, std::string(what.substr(kKernels.size())), json);
+  } else {
+    return invalid(fmt::format("what is '{}'; \"info\", \"peak\" or \"kernels COMMAND\".", what));
+  }
+  return {};
+}
 
 std::string describe_context(const Context& context) {
   ordered_json backends = ordered_json::array();
@@ -43,7 +72,9 @@ std::string measure_peak(Context& context) {
 }
 
 std::string describe_plan(const PlanRecord& record) {
+  constexpr const char* kDevices[] = {"host", "cuda", "vulkan", "metal"};
   return ordered_json{{"backend", record.backend},
+                      {"device", kDevices[record.device]},
                       {"problem", record.problem.line()},
                       {"pass", record.pass == Pass::forward ? "forward" : "backward"},
                       {"visible_pairs", record.problem.visible_pairs()},
@@ -53,14 +84,19 @@ std::string describe_plan(const PlanRecord& record) {
       .dump();
 }
 
-std::string describe_profile(const PlanRecord& record, std::vector<double> times_us) {
+std::string describe_profile(const PlanRecord& record, PlanTimes times) {
+  std::vector<double>& times_us = times.times_us;
   std::sort(times_us.begin(), times_us.end());
-  const double best = times_us.front(), median = times_us[times_us.size() / 2];
+  const size_t count = times_us.size();
+  const double best = times_us.front(), median = times_us[count / 2];
+  const double middle_half = times_us[count * 3 / 4] - times_us[count / 4];
   // Backward: five products where forward has two (recompute, dP, dQ, dK, dV).
   const double flops = record.problem.forward_flops() * (record.pass == Pass::forward ? 1.0 : 2.5);
-  return ordered_json{{"repeats", times_us.size()},
+  return ordered_json{{"clock", times.clock},
+                      {"repeats", count},
                       {"best_us", best},
                       {"median_us", median},
+                      {"spread", median > 0.0 ? middle_half / median : 0.0},
                       {"best_gflops", flops / best * 1e-3},
                       {"median_gflops", flops / median * 1e-3}}
       .dump();

@@ -24,26 +24,8 @@ std::string describe(const vecina_tensor& tensor) {
 namespace {
 
 constexpr int kMaxDims = 6;
-constexpr int64_t kAlignment = 16;  // what plans remember of a pointer
-
-// The bytes that a tensor spans, [begin, end); empty if it has no elements.
-struct ByteRange {
-  const char* begin;
-  const char* end;
-  bool overlaps(const ByteRange& other) const { return begin < other.end && other.begin < end; }
-};
-
-ByteRange byte_range(const vecina_tensor& tensor) {
-  const int64_t bytes = dtype_bytes(tensor.dtype);
-  const char* low = address(tensor);
-  const char* high = low + bytes;
-  for (int d = 0; d < tensor.ndim; ++d) {
-    if (tensor.shape[d] == 0) return {low, low};
-    const int64_t reach = (tensor.shape[d] - 1) * tensor.strides[d] * bytes;
-    (reach < 0 ? low : high) += reach;
-  }
-  return {low, high};
-}
+constexpr int64_t kAlignment = 16;            // what plans remember of a pointer
+constexpr uintptr_t kImaginedAddress = 4096;  // aligned for everything, never followed
 
 // With every large stride a multiple of `period`, a tensor touches only the bytes
 // [offset, offset + width) modulo the period. Returns 0 if that does not hold.
@@ -473,22 +455,22 @@ int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTenso
   return static_cast<int>(std::size(all));
 }
 
-Status check_arguments(const Problem& problem, const vecina_forward_args& args) {
-  Totals totals;
-  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
+namespace {
+
+Status expected_tensors(const Problem& problem, const vecina_forward_args& args,
+                        const Totals& totals, std::vector<Expected>* expected) {
+  std::vector<Expected>& list = *expected;
   const Shapes shapes(problem, totals);
-  std::vector<Expected> list;
   VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
   list.push_back({"output", &args.output, problem.dtype(), shapes.output(), true});
   list.push_back({"lse", &args.lse, lse_dtype(problem.dtype()), shapes.lse(), true, true});
-  return check_list(list);
+  return {};
 }
 
-Status check_arguments(const Problem& problem, const vecina_backward_args& args) {
-  Totals totals;
-  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
+Status expected_tensors(const Problem& problem, const vecina_backward_args& args,
+                        const Totals& totals, std::vector<Expected>* expected) {
+  std::vector<Expected>& list = *expected;
   const Shapes shapes(problem, totals);
-  std::vector<Expected> list;
   VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
   const int32_t dtype = problem.dtype();
   list.push_back({"output", &args.output, dtype, shapes.output()});
@@ -523,7 +505,55 @@ Status check_arguments(const Problem& problem, const vecina_backward_args& args)
   if (problem.has_bias()) {
     list.push_back({"grad_bias", &args.grad_bias, lse_dtype(dtype), shapes.bias(), true, true});
   }
+  return {};
+}
+
+template <typename Args>
+Status check_all(const Problem& problem, const Args& args) {
+  Totals totals;
+  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
+  std::vector<Expected> list;
+  VECINA_RETURN_IF_ERROR(expected_tensors(problem, args, totals, &list));
   return check_list(list);
+}
+
+template <typename Args>
+Args imagine(const Problem& problem, vecina_device device) {
+  Args args = {};
+  args.struct_size = sizeof(args);
+  std::vector<Expected> list;
+  // Nothing is given that the problem lacks, so that nothing can be refused.
+  static_cast<void>(expected_tensors(problem, args, Totals(), &list).ok());
+  for (const Expected& expected : list) {
+    auto& tensor = const_cast<vecina_tensor&>(*expected.tensor);  // a member of args
+    tensor.data = reinterpret_cast<void*>(kImaginedAddress);
+    tensor.dtype = expected.dtype;
+    tensor.device = device;
+    tensor.ndim = expected.shape.size();
+    std::copy(expected.shape.begin(), expected.shape.end(), tensor.shape);
+    int64_t stride = 1;
+    for (int d = tensor.ndim - 1; d >= 0; --d) {
+      tensor.strides[d] = stride;
+      stride *= tensor.shape[d];
+    }
+  }
+  return args;
+}
+
+}  // namespace
+
+Status check_arguments(const Problem& problem, const vecina_forward_args& args) {
+  return check_all(problem, args);
+}
+Status check_arguments(const Problem& problem, const vecina_backward_args& args) {
+  return check_all(problem, args);
+}
+
+void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args) {
+  *args = imagine<vecina_forward_args>(problem, device);
+}
+void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args) {
+  *args = imagine<vecina_backward_args>(problem, device);
 }
 
 Status check_run(const Problem& problem, const vecina_forward_args& example,

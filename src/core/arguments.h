@@ -19,6 +19,11 @@ Status check_merge_backward(int32_t count, const vecina_tensor* outputs, const v
                             const vecina_tensor& grad_output, const vecina_tensor& grad_lse,
                             const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses);
 
+// Contiguous tensors of the problem's shapes at an address that must not be followed: plans are
+// made from them where there is no data. Every optional tensor is there; lengths must be equal.
+void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args);
+void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args);
+
 // The tensors of a call by name, in a fixed order; the same for example and run.
 struct NamedTensor {
   const char* name;

@@ -12,6 +12,14 @@ Status Plan::run(const vecina_backward_args&, void*) const {
   return unsupported("this plan has no backward");
 }
 
+Status Plan::measure(const vecina_forward_args&, int, std::vector<double>*) const {
+  return unsupported("no clock of its own");
+}
+
+Status Plan::measure(const vecina_backward_args&, int, std::vector<double>*) const {
+  return unsupported("no clock of its own");
+}
+
 Status Backend::plan(const Problem&, const vecina_backward_args&, std::unique_ptr<Plan>*) {
   return unsupported("no backward");
 }
@@ -20,6 +28,10 @@ Status Backend::merge(const MergeArgs&, void*) { return unsupported("no merge");
 
 Status Backend::merge_backward(const MergeBackwardArgs&, void*) {
   return unsupported("no backward of merge");
+}
+
+Status Backend::kernels(const std::string&, std::string*) {
+  return unsupported("its kernels are not compiled at run time");
 }
 
 }  // namespace vecina::internal

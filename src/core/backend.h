@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/problem.h"
 #include "core/status.h"
@@ -24,6 +25,11 @@ class Plan {
   virtual ~Plan() = default;
   virtual Status run(const vecina_forward_args& args, void* queue) const;
   virtual Status run(const vecina_backward_args& args, void* queue) const;
+  // Times of `repeats` calls by the device's own clock. UNSUPPORTED: the host's clock is as good.
+  virtual Status measure(const vecina_forward_args& args, int repeats,
+                         std::vector<double>* times_us) const;
+  virtual Status measure(const vecina_backward_args& args, int repeats,
+                         std::vector<double>* times_us) const;
   virtual std::string describe() const = 0;  // JSON object: kernel, tiles, work, why
   virtual size_t workspace_bytes() const { return 0; }
 };
@@ -45,6 +51,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual const char* name() const = 0;
   virtual vecina_device device() const { return VECINA_CPU; }  // where its tensors lie
+  // Takes host tensors too, by copying, for those who asked for this backend by name.
+  virtual bool stages_host_tensors() const { return false; }
   // What is wrong with the user's settings of it: a sentence, or empty. No context is made then.
   virtual std::string misconfigured() const { return {}; }
   // Why it cannot run at all here, or why not this problem: a sentence, or empty if it can.
@@ -61,6 +69,10 @@ class Backend {
 
   // Device memory that a call needs; 0 for backends that work in host memory.
   virtual size_t workspace_bytes(const Problem&, Pass) const { return 0; }
+
+  // "list", "clear" or "build ..." of the kernels that it compiles at run time: JSON. UNSUPPORTED
+  // if it compiles none.
+  virtual Status kernels(const std::string& command, std::string* json);
 
   virtual std::string info() const { return "{}"; }  // JSON object for `vecina info`
   virtual std::string peak() { return "{}"; }        // JSON object; measures, takes a second

@@ -56,6 +56,24 @@ inline int64_t num_elements(const vecina_tensor& tensor) {
   return count;
 }
 
+// The bytes that a tensor spans, [begin, end); empty if it has no elements.
+struct ByteRange {
+  char* begin;
+  char* end;
+  bool overlaps(const ByteRange& other) const { return begin < other.end && other.begin < end; }
+};
+inline ByteRange byte_range(const vecina_tensor& tensor) {
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  char* low = address(tensor);
+  char* high = low + bytes;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    if (tensor.shape[d] == 0) return {low, low};
+    const int64_t reach = (tensor.shape[d] - 1) * tensor.strides[d] * bytes;
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low, high};
+}
+
 // "[2, 32, 32, 4, 32] f32", as error messages show tensors.
 std::string describe(const vecina_tensor& tensor);
 

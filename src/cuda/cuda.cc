@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT
+// The CUDA backend's face. Devices are opened when first used: a process that never does pays
+// nothing, and machines without a GPU can plan and compile all the same.
+#include "cuda/cuda.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "core/arguments.h"
+#include "cuda/compiler.h"
+#include "cuda/device.h"
+#include "cuda/disk_cache.h"
+#include "cuda/families.h"
+#include "cuda/kernel_store.h"
+#include "cuda/merges.h"
+#include "cuda/plans.h"
+
+namespace vecina::internal {
+namespace {
+
+using cuda::DeviceFacts;
+using cuda::DeviceState;
+using nlohmann::ordered_json;
+
+// A typical device of a compute capability, to plan for one that is not here.
+DeviceFacts imagined_facts(int compute_capability) {
+  DeviceFacts facts;
+  facts.compute_capability = compute_capability;
+  switch (compute_capability) {
+    case 80:
+    case 87:
+      facts.shared_bytes_per_block = 163 * 1024;
+      facts.multiprocessors = 108;
+      break;
+    case 86:
+    case 89:
+    case 120:
+    case 121:
+      facts.shared_bytes_per_block = 99 * 1024;
+      break;
+    default:
+      break;
+  }
+  return facts;
+}
+
+ordered_json describe_entry(const cuda::CacheEntry& entry) {
+  return {{"kernel", entry.file},
+          {"config", entry.config},
+          {"architecture", entry.architecture},
+          {"compiler", entry.compiler_version},
+          {"bytes", entry.bytes},
+          {"registers", entry.resources.registers},
+          {"stack_bytes", entry.resources.stack_bytes},
+          {"spill_bytes", entry.resources.spill_bytes},
+          {"current", entry.is_current}};
+}
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options)
+      : device_index_(options.device_index), cache_(options.cache_dir) {}
+
+  const char* name() const override { return "cuda"; }
+  vecina_device device() const override { return VECINA_CUDA; }
+  bool stages_host_tensors() const override { return true; }
+
+  std::string why_not() const override { return cuda::Driver::get().why_not; }
+
+  std::string why_not(const Problem& problem, Pass pass) const override {
+    std::shared_ptr<const DeviceState> state;
+    const Status status = open(device_index_, &state);
+    if (!status.ok() && cuda::Driver::get().why_not.empty()) return status.message();
+    return cuda::why_not(problem, pass, status.ok() ? state->device->facts() : DeviceFacts());
+  }
+
+  Status plan(const Problem& problem, const vecina_forward_args& example,
+              std::unique_ptr<Plan>* plan) override {
+    return make_plan(problem, example, plan);
+  }
+  Status plan(const Problem& problem, const vecina_backward_args& example,
+              std::unique_ptr<Plan>* plan) override {
+    return make_plan(problem, example, plan);
+  }
+
+  size_t workspace_bytes(const Problem& problem, Pass pass) const override {
+    return cuda::workspace_bytes(problem, pass);
+  }
+
+  Status merge(const MergeArgs& args, void* queue) override {
+    const vecina_tensor& first = args.outputs[0];
+    std::shared_ptr<const DeviceState> state;
+    VECINA_RETURN_IF_ERROR(
+        open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
+    return merges_.run(args, std::move(state), queue);
+  }
+
+  Status kernels(const std::string& command, std::string* json) override {
+    if (command == "list") {
+      ordered_json entries = ordered_json::array();
+      for (const cuda::CacheEntry& entry : cache_.list()) entries.push_back(describe_entry(entry));
+      *json = ordered_json{{"folder", cache_.folder().string()}, {"kernels", entries}}.dump();
+      return {};
+    }
+    if (command == "clear") {
+      *json =
+          ordered_json{{"folder", cache_.folder().string()}, {"removed", cache_.clear()}}.dump();
+      return {};
+    }
+    constexpr std::string_view kBuild = "build ";
+    if (command.starts_with(kBuild)) return build(command.substr(kBuild.size()), json);
+    return invalid(
+        fmt::format("kernels '{}'; \"list\", \"clear\" or \"build CAPABILITY LINE\".", command));
+  }
+
+  std::string info() const override {
+    ordered_json devices = ordered_json::array();
+    for (int i = 0; i < cuda::Driver::get().num_devices; ++i) {
+      std::shared_ptr<const DeviceState> state;
+      const Status status = open(i, &state);
+      devices.push_back(status.ok() ? describe_device(*state->device)
+                                    : ordered_json{{"why", status.message()}});
+    }
+    return ordered_json{{"driver_cuda", cuda::Driver::get().version},
+                        {"nvrtc", cuda::Compiler::path()},
+                        {"cache", cache_.folder().string()},
+                        {"devices", devices}}
+        .dump();
+  }
+
+ private:
+  static ordered_json describe_device(const cuda::Device& device) {
+    return {{"name", device.name()},
+            {"compute_capability", device.facts().compute_capability},
+            {"multiprocessors", device.facts().multiprocessors},
+            {"shared_bytes_per_block", device.facts().shared_bytes_per_block},
+            {"l2_bytes", device.facts().l2_bytes}};
+  }
+
+  Status open(int index, std::shared_ptr<const DeviceState>* state) const {
+    const std::lock_guard lock(mutex_);
+    std::shared_ptr<const DeviceState>& found = devices_[index];
+    if (found == nullptr) {
+      auto opened = std::make_shared<DeviceState>();
+      VECINA_RETURN_IF_ERROR(cuda::Device::open(index, &opened->device));
+      opened->kernels = std::make_unique<cuda::KernelStore>(*opened->device, cache_);
+      found = std::move(opened);
+    }
+    *state = found;
+    return {};
+  }
+
+  template <typename Args>
+  Status make_plan(const Problem& problem, const Args& example, std::unique_ptr<Plan>* plan) {
+    std::shared_ptr<const DeviceState> state;
+    const bool is_staged = example.query.device == VECINA_CPU;
+    VECINA_RETURN_IF_ERROR(open(is_staged ? device_index_ : example.query.device_index, &state));
+    return cuda::make_plan(problem, example, std::move(state), plan);
+  }
+
+  // "90 2d 32x32 kernel_size 7 ..."; 0 for the device of this context.
+  Status build(std::string_view text, std::string* json) const {
+    int capability = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), capability);
+    if (error != std::errc()) {
+      return invalid(fmt::format(
+          "'{}' does not begin with a compute capability, for example 90 for 9.0.", text));
+    }
+    Problem problem;
+    VECINA_RETURN_IF_ERROR(
+        Problem::parse(text.substr(static_cast<size_t>(end - text.data())), &problem));
+    DeviceFacts facts = imagined_facts(capability);
+    if (capability == 0) {
+      std::shared_ptr<const DeviceState> state;
+      VECINA_RETURN_IF_ERROR(open(device_index_, &state));
+      facts = state->device->facts();
+    }
+    ordered_json built = ordered_json::array();
+    VECINA_RETURN_IF_ERROR(build_pass<vecina_forward_args>(problem, Pass::forward, facts, &built));
+    VECINA_RETURN_IF_ERROR(
+        build_pass<vecina_backward_args>(problem, Pass::backward, facts, &built));
+    *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
+    return {};
+  }
+
+  template <typename Args>
+  Status build_pass(const Problem& problem, Pass pass, const DeviceFacts& facts,
+                    ordered_json* list) const {
+    const char* pass_name = pass == Pass::forward ? "forward" : "backward";
+    const std::string why = cuda::why_not(problem, pass, facts);
+    if (!why.empty()) {
+      list->push_back({{"pass", pass_name}, {"why", why}});
+      return {};
+    }
+    Args example;
+    imagine_arguments(problem, VECINA_CUDA, &example);
+    const char* family = "";
+    std::vector<cuda::KernelLaunch<Args>> launches;
+    VECINA_RETURN_IF_ERROR(cuda::plan_launches(problem, example, facts, &family, &launches));
+    for (const cuda::KernelLaunch<Args>& launch : launches) {
+      cuda::Built built;
+      VECINA_RETURN_IF_ERROR(
+          cuda::build_kernel(launch.source, facts.compute_capability, cache_, &built));
+      list->push_back({{"pass", pass_name},
+                       {"family", family},
+                       {"kernel", launch.source.entry},
+                       {"config", launch.source.config},
+                       {"architecture", built.architecture},
+                       {"bytes", built.compiled.image.size()},
+                       {"registers", built.compiled.resources.registers},
+                       {"stack_bytes", built.compiled.resources.stack_bytes},
+                       {"spill_bytes", built.compiled.resources.spill_bytes},
+                       {"was_on_disk", built.was_on_disk},
+                       {"compile_ms", built.compile_ms}});
+    }
+    return {};
+  }
+
+  const int device_index_;
+  const cuda::DiskCache cache_;
+  cuda::Merges merges_;
+  mutable std::mutex mutex_;  // guards devices_
+  mutable std::map<int, std::shared_ptr<const DeviceState>> devices_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+  return std::make_unique<CudaBackend>(options);
+}
+
+}  // namespace vecina::internal

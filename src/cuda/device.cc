@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/device.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace vecina::internal::cuda {
+namespace {
+
+constexpr int kOldestCapability = 80;  // mma.sync with bf16, cp.async
+
+Status read_facts(DeviceHandle device, DeviceFacts* facts) {
+  const Driver& driver = Driver::get();
+  const auto read = [&](DeviceAttribute attribute, int* value) {
+    return driver.status("cuDeviceGetAttribute",
+                         driver.cuDeviceGetAttribute(value, static_cast<int>(attribute), device));
+  };
+  int major = 0, minor = 0;
+  VECINA_RETURN_IF_ERROR(read(DeviceAttribute::compute_capability_major, &major));
+  VECINA_RETURN_IF_ERROR(read(DeviceAttribute::compute_capability_minor, &minor));
+  facts->compute_capability = 10 * major + minor;
+  VECINA_RETURN_IF_ERROR(read(DeviceAttribute::multiprocessors, &facts->multiprocessors));
+  VECINA_RETURN_IF_ERROR(
+      read(DeviceAttribute::shared_bytes_per_block_optin, &facts->shared_bytes_per_block));
+  return read(DeviceAttribute::l2_bytes, &facts->l2_bytes);
+}
+
+}  // namespace
+
+Status Device::open(int index, std::unique_ptr<Device>* device) {
+  const Driver& driver = Driver::get();
+  if (!driver.why_not.empty()) return unsupported(driver.why_not);
+  if (index < 0 || index >= driver.num_devices) {
+    return invalid(fmt::format("device_index {}: this machine has {} CUDA device(s).", index,
+                               driver.num_devices));
+  }
+  auto opened = std::unique_ptr<Device>(new Device());
+  opened->index_ = index;
+  VECINA_CUDA_RETURN_IF_ERROR(driver, cuDeviceGet, (&opened->handle_, index));
+  char name[256] = {};
+  VECINA_CUDA_RETURN_IF_ERROR(driver, cuDeviceGetName, (name, sizeof(name), opened->handle_));
+  opened->name_ = name;
+  VECINA_RETURN_IF_ERROR(read_facts(opened->handle_, &opened->facts_));
+  if (opened->facts_.compute_capability < kOldestCapability) {
+    return unsupported(fmt::format(
+        "{} has compute capability {}.{}; 8.0 (Ampere) or newer is needed", opened->name_,
+        opened->facts_.compute_capability / 10, opened->facts_.compute_capability % 10));
+  }
+  VECINA_CUDA_RETURN_IF_ERROR(driver, cuDevicePrimaryCtxRetain,
+                              (&opened->context_, opened->handle_));
+  *device = std::move(opened);
+  return {};
+}
+
+Device::~Device() {
+  if (context_ != nullptr) Driver::get().cuDevicePrimaryCtxRelease_v2(handle_);
+}
+
+Device::Current::Current(const Device& device) {
+  const Driver& driver = Driver::get();
+  ContextHandle current = nullptr;
+  driver.cuCtxGetCurrent(&current);
+  if (current == device.context_) return;
+  status_ = driver.status("cuCtxPushCurrent", driver.cuCtxPushCurrent_v2(device.context_));
+  is_pushed_ = status_.ok();
+}
+
+Device::Current::~Current() {
+  ContextHandle popped = nullptr;
+  if (is_pushed_) Driver::get().cuCtxPopCurrent_v2(&popped);
+}
+
+DeviceMemory::~DeviceMemory() {
+  if (address_ == 0) return;
+  const Device::Current current(*device_);
+  Driver::get().cuMemFree_v2(address_);
+}
+
+DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept
+    : device_(other.device_), address_(std::exchange(other.address_, 0)) {}
+
+DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(address_, other.address_);
+  return *this;
+}
+
+Status DeviceMemory::allocate(const Device& device, size_t bytes, DeviceMemory* memory) {
+  const Driver& driver = Driver::get();
+  const Device::Current current(device);
+  VECINA_RETURN_IF_ERROR(current.status());
+  DeviceMemory made;
+  made.device_ = &device;
+  const Result result = driver.cuMemAlloc_v2(&made.address_, bytes);
+  if (result == kOutOfMemory) {
+    return out_of_memory(fmt::format("{} has no {} bytes of free memory.", device.name(), bytes));
+  }
+  VECINA_RETURN_IF_ERROR(driver.status("cuMemAlloc", result));
+  *memory = std::move(made);
+  return {};
+}
+
+}  // namespace vecina::internal::cuda

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+// One GPU: its primary context (the one that PyTorch and the CUDA runtime use), facts, memory.
+#ifndef VECINA_CUDA_DEVICE_H_
+#define VECINA_CUDA_DEVICE_H_
+
+#include <memory>
+#include <string>
+
+#include "core/status.h"
+#include "cuda/driver.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+class Device {
+ public:
+  static Status open(int index, std::unique_ptr<Device>* device);
+  ~Device();
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  int index() const { return index_; }
+  const std::string& name() const { return name_; }
+  const DeviceFacts& facts() const { return facts_; }
+
+  // Makes this device's context current on the calling thread for the guard's life.
+  class Current {
+   public:
+    explicit Current(const Device& device);
+    ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+    Status status() const { return status_; }
+
+   private:
+    bool is_pushed_ = false;
+    Status status_;
+  };
+
+ private:
+  Device() = default;
+  int index_ = 0;
+  DeviceHandle handle_ = 0;
+  ContextHandle context_ = nullptr;
+  std::string name_;
+  DeviceFacts facts_;
+};
+
+// Device memory that frees itself.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&& other) noexcept;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+
+  static Status allocate(const Device& device, size_t bytes, DeviceMemory* memory);
+  DevicePointer address() const { return address_; }
+
+ private:
+  const Device* device_ = nullptr;
+  DevicePointer address_ = 0;
+};
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_DEVICE_H_

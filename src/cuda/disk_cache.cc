@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/disk_cache.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "cuda/digest.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+constexpr const char* kExtension = ".kernel";
+constexpr const char* kCompilerNote = "compiler.json";
+// Some 70 kB a kernel: far more than a user meets, little for a disk. The oldest go.
+constexpr size_t kMaxEntries = 4096;
+constexpr uintmax_t kMaxBytes = 512u << 20;
+
+fs::path default_folder() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return fs::path(cache) / "vecina";
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && home[0] == '/') return fs::path(home) / ".cache" / "vecina";
+  std::error_code ignored;
+  return fs::temp_directory_path(ignored) / fmt::format("vecina-{}", getuid());
+}
+
+std::string read_file(const fs::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+std::string checksum(std::string_view image) { return Digest().add(image).hex(); }
+
+ordered_json header_of(const CacheKey& key) {
+  return {{"file", key.source.file},          {"entry", key.source.entry},
+          {"config", key.source.config},      {"architecture", key.architecture},
+          {"compiler", key.compiler_version}, {"kernels", kernels_fingerprint()}};
+}
+
+// An empty object if the text is no object.
+ordered_json parse_object(std::string_view text) {
+  ordered_json object = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return object.is_object() ? object : ordered_json::object();
+}
+
+std::string text_of(const ordered_json& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+int number_of(const ordered_json& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_number_integer() ? found->get<int>() : 0;
+}
+
+// The header of an entry and its image; nothing if the file is not whole.
+std::optional<std::pair<ordered_json, std::string>> parse_entry(const std::string& bytes) {
+  const size_t end = bytes.find('\n');
+  if (end == std::string::npos) return std::nullopt;
+  ordered_json header = parse_object(std::string_view(bytes).substr(0, end));
+  std::string image = bytes.substr(end + 1);
+  if (text_of(header, "checksum") != checksum(image)) return std::nullopt;
+  return std::pair(std::move(header), std::move(image));
+}
+
+bool is_of(const ordered_json& header, const ordered_json& wanted) {
+  return std::all_of(wanted.items().begin(), wanted.items().end(), [&](const auto& member) {
+    return header.contains(member.key()) && header[member.key()] == member.value();
+  });
+}
+
+Resources resources_of(const ordered_json& header) {
+  return {number_of(header, "registers"), number_of(header, "stack_bytes"),
+          number_of(header, "spill_bytes")};
+}
+
+// Size and time of a library: another one at the same path has another note.
+ordered_json identity_of(const std::string& path) {
+  std::error_code error;
+  const uintmax_t bytes = fs::file_size(path, error);
+  const auto time = fs::last_write_time(path, error);
+  if (error) return nullptr;
+  return {{"path", path}, {"bytes", bytes}, {"time", time.time_since_epoch().count()}};
+}
+
+}  // namespace
+
+std::string CacheKey::file_name() const {
+  return Digest().add(header_of(*this).dump()).hex() + kExtension;
+}
+
+DiskCache::DiskCache(const std::string& folder)
+    : folder_(folder.empty() ? default_folder() : fs::path(folder)) {}
+
+std::optional<Compiled> DiskCache::read(const CacheKey& key) const {
+  const fs::path path = folder_ / key.file_name();
+  std::error_code ignored;
+  if (!fs::exists(path, ignored)) return std::nullopt;
+  auto entry = parse_entry(read_file(path));
+  if (!entry || !is_of(entry->first, header_of(key))) {
+    fs::remove(path, ignored);
+    return std::nullopt;
+  }
+  fs::last_write_time(path, fs::file_time_type::clock::now(), ignored);  // the oldest go first
+  return Compiled{{entry->second.begin(), entry->second.end()}, resources_of(entry->first)};
+}
+
+void DiskCache::write(const CacheKey& key, const Compiled& compiled) const {
+  const std::string image(compiled.image.begin(), compiled.image.end());
+  ordered_json header = header_of(key);
+  header["registers"] = compiled.resources.registers;
+  header["stack_bytes"] = compiled.resources.stack_bytes;
+  header["spill_bytes"] = compiled.resources.spill_bytes;
+  header["checksum"] = checksum(image);
+  write_file(key.file_name(), header.dump() + "\n" + image);
+  keep_within_limits();
+}
+
+bool DiskCache::make_folder() const {
+  std::error_code error;
+  if (fs::create_directories(folder_, error)) {
+    fs::permissions(folder_, fs::perms::owner_all, error);
+  }
+  return fs::is_directory(folder_, error);
+}
+
+void DiskCache::write_file(const std::string& name, const std::string& bytes) const {
+  static std::atomic<unsigned> serial{0};
+  if (!make_folder()) return;
+  const fs::path draft = folder_ / fmt::format("{}.{}.{}", name, getpid(), serial++);
+  std::error_code error;
+  {
+    std::ofstream stream(draft, std::ios::binary);
+    stream.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    stream.flush();
+    if (!stream) error = std::make_error_code(std::errc::io_error);
+  }
+  if (!error) fs::rename(draft, folder_ / name, error);
+  if (error) fs::remove(draft, error);
+}
+
+void DiskCache::keep_within_limits() const {
+  struct File {
+    fs::file_time_type time;
+    uintmax_t bytes;
+    fs::path path;
+  };
+  std::vector<File> files;
+  uintmax_t total = 0;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().extension() != kExtension) continue;
+    files.push_back({entry.last_write_time(error), entry.file_size(error), entry.path()});
+    total += files.back().bytes;
+  }
+  std::sort(files.begin(), files.end(),
+            [](const File& a, const File& b) { return a.time > b.time; });
+  while (files.size() > kMaxEntries || (total > kMaxBytes && files.size() > 1)) {
+    fs::remove(files.back().path, error);
+    total -= files.back().bytes;
+    files.pop_back();
+  }
+}
+
+std::vector<CacheEntry> DiskCache::list() const {
+  std::vector<CacheEntry> entries;
+  std::error_code error;
+  for (const fs::directory_entry& file : fs::directory_iterator(folder_, error)) {
+    if (file.path().extension() != kExtension) continue;
+    const auto entry = parse_entry(read_file(file.path()));
+    if (!entry) continue;
+    const ordered_json& header = entry->first;
+    entries.push_back({text_of(header, "file"), text_of(header, "config"),
+                       text_of(header, "architecture"), text_of(header, "compiler"),
+                       entry->second.size(), resources_of(header),
+                       text_of(header, "kernels") == kernels_fingerprint()});
+  }
+  std::sort(entries.begin(), entries.end(), [](const CacheEntry& a, const CacheEntry& b) {
+    return std::tie(a.file, a.config, a.architecture) < std::tie(b.file, b.config, b.architecture);
+  });
+  return entries;
+}
+
+int DiskCache::clear() const {
+  int removed = 0;
+  std::error_code error;
+  std::vector<fs::path> paths;
+  for (const fs::directory_entry& file : fs::directory_iterator(folder_, error)) {
+    // Drafts of processes that were killed carry the extension in the middle of their names.
+    if (file.path().filename().string().find(kExtension) != std::string::npos) {
+      paths.push_back(file.path());
+    }
+  }
+  for (const fs::path& path : paths) removed += fs::remove(path, error);
+  fs::remove(folder_ / kCompilerNote, error);
+  return removed;
+}
+
+std::optional<CompilerFacts> DiskCache::noted_compiler(const std::string& path) const {
+  const ordered_json identity = identity_of(path);
+  const ordered_json note = parse_object(read_file(folder_ / kCompilerNote));
+  if (identity.is_null() || !note.contains("library") || note["library"] != identity) return {};
+  try {
+    return CompilerFacts{note.at("version"), note.at("capabilities")};
+  } catch (const ordered_json::exception&) {
+    return {};
+  }
+}
+
+void DiskCache::note_compiler(const std::string& path, const CompilerFacts& facts) const {
+  const ordered_json identity = identity_of(path);
+  if (identity.is_null()) return;
+  write_file(kCompilerNote, ordered_json{{"library", identity},
+                                         {"version", facts.version},
+                                         {"capabilities", facts.capabilities}}
+                                .dump());
+}
+
+}  // namespace vecina::internal::cuda

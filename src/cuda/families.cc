@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+// A new family is one row here.
+#include "cuda/families.h"
+
+#include <fmt/format.h>
+
+#include "cuda/gradient_plan.h"
+#include "cuda/small_plan.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
+constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
+constexpr auto planner(const Family& family, const vecina_forward_args&) {
+  return family.plan_forward;
+}
+constexpr auto planner(const Family& family, const vecina_backward_args&) {
+  return family.plan_backward;
+}
+
+void add_sentence(std::string* sentences, const Family& family, const std::string& why) {
+  *sentences += fmt::format("{}{}: {}", sentences->empty() ? "" : "; ", family.name, why);
+}
+
+template <typename Args>
+Status plan(const Problem& problem, const Args& example, const DeviceFacts& facts,
+            const char** name, std::vector<KernelLaunch<Args>>* launches) {
+  std::string sentences;
+  for (const Family& family : families()) {
+    std::string why = family.why_not(problem, pass_of(example), facts);
+    if (why.empty()) {
+      *name = family.name;
+      launches->clear();
+      Status status = planner(family, example)(problem, example, facts, launches);
+      if (status.code() != VECINA_UNSUPPORTED) return status;
+      why = status.message();
+    }
+    add_sentence(&sentences, family, why);
+  }
+  return unsupported(sentences);
+}
+
+}  // namespace
+
+std::span<const Family> families() {
+  static constexpr Family kFamilies[] = {
+      {"small", small_why_not, small_plan_forward, nullptr},
+      {"gradient", gradient_why_not, nullptr, gradient_plan_backward},
+  };
+  return kFamilies;
+}
+
+std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
+  std::string sentences;
+  for (const Family& family : families()) {
+    const std::string why = family.why_not(problem, pass, facts);
+    if (why.empty()) return {};
+    add_sentence(&sentences, family, why);
+  }
+  return sentences;
+}
+
+size_t workspace_bytes(const Problem& problem, Pass pass) {
+  return pass == Pass::backward ? gradient_workspace_bytes(problem) : 0;
+}
+
+Status plan_launches(const Problem& problem, const vecina_forward_args& example,
+                     const DeviceFacts& facts, const char** family,
+                     std::vector<ForwardLaunch>* launches) {
+  return plan(problem, example, facts, family, launches);
+}
+
+Status plan_launches(const Problem& problem, const vecina_backward_args& example,
+                     const DeviceFacts& facts, const char** family,
+                     std::vector<BackwardLaunch>* launches) {
+  return plan(problem, example, facts, family, launches);
+}
+
+}  // namespace vecina::internal::cuda

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// Where a query's window lies, for the kernels of small problems.
+#ifndef VECINA_CUDA_KERNELS_SMALL_GEOMETRY_CUH_
+#define VECINA_CUDA_KERNELS_SMALL_GEOMETRY_CUH_
+
+#include "core/window.h"
+#include "small_params.h"
+#include "types.h"
+
+namespace vecina::cuda {
+
+VECINA_DEVICE int divide(int n, Divider d) {
+  return static_cast<int>(
+      (static_cast<unsigned long long>(static_cast<unsigned>(n)) * d.multiplier) >> d.shift);
+}
+// n becomes n / d; returns n % d for d = `divisor`.
+VECINA_DEVICE int divide_off(int& n, Divider d, int divisor) {
+  const int quotient = divide(n, d);
+  const int remainder = n - quotient * divisor;
+  n = quotient;
+  return remainder;
+}
+
+// The keys of one query along one axis: tokens first, first + dilation, ..., count of them.
+struct AxisWindow {
+  int position;    // of the query, in tokens
+  int first;       // token of the first key
+  int count;       // visible keys
+  int bias_first;  // relative position of the first key, from 0 on
+};
+
+// `query` counts tokens of the output. Attention is the window that covers its axis, with queries
+// beyond it perhaps.
+VECINA_DEVICE AxisWindow window_along(const SmallAxis& axis, int query) {
+  AxisWindow window;
+  window.position = na_query_to_axis(query, axis.output_stride);
+  const int group = window.position % axis.dilation;
+  const int i = window.position / axis.dilation;
+  const NaAxis dense = {na_group_length(axis.extent, axis.dilation, group), axis.kernel_size,
+                        axis.stride, axis.is_causal != 0};
+  const int begin = na_window_begin(dense, i);
+  window.count = axis.is_causal != 0 ? na_min(na_window_end(dense, i), dense.extent) - begin
+                                     : axis.kernel_size;
+  window.first = na_group_to_axis(begin, axis.dilation, group);
+  window.bias_first = begin - i + axis.kernel_size - 1;
+  return window;
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_SMALL_GEOMETRY_CUH_

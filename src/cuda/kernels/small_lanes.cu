@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: MIT
+// Forward for every problem, without tensor cores: a few threads ("lanes") share a query, each with
+// its part of the columns. Keys and values come straight through L1; logits are summed over the
+// lanes by butterflies. Exact products and sums in f32 (f64 for f64 problems).
+//
+// Short windows have all their keys in registers at once (is_unrolled); longer ones keep a running
+// maximum and sum (Milakov and Gimelshein, arXiv:1805.02867).
+#include "config.h"
+#include "small_geometry.cuh"
+#include "small_params.h"
+#include "types.h"
+
+namespace vecina::cuda {
+namespace {
+
+using Element = Types<kConfig.dtype>::Element;
+using Real = Types<kConfig.dtype>::Real;
+
+template <bool is_wide>
+struct OffsetType {
+  using Type = int;
+};
+template <>
+struct OffsetType<true> {
+  using Type = long long;
+};
+using Offset = OffsetType<kConfig.has_wide_offsets>::Type;  // within a window, in bytes
+
+constexpr int kFirstAxis = 3 - kConfig.rank;
+constexpr int kHeads = kConfig.heads;
+constexpr int kLanes = kConfig.lanes;
+constexpr int kBlock = kConfig.tile[0] * kConfig.tile[1] * kConfig.tile[2] * kLanes;
+static_assert(kBlock % 32 == 0, "whole warps: every thread takes part in the butterflies");
+
+constexpr int kKeyVectors = kConfig.head_dim / kConfig.key_vector;
+constexpr int kKeyElements = kConfig.key_columns * kConfig.key_vector;
+constexpr int kKeySteps =
+    (kKeyVectors + kLanes * kConfig.key_columns - 1) / (kLanes * kConfig.key_columns);
+constexpr int kValueVectors = kConfig.head_dim_value / kConfig.value_vector;
+constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
+
+// A thread's part of a row of kVectors vectors: every kLanes-th from `first` on; zeros beyond the
+// row, and for rows that are not visible.
+template <int kVectors, int kVector, int kPiece, int kCount>
+VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* part) {
+#pragma unroll
+  for (int m = 0; m < kCount; ++m) {
+    const int vector = first + m * kLanes;
+    if (is_visible && vector < kVectors) {
+      load_pieces<Element, kVector, kPiece>(row + vector * (kVector * static_cast<int>(sizeof(Element))),
+                             part + m * kVector);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) part[m * kVector + i] = Real(0);
+    }
+  }
+}
+VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_visible, Real* part) {
+  if constexpr (kKeySteps == 1 && kKeyVectors == kLanes * kConfig.key_columns) {
+    load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(row, lane, is_visible,
+                                                                            part);
+  } else {
+    load_part<kKeyVectors, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(
+        row, step * (kLanes * kConfig.key_columns) + lane, is_visible, part);
+  }
+}
+VECINA_DEVICE void load_value_part(const char* row, int first, bool is_visible, Real* part) {
+  if constexpr (kValueVectors == kLanes * kConfig.value_columns) {
+    load_part<kValueVectors + kLanes, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(
+        row, first, is_visible, part);
+  } else {
+    load_part<kValueVectors, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(row, first, is_visible,
+                                                                          part);
+  }
+}
+
+VECINA_DEVICE Real sum_over_lanes(Real x) {
+#pragma unroll
+  for (int distance = 1; distance < kLanes; distance *= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
+  }
+  return x;
+}
+
+VECINA_DEVICE const char* row_of(const SmallRows& rows, int batch, int head) {
+  return rows.data + batch * rows.batch + head * rows.head;
+}
+
+// The axis, with what is compiled in as constants.
+VECINA_DEVICE SmallAxis axis_of(const SmallParams& params, int a) {
+  SmallAxis axis = params.axes[a];
+  if constexpr (kConfig.is_unrolled) {
+    axis.kernel_size = kConfig.kernel_size[a];
+    axis.stride = kConfig.stride[a];
+    axis.dilation = kConfig.dilation[a];
+    axis.output_stride = kConfig.output_stride[a];
+    axis.is_causal = kConfig.is_causal[a];
+  }
+  return axis;
+}
+
+// kKeys keys of one query.
+template <int kKeys>
+struct Keys {
+  const char *key[kKeys], *value[kKeys];
+  Offset bias[kKeys];
+  bool is_visible[kKeys];
+};
+
+// What a thread knows of its queries: one for each of its heads, at the same token.
+struct Query {
+  const char* rows[kHeads];
+  Real columns[kHeads][kKeySteps == 1 ? kKeyElements : 1];
+  const char* bias[kHeads];
+  Real scale;
+  int lane, first_value;  // its vectors of a row
+
+  Real maximum[kHeads], sum[kHeads];  // of logits in powers of two; of their exponentials
+  Real output[kHeads][kValueElements];
+};
+
+// Adds keys to what the queries have attended to. is_first: these are their first.
+template <int kKeys, bool is_first, bool has_bias>
+VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
+  Real logits[kHeads][kKeys];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) logits[h][j] = Real(0);
+  }
+#pragma unroll 1
+  for (int step = 0; step < kKeySteps; ++step) {
+    if constexpr (kKeySteps > 1) {
+      Real columns[kHeads][kKeyElements];
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        load_key_part(query.rows[h], step, query.lane, true, columns[h]);
+      }
+#pragma unroll
+      for (int j = 0; j < kKeys; ++j) {
+        Real key[kKeyElements];
+        load_key_part(keys.key[j], step, query.lane, keys.is_visible[j], key);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < kKeyElements; ++i) {
+            logits[h][j] = multiply_add(columns[h][i], key[i], logits[h][j]);
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kKeys; ++j) {
+        Real key[kKeyElements];
+        load_key_part(keys.key[j], 0, query.lane, keys.is_visible[j], key);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < kKeyElements; ++i) {
+            logits[h][j] = multiply_add(query.columns[h][i], key[i], logits[h][j]);
+          }
+        }
+      }
+    }
+  }
+  if constexpr (kConfig.is_unrolled) let_next_start();
+
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    Real maximum = is_first ? Real(-infinity()) : query.maximum[h];
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      Real logit = sum_over_lanes(logits[h][j]) * query.scale;
+      if constexpr (has_bias) {
+        if (keys.is_visible[j]) {
+          logit += *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
+        }
+      }
+      logits[h][j] = keys.is_visible[j] ? logit : Real(-infinity());
+      maximum = larger(maximum, logits[h][j]);
+    }
+    // Where nothing but -infinity was seen, exponentials are 0 and not NaN.
+    const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
+    const Real kept = is_first ? Real(0) : power_of_two(query.maximum[h] - shift);
+    Real sum = is_first ? Real(0) : query.sum[h] * kept;
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      logits[h][j] = power_of_two(logits[h][j] - shift);
+      sum += logits[h][j];
+    }
+    query.maximum[h] = maximum;
+    query.sum[h] = sum;
+#pragma unroll
+    for (int i = 0; i < kValueElements; ++i) {
+      query.output[h][i] = is_first ? Real(0) : query.output[h][i] * kept;
+    }
+  }
+
+#pragma unroll
+  for (int j = 0; j < kKeys; ++j) {
+    Real value[kValueElements];
+    load_value_part(keys.value[j], query.first_value, keys.is_visible[j], value);
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int i = 0; i < kValueElements; ++i) {
+        query.output[h][i] = multiply_add(logits[h][j], value[i], query.output[h][i]);
+      }
+    }
+  }
+}
+
+// Steps through the keys of a window, the innermost axis fastest.
+struct Cursor {
+  int at[3] = {0, 0, 0};
+
+  VECINA_DEVICE void advance(const int (&count)[3]) {
+    if (++at[2] < count[2] || kFirstAxis == 2) return;
+    at[2] = 0;
+    if (++at[1] < count[1] || kFirstAxis == 1) return;
+    at[1] = 0;
+    ++at[0];
+  }
+};
+
+// A query's window in memory: addresses of its first key, and steps from key to key.
+struct Window {
+  const char *key, *value;
+  Offset key_step[3], value_step[3], bias_step[3];
+  int count[3];  // visible keys along each axis
+
+  template <int kKeys>
+  VECINA_DEVICE void put(const Cursor& cursor, bool is_visible, int j, Keys<kKeys>& keys) const {
+    Offset key_offset = 0, value_offset = 0, bias_offset = 0;
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      key_offset += cursor.at[a] * key_step[a];
+      value_offset += cursor.at[a] * value_step[a];
+      if constexpr (kConfig.has_bias) bias_offset += cursor.at[a] * bias_step[a];
+    }
+    keys.key[j] = key + key_offset;
+    keys.value[j] = value + value_offset;
+    keys.bias[j] = bias_offset;
+    keys.is_visible[j] = is_visible;
+  }
+};
+
+struct AdditionalTokens {
+  const char *key, *value;
+  long long key_step, value_step;
+
+  template <int kKeys>
+  VECINA_DEVICE void put(int token, bool is_visible, int j, Keys<kKeys>& keys) const {
+    keys.key[j] = key + token * key_step;
+    keys.value[j] = value + token * value_step;
+    keys.bias[j] = 0;
+    keys.is_visible[j] = is_visible;
+  }
+};
+
+// All keys at once. The bias, if any, is of window keys alone, so additional tokens follow apart.
+template <int kWindow, int kAdditional>
+VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens& additional,
+                                   Query& query) {
+  constexpr bool is_split = kConfig.has_bias && kAdditional > 0;
+  Keys<is_split ? kWindow : kWindow + kAdditional> keys;
+  Cursor cursor;
+#pragma unroll
+  for (int j = 0; j < kWindow; ++j) {
+    bool is_visible = true;
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      if (kConfig.is_causal[a] && cursor.at[a] >= window.count[a]) is_visible = false;
+    }
+    window.put(cursor, is_visible, j, keys);
+    cursor.advance(kConfig.kernel_size);
+  }
+  if constexpr (is_split) {
+    attend<kWindow, true, true>(keys, query);
+    Keys<kAdditional> more;
+#pragma unroll
+    for (int j = 0; j < kAdditional; ++j) additional.put(j, true, j, more);
+    attend<kAdditional, false, false>(more, query);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kAdditional; ++j) additional.put(j, true, kWindow + j, keys);
+    attend<kWindow + kAdditional, true, kConfig.has_bias>(keys, query);
+  }
+}
+
+// A few keys at a time. Queries of a warp may see different numbers of keys; they step together.
+VECINA_DEVICE void attend_streamed(const Window& window, const AdditionalTokens& additional,
+                                   int num_additional, Query& query) {
+  constexpr int kKeys = kConfig.keys_at_once;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    query.maximum[h] = Real(-infinity());
+    query.sum[h] = Real(0);
+#pragma unroll
+    for (int i = 0; i < kValueElements; ++i) query.output[h][i] = Real(0);
+  }
+  int visible = 1;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) visible *= window.count[a];
+  const int most = __reduce_max_sync(0xffffffffu, visible);
+  Cursor cursor;
+#pragma unroll 1
+  for (int first = 0; first < most; first += kKeys) {
+    Keys<kKeys> keys;
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      window.put(cursor, first + j < visible, j, keys);
+      cursor.advance(window.count);
+    }
+    attend<kKeys, false, kConfig.has_bias>(keys, query);
+  }
+#pragma unroll 1
+  for (int first = 0; first < num_additional; first += kKeys) {
+    Keys<kKeys> keys;
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      additional.put(first + j, first + j < num_additional, j, keys);
+    }
+    attend<kKeys, false, false>(keys, query);
+  }
+  let_next_start();
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kBlock)
+    small_lanes_forward(const __grid_constant__ SmallParams params) {
+  // Which queries: block number, then place in the block's tile.
+  int block = static_cast<int>(blockIdx.x);
+  int tile[3] = {0, 0, 0};
+  tile[2] = divide_off(block, params.tiles2, params.axes[2].query_tiles);
+  if constexpr (kFirstAxis < 2) {
+    tile[1] = divide_off(block, params.tiles1, params.axes[1].query_tiles);
+  }
+  if constexpr (kFirstAxis < 1) {
+    tile[0] = divide_off(block, params.tiles0, params.axes[0].query_tiles);
+  }
+  int column_tile = 0;
+  constexpr int kColumnTiles =
+      (kValueVectors + kLanes * kConfig.value_columns - 1) / (kLanes * kConfig.value_columns);
+  if constexpr (kColumnTiles > 1) {
+    column_tile = divide_off(block, params.column_tiles, kColumnTiles);
+  }
+  const int batch = divide(block, params.head_blocks);
+  const int head_block = block - batch * params.num_head_blocks;
+  const int head = head_block * kHeads;
+  const int head_kv = divide(head_block, params.blocks_per_group);
+
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  int place = static_cast<int>(threadIdx.x) / kLanes;
+  bool is_query = true;  // not beyond the last token
+  int token[3] = {0, 0, 0};
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    token[a] = tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
+    place /= kConfig.tile[a];
+    is_query = is_query && token[a] < params.axes[a].num_queries;
+    token[a] = na_min(token[a], params.axes[a].num_queries - 1);
+  }
+
+  // Where things lie.
+  Query query;
+  query.lane = lane;
+  query.first_value = column_tile * (kLanes * kConfig.value_columns) + lane;
+  Window window;
+  const char* query_row = row_of(params.query, batch, head);
+  window.key = row_of(params.key, batch, head_kv);
+  window.value = row_of(params.value, batch, head_kv);
+  const char* bias_row = params.bias.data;
+  long long output_offset = batch * params.output.batch + head * params.output.head;
+  long long lse_offset = batch * params.lse.batch + head * params.lse.head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    const SmallAxis axis = axis_of(params, a);
+    const AxisWindow along = window_along(axis, token[a]);
+    query_row += along.position * params.query.token[a];
+    window.key += along.first * params.key.token[a];
+    window.value += along.first * params.value.token[a];
+    window.key_step[a] = static_cast<Offset>(axis.dilation * params.key.token[a]);
+    window.value_step[a] = static_cast<Offset>(axis.dilation * params.value.token[a]);
+    window.count[a] = along.count;
+    output_offset += token[a] * params.output.token[a];
+    lse_offset += token[a] * params.lse.token[a];
+    if constexpr (kConfig.has_bias) {
+      bias_row += along.bias_first * params.bias.token[a];
+      window.bias_step[a] = static_cast<Offset>(params.bias.token[a]);
+    }
+  }
+  const AdditionalTokens additional = {
+      row_of(params.additional_key, batch, head_kv), row_of(params.additional_value, batch, head_kv),
+      params.additional_key.token[2], params.additional_value.token[2]};
+  if constexpr (kConfig.dtype == kF64) {
+    query.scale = params.scale;
+  } else {
+    query.scale = params.scale_f32;
+  }
+
+  wait_for_previous();
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    query.rows[h] = query_row + h * params.query.head;
+    if constexpr (kKeySteps == 1) load_key_part(query.rows[h], 0, lane, true, query.columns[h]);
+    if constexpr (kConfig.has_bias) query.bias[h] = bias_row + (head + h) * params.bias.head;
+  }
+  if constexpr (kConfig.is_unrolled) {
+    attend_unrolled<kConfig.kernel_size[0] * kConfig.kernel_size[1] * kConfig.kernel_size[2],
+                    kConfig.additional_tokens>(window, additional, query);
+  } else {
+    attend_streamed(window, additional, params.additional_tokens, query);
+  }
+
+  if (!is_query) return;
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    const Real inverse = query.sum[h] == Real(0) ? Real(0) : Real(1) / query.sum[h];
+    char* row = params.output.data + output_offset + h * params.output.head;
+#pragma unroll
+    for (int m = 0; m < kConfig.value_columns; ++m) {
+      const int vector = query.first_value + m * kLanes;
+      if (vector >= kValueVectors) continue;
+      Real columns[kConfig.value_vector];
+#pragma unroll
+      for (int i = 0; i < kConfig.value_vector; ++i) {
+        columns[i] = query.output[h][m * kConfig.value_vector + i] * inverse;
+      }
+      store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
+          columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
+    }
+    if (params.lse.data != nullptr && lane == 0 && column_tile == 0) {
+      const Real shift = query.maximum[h] == Real(-infinity()) ? Real(0) : query.maximum[h];
+      *reinterpret_cast<Real*>(params.lse.data + lse_offset + h * params.lse.head) =
+          (shift + logarithm_of_two(query.sum[h])) * Real(kLn2);
+    }
+  }
+}
+
+}  // namespace vecina::cuda

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// What the plans of all forms share: the parameters of a run, tiles of queries, vector widths.
+#ifndef VECINA_CUDA_SMALL_COMMON_H_
+#define VECINA_CUDA_SMALL_COMMON_H_
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "core/problem.h"
+#include "cuda/kernels/small_params.h"
+#include "cuda/launch.h"
+#include "vecina/vecina.h"
+
+namespace vecina::internal::cuda {
+
+using vecina::cuda::Divider;
+using vecina::cuda::SmallParams;
+using vecina::cuda::SmallRows;
+
+Divider divider(int64_t divisor);  // 1 to 2^31 - 1
+
+inline int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// The problem's axis, or one token for the axes before its first.
+Axis small_axis(const Problem& problem, int a);
+
+// How queries are cut into blocks.
+struct SmallTiles {
+  std::array<int, 3> tile = {1, 1, 1};  // queries of a block along each axis
+  int heads = 1;                        // of a block; divide the heads of a key head
+  int64_t column_tiles = 1;
+};
+// Blocks of the whole problem; may exceed what a grid can have.
+double count_blocks(const Problem& problem, const SmallTiles& tiles);
+inline constexpr double kMaxBlocks = 2147483647.0;
+
+// Spreads `queries`, a power of two, over the axes, as near to a cube as their lengths allow.
+std::array<int, 3> spread_queries(const Problem& problem, int queries);
+
+// Strides of [batch, tokens..., heads, columns] or [batch, tokens..., heads], no pointer; zeros for
+// a tensor that is not given. Additional tokens are tokens of rank 1.
+SmallRows token_rows(const vecina_tensor& tensor, int rank);
+// Strides of a bias: relative positions as tokens.
+SmallRows bias_rows(const vecina_tensor& tensor, int rank);
+// nullptr if it is not given.
+char* pointer(const vecina_tensor& tensor);
+
+// Everything of the parameters but the pointers.
+SmallParams make_params(const Problem& problem, const vecina_forward_args& example,
+                        const SmallTiles& tiles);
+// Sets entry of source, grid, fill and so on for params made by make_params.
+void set_launch(const SmallParams& params, double blocks, uint32_t threads,
+                const DeviceFacts& facts, ForwardLaunch* launch);
+
+// Neighbouring elements of a row that one thread takes: 1, 2, 4, ... up to `bytes`, a divisor of
+// head_dim. Independent of addresses and strides, since it decides the order of sums.
+int row_vector(int32_t dtype, int64_t head_dim, int bytes);
+// Elements that one load may move (1, 2, 4, ... up to `bytes`): divides head_dim, strides and
+// 16-byte alignment of all tensors.
+int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t head_dim,
+                    int bytes);
+
+// Bytes from a window's first key to its last, the largest of key and value.
+double window_span(const Problem& problem, const vecina_forward_args& example);
+
+// "{1, 2, 3}"
+std::string braces(const std::array<int, 3>& values);
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_SMALL_COMMON_H_

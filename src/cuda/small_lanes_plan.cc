@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// Sizes were chosen from measurements on an H200 (benchmarks/results): 16 queries of 8 threads a
+// block for f32 rows of 32 columns, two query heads a thread where they share their keys.
+#include "cuda/small_lanes_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/tensor.h"
+#include "cuda/small_common.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::SmallLanesConfig;
+
+constexpr int kThreads = 128;
+constexpr int kMaxLanes = 32;
+constexpr int kLoadBytes = 16;
+constexpr int kMaxColumns = 16;  // elements of a row that a thread holds
+constexpr int kMaxVectors = 8;   // in so many loads
+// Logits that a thread holds: those of all its keys and heads if they are not more.
+constexpr int64_t kMaxLogits = 64;
+constexpr int kKeysAtOnce = 4;
+
+int round_up_to_power(int64_t n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// Vectors that a thread may hold.
+int most_vectors(int vector) { return std::min(kMaxVectors, kMaxColumns / vector); }
+
+// Enough threads that none holds more; up to 8 that hold one vector.
+int choose_lanes(int64_t vectors, int vector) {
+  int lanes = std::min(8, round_up_to_power(vectors));
+  while (lanes < kMaxLanes && divide_up(vectors, lanes) > most_vectors(vector)) lanes *= 2;
+  return lanes;
+}
+
+int columns_of(int64_t vectors, int vector, int lanes) {
+  return static_cast<int>(std::min<int64_t>(divide_up(vectors, lanes), most_vectors(vector)));
+}
+
+int64_t window_keys(const Problem& problem) {
+  double keys = 1.0;  // may exceed 64 bits
+  for (int a = 0; a < problem.rank(); ++a) {
+    keys *= static_cast<double>(problem.axis(a).kernel_size);
+  }
+  return static_cast<int64_t>(std::min(keys, 1e9));
+}
+
+}  // namespace
+
+std::string print(const SmallLanesConfig& c) {
+  const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
+  return fmt::format(
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .key_vector = {}, "
+      ".value_vector = {}, .key_piece = {}, .value_piece = {}, .lanes = {}, .key_columns = {}, "
+      ".value_columns = {}, .heads = {}, "
+      ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
+      ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
+      ".has_bias = {}, .has_wide_offsets = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
+      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once,
+      c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
+      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias,
+      c.has_wide_offsets);
+}
+
+double lanes_blocks(const Problem& problem) {
+  SmallTiles tiles;
+  tiles.tile = spread_queries(problem, kThreads / kMaxLanes);
+  tiles.column_tiles = divide_up(problem.head_dim_value(), kMaxLanes * kMaxVectors);
+  return count_blocks(problem, tiles);
+}
+
+ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& example,
+                         const DeviceFacts& facts) {
+  SmallLanesConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  config.key_vector = row_vector(config.dtype, config.head_dim, kLoadBytes);
+  config.value_vector = row_vector(config.dtype, config.head_dim_value, kLoadBytes);
+  config.key_piece = vector_elements({&example.query, &example.key, &example.additional_key},
+                                     config.head_dim, kLoadBytes);
+  config.value_piece = vector_elements({&example.value, &example.additional_value, &example.output},
+                                       config.head_dim_value, kLoadBytes);
+  const int64_t key_vectors = config.head_dim / config.key_vector;
+  const int64_t value_vectors = config.head_dim_value / config.value_vector;
+  config.lanes = std::max(choose_lanes(key_vectors, config.key_vector),
+                          choose_lanes(value_vectors, config.value_vector));
+  config.key_columns = columns_of(key_vectors, config.key_vector, config.lanes);
+  config.value_columns = columns_of(value_vectors, config.value_vector, config.lanes);
+
+  const int64_t keys = window_keys(problem) + problem.additional_tokens();
+  const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
+  config.is_unrolled =
+      keys * std::max(config.key_columns, config.value_columns) <= logits;  // and as many loads
+  const int columns =
+      std::max(config.key_columns * config.key_vector, config.value_columns * config.value_vector);
+  config.heads = problem.head_group() % 2 == 0 && 2 * columns <= kMaxColumns &&
+                         (!config.is_unrolled || 2 * keys <= logits)
+                     ? 2
+                     : 1;
+  config.keys_at_once = kKeysAtOnce;
+  config.has_bias = problem.has_bias();
+  config.has_wide_offsets = window_span(problem, example) >= 2147483647.0;
+  for (int a = 0; a < 3 && config.is_unrolled; ++a) {
+    const Axis axis = small_axis(problem, a);
+    config.kernel_size[a] = static_cast<int>(axis.kernel_size);
+    config.stride[a] = static_cast<int>(axis.stride);
+    config.dilation[a] = static_cast<int>(axis.dilation);
+    config.output_stride[a] = static_cast<int>(axis.output_stride);
+    config.is_causal[a] = axis.is_causal;
+  }
+  if (config.is_unrolled) config.additional_tokens = static_cast<int>(problem.additional_tokens());
+
+  SmallTiles tiles;
+  tiles.tile = spread_queries(problem, kThreads / config.lanes);
+  tiles.heads = config.heads;
+  tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
+  std::copy(tiles.tile.begin(), tiles.tile.end(), config.tile);
+
+  const double blocks = count_blocks(problem, tiles);
+  ForwardLaunch launch;
+  launch.source = {"small_lanes.cu", "small_lanes_forward", "small_lanes_config.h",
+                   "SmallLanesConfig", print(config)};
+  set_launch(make_params(problem, example, tiles), blocks, kThreads, facts, &launch);
+  launch.description =
+      fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
+                  R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",
+                  tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, blocks,
+                  config.is_unrolled ? "all at once" : "running maximum", "takes every problem");
+  return launch;
+}
+
+}  // namespace vecina::internal::cuda
