@@ -104,19 +104,21 @@ TEST(Threads, ShareAContext) {
   }
 }
 
-// Units of backward hand sums to each other.
+// Units of backward hand sums to each other. The same bits for any number of threads.
 TEST(Threads, ShareAContextBackward) {
   const cli::ContextPtr one = cli::make_context("", 1), shared = cli::make_context("", 3);
   for (const char* line : {"2d 33x40 kernel_size 7 heads 1 head_dim 16 additional 2",  // is cut
                            "1d 100 kernel_size 6 stride 2 dilation 3 causal heads 2 head_dim 12",
-                           "attention 90x60 heads 2 head_dim 16"}) {
+                           "attention 90x60 heads 2 head_dim 16",
+                           "2d 33x20 kernel_size 5 batch 2 heads 2 heads_kv 1 head_dim 16 bias"}) {
     const Known known(line);
     const cli::Outputs outputs = run_forward(one.get(), known.problem, known.inputs);
     const auto bits = [&](vecina_context* context) {
       const cli::Gradients gradients = run_backward(context, known.problem, known.inputs, outputs);
       std::vector<uint64_t> all;
       for (const cli::HostTensor* tensor :
-           {&gradients.query, &gradients.key, &gradients.value, &gradients.additional_key}) {
+           {&gradients.query, &gradients.key, &gradients.value, &gradients.additional_key,
+            &gradients.bias}) {
         if (!tensor->given()) continue;
         const std::vector<uint64_t> part = bits_of(*tensor);
         all.insert(all.end(), part.begin(), part.end());

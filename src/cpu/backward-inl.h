@@ -17,9 +17,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/backward.h"
+#include "cpu/bias-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/sums-inl.h"
@@ -76,8 +78,13 @@ class BackwardUnit {
       sums_ = shared + index * plan.sums_size;
       shared += units * plan.sums_size;
     }
-    additional_sums_ = plan.keeps_additional_apart ? shared + index * plan.additional_sums_size
-                                                   : scratch_ + plan.scratch.additional_sums;
+    additional_sums_ = scratch_ + plan.scratch.additional_sums;
+    if (plan.keeps_additional_apart) {
+      additional_sums_ = shared + index * plan.additional_sums_size;
+      shared += units * plan.additional_sums_size;
+    }
+    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
+    bias_sums_ = shared + index * plan.bias_sums_size;
     if (layout_ == KeyLayout::shifted) {
       columns_ = transposed_columns(lane_axis(), keys_.ranges[2], plan.lanes);
     }
@@ -99,20 +106,28 @@ class BackwardUnit {
     if (plan_.additional_tokens > 0 && !plan_.keeps_additional_apart) {
       gradients.write_additional(additional_sums_, 1);
     }
+    if (plan_.grad_bias.given) keep_bias_sums();
   }
 
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxRuns = 128;
 
+  // Where a query row stands: its first query, outer positions, phase and head.
+  struct Place {
+    int x, k, z, phase, head;
+  };
+
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
+    Place place;
     int lanes = 0;                    // lanes that are queries
     int key_begin = 0, key_end = 0;   // of the middle axis
     const Element* output = nullptr;  // of lane 0
     Element* grad_query = nullptr;
     bool is_masked = false;  // some lane does not see all keys of its window
     std::array<KeyView, kLanes> views;
+    BiasEntries<D, kLanes> bias;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
     HWY_ALIGN T delta[kLanes];
@@ -127,6 +142,7 @@ class BackwardUnit {
     T *key_sums, *value_sums;
     const T *key_columns, *value_columns;  // what products are made of
     int count, first_key;                  // of the window
+    int z, y;                              // positions of its keys
     int first, last;                       // rows of the tile that see it
     bool is_shared, is_window;
     std::array<int, kBackwardRows> slots;
@@ -151,6 +167,11 @@ class BackwardUnit {
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     std::fill_n(sums_, plan_.sums_size, T{0});
     std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
+    if (plan_.bias.given) {
+      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
+                scratch_ + plan_.scratch.bias);
+    }
+    std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
     tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
     for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
       const int key = packed_key(lane_axis(), p);
@@ -260,10 +281,6 @@ class BackwardUnit {
     }
   }
 
-  // Where a query row stands: its first query, outer positions, phase and head.
-  struct Place {
-    int x, k, z, phase, head;
-  };
   Place place_of(int x, int z, int index) const {
     Place place = {x, 0, z, 0, index % plan_.head_group};
     index /= plan_.head_group;
@@ -300,6 +317,8 @@ class BackwardUnit {
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *keys_.axes[1];
+    row->place = place;
+    if (plan_.bias.given) row->bias = {axis, place.x, place.phase};
     row->slots = 0;
     row->key_begin = middle.begin(middle.position(place.k));
     row->key_end = middle.end(middle.position(place.k));
@@ -460,6 +479,8 @@ class BackwardUnit {
                                         row * transposed_row(plan_.head_dim_value) + lane;
     run.count = count;
     run.first_key = j;
+    run.z = z;
+    run.y = y;
     run.first = first;
     run.last = last;
     run.is_shared = is_shared;
@@ -496,6 +517,7 @@ class BackwardUnit {
     } else {
       add_products<KeyLayout::shifted>(run);
     }
+    if (plan_.bias.given && run.is_window) add_bias(run, *rows);
     runs_[static_cast<size_t>(num_runs_++)] = run;
   }
 
@@ -534,6 +556,44 @@ class BackwardUnit {
     }
   }
 
+  // Elements of the tables of all heads before the entry that BiasEntries counts from.
+  ptrdiff_t bias_table(const Run& run, const Row& row) const {
+    const Place& place = row.place;
+    return ptrdiff_t{place.head} * plan_.bias.size() +
+           bias_entry(plan_.bias, run.z - keys_.axes[0]->position(place.z),
+                      run.y - keys_.axes[1]->position(place.k));
+  }
+
+  void add_bias(const Run& run, const Rows& rows) const {
+    for (int r = run.first; r < run.last; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      row.bias.add(scratch_ + plan_.scratch.bias + bias_table(run, row), run.first_key, run.count,
+                   /*twin=*/0,
+                   probabilities(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes);
+    }
+  }
+
+  // Gradients of the logits of row r, to the sums of their entries.
+  void add_to_bias(const Row& row, int r) const {
+    const auto sees = [&](int lane, int key) {
+      return row.views[static_cast<size_t>(lane)].sees(key);
+    };
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
+      if (!run.is_window || r < run.first || r >= run.last) continue;
+      row.bias.add_gradients(grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes,
+                             run.first_key, run.count, row.is_masked, sees,
+                             scratch_ + plan_.scratch.bias_sums + bias_table(run, row) * kLanes);
+    }
+  }
+
+  void keep_bias_sums() const {
+    const T* sums = scratch_ + plan_.scratch.bias_sums;
+    for (size_t entry = 0; entry < plan_.bias_sums_size; ++entry, sums += kLanes) {
+      bias_sums_[entry] = std::accumulate(sums, sums + kLanes, T{0});
+    }
+  }
+
   // Turns the products of all runs into probabilities and gradients of logits, and adds those to
   // the sums of queries and keys.
   void flush(Rows* rows, int num_rows) {
@@ -542,6 +602,7 @@ class BackwardUnit {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
       if (grad_query_ != nullptr) add_to_queries(row, r);
+      if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
     for (int i = 0; i < num_runs_; ++i) {
@@ -910,7 +971,8 @@ class BackwardUnit {
   const Element* grad_output_;
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
-  T *sums_, *additional_sums_;
+  const T* bias_;
+  T *sums_, *additional_sums_, *bias_sums_;
   int64_t* tokens_ = nullptr;
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;

@@ -134,14 +134,14 @@ class CpuBackwardPlan : public Plan {
   Status run(const vecina_backward_args& args, void*) const override {
     const cpu::ScratchPool::Lease shared(&resources_.shared, shared_bytes());
     if (shared_bytes() > 0 && shared.data() == nullptr) return no_memory(shared_bytes());
-    Job job = {
-        this,
-        nullptr,
-        {pointer(args.query), pointer(args.key), pointer(args.value), pointer(args.additional_key),
-         pointer(args.additional_value), pointer(args.output), pointer(args.lse),
-         pointer(args.grad_output), pointer(args.grad_lse), pointer(args.grad_query),
-         pointer(args.grad_key), pointer(args.grad_value), pointer(args.grad_additional_key),
-         pointer(args.grad_additional_value), shared.data()}};
+    Job job = {this,
+               nullptr,
+               {pointer(args.query), pointer(args.key), pointer(args.value),
+                pointer(args.additional_key), pointer(args.additional_value), pointer(args.bias),
+                pointer(args.output), pointer(args.lse), pointer(args.grad_output),
+                pointer(args.grad_lse), pointer(args.grad_query), pointer(args.grad_key),
+                pointer(args.grad_value), pointer(args.grad_additional_key),
+                pointer(args.grad_additional_value), pointer(args.grad_bias), shared.data()}};
     run_units(plan_.num_clears(), kernel_.clear, &job);
     run_units(plan_.num_units(), kernel_.run, &job);
     run_units(plan_.num_gathers(), kernel_.gather, &job);
@@ -208,10 +208,7 @@ class CpuBackend : public Backend {
 
   std::string misconfigured() const override { return cpu::target_problem(); }
 
-  std::string why_not(const Problem& problem, Pass pass) const override {
-    if (problem.has_bias() && pass == Pass::backward) {
-      return "gradient with relative position bias: not yet";
-    }
+  std::string why_not(const Problem& problem, Pass /*pass*/) const override {
     if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
     return {};
   }

@@ -141,6 +141,8 @@ void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan
 // packs little twice. The axis with the most windows is cut.
 void cut_boxes(Partition* plan, int64_t enough,
                const std::function<bool(const Box&)>& is_too_large);
+// The table of a [heads, 2 * kernel_size - 1, ...] tensor; not given if the tensor is not.
+BiasTable bias_table(const Problem& problem, const vecina_tensor& bias);
 // Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
 Strides strides_of(const vecina_tensor& tensor, int rank);
 

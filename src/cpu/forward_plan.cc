@@ -160,19 +160,6 @@ class BoxCutter {
   Partition& plan_;
 };
 
-BiasTable bias_table(const Problem& problem, const vecina_tensor& bias) {
-  BiasTable table;
-  if (!problem.has_bias()) return table;
-  table.given = true;
-  table.head = bias.strides[0];
-  for (int a = 0; a < problem.rank(); ++a) {
-    const auto axis = static_cast<size_t>(kRank - problem.rank() + a);
-    table.sizes[axis] = static_cast<int>(2 * problem.axis(a).kernel_size - 1);
-    table.strides[axis] = bias.strides[1 + a];
-  }
-  return table;
-}
-
 // A row of queries with short windows: little is lost by packing only what one vector needs, and
 // that stays in L1.
 bool is_long_row(const ForwardPlan& plan, const Box& box) {
@@ -281,6 +268,19 @@ Strides strides_of(const vecina_tensor& tensor, int rank) {
     strides.token[static_cast<size_t>(kRank - rank + a)] = tensor.strides[1 + a];
   }
   return strides;
+}
+
+BiasTable bias_table(const Problem& problem, const vecina_tensor& bias) {
+  BiasTable table;
+  if (!given(bias)) return table;
+  table.given = true;
+  table.head = bias.strides[0];
+  for (int a = 0; a < problem.rank(); ++a) {
+    const auto axis = static_cast<size_t>(kRank - problem.rank() + a);
+    table.sizes[axis] = static_cast<int>(2 * problem.axis(a).kernel_size - 1);
+    table.strides[axis] = bias.strides[1 + a];
+  }
+  return table;
 }
 
 bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors) {
