@@ -127,7 +127,7 @@ class BackwardUnit {
     Element* grad_query = nullptr;
     bool is_masked = false;  // some lane does not see all keys of its window
     std::array<KeyView, kLanes> views;
-    BiasEntries<D, kLanes> bias;
+    BiasEntries<D> bias;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
     HWY_ALIGN T delta[kLanes];
@@ -581,9 +581,13 @@ class BackwardUnit {
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
       if (!run.is_window || r < run.first || r >= run.last) continue;
-      row.bias.add_gradients(grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes,
-                             run.first_key, run.count, row.is_masked, sees,
-                             scratch_ + plan_.scratch.bias_sums + bias_table(run, row) * kLanes);
+      const T* gradients = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
+      T* sums = scratch_ + plan_.scratch.bias_sums + bias_table(run, row) * kLanes;
+      if (row.is_masked) {
+        row.bias.add_seen_gradients(gradients, run.first_key, run.count, sees, sums);
+      } else {
+        row.bias.add_gradients(gradients, run.first_key, run.count, sums);
+      }
     }
   }
 

@@ -99,7 +99,7 @@ class ForwardUnit {
     LseType* lse = nullptr;
     bool is_masked = false;
     std::array<QueryView, kMaxQueries> views;
-    BiasEntries<D, kMaxQueries> bias;
+    BiasEntries<D> bias;
     T* weights = nullptr;
     T* sums = nullptr;
     bool has_sums = false;  // of keys that were flushed before
