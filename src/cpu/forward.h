@@ -187,9 +187,9 @@ ForwardKernel forward_kernel_f64();
 ForwardKernel forward_kernel_f16();
 ForwardKernel forward_kernel_bf16();
 
-// Fills in everything; `threads` decides how finely the work is cut.
+// Fills in everything; cut into `enough` units if that packs little twice.
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const ForwardKernel& kernel, int threads);
+                         const ForwardKernel& kernel, int64_t enough);
 
 }  // namespace vecina::internal::cpu
 #endif  // VECINA_CPU_FORWARD_H_

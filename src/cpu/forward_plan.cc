@@ -337,7 +337,7 @@ void cut_boxes(Partition* plan, int64_t enough,
 }
 
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const ForwardKernel& kernel, int threads) {
+                         const ForwardKernel& kernel, int64_t enough) {
   const bool dense = is_dense(
       problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
@@ -368,7 +368,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
 
-  cut_boxes(&plan, threads > 1 ? 3 * threads : 0, [&](const Box& box) {
+  cut_boxes(&plan, enough, [&](const Box& box) {
     const PackedSize size = packed_size(plan, box);
     return (size.keys + size.values) * static_cast<size_t>(kernel.element_bytes) > kPackedBytes ||
            is_long_row(plan, box);
