@@ -61,12 +61,6 @@ void clear_token(const vecina_tensor& tensor, int heads_dim, Beyond beyond, char
 
 }  // namespace
 
-int64_t length_at(const vecina_tensor& lengths, int64_t sample, int axis) {
-  const int64_t index = sample * lengths.strides[0] + axis * lengths.strides[1];
-  return lengths.dtype == VECINA_I32 ? reinterpret_cast<const int32_t*>(address(lengths))[index]
-                                     : reinterpret_cast<const int64_t*>(address(lengths))[index];
-}
-
 std::vector<Sample> samples_of(const Problem& problem, const std::vector<int64_t>& lengths) {
   std::vector<Sample> samples;
   Sample sample;

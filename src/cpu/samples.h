@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/problem.h"
+#include "core/tensor.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal::cpu {
@@ -31,7 +32,15 @@ struct Sample {
 // visit(length) for each.
 template <class Visit>
 void for_each_length(const Problem& problem, const vecina_tensor& lengths,
-                     const vecina_tensor& query_lengths, const Visit& visit);
+                     const vecina_tensor& query_lengths, const Visit& visit) {
+  const bool is_of_both = !given(query_lengths);
+  for (int64_t sample = 0; sample < lengths.shape[0]; ++sample) {
+    for (int a = 0; a < problem.rank(); ++a) {
+      visit(length_at(lengths, sample, a));
+      visit(length_at(is_of_both ? lengths : query_lengths, sample, a));
+    }
+  }
+}
 // What for_each_length visits, as samples.
 std::vector<Sample> samples_of(const Problem& problem, const std::vector<int64_t>& lengths);
 
@@ -118,20 +127,6 @@ template <class Args>
 void clear_beyond(const Problem& problem, const Sample& sample, const Args& args) {
   for (const Field<Args>& field : kFields<Args>) {
     clear_beyond(problem, sample, field.tokens, field.beyond, args.*field.tensor);
-  }
-}
-
-int64_t length_at(const vecina_tensor& lengths, int64_t sample, int axis);
-
-template <class Visit>
-void for_each_length(const Problem& problem, const vecina_tensor& lengths,
-                     const vecina_tensor& query_lengths, const Visit& visit) {
-  const bool is_of_both = query_lengths.data == nullptr;
-  for (int64_t sample = 0; sample < lengths.shape[0]; ++sample) {
-    for (int a = 0; a < problem.rank(); ++a) {
-      visit(length_at(lengths, sample, a));
-      visit(length_at(is_of_both ? lengths : query_lengths, sample, a));
-    }
   }
 }
 
