@@ -24,6 +24,7 @@
 #include "cpu/bias-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/pack-inl.h"
+#include "cpu/packed_box-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -54,7 +55,8 @@ class BackwardUnit {
         head_index_(unit / num_boxes_),
         box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
         keys_(plan, static_cast<size_t>(unit % num_boxes_)),
-        layout_(key_layout(lane_axis())) {
+        layout_(key_layout(lane_axis())),
+        packed_(plan, keys_, scratch_) {
     const int64_t batch = head_index_ / plan.heads_kv;
     const int64_t head_kv = head_index_ % plan.heads_kv;
     const int64_t head = head_kv * plan.head_group;
@@ -85,9 +87,6 @@ class BackwardUnit {
     }
     bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
     bias_sums_ = shared + index * plan.bias_sums_size;
-    if (layout_ == KeyLayout::shifted) {
-      columns_ = transposed_columns(lane_axis(), keys_.ranges[2], plan.lanes);
-    }
   }
 
   void run() {
@@ -164,43 +163,14 @@ class BackwardUnit {
   T* grad_logits(int r) const { return tile(plan_.scratch.grad_logits, r, plan_.max_slots); }
 
   void pack() {
-    std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     std::fill_n(sums_, plan_.sums_size, T{0});
     std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
+    std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
     if (plan_.bias.given) {
       pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
                 scratch_ + plan_.scratch.bias);
     }
-    std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
-    tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
-    for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
-      const int key = packed_key(lane_axis(), p);
-      tokens_[p - keys_.ranges[2].begin] = key < 0 ? -1 : lane_axis().to_token(key);
-    }
-    T* keys = scratch_ + plan_.scratch.keys;
-    T* values = scratch_ + plan_.scratch.values;
-    T* transposed_keys = scratch_ + plan_.scratch.transposed_keys;
-    T* transposed_values = scratch_ + plan_.scratch.transposed_values;
-    const ptrdiff_t count = keys_.ranges[2].size();
-    for (int z = keys_.ranges[0].begin; z < keys_.ranges[0].end; ++z) {
-      for (int y = keys_.ranges[1].begin; y < keys_.ranges[1].end; ++y) {
-        const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
-        const ptrdiff_t row = keys_.row(z, y);
-        const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
-        const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
-        pack_row(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
-                 keys + row * count * plan_.key_pitch);
-        if (layout_ == KeyLayout::shared) {
-          pack_row(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
-                   values + row * count * plan_.value_pitch);
-          continue;
-        }
-        transpose_row(key, plan_.key.token[2], plan_.head_dim,
-                      transposed_keys + row * transposed_row(plan_.head_dim));
-        transpose_row(value, plan_.value.token[2], plan_.head_dim_value,
-                      transposed_values + row * transposed_row(plan_.head_dim_value));
-      }
-    }
+    packed_.pack(key_, value_);
     for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
       copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
                static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
@@ -208,37 +178,6 @@ class BackwardUnit {
       copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
                static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
                scratch_ + plan_.scratch.additional_values + i * plan_.value_pitch);
-    }
-  }
-
-  ptrdiff_t transposed_row(int size) const { return ptrdiff_t{columns_} * lane_axis().step * size; }
-
-  void pack_row(const Element* from, int64_t stride, int size, int pitch, T* to) const {
-    for (int i = 0; i < keys_.ranges[2].size(); ++i, to += pitch) {
-      if (tokens_[i] < 0) {
-        std::fill_n(to, pitch, T{0});
-      } else {
-        copy_row(D(), from + tokens_[i] * stride, static_cast<size_t>(size),
-                 static_cast<size_t>(pitch), to);
-      }
-    }
-  }
-
-  void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
-    const int step = lane_axis().step, count = keys_.ranges[2].size();
-    const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
-    std::array<const Element*, kLanes> rows;
-    for (int run = 0; run < step; ++run) {
-      for (int column = 0; column * step + run < count; column += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int i = (column + lane) * step + run;
-          rows[static_cast<size_t>(lane)] =
-              i < count && tokens_[i] >= 0 ? from + tokens_[i] * stride : zeros;
-        }
-        transpose_rows(D(), ScatteredRows<Element>{rows.data()}, static_cast<size_t>(size),
-                       static_cast<size_t>(columns_ * step), T{1},
-                       to + ptrdiff_t{run} * columns_ + column);
-      }
     }
   }
 
@@ -473,10 +412,10 @@ class BackwardUnit {
     run.value_sums = sums_ + plan_.sums_value + token * plan_.value_pitch;
     run.key_columns = is_shared ? keys
                                 : scratch_ + plan_.scratch.transposed_keys +
-                                      row * transposed_row(plan_.head_dim) + lane;
+                                      row * packed_.transposed_row(plan_.head_dim) + lane;
     run.value_columns = is_shared ? values
                                   : scratch_ + plan_.scratch.transposed_values +
-                                        row * transposed_row(plan_.head_dim_value) + lane;
+                                        row * packed_.transposed_row(plan_.head_dim_value) + lane;
     run.count = count;
     run.first_key = j;
     run.z = z;
@@ -533,7 +472,8 @@ class BackwardUnit {
   template <KeyLayout kLayout>
   void products(const Run& run, const T* columns, int size, int pitch, size_t from, size_t to) {
     const int step = lane_axis().step;
-    const ptrdiff_t key_step = kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * step : 1;
+    const ptrdiff_t key_step =
+        kLayout == KeyLayout::shifted ? ptrdiff_t{packed_.columns()} * step : 1;
     for (int r = run.first, rows; r < run.last; r += rows) {
       rows = LogitsTable<kLayout, D>::take_rows(run.last - r);
       for (int t = 0, take; t < run.count; t += take) {
@@ -542,7 +482,7 @@ class BackwardUnit {
         for (int i = 0; i < take; ++i) {
           const int key = run.first_key + t + i;
           keys[i] = kLayout == KeyLayout::shifted
-                        ? columns + ptrdiff_t{key % step} * columns_ + key / step
+                        ? columns + ptrdiff_t{key % step} * packed_.columns() + key / step
                         : columns + ptrdiff_t{t + i} * pitch;
         }
         T* products[LogitsTable<kLayout, D>::kMaxRows];
@@ -970,14 +910,13 @@ class BackwardUnit {
   const Box& box_;
   const BoxKeys keys_;
   const KeyLayout layout_;
-  int columns_ = 0;  // of one run of transposed keys
+  PackedBox<Element> packed_;
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_, *output_;
   const Element* grad_output_;
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
   const T* bias_;
   T *sums_, *additional_sums_, *bias_sums_;
-  int64_t* tokens_ = nullptr;
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;
   std::array<Run, kMaxRuns> runs_;

@@ -5,6 +5,7 @@
 
 #include "core/tensor.h"
 #include "cpu/backward.h"
+#include "cpu/layout.h"
 
 namespace vecina::internal::cpu {
 namespace {
@@ -17,9 +18,6 @@ constexpr int64_t kEnoughUnits = 4;
 // Probabilities of a tile row held at once, in bytes; their gradients take as much again.
 constexpr int kRowBytes = 8 * 1024;
 constexpr int kSlicePositions = 256;
-constexpr size_t kLineBytes = 64;
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 std::array<KeyRange, kRank> key_ranges(const BackwardPlan& plan, const Box& box) {
   std::array<KeyRange, kRank> ranges;
@@ -112,13 +110,7 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
             std::max(most.transposed_keys, size.transposed_keys),
             std::max(most.transposed_values, size.transposed_values), std::max(most.row, size.row)};
   }
-  size_t next = 0;
-  const auto take = [&](size_t elements) {
-    const size_t begin = next;
-    const size_t line = kLineBytes / static_cast<size_t>(element_bytes);
-    next += (elements + line - 1) / line * line + line;  // a line apart: loads may run over the end
-    return begin;
-  };
+  ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
   const auto key_pitch = static_cast<size_t>(plan->key_pitch);
   const auto value_pitch = static_cast<size_t>(plan->value_pitch);
@@ -149,7 +141,7 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
     scratch.bias = take(bias_entries(*plan) + 2 * lanes) + lanes;
   }
   if (plan->grad_bias.given) scratch.bias_sums = take(bias_entries(*plan) * lanes);
-  scratch.total = next;
+  scratch.total = take.total();
 }
 
 // Token extents of a [batch, axes..., heads, head_dim] tensor, moved innermost.

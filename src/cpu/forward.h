@@ -86,7 +86,7 @@ struct Box {
 };
 
 // Where a unit keeps what in its scratch, in elements of the kernel's float type.
-struct ScratchLayout {
+struct ForwardScratch {
   size_t keys = 0, values = 0;                        // packed key and value rows
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
@@ -129,7 +129,7 @@ struct ForwardPlan : Partition {
   int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
   int max_slots = 0;      // keys of a row whose logits are held at once
   int queries_pitch = 0;  // elements of a vector of queries
-  ScratchLayout scratch;
+  ForwardScratch scratch;
 };
 
 // True if the problem is attention over all tokens and every token axis of the tensors is one axis

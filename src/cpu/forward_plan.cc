@@ -6,16 +6,13 @@
 
 #include "core/tensor.h"
 #include "cpu/forward.h"
+#include "cpu/layout.h"
 
 namespace vecina::internal::cpu {
 namespace {
 
 // Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
 constexpr size_t kPackedBytes = 384 * 1024;
-// Rows of packed data start on their own cache lines.
-constexpr size_t kLineBytes = 64;
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
 AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
@@ -177,16 +174,10 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
     keys = std::max(keys, size.keys);
     values = std::max(values, size.values);
   }
-  size_t next = 0;
-  const auto take = [&](size_t elements) {
-    const size_t begin = next;
-    const size_t line = kLineBytes / static_cast<size_t>(element_bytes);
-    next += (elements + line - 1) / line * line + line;  // a line apart: loads may run over the end
-    return begin;
-  };
+  ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
   const auto additional = static_cast<size_t>(plan->additional_tokens);
-  ScratchLayout& scratch = plan->scratch;
+  ForwardScratch& scratch = plan->scratch;
   scratch.keys = take(keys + 2 * lanes);
   scratch.values = take(values);
   scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
@@ -206,7 +197,7 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
   scratch.key_offsets =
       take((row + kMaxTwins) * per_offset);  // a window is no longer than what it is in
-  scratch.total = next;
+  scratch.total = take.total();
 }
 
 }  // namespace

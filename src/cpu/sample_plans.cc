@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "core/tensor.h"
+#include "cpu/layout.h"
 #include "cpu/samples.h"
 
 namespace vecina::internal::cpu {
 namespace {
 
 constexpr size_t kMaxPlans = 512;  // of one problem; then they are forgotten
-constexpr size_t kLineBytes = 64;
 
 // What differs between the passes.
 struct ForwardPass {
@@ -260,8 +260,8 @@ class SamplesPlan final : public Plan {
 
   // Whole cache lines of shared memory.
   size_t take(size_t elements, Schedule<Pass>* schedule) const {
-    const size_t begin = schedule->shared_size, line = kLineBytes / element_bytes();
-    schedule->shared_size += (elements + line - 1) / line * line;
+    const size_t begin = schedule->shared_size;
+    schedule->shared_size += round_up(elements, kLineBytes / element_bytes());
     return begin;
   }
 
