@@ -66,6 +66,8 @@ const std::vector<Known>& known_problems() {
           "1d 200 kernel_size 9 heads 4 heads_kv 2 head_dim 16 additional 3",
           "1d 100 kernel_size 6 stride 2 dilation 3 causal heads 2 head_dim 12 dtype bf16",
           "3d 6x7x8 kernel_size 3 heads 2 head_dim 8", "attention 40x60 heads 2 head_dim 16",
+          "2d 20x18 kernel_size 5 batch 3 heads 2 head_dim 16 additional 1 lengths padded",
+          "1d 300 kernel_size 9 heads 2 head_dim 16 bias lengths packed:5",
           "1d 7 kernel_size 3 heads 1 head_dim 4"}) {
       made.emplace_back(line);
     }
@@ -104,19 +106,21 @@ TEST(Threads, ShareAContext) {
   }
 }
 
-// Units of backward hand sums to each other.
+// Units of backward hand sums to each other. The same bits for any number of threads.
 TEST(Threads, ShareAContextBackward) {
   const cli::ContextPtr one = cli::make_context("", 1), shared = cli::make_context("", 3);
   for (const char* line : {"2d 33x40 kernel_size 7 heads 1 head_dim 16 additional 2",  // is cut
                            "1d 100 kernel_size 6 stride 2 dilation 3 causal heads 2 head_dim 12",
-                           "attention 90x60 heads 2 head_dim 16"}) {
+                           "attention 90x60 heads 2 head_dim 16",
+                           "2d 33x20 kernel_size 5 batch 2 heads 2 heads_kv 1 head_dim 16 bias",
+                           "2d 20x18 kernel_size 5 heads 2 head_dim 16 bias lengths packed:4"}) {
     const Known known(line);
     const cli::Outputs outputs = run_forward(one.get(), known.problem, known.inputs);
     const auto bits = [&](vecina_context* context) {
       const cli::Gradients gradients = run_backward(context, known.problem, known.inputs, outputs);
       std::vector<uint64_t> all;
-      for (const cli::HostTensor* tensor :
-           {&gradients.query, &gradients.key, &gradients.value, &gradients.additional_key}) {
+      for (const cli::HostTensor* tensor : {&gradients.query, &gradients.key, &gradients.value,
+                                            &gradients.additional_key, &gradients.bias}) {
         if (!tensor->given()) continue;
         const std::vector<uint64_t> part = bits_of(*tensor);
         all.insert(all.end(), part.begin(), part.end());
@@ -166,6 +170,26 @@ TEST(Threads, ShareAPlan) {
     EXPECT_EQ(num_wrong, 0);
     vecina_plan_destroy(plan);
   }
+}
+
+// One plan, calls of different lengths at once.
+TEST(Threads, ShareAPlanOfDifferentLengths) {
+  const char* line = "2d 24x26 kernel_size 5 batch 3 heads 2 head_dim 16 lengths padded";
+  std::vector<Known> calls;
+  for (uint64_t seed = 1; calls.size() < 4; ++seed) {
+    calls.emplace_back(line, seed);
+    if (calls.back().inputs.lengths.dtype() != VECINA_I32) calls.pop_back();
+  }
+  const cli::ContextPtr context = cli::make_context("", 3);
+  vecina_plan* plan = plan_of(context.get(), calls[0]);
+  std::atomic<int> num_wrong{0};
+  on_threads(4, [&](int i) {
+    for (size_t round = 0; round < 20; ++round) {
+      num_wrong += !calls[(static_cast<size_t>(i) + round / 5) % calls.size()].is_right(plan);
+    }
+  });
+  EXPECT_EQ(num_wrong, 0);
+  vecina_plan_destroy(plan);
 }
 
 TEST(Threads, DestroyTheContextWhileOthersRunItsPlans) {

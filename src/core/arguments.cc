@@ -202,12 +202,6 @@ Status check_list(const std::vector<Expected>& list) {
   return check_overlap(list, list.size());
 }
 
-int64_t read_length(const vecina_tensor& lengths, int64_t sample, int a) {
-  const int64_t index = sample * lengths.strides[0] + a * lengths.strides[1];
-  return lengths.dtype == VECINA_I32 ? reinterpret_cast<const int32_t*>(address(lengths))[index]
-                                     : reinterpret_cast<const int64_t*>(address(lengths))[index];
-}
-
 // Each sample's extents fit the problem and its window; returns the tokens of all samples.
 Status check_lengths(const Problem& problem, const char* name, const vecina_tensor& lengths,
                      bool of_queries, bool of_both, int64_t* tokens, int64_t* queries) {
@@ -221,7 +215,7 @@ Status check_lengths(const Problem& problem, const char* name, const vecina_tens
                              : of_queries ? axis.query_extent
                                           : axis.extent;
       const int64_t least = problem.is_attention() ? 0 : axis.kernel_size * axis.dilation;
-      const int64_t length = read_length(lengths, sample, a);
+      const int64_t length = length_at(lengths, sample, a);
       if (length < 0 || length > extent) {
         return invalid(fmt::format("{}[{}, {}] is {}; it must be within 0 and extent {}.", name,
                                    sample, a, length, extent));

@@ -309,6 +309,20 @@ int64_t Problem::num_queries() const {
   return count;
 }
 
+Problem Problem::of_sample(const std::array<int64_t, 3>& extent,
+                           const std::array<int64_t, 3>& query_extent) const {
+  Problem sample = *this;
+  sample.batch_ = 1;
+  sample.samples_ = 0;
+  sample.lengths_ = VECINA_LENGTHS_EQUAL;
+  for (size_t a = 0; a < static_cast<size_t>(rank_); ++a) {
+    sample.axes_[a].extent = extent[a];
+    sample.axes_[a].query_extent = query_extent[a];
+    if (is_attention()) sample.axes_[a].kernel_size = extent[a];
+  }
+  return sample;
+}
+
 double Problem::visible_pairs() const {
   double pairs = 1.0, queries = 1.0;
   for (int a = 0; a < rank_; ++a) {

@@ -65,6 +65,11 @@ class Problem {
   int samples() const { return samples_; }  // packed only
   uint32_t flags() const { return flags_; }
 
+  // The problem of one sample whose lengths are these: batch 1, equal lengths. Unlike other
+  // problems it may have no tokens.
+  Problem of_sample(const std::array<int64_t, 3>& extent,
+                    const std::array<int64_t, 3>& query_extent) const;
+
   int64_t num_keys() const;     // tokens of key, product over the axes
   int64_t num_queries() const;  // tokens of output, product over the axes
   // (query, key) pairs of one head of one sample, additional tokens included; equal lengths

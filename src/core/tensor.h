@@ -50,6 +50,12 @@ inline bool given(const vecina_tensor& tensor) { return tensor.data != nullptr; 
 inline char* address(const vecina_tensor& tensor) {
   return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
+// lengths[sample, axis] of an i32 or i64 tensor in host memory.
+inline int64_t length_at(const vecina_tensor& lengths, int64_t sample, int axis) {
+  const int64_t index = sample * lengths.strides[0] + axis * lengths.strides[1];
+  return lengths.dtype == VECINA_I32 ? reinterpret_cast<const int32_t*>(address(lengths))[index]
+                                     : reinterpret_cast<const int64_t*>(address(lengths))[index];
+}
 inline int64_t num_elements(const vecina_tensor& tensor) {
   int64_t count = 1;
   for (int d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];

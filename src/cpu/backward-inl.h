@@ -17,11 +17,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/backward.h"
+#include "cpu/bias-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/pack-inl.h"
+#include "cpu/packed_box-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -52,7 +55,8 @@ class BackwardUnit {
         head_index_(unit / num_boxes_),
         box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
         keys_(plan, static_cast<size_t>(unit % num_boxes_)),
-        layout_(key_layout(lane_axis())) {
+        layout_(key_layout(lane_axis())),
+        packed_(plan, keys_, scratch_) {
     const int64_t batch = head_index_ / plan.heads_kv;
     const int64_t head_kv = head_index_ % plan.heads_kv;
     const int64_t head = head_kv * plan.head_group;
@@ -76,11 +80,13 @@ class BackwardUnit {
       sums_ = shared + index * plan.sums_size;
       shared += units * plan.sums_size;
     }
-    additional_sums_ = plan.keeps_additional_apart ? shared + index * plan.additional_sums_size
-                                                   : scratch_ + plan.scratch.additional_sums;
-    if (layout_ == KeyLayout::shifted) {
-      columns_ = transposed_columns(lane_axis(), keys_.ranges[2], plan.lanes);
+    additional_sums_ = scratch_ + plan.scratch.additional_sums;
+    if (plan.keeps_additional_apart) {
+      additional_sums_ = shared + index * plan.additional_sums_size;
+      shared += units * plan.additional_sums_size;
     }
+    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
+    bias_sums_ = shared + index * plan.bias_sums_size;
   }
 
   void run() {
@@ -99,20 +105,28 @@ class BackwardUnit {
     if (plan_.additional_tokens > 0 && !plan_.keeps_additional_apart) {
       gradients.write_additional(additional_sums_, 1);
     }
+    if (plan_.grad_bias.given) keep_bias_sums();
   }
 
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxRuns = 128;
 
+  // Where a query row stands: its first query, outer positions, phase and head.
+  struct Place {
+    int x, k, z, phase, head;
+  };
+
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
+    Place place;
     int lanes = 0;                    // lanes that are queries
     int key_begin = 0, key_end = 0;   // of the middle axis
     const Element* output = nullptr;  // of lane 0
     Element* grad_query = nullptr;
     bool is_masked = false;  // some lane does not see all keys of its window
     std::array<KeyView, kLanes> views;
+    BiasEntries<D> bias;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
     HWY_ALIGN T delta[kLanes];
@@ -127,6 +141,7 @@ class BackwardUnit {
     T *key_sums, *value_sums;
     const T *key_columns, *value_columns;  // what products are made of
     int count, first_key;                  // of the window
+    int z, y;                              // positions of its keys
     int first, last;                       // rows of the tile that see it
     bool is_shared, is_window;
     std::array<int, kBackwardRows> slots;
@@ -148,38 +163,14 @@ class BackwardUnit {
   T* grad_logits(int r) const { return tile(plan_.scratch.grad_logits, r, plan_.max_slots); }
 
   void pack() {
-    std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     std::fill_n(sums_, plan_.sums_size, T{0});
     std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
-    tokens_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.tokens);
-    for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
-      const int key = packed_key(lane_axis(), p);
-      tokens_[p - keys_.ranges[2].begin] = key < 0 ? -1 : lane_axis().to_token(key);
+    std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
+    if (plan_.bias.given) {
+      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
+                scratch_ + plan_.scratch.bias);
     }
-    T* keys = scratch_ + plan_.scratch.keys;
-    T* values = scratch_ + plan_.scratch.values;
-    T* transposed_keys = scratch_ + plan_.scratch.transposed_keys;
-    T* transposed_values = scratch_ + plan_.scratch.transposed_values;
-    const ptrdiff_t count = keys_.ranges[2].size();
-    for (int z = keys_.ranges[0].begin; z < keys_.ranges[0].end; ++z) {
-      for (int y = keys_.ranges[1].begin; y < keys_.ranges[1].end; ++y) {
-        const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
-        const ptrdiff_t row = keys_.row(z, y);
-        const Element* key = key_ + token_offset(plan_.key, token_z, token_y);
-        const Element* value = value_ + token_offset(plan_.value, token_z, token_y);
-        pack_row(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
-                 keys + row * count * plan_.key_pitch);
-        if (layout_ == KeyLayout::shared) {
-          pack_row(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
-                   values + row * count * plan_.value_pitch);
-          continue;
-        }
-        transpose_row(key, plan_.key.token[2], plan_.head_dim,
-                      transposed_keys + row * transposed_row(plan_.head_dim));
-        transpose_row(value, plan_.value.token[2], plan_.head_dim_value,
-                      transposed_values + row * transposed_row(plan_.head_dim_value));
-      }
-    }
+    packed_.pack(key_, value_);
     for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
       copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
                static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
@@ -187,37 +178,6 @@ class BackwardUnit {
       copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
                static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
                scratch_ + plan_.scratch.additional_values + i * plan_.value_pitch);
-    }
-  }
-
-  ptrdiff_t transposed_row(int size) const { return ptrdiff_t{columns_} * lane_axis().step * size; }
-
-  void pack_row(const Element* from, int64_t stride, int size, int pitch, T* to) const {
-    for (int i = 0; i < keys_.ranges[2].size(); ++i, to += pitch) {
-      if (tokens_[i] < 0) {
-        std::fill_n(to, pitch, T{0});
-      } else {
-        copy_row(D(), from + tokens_[i] * stride, static_cast<size_t>(size),
-                 static_cast<size_t>(pitch), to);
-      }
-    }
-  }
-
-  void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
-    const int step = lane_axis().step, count = keys_.ranges[2].size();
-    const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
-    std::array<const Element*, kLanes> rows;
-    for (int run = 0; run < step; ++run) {
-      for (int column = 0; column * step + run < count; column += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int i = (column + lane) * step + run;
-          rows[static_cast<size_t>(lane)] =
-              i < count && tokens_[i] >= 0 ? from + tokens_[i] * stride : zeros;
-        }
-        transpose_rows(D(), ScatteredRows<Element>{rows.data()}, static_cast<size_t>(size),
-                       static_cast<size_t>(columns_ * step), T{1},
-                       to + ptrdiff_t{run} * columns_ + column);
-      }
     }
   }
 
@@ -260,10 +220,6 @@ class BackwardUnit {
     }
   }
 
-  // Where a query row stands: its first query, outer positions, phase and head.
-  struct Place {
-    int x, k, z, phase, head;
-  };
   Place place_of(int x, int z, int index) const {
     Place place = {x, 0, z, 0, index % plan_.head_group};
     index /= plan_.head_group;
@@ -300,6 +256,8 @@ class BackwardUnit {
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *keys_.axes[1];
+    row->place = place;
+    if (plan_.bias.given) row->bias = {axis, place.x, place.phase};
     row->slots = 0;
     row->key_begin = middle.begin(middle.position(place.k));
     row->key_end = middle.end(middle.position(place.k));
@@ -454,12 +412,14 @@ class BackwardUnit {
     run.value_sums = sums_ + plan_.sums_value + token * plan_.value_pitch;
     run.key_columns = is_shared ? keys
                                 : scratch_ + plan_.scratch.transposed_keys +
-                                      row * transposed_row(plan_.head_dim) + lane;
+                                      row * packed_.transposed_row(plan_.head_dim) + lane;
     run.value_columns = is_shared ? values
                                   : scratch_ + plan_.scratch.transposed_values +
-                                        row * transposed_row(plan_.head_dim_value) + lane;
+                                        row * packed_.transposed_row(plan_.head_dim_value) + lane;
     run.count = count;
     run.first_key = j;
+    run.z = z;
+    run.y = y;
     run.first = first;
     run.last = last;
     run.is_shared = is_shared;
@@ -496,6 +456,7 @@ class BackwardUnit {
     } else {
       add_products<KeyLayout::shifted>(run);
     }
+    if (plan_.bias.given && run.is_window) add_bias(run, *rows);
     runs_[static_cast<size_t>(num_runs_++)] = run;
   }
 
@@ -511,7 +472,8 @@ class BackwardUnit {
   template <KeyLayout kLayout>
   void products(const Run& run, const T* columns, int size, int pitch, size_t from, size_t to) {
     const int step = lane_axis().step;
-    const ptrdiff_t key_step = kLayout == KeyLayout::shifted ? ptrdiff_t{columns_} * step : 1;
+    const ptrdiff_t key_step =
+        kLayout == KeyLayout::shifted ? ptrdiff_t{packed_.columns()} * step : 1;
     for (int r = run.first, rows; r < run.last; r += rows) {
       rows = LogitsTable<kLayout, D>::take_rows(run.last - r);
       for (int t = 0, take; t < run.count; t += take) {
@@ -520,7 +482,7 @@ class BackwardUnit {
         for (int i = 0; i < take; ++i) {
           const int key = run.first_key + t + i;
           keys[i] = kLayout == KeyLayout::shifted
-                        ? columns + ptrdiff_t{key % step} * columns_ + key / step
+                        ? columns + ptrdiff_t{key % step} * packed_.columns() + key / step
                         : columns + ptrdiff_t{t + i} * pitch;
         }
         T* products[LogitsTable<kLayout, D>::kMaxRows];
@@ -534,6 +496,48 @@ class BackwardUnit {
     }
   }
 
+  // Elements of the tables of all heads before the entry that BiasEntries counts from.
+  ptrdiff_t bias_table(const Run& run, const Row& row) const {
+    const Place& place = row.place;
+    return ptrdiff_t{place.head} * plan_.bias.size() +
+           bias_entry(plan_.bias, run.z - keys_.axes[0]->position(place.z),
+                      run.y - keys_.axes[1]->position(place.k));
+  }
+
+  void add_bias(const Run& run, const Rows& rows) const {
+    for (int r = run.first; r < run.last; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      row.bias.add(scratch_ + plan_.scratch.bias + bias_table(run, row), run.first_key, run.count,
+                   /*twin=*/0,
+                   probabilities(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes);
+    }
+  }
+
+  // Gradients of the logits of row r, to the sums of their entries.
+  void add_to_bias(const Row& row, int r) const {
+    const auto sees = [&](int lane, int key) {
+      return row.views[static_cast<size_t>(lane)].sees(key);
+    };
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
+      if (!run.is_window || r < run.first || r >= run.last) continue;
+      const T* gradients = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
+      T* sums = scratch_ + plan_.scratch.bias_sums + bias_table(run, row) * kLanes;
+      if (row.is_masked) {
+        row.bias.add_seen_gradients(gradients, run.first_key, run.count, sees, sums);
+      } else {
+        row.bias.add_gradients(gradients, run.first_key, run.count, sums);
+      }
+    }
+  }
+
+  void keep_bias_sums() const {
+    const T* sums = scratch_ + plan_.scratch.bias_sums;
+    for (size_t entry = 0; entry < plan_.bias_sums_size; ++entry, sums += kLanes) {
+      bias_sums_[entry] = std::accumulate(sums, sums + kLanes, T{0});
+    }
+  }
+
   // Turns the products of all runs into probabilities and gradients of logits, and adds those to
   // the sums of queries and keys.
   void flush(Rows* rows, int num_rows) {
@@ -542,6 +546,7 @@ class BackwardUnit {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
       if (grad_query_ != nullptr) add_to_queries(row, r);
+      if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
     for (int i = 0; i < num_runs_; ++i) {
@@ -905,13 +910,13 @@ class BackwardUnit {
   const Box& box_;
   const BoxKeys keys_;
   const KeyLayout layout_;
-  int columns_ = 0;  // of one run of transposed keys
+  PackedBox<Element> packed_;
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_, *output_;
   const Element* grad_output_;
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
-  T *sums_, *additional_sums_;
-  int64_t* tokens_ = nullptr;
+  const T* bias_;
+  T *sums_, *additional_sums_, *bias_sums_;
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;
   std::array<Run, kMaxRuns> runs_;

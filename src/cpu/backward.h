@@ -33,7 +33,9 @@ struct BackwardScratch {
   size_t queries = 0, grad_outputs = 0, transposed_queries = 0, transposed_grad_outputs = 0;
   size_t grad_queries = 0;
   size_t probabilities = 0, grad_logits = 0;
-  size_t products = 0;  // of output and its gradient, before they are summed
+  size_t products = 0;   // of output and its gradient, before they are summed
+  size_t bias = 0;       // tables of the heads of one key head
+  size_t bias_sums = 0;  // for each of their entries a vector
   size_t zeros = 0, num_zeros = 0;
   size_t tokens = 0;  // int64_t
   size_t total = 0;
@@ -47,6 +49,7 @@ struct KeySlice {
 struct BackwardPlan : Partition {
   Strides query, key, value, additional_key, additional_value, output, lse, grad_output, grad_lse;
   Strides grad_query, grad_key, grad_value, grad_additional_key, grad_additional_value;
+  BiasTable bias, grad_bias;
   std::array<int64_t, kRank> query_extent = {}, key_extent = {};  // of the tensors
   bool has_unseen_tokens = false;  // with an output_stride some gradients are zero
 
@@ -62,6 +65,9 @@ struct BackwardPlan : Partition {
   // Those of additional tokens; kept apart, behind all others, if there are several boxes.
   bool keeps_additional_apart = false;
   size_t additional_value_sums = 0, additional_sums_size = 0;
+  // Those of the bias, tables of the heads of one key head: a sum over the batch too, so always
+  // kept apart, last of all.
+  size_t bias_sums_size = 0;
   size_t shared_size() const;  // elements of all that is kept apart
 
   std::vector<int> first_box;    // of each combination that has queries, and the end
@@ -76,9 +82,10 @@ int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes);
 
 // What one run reads and writes.
 struct BackwardPointers {
-  const void *query, *key, *value, *additional_key, *additional_value;
+  const void *query, *key, *value, *additional_key, *additional_value, *bias;
   const void *output, *lse, *grad_output, *grad_lse;
-  void *grad_query, *grad_key, *grad_value, *grad_additional_key, *grad_additional_value;
+  void *grad_query, *grad_key, *grad_value, *grad_additional_key, *grad_additional_value,
+      *grad_bias;
   void* shared;  // shared_size() elements, if any
 };
 

@@ -5,6 +5,7 @@
 
 #include "core/tensor.h"
 #include "cpu/backward.h"
+#include "cpu/layout.h"
 
 namespace vecina::internal::cpu {
 namespace {
@@ -17,9 +18,6 @@ constexpr int64_t kEnoughUnits = 4;
 // Probabilities of a tile row held at once, in bytes; their gradients take as much again.
 constexpr int kRowBytes = 8 * 1024;
 constexpr int kSlicePositions = 256;
-constexpr size_t kLineBytes = 64;
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 std::array<KeyRange, kRank> key_ranges(const BackwardPlan& plan, const Box& box) {
   std::array<KeyRange, kRank> ranges;
@@ -57,6 +55,11 @@ size_t unit_elements(const BackwardPlan& plan, const Box& box) {
          (size.tokens + size.shared_tokens) * static_cast<size_t>(plan.value_pitch);
 }
 
+// Of the tables of the heads of one key head.
+size_t bias_entries(const BackwardPlan& plan) {
+  return static_cast<size_t>(plan.head_group) * static_cast<size_t>(plan.bias.size());
+}
+
 void lay_out_sums(BackwardPlan* plan) {
   size_t tokens = 0;
   plan->first_box.clear();
@@ -77,6 +80,8 @@ void lay_out_sums(BackwardPlan* plan) {
   plan->additional_value_sums = additional * static_cast<size_t>(plan->key_pitch);
   plan->additional_sums_size =
       plan->additional_value_sums + additional * static_cast<size_t>(plan->value_pitch);
+
+  if (plan->grad_bias.given) plan->bias_sums_size = bias_entries(*plan);
 }
 
 // Every key of the combinations that have queries, in pieces.
@@ -105,13 +110,7 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
             std::max(most.transposed_keys, size.transposed_keys),
             std::max(most.transposed_values, size.transposed_values), std::max(most.row, size.row)};
   }
-  size_t next = 0;
-  const auto take = [&](size_t elements) {
-    const size_t begin = next;
-    const size_t line = kLineBytes / static_cast<size_t>(element_bytes);
-    next += (elements + line - 1) / line * line + line;  // a line apart: loads may run over the end
-    return begin;
-  };
+  ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
   const auto key_pitch = static_cast<size_t>(plan->key_pitch);
   const auto value_pitch = static_cast<size_t>(plan->value_pitch);
@@ -137,7 +136,12 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.num_zeros = static_cast<size_t>(std::max(plan->key_pitch, plan->value_pitch));
   scratch.zeros = take(scratch.num_zeros);
   scratch.tokens = take(most.row * (sizeof(int64_t) / static_cast<size_t>(element_bytes)));
-  scratch.total = next;
+  if (plan->bias.given) {
+    // Vectors of lanes that are no queries reach out.
+    scratch.bias = take(bias_entries(*plan) + 2 * lanes) + lanes;
+  }
+  if (plan->grad_bias.given) scratch.bias_sums = take(bias_entries(*plan) * lanes);
+  scratch.total = take.total();
 }
 
 // Token extents of a [batch, axes..., heads, head_dim] tensor, moved innermost.
@@ -159,13 +163,15 @@ int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes) 
 
 size_t BackwardPlan::shared_size() const {
   return static_cast<size_t>(num_units()) *
-         ((keeps_sums_apart ? sums_size : 0) + (keeps_additional_apart ? additional_sums_size : 0));
+         ((keeps_sums_apart ? sums_size : 0) + (keeps_additional_apart ? additional_sums_size : 0) +
+          bias_sums_size);
 }
 
 int64_t BackwardPlan::num_gathers() const {
   return batch * heads_kv *
-         ((keeps_sums_apart ? static_cast<int64_t>(slices.size()) : 0) +
-          (keeps_additional_apart ? 1 : 0));
+             ((keeps_sums_apart ? static_cast<int64_t>(slices.size()) : 0) +
+              (keeps_additional_apart ? 1 : 0)) +
+         (grad_bias.given ? heads_kv : 0);
 }
 
 int64_t BackwardPlan::num_clears() const {
@@ -198,6 +204,8 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   plan.grad_value = strides_of(example.grad_value, rank);
   plan.grad_additional_key = strides_of(example.grad_additional_key, 1);
   plan.grad_additional_value = strides_of(example.grad_additional_value, 1);
+  plan.bias = bias_table(problem, example.bias);
+  plan.grad_bias = bias_table(problem, example.grad_bias);
   plan.query_extent = token_extents(example.query, rank);
   plan.key_extent = token_extents(example.key, rank);
   for (int a = 0; a < rank; ++a) plan.has_unseen_tokens |= problem.axis(a).output_stride > 1;

@@ -6,84 +6,32 @@
 
 #include <atomic>
 
-#include "core/tensor.h"
 #include "cpu/backward.h"
 #include "cpu/cores.h"
 #include "cpu/forward.h"
+#include "cpu/launch.h"
 #include "cpu/merge.h"
 #include "cpu/peak.h"
+#include "cpu/sample_plans.h"
 #include "cpu/scratch.h"
-#include "cpu/thread_pool.h"
 
 namespace vecina::internal {
 namespace {
 
-// Below this many floating-point operations a call is over before another thread has joined in
-// (some 3 us at 100 GFLOP/s), below the second before a parked one has woken.
-constexpr double kFlopsForThreads = 3e5;
-constexpr double kFlopsForParkedThreads = 3e6;
-
-struct Resources {
-  ThreadPool threads;
-  cpu::ScratchPool scratch;
-  cpu::ScratchPool shared;  // what the threads of one call hand to each other
-
-  explicit Resources(const BackendOptions& options) : threads(options) {}
-};
-
-cpu::ForwardKernel forward_kernel(int32_t dtype) {
-  switch (dtype) {
-    case VECINA_F64:
-      return cpu::forward_kernel_f64();
-    case VECINA_F16:
-      return cpu::forward_kernel_f16();
-    case VECINA_BF16:
-      return cpu::forward_kernel_bf16();
-    default:
-      return cpu::forward_kernel_f32();
-  }
-}
-
-cpu::BackwardKernel backward_kernel(int32_t dtype) {
-  switch (dtype) {
-    case VECINA_F64:
-      return cpu::backward_kernel_f64();
-    case VECINA_F16:
-      return cpu::backward_kernel_f16();
-    case VECINA_BF16:
-      return cpu::backward_kernel_bf16();
-    default:
-      return cpu::backward_kernel_f32();
-  }
-}
-
-char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tensor) : nullptr; }
-
-Status no_memory(size_t bytes) {
-  return out_of_memory(
-      fmt::format("the host has no {} bytes of working memory for a thread.", bytes));
-}
+using cpu::Resources;
 
 class CpuForwardPlan : public Plan {
  public:
   CpuForwardPlan(const Problem& problem, const vecina_forward_args& example, Resources* resources)
       : resources_(*resources),
-        kernel_(forward_kernel(problem.dtype())),
-        plan_(cpu::plan_forward(problem, example, kernel_, resources->threads.threads())),
+        kernel_(cpu::forward_kernel(problem.dtype())),
+        plan_(cpu::plan_forward(problem, example, kernel_, resources->enough_units())),
         flops_(problem.forward_flops()) {}
 
   Status run(const vecina_forward_args& args, void*) const override {
-    Job job = {this,
-               {pointer(args.query), pointer(args.key), pointer(args.value),
-                pointer(args.additional_key), pointer(args.additional_value), pointer(args.bias),
-                pointer(args.output), pointer(args.lse)}};
-    const int64_t units = plan_.num_units();
-    if (flops_ < kFlopsForThreads) {
-      for (int64_t unit = 0; unit < units; ++unit) run_unit(unit, &job);
-    } else {
-      resources_.threads.parallel_for(units, flops_ >= kFlopsForParkedThreads, &run_unit, &job);
-    }
-    return job.failed.load(std::memory_order_relaxed) ? no_memory(scratch_bytes()) : Status();
+    Job job = {this, cpu::pointers_of(args)};
+    resources_.run_units(flops_, plan_.num_units(), &run_unit, &job);
+    return job.failed.load(std::memory_order_relaxed) ? cpu::no_memory(scratch_bytes()) : Status();
   }
 
   std::string describe() const override {
@@ -127,25 +75,18 @@ class CpuBackwardPlan : public Plan {
  public:
   CpuBackwardPlan(const Problem& problem, const vecina_backward_args& example, Resources* resources)
       : resources_(*resources),
-        kernel_(backward_kernel(problem.dtype())),
+        kernel_(cpu::backward_kernel(problem.dtype())),
         plan_(cpu::plan_backward(problem, example, kernel_)),
-        flops_(kProducts / 2.0 * problem.forward_flops()) {}
+        flops_(cpu::backward_flops(problem)) {}
 
   Status run(const vecina_backward_args& args, void*) const override {
     const cpu::ScratchPool::Lease shared(&resources_.shared, shared_bytes());
-    if (shared_bytes() > 0 && shared.data() == nullptr) return no_memory(shared_bytes());
-    Job job = {
-        this,
-        nullptr,
-        {pointer(args.query), pointer(args.key), pointer(args.value), pointer(args.additional_key),
-         pointer(args.additional_value), pointer(args.output), pointer(args.lse),
-         pointer(args.grad_output), pointer(args.grad_lse), pointer(args.grad_query),
-         pointer(args.grad_key), pointer(args.grad_value), pointer(args.grad_additional_key),
-         pointer(args.grad_additional_value), shared.data()}};
+    if (shared_bytes() > 0 && shared.data() == nullptr) return cpu::no_memory(shared_bytes());
+    Job job = {this, nullptr, cpu::pointers_of(args, shared.data())};
     run_units(plan_.num_clears(), kernel_.clear, &job);
     run_units(plan_.num_units(), kernel_.run, &job);
     run_units(plan_.num_gathers(), kernel_.gather, &job);
-    return job.failed.load(std::memory_order_relaxed) ? no_memory(scratch_bytes()) : Status();
+    return job.failed.load(std::memory_order_relaxed) ? cpu::no_memory(scratch_bytes()) : Status();
   }
 
   std::string describe() const override {
@@ -158,8 +99,6 @@ class CpuBackwardPlan : public Plan {
   }
 
  private:
-  static constexpr double kProducts = 5.0;  // where forward has two
-
   struct Job {
     const CpuBackwardPlan* plan;
     cpu::BackwardFunction function;
@@ -176,11 +115,7 @@ class CpuBackwardPlan : public Plan {
 
   void run_units(int64_t count, cpu::BackwardFunction function, Job* job) const {
     job->function = function;
-    if (flops_ < kFlopsForThreads) {
-      for (int64_t unit = 0; unit < count; ++unit) run_unit(unit, job);
-    } else {
-      resources_.threads.parallel_for(count, flops_ >= kFlopsForParkedThreads, &run_unit, job);
-    }
+    resources_.run_units(flops_, count, &run_unit, job);
   }
 
   static void run_unit(int64_t unit, void* user) {
@@ -208,23 +143,25 @@ class CpuBackend : public Backend {
 
   std::string misconfigured() const override { return cpu::target_problem(); }
 
-  std::string why_not(const Problem& problem, Pass pass) const override {
-    if (problem.has_bias() && pass == Pass::backward) {
-      return "gradient with relative position bias: not yet";
-    }
-    if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
-    return {};
-  }
+  std::string why_not(const Problem& /*problem*/, Pass /*pass*/) const override { return {}; }
 
   Status plan(const Problem& problem, const vecina_forward_args& example,
               std::unique_ptr<Plan>* plan) override {
-    *plan = std::make_unique<CpuForwardPlan>(problem, example, &resources_);
+    if (problem.lengths() == VECINA_LENGTHS_EQUAL) {
+      *plan = std::make_unique<CpuForwardPlan>(problem, example, &resources_);
+    } else {
+      *plan = cpu::make_samples_plan(problem, example, &resources_);
+    }
     return {};
   }
 
   Status plan(const Problem& problem, const vecina_backward_args& example,
               std::unique_ptr<Plan>* plan) override {
-    *plan = std::make_unique<CpuBackwardPlan>(problem, example, &resources_);
+    if (problem.lengths() == VECINA_LENGTHS_EQUAL) {
+      *plan = std::make_unique<CpuBackwardPlan>(problem, example, &resources_);
+    } else {
+      *plan = cpu::make_samples_plan(problem, example, &resources_);
+    }
     return {};
   }
 

@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/bias-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
@@ -91,13 +92,14 @@ class ForwardUnit {
 
   // One query row of a tile: up to lanes * twins queries at one outer position, phase and head.
   struct Row {
-    int head = 0, phase = 0, num_queries = 0;  // vectors are filled up with the last query
-    int position_z = 0, position_y = 0;        // of the queries
-    int key_begin = 0, key_end = 0;            // of the middle axis
-    Element* output = nullptr;                 // of the first query
+    int head = 0, num_queries = 0;       // vectors are filled up with the last query
+    int position_z = 0, position_y = 0;  // of the queries
+    int key_begin = 0, key_end = 0;      // of the middle axis
+    Element* output = nullptr;           // of the first query
     LseType* lse = nullptr;
     bool is_masked = false;
     std::array<QueryView, kMaxQueries> views;
+    BiasEntries<D> bias;
     T* weights = nullptr;
     T* sums = nullptr;
     bool has_sums = false;  // of keys that were flushed before
@@ -131,7 +133,10 @@ class ForwardUnit {
     zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     find_keys();
-    if (plan_.bias.given) pack_bias();
+    if (plan_.bias.given) {
+      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
+                scratch_ + plan_.scratch.bias);
+    }
     for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
       for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) pack_row(z, y);
     }
@@ -259,22 +264,6 @@ class ForwardUnit {
     }
   }
 
-  void pack_bias() {
-    const BiasTable& bias = plan_.bias;
-    T* to = scratch_ + plan_.scratch.bias;
-    for (int head = 0; head < plan_.head_group; ++head) {
-      const T* from = bias_ + head * bias.head;
-      for (int z = 0; z < bias.sizes[0]; ++z) {
-        for (int y = 0; y < bias.sizes[1]; ++y) {
-          for (int x = 0; x < bias.sizes[2]; ++x) {
-            *to++ = static_cast<T>(kLog2E) *
-                    from[z * bias.strides[0] + y * bias.strides[1] + x * bias.strides[2]];
-          }
-        }
-      }
-    }
-  }
-
   void run_tile(int x, int z, int first_row, int num_rows) {
     Rows rows;
     for (int r = 0; r < num_rows; ++r) {
@@ -321,7 +310,7 @@ class ForwardUnit {
     const int phase = index / plan_.head_group % axis.phases;
     const int k = box_.begin[1] + index / rows_of_query();
     row->head = head;
-    row->phase = phase;
+    if (plan_.bias.given) row->bias = {axis, x, phase};
     row->position_z = axes_[0]->position(z);
     row->position_y = middle.position(k);
     row->key_begin = middle.begin(middle.position(k));
@@ -444,58 +433,15 @@ class ForwardUnit {
       add_keys<KeyLayout::shared>(keys + ptrdiff_t{j} * plan_.key_pitch, run, rows, num_rows, first,
                                   last);
     }
-    if (!plan_.bias.given) return;
+    if (!plan_.bias.given) return;  // else to the logits of the run that was added last
     for (int r = first; r < last; ++r) {
       const Row& row = (*rows)[static_cast<size_t>(r)];
-      for (int t = 0; t < twins(); ++t) add_bias(x, key_z, key_y, run, row, t);
-    }
-  }
-
-  // To the logits of the run that was added last.
-  void add_bias(int x, int key_z, int key_y, const KeyRun<T>& run, const Row& row, int twin) {
-    const D d;
-    const AxisGroup& axis = lane_axis();
-    const std::array<int, kRank>& sizes = plan_.bias.sizes;
-    const int kernel_size = axis.window.kernel_size;
-    // Of keys at the query's own position along the innermost axis.
-    const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
-                     ((key_z - row.position_z + sizes[0] / 2) * sizes[1] +
-                      (key_y - row.position_y + sizes[1] / 2)) *
-                         sizes[2] +
-                     kernel_size - 1;
-    T* logits = row.weights + twin * twin_pitch() + ptrdiff_t{row.slots - run.count} * kMaxLanes;
-    const int query = axis.position(x + twin) + row.phase;  // of lane 0
-    const int lane_step = axis.step * twins();
-    if (layout_ == KeyLayout::shifted && is_inside(x)) {
-      const T* from = table + borderless_begin(axis.window, axis.position(x + twin)) - query;
-      for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
-        const auto bias = hn::Set(d, from[run.first_key + j]);
-        hn::Store(hn::Add(hn::Load(d, logits), bias), d, logits);
+      const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
+                       bias_entry(plan_.bias, key_z - row.position_z, key_y - row.position_y);
+      for (int t = 0; t < twins(); ++t) {
+        row.bias.add(table, j, count, t,
+                     row.weights + t * twin_pitch() + ptrdiff_t{row.slots - count} * kMaxLanes);
       }
-      return;
-    }
-    if (layout_ == KeyLayout::shared && lane_step == 1) {
-      const T* from = table + run.first_key - query - (kMaxLanes - 1);
-      for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
-        const auto bias = hn::Reverse(d, hn::LoadU(d, from + j));
-        hn::Store(hn::Add(hn::Load(d, logits), bias), d, logits);
-      }
-      return;
-    }
-    HWY_ALIGN T bias[kMaxLanes];
-    for (int j = 0; j < run.count; ++j, logits += kMaxLanes) {
-      for (int lane = 0; lane < kMaxLanes; ++lane) {
-        const int key =
-            layout_ == KeyLayout::shared
-                ? run.first_key + j
-                : packed_key(axis, borderless_begin(axis.window,
-                                                    axis.position(x + twin + lane * twins())) +
-                                       run.first_key + j);
-        // Lanes that are no queries, and keys that none sees, take any bias.
-        const int apart = key - (query + lane * lane_step);
-        bias[lane] = table[std::clamp(apart, 1 - kernel_size, kernel_size - 1)];
-      }
-      hn::Store(hn::Add(hn::Load(d, logits), hn::Load(d, bias)), d, logits);
     }
   }
 

@@ -86,7 +86,7 @@ struct Box {
 };
 
 // Where a unit keeps what in its scratch, in elements of the kernel's float type.
-struct ScratchLayout {
+struct ForwardScratch {
   size_t keys = 0, values = 0;                        // packed key and value rows
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
@@ -129,7 +129,7 @@ struct ForwardPlan : Partition {
   int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
   int max_slots = 0;      // keys of a row whose logits are held at once
   int queries_pitch = 0;  // elements of a vector of queries
-  ScratchLayout scratch;
+  ForwardScratch scratch;
 };
 
 // True if the problem is attention over all tokens and every token axis of the tensors is one axis
@@ -141,6 +141,8 @@ void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan
 // packs little twice. The axis with the most windows is cut.
 void cut_boxes(Partition* plan, int64_t enough,
                const std::function<bool(const Box&)>& is_too_large);
+// The table of a [heads, 2 * kernel_size - 1, ...] tensor; not given if the tensor is not.
+BiasTable bias_table(const Problem& problem, const vecina_tensor& bias);
 // Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
 Strides strides_of(const vecina_tensor& tensor, int rank);
 
@@ -185,9 +187,9 @@ ForwardKernel forward_kernel_f64();
 ForwardKernel forward_kernel_f16();
 ForwardKernel forward_kernel_bf16();
 
-// Fills in everything; `threads` decides how finely the work is cut.
+// Fills in everything; cut into `enough` units if that packs little twice.
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const ForwardKernel& kernel, int threads);
+                         const ForwardKernel& kernel, int64_t enough);
 
 }  // namespace vecina::internal::cpu
 #endif  // VECINA_CPU_FORWARD_H_

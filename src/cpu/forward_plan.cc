@@ -6,16 +6,13 @@
 
 #include "core/tensor.h"
 #include "cpu/forward.h"
+#include "cpu/layout.h"
 
 namespace vecina::internal::cpu {
 namespace {
 
 // Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
 constexpr size_t kPackedBytes = 384 * 1024;
-// Rows of packed data start on their own cache lines.
-constexpr size_t kLineBytes = 64;
-
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
 AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
@@ -160,19 +157,6 @@ class BoxCutter {
   Partition& plan_;
 };
 
-BiasTable bias_table(const Problem& problem, const vecina_tensor& bias) {
-  BiasTable table;
-  if (!problem.has_bias()) return table;
-  table.given = true;
-  table.head = bias.strides[0];
-  for (int a = 0; a < problem.rank(); ++a) {
-    const auto axis = static_cast<size_t>(kRank - problem.rank() + a);
-    table.sizes[axis] = static_cast<int>(2 * problem.axis(a).kernel_size - 1);
-    table.strides[axis] = bias.strides[1 + a];
-  }
-  return table;
-}
-
 // A row of queries with short windows: little is lost by packing only what one vector needs, and
 // that stays in L1.
 bool is_long_row(const ForwardPlan& plan, const Box& box) {
@@ -190,16 +174,10 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
     keys = std::max(keys, size.keys);
     values = std::max(values, size.values);
   }
-  size_t next = 0;
-  const auto take = [&](size_t elements) {
-    const size_t begin = next;
-    const size_t line = kLineBytes / static_cast<size_t>(element_bytes);
-    next += (elements + line - 1) / line * line + line;  // a line apart: loads may run over the end
-    return begin;
-  };
+  ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
   const auto additional = static_cast<size_t>(plan->additional_tokens);
-  ScratchLayout& scratch = plan->scratch;
+  ForwardScratch& scratch = plan->scratch;
   scratch.keys = take(keys + 2 * lanes);
   scratch.values = take(values);
   scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
@@ -219,7 +197,7 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
   scratch.key_offsets =
       take((row + kMaxTwins) * per_offset);  // a window is no longer than what it is in
-  scratch.total = next;
+  scratch.total = take.total();
 }
 
 }  // namespace
@@ -283,6 +261,19 @@ Strides strides_of(const vecina_tensor& tensor, int rank) {
   return strides;
 }
 
+BiasTable bias_table(const Problem& problem, const vecina_tensor& bias) {
+  BiasTable table;
+  if (!given(bias)) return table;
+  table.given = true;
+  table.head = bias.strides[0];
+  for (int a = 0; a < problem.rank(); ++a) {
+    const auto axis = static_cast<size_t>(kRank - problem.rank() + a);
+    table.sizes[axis] = static_cast<int>(2 * problem.axis(a).kernel_size - 1);
+    table.strides[axis] = bias.strides[1 + a];
+  }
+  return table;
+}
+
 bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors) {
   if (problem.has_bias()) return false;  // tells the axes apart
   for (int a = 0; a < problem.rank(); ++a) {
@@ -337,7 +328,7 @@ void cut_boxes(Partition* plan, int64_t enough,
 }
 
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const ForwardKernel& kernel, int threads) {
+                         const ForwardKernel& kernel, int64_t enough) {
   const bool dense = is_dense(
       problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
@@ -368,7 +359,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
 
-  cut_boxes(&plan, threads > 1 ? 3 * threads : 0, [&](const Box& box) {
+  cut_boxes(&plan, enough, [&](const Box& box) {
     const PackedSize size = packed_size(plan, box);
     return (size.keys + size.values) * static_cast<size_t>(kernel.element_bytes) > kPackedBytes ||
            is_long_row(plan, box);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the units of the backward pass leave to others: gradients of keys and values out of their
-// sums, and zeros for tokens that no query sees.
+// What the units of the backward pass leave to others: gradients of keys, values and the bias out
+// of their sums, and zeros for tokens that no query sees.
 // Part of each backward_<dtype>.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_KEY_GRADIENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_KEY_GRADIENTS_INL_H_
@@ -170,7 +170,35 @@ class KeyGradients {
   Element *grad_key_, *grad_value_, *grad_additional_key_, *grad_additional_value_;
 };
 
-// Adds up what the units kept apart.
+// Writes the gradient of the bias of a key head's queries out of the sums of all units.
+template <typename T>
+void write_bias_gradient(const BackwardPlan& plan, int64_t head_kv, const T* sums, void* gradient) {
+  const BiasTable& bias = plan.grad_bias;
+  T* to = static_cast<T*>(gradient) + head_kv * plan.head_group * bias.head;
+  const size_t boxes = plan.boxes.size();
+  const auto sum_of = [&](size_t entry) {
+    T sum = 0;
+    for (int64_t batch = 0; batch < plan.batch; ++batch) {
+      const auto first = static_cast<size_t>(batch * plan.heads_kv + head_kv) * boxes;
+      for (size_t unit = first; unit < first + boxes; ++unit) {
+        sum += sums[unit * plan.bias_sums_size + entry];
+      }
+    }
+    return sum;
+  };
+  size_t entry = 0;
+  for (int head = 0; head < plan.head_group; ++head, to += bias.head) {
+    for (int z = 0; z < bias.sizes[0]; ++z) {
+      for (int y = 0; y < bias.sizes[1]; ++y) {
+        for (int x = 0; x < bias.sizes[2]; ++x) {
+          to[z * bias.strides[0] + y * bias.strides[1] + x * bias.strides[2]] = sum_of(entry++);
+        }
+      }
+    }
+  }
+}
+
+// Adds up what the units kept apart: keys and values, then additional tokens, then the bias.
 template <typename Element>
 void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                      void* /*scratch*/) {
@@ -189,9 +217,17 @@ void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers,
     unit -= plan.batch * plan.heads_kv * slices;
     shared += static_cast<size_t>(plan.num_units()) * plan.sums_size;
   }
-  KeyGradients<Element>(plan, pointers, unit)
-      .write_additional(shared + static_cast<size_t>(unit) * boxes * plan.additional_sums_size,
-                        boxes);
+  if (plan.keeps_additional_apart) {
+    if (unit < plan.batch * plan.heads_kv) {
+      KeyGradients<Element>(plan, pointers, unit)
+          .write_additional(shared + static_cast<size_t>(unit) * boxes * plan.additional_sums_size,
+                            boxes);
+      return;
+    }
+    unit -= plan.batch * plan.heads_kv;
+    shared += static_cast<size_t>(plan.num_units()) * plan.additional_sums_size;
+  }
+  write_bias_gradient(plan, unit, shared, pointers.grad_bias);
 }
 
 // Zeros in one plane of the outermost token axis, of grad_query or of grad_key and grad_value.

@@ -130,13 +130,6 @@ Rows<T> bias_rows(const vecina_tensor& tensor) {
   return rows;
 }
 
-// lengths[sample, axis], i32 or i64.
-inline int64_t length_at(const vecina_tensor& lengths, int64_t sample, int axis) {
-  const TensorIndex index = {sample, axis};
-  return lengths.dtype == VECINA_I64 ? *at<const int64_t>(lengths, index)
-                                     : *at<const int32_t>(lengths, index);
-}
-
 // A sample smaller than its window has no defined window; it sees nothing.
 inline bool has_windows(const Problem& problem, const Sample& sample) {
   if (problem.is_attention()) return true;

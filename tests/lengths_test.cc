@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+// Samples of different length: what lies beyond them, plans that meet new lengths, and what a call
+// with the lengths of the call before allocates.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "allocations.h"
+#include "cli/conformance.h"
+#include "results.h"
+#include "vecina/vecina.h"
+
+namespace vecina::tests {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+using PlanPtr = std::unique_ptr<vecina_plan, decltype(&vecina_plan_destroy)>;
+
+class LengthsOfSamples : public testing::TestWithParam<std::string> {
+ protected:
+  cli::ContextPtr context_ = cli::make_context(GetParam(), 2);
+};
+INSTANTIATE_TEST_SUITE_P(Backends, LengthsOfSamples, testing::ValuesIn(backend_names()),
+                         [](const auto& name) { return name.param; });
+
+std::vector<double> lengths_of(const cli::Inputs& inputs, bool of_queries) {
+  return values_of(of_queries && inputs.query_lengths.given() ? inputs.query_lengths
+                                                              : inputs.lengths);
+}
+
+// Calls visit(element) for those of a padded [batch, extents..., ...] tensor beyond the lengths.
+template <typename Visit>
+void for_each_beyond(const cli::HostTensor& tensor, int rank, const std::vector<double>& lengths,
+                     const Visit& visit) {
+  for (int64_t i = 0; i < tensor.size(); ++i) {
+    int64_t rest = i;
+    std::vector<int64_t> index(tensor.shape().size());
+    for (size_t d = index.size(); d-- > 0; rest /= tensor.shape()[d]) {
+      index[d] = rest % tensor.shape()[d];
+    }
+    bool is_beyond = false;
+    for (int a = 0; a < rank; ++a) {
+      is_beyond = is_beyond || static_cast<double>(index[static_cast<size_t>(1 + a)]) >=
+                                   lengths[static_cast<size_t>(index[0] * rank + a)];
+    }
+    if (is_beyond) visit(i);
+  }
+}
+
+TEST_P(LengthsOfSamples, WhatLiesBeyondIsNotReadAndWrittenAsDefined) {
+  for (const char* line :
+       {"1d 70 kernel_size 5 dilation 2 batch 4 heads 2 head_dim 8 additional 2 lengths padded",
+        "2d 20x22 kernel_size 5x3 causal 0x1 batch 3 heads 2 heads_kv 1 head_dim 12 bias lengths "
+        "padded",
+        "3d 5x6x19 kernel_size 3x2x4 stride 1x1x2 batch 3 heads 1 head_dim 8 lengths padded",
+        "attention 30x40 batch 4 heads 2 head_dim 8 lengths padded"}) {
+    const vecina_problem problem = cli::parse_problem(line);
+    if (!why_not(context_.get(), GetParam(), problem).empty()) continue;
+    cli::Inputs inputs = cli::random_inputs(problem, 3);
+    const cli::Outputs expected = run_forward(context_.get(), problem, inputs);
+    const cli::Gradients gradients = run_backward(context_.get(), problem, inputs, expected);
+
+    int64_t num_planted = 0;
+    const auto plant = [&](cli::HostTensor& tensor, bool of_queries) {
+      for_each_beyond(tensor, problem.rank, lengths_of(inputs, of_queries), [&](int64_t i) {
+        tensor.set(i, kNan);
+        ++num_planted;
+      });
+    };
+    plant(inputs.query, true);
+    plant(inputs.key, false);
+    plant(inputs.value, false);
+    plant(inputs.grad_output, true);
+    plant(inputs.grad_lse, true);
+    EXPECT_GT(num_planted, 0) << line;
+    const cli::Outputs actual = run_forward(context_.get(), problem, inputs);
+    const cli::Gradients actual_gradients = run_backward(context_.get(), problem, inputs, actual);
+    EXPECT_EQ(bits_of(actual.output), bits_of(expected.output)) << line;
+    EXPECT_EQ(bits_of(actual.lse), bits_of(expected.lse)) << line;
+    for (auto member : {&cli::Gradients::query, &cli::Gradients::key, &cli::Gradients::value,
+                        &cli::Gradients::additional_key, &cli::Gradients::additional_value,
+                        &cli::Gradients::bias}) {
+      if (!(gradients.*member).given()) continue;
+      EXPECT_EQ(bits_of(actual_gradients.*member), bits_of(gradients.*member)) << line;
+    }
+
+    const auto expect_beyond = [&](const cli::HostTensor& tensor, bool of_queries, double value) {
+      for_each_beyond(tensor, problem.rank, lengths_of(inputs, of_queries),
+                      [&](int64_t i) { ASSERT_EQ(tensor.get(i), value) << line << " at " << i; });
+    };
+    expect_beyond(actual.output, true, 0.0);
+    expect_beyond(actual.lse, true, -std::numeric_limits<double>::infinity());
+    expect_beyond(actual_gradients.query, true, 0.0);
+    expect_beyond(actual_gradients.key, false, 0.0);
+    expect_beyond(actual_gradients.value, false, 0.0);
+  }
+}
+
+// A sample without keys sees the additional tokens alone, or nothing; one without queries leaves
+// zeros to its keys.
+TEST_P(LengthsOfSamples, MayBeZero) {
+  for (const char* additional : {"", " additional 2"}) {
+    const vecina_problem problem = cli::parse_problem(
+        std::string("attention 9x7 batch 3 heads 2 head_dim 8 lengths padded") + additional);
+    if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+    cli::Inputs inputs = cli::random_inputs(problem, 3);
+    inputs.lengths.set(0, 0);
+    inputs.query_lengths.set(0, 5);
+    inputs.lengths.set(1, 7);
+    inputs.query_lengths.set(1, 0);
+    const cli::Outputs outputs = run_forward(context_.get(), problem, inputs);
+    const cli::Gradients gradients = run_backward(context_.get(), problem, inputs, outputs);
+    const bool has_keys = problem.additional_tokens > 0;
+    for (int64_t i = 0; i < 5 * 2; ++i) {  // queries and heads of sample 0
+      EXPECT_EQ(std::isfinite(outputs.lse.get(i)), has_keys);
+      EXPECT_EQ(outputs.output.get(i * 8) != 0.0, has_keys);
+    }
+    const int64_t sample = gradients.key.size() / 3;
+    for (int64_t i = 0; i < 2 * sample; ++i) ASSERT_EQ(gradients.key.get(i), 0.0) << i;
+    EXPECT_NE(gradients.key.get(2 * sample), 0.0);
+    if (!has_keys) continue;
+    const int64_t of_sample = gradients.additional_value.size() / 3;
+    EXPECT_NE(gradients.additional_value.get(0), 0.0);
+    for (int64_t i = of_sample; i < 2 * of_sample; ++i) {
+      ASSERT_EQ(gradients.additional_value.get(i), 0.0) << i;
+    }
+  }
+}
+
+TEST_P(LengthsOfSamples, MayDifferFromRunToRunOfAPlan) {
+  const vecina_problem problem =
+      cli::parse_problem("2d 12x14 kernel_size 3 batch 3 heads 2 head_dim 8 bias lengths padded");
+  if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+  const cli::Inputs some = cli::random_inputs(problem, 3), others = cli::random_inputs(problem, 4);
+  ASSERT_NE(values_of(some.lengths), values_of(others.lengths));
+  const cli::Outputs outputs = cli::make_outputs(problem);
+  const vecina_forward_args args = cli::forward_args(some, outputs);
+  vecina_plan* made = nullptr;
+  ASSERT_EQ(vecina_plan_forward(context_.get(), &problem, &args, &made), VECINA_OK);
+  const PlanPtr plan(made, vecina_plan_destroy);
+  for (int round = 0; round < 2; ++round) {
+    for (const cli::Inputs* inputs : {&others, &some}) {
+      const cli::ContextPtr fresh = cli::make_context(GetParam(), 1);
+      const cli::Outputs expected = run_forward(fresh.get(), problem, *inputs);
+      vecina_forward_args now = cli::forward_args(*inputs, outputs);
+      cli::HostTensor lengths(inputs->lengths.shape(), args.lengths.dtype);
+      for (int64_t i = 0; i < lengths.size(); ++i) lengths.set(i, inputs->lengths.get(i));
+      now.lengths = lengths.view();
+      ASSERT_EQ(vecina_run_forward(plan.get(), &now, nullptr), VECINA_OK) << vecina_last_error();
+      EXPECT_EQ(bits_of(outputs.output), bits_of(expected.output));
+      EXPECT_EQ(bits_of(outputs.lse), bits_of(expected.lse));
+    }
+  }
+}
+
+TEST(LengthsOfSamplesOnTheCpu, TheSameAgainAllocateNothing) {
+  if (!kCountsAllocations) GTEST_SKIP() << "not beside a sanitizer";
+  const cli::ContextPtr context = cli::make_context("cpu", 1);
+  for (const char* line :
+       {"1d 70 kernel_size 5 batch 4 heads 2 head_dim 8 additional 2 lengths padded",
+        "2d 12x14 kernel_size 3 heads 2 head_dim 8 bias lengths packed:3"}) {
+    const vecina_problem problem = cli::parse_problem(line);
+    const cli::Inputs inputs = cli::random_inputs(problem, 3);
+    const cli::Outputs outputs = run_forward(context.get(), problem, inputs);
+    const cli::Gradients gradients = run_backward(context.get(), problem, inputs, outputs);
+    const vecina_forward_args forward = cli::forward_args(inputs, outputs);
+    const vecina_backward_args backward = cli::backward_args(inputs, outputs, gradients);
+    const int64_t before = num_allocations();
+    const vecina_status status_forward = vecina_forward(context.get(), &problem, &forward, nullptr);
+    const int64_t after_forward = num_allocations();
+    const vecina_status status_backward =
+        vecina_backward(context.get(), &problem, &backward, nullptr);
+    const int64_t after_backward = num_allocations();
+    EXPECT_EQ(status_forward, VECINA_OK);
+    EXPECT_EQ(status_backward, VECINA_OK);
+    EXPECT_EQ(after_forward, before) << line;
+    EXPECT_EQ(after_backward, after_forward) << line;
+    const cli::ContextPtr cold = cli::make_context("cpu", 1);
+    const int64_t before_cold = num_allocations();
+    EXPECT_EQ(vecina_forward(cold.get(), &problem, &forward, nullptr), VECINA_OK);
+    EXPECT_GT(num_allocations(), before_cold) << "nothing is counted";
+  }
+}
+
+}  // namespace
+}  // namespace vecina::tests
