@@ -83,6 +83,18 @@ void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle addi
   throw_if_failed(status);
 }
 
+// Device memory that backward works in, from the framework's allocator: allocate(bytes) returns a
+// tensor, which must live until the call is enqueued.
+nb::object give_workspace(vecina_context* context, const vecina_problem& problem,
+                          nb::handle allocate, Tensors* tensors, vecina_backward_args* args) {
+  if (args->query.device == VECINA_CPU || allocate.is_none()) return nb::none();
+  args->workspace_bytes = vecina_workspace_bytes(context, &problem, /*backward=*/1);
+  if (args->workspace_bytes == 0) return nb::none();
+  nb::object memory = allocate(args->workspace_bytes);
+  args->workspace = tensors->read("workspace", memory, true).data;
+  return memory;
+}
+
 void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle additional_keys,
               nb::handle additional_values, nb::handle bias, nb::handle lengths,
               nb::handle query_lengths, nb::handle output, nb::handle lse, nb::handle grad_output,
@@ -91,7 +103,7 @@ void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle add
               nb::handle grad_additional_values, nb::handle grad_bias, int rank,
               nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
               nb::handle scale, nb::handle output_stride, nb::handle extents,
-              nb::handle query_extent, nb::handle backend) {
+              nb::handle query_extent, nb::handle backend, nb::handle allocate) {
   Tensors tensors;
   Inputs inputs = read_inputs(&tensors, query, key, value, additional_keys, additional_values, bias,
                               lengths, query_lengths);
@@ -110,6 +122,7 @@ void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle add
   args.grad_additional_value = tensors.read("grad_additional_values", grad_additional_values, true);
   args.grad_bias = tensors.read("grad_bias", grad_bias, true);
   const ContextPtr context = context_for(backend, inputs.query.device);
+  const nb::object workspace = give_workspace(context.get(), problem, allocate, &tensors, &args);
   vecina_status status = VECINA_OK;
   {
     const nb::gil_scoped_release released;
@@ -228,7 +241,8 @@ NB_MODULE(_vecina, m) {
         "grad_value"_a.none(), "grad_additional_keys"_a.none(), "grad_additional_values"_a.none(),
         "grad_bias"_a.none(), "rank"_a, "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "output_stride"_a.none(),
-        "extents"_a.none(), "query_extent"_a.none(), "backend"_a.none());
+        "extents"_a.none(), "query_extent"_a.none(), "backend"_a.none(),
+        "allocate"_a.none() = nb::none());
   m.def("merge", &merge, "outputs"_a, "lses"_a, "output"_a.none(), "lse"_a.none(),
         "backend"_a.none());
   m.def("merge_backward", &merge_backward, "outputs"_a, "lses"_a, "grad_output"_a.none(),

@@ -71,6 +71,7 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     _vecina.backward(
         *tensors, None, output, lse, grad_output, grad_lse, *gradients, rank, kernel_size, stride,
         dilation, is_causal, scale, output_stride, None, None, backend,
+        lambda bytes: tensors[0].new_empty((bytes + 3) // 4, dtype=torch.float32),
     )  # fmt: skip
     return gradients
 
