@@ -85,6 +85,9 @@ TEST_F(Cli, UsageErrors) {
   expect_usage_error("plan '1d 9 kernel_sizes 3 head_dim 4'", {"kernel_sizes"});
   expect_usage_error("window '1d 9 kernel_size 10 head_dim 4'", {"kernel_size 10", "9"});
   expect_usage_error("profile '5d 3'", {"5d"});
+  expect_usage_error("kernels melt", {"melt", "list"});
+  expect_usage_error("kernels build --capability 12 1d 9 kernel_size 3 head_dim 4", {"12"});
+  expect_usage_error("kernels build 1d 9 kernel_size 30 head_dim 4", {"kernel_size 30", "9"});
   expect_usage_error("run", {"--query"});
   EXPECT_EQ(run("").code, 2) << "no command";
 }
@@ -93,8 +96,8 @@ TEST_F(Cli, HelpAndVersion) {
   const Finished version = run("--version");
   EXPECT_EQ(version.code, 0);
   EXPECT_EQ(version.out, "vecina 0.1.0\n");
-  for (const char* command :
-       {"bench", "run", "check", "info", "plan", "window", "profile", "completion", "man"}) {
+  for (const char* command : {"bench", "run", "check", "info", "plan", "window", "profile",
+                              "kernels", "completion", "man"}) {
     const Finished help = run(std::string(command) + " --help");
     EXPECT_EQ(help.code, 0) << command;
     EXPECT_NE(help.out.find(std::string("vecina ") + command), std::string::npos) << command;
@@ -286,6 +289,34 @@ TEST_F(Cli, CheckCountsItsCases) {
   const Finished many = run("check --cases 40 --seed 9 --backend cpu");
   EXPECT_EQ(many.code, 0) << many.out << many.err;
   EXPECT_NE(many.out.find("cases 40, failures 0"), std::string::npos) << many.out;
+}
+
+TEST_F(Cli, KernelsAreListedBuiltAndCleared) {
+  const auto kernels = [&](const std::string& arguments) {
+    const Finished finished = run("kernels " + arguments + " --json");
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    return nlohmann::json::parse(finished.out, nullptr, /*allow_exceptions=*/false);
+  };
+  ASSERT_EQ(setenv("VECINA_CACHE_DIR", path("cache").c_str(), 1), 0);
+  EXPECT_EQ(kernels("list")["kernels"].size(), 0u);
+  const std::string build = "build --capability 90 1d 9 kernel_size 3 heads 2 head_dim 4";
+  const Finished first = run("kernels " + build);
+  if (first.err.find("NVRTC was not found") != std::string::npos) {
+    unsetenv("VECINA_CACHE_DIR");
+    GTEST_SKIP() << first.err;
+  }
+  EXPECT_EQ(first.code, 0) << first.err;
+  const nlohmann::json built = kernels(build)[0]["kernels"];
+  ASSERT_FALSE(built.empty());
+  for (const nlohmann::json& kernel : built) {
+    EXPECT_TRUE(kernel["was_on_disk"]) << kernel;
+    EXPECT_EQ(kernel["architecture"].get<std::string>().rfind("sm_90", 0), 0u) << kernel;
+    EXPECT_EQ(kernel["spill_bytes"], 0) << kernel;
+  }
+  EXPECT_EQ(kernels("list")["kernels"].size(), built.size());
+  EXPECT_EQ(kernels("clear")["removed"], built.size());
+  EXPECT_EQ(kernels("list")["kernels"].size(), 0u);
+  unsetenv("VECINA_CACHE_DIR");
 }
 
 TEST_F(Cli, InfoAndPlanAreJson) {

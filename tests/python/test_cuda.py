@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""vecina.torch on a GPU: the CPU's values and gradients, on the caller's stream and in graphs."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+import vecina.torch as vt  # noqa: E402
+
+CALLS = {
+    "1d": ([(2, 37, 4, 32)] * 3, dict(kernel_size=7)),
+    "1d causal, dilation": ([(1, 40, 2, 12)] * 3, dict(kernel_size=4, dilation=3, is_causal=True)),
+    "1d output_stride": ([(1, 29, 2, 16)] * 3, dict(kernel_size=5, output_stride=3)),
+    "2d": ([(2, 17, 19, 4, 32)] * 3, dict(kernel_size=7)),
+    "2d groups, head_dim_value, stride": (
+        [(1, 12, 13, 8, 64), (1, 12, 13, 2, 64), (1, 12, 13, 2, 48)],
+        dict(kernel_size=(6, 5), stride=(2, 3)),
+    ),
+    "3d": ([(1, 6, 7, 8, 2, 32)] * 3, dict(kernel_size=(3, 4, 5), is_causal=(True, False, False))),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def tensors(*shapes, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+            for shape in shapes]  # fmt: skip
+
+
+def results(inputs, device, keywords, bias):
+    """Output, lse and all gradients, on the host."""
+    leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+    query, key, value, keys, values = leaves[:5]
+    output, lse = vt.neighborhood_attention(
+        query, key, value, additional_keys=keys, additional_values=values, return_lse=True,
+        bias=leaves[5] if bias else None, **keywords,
+    )  # fmt: skip
+    (output.double().square().sum() + lse.double().sum()).backward()
+    used = leaves if bias else leaves[:5]
+    return [tensor.detach().cpu().double() for tensor in (output, lse, *(t.grad for t in used))]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_results_are_those_of_the_cpu(name, bias, dtype):
+    shapes, keywords = CALLS[name]
+    batch, heads_kv = shapes[0][0], shapes[1][-2]
+    rank = len(shapes[0]) - 3
+    kernel_size = keywords["kernel_size"]
+    sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * rank
+    additional = [(batch, 2, heads_kv, shapes[1][-1]), (batch, 2, heads_kv, shapes[2][-1])]
+    inputs = tensors(*shapes, *additional, dtype=dtype)
+    bias_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs += tensors((shapes[0][-2], *(2 * size - 1 for size in sizes)), dtype=bias_dtype, seed=1)
+    ours = results(inputs, "cuda", keywords, bias)
+    wanted = results(inputs, "cpu", keywords, bias)
+    for mine, theirs in zip(ours, wanted):
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=TOLERANCE[dtype] * max(scale, 1.0))
+
+
+def test_dense_attention_and_merge():
+    query, key, value = (t.cuda() for t in tensors(*[(2, 50, 4, 32)] * 3, dtype=torch.float32))
+    output, lse = vt.attention(query, key, value, return_lse=True)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(t.double().transpose(1, 2) for t in (query, key, value))
+    ).transpose(1, 2)
+    torch.testing.assert_close(output.double(), wanted, rtol=0, atol=1e-5)
+    halves = [vt.attention(query, key[:, part], value[:, part], return_lse=True)
+              for part in (slice(0, 20), slice(20, 50))]  # fmt: skip
+    merged, merged_lse = vt.merge_attentions([h[0] for h in halves], [h[1] for h in halves])
+    torch.testing.assert_close(merged, output, rtol=0, atol=1e-5)
+    torch.testing.assert_close(merged_lse, lse, rtol=0, atol=1e-5)
+
+
+def test_views_of_one_packed_tensor():
+    packed = tensors((2, 16, 16, 3, 4, 32), dtype=torch.float32)[0].cuda()
+    views = packed.unbind(3)
+    torch.testing.assert_close(
+        vt.na2d(*views, 7), vt.na2d(*(view.contiguous() for view in views), 7), rtol=0, atol=0
+    )
+
+
+def test_runs_on_the_current_stream():
+    stream = torch.cuda.Stream()
+    inputs = [t.cuda() for t in tensors(*[(2, 32, 32, 4, 32)] * 3, dtype=torch.float32)]
+    wanted = vt.na2d(*inputs, 7)
+    doubled = [torch.zeros_like(t) for t in inputs]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # some 10 ms: a call on another stream would come too early
+        for to, tensor in zip(doubled, inputs):
+            to.copy_(tensor)
+        output = vt.na2d(*doubled, 7)
+    stream.synchronize()
+    torch.testing.assert_close(output, wanted, rtol=0, atol=0)
+
+
+def test_is_captured_in_a_graph_with_its_gradients():
+    inputs = [t.cuda().requires_grad_() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
+    fresh = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32, seed=7)]
+
+    def step():
+        return torch.autograd.grad(vt.na1d(*inputs, 7).square().sum(), inputs)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for tensor, values in zip(inputs, fresh):
+            tensor.copy_(values)
+    graph.replay()
+    torch.cuda.synchronize()
+    for mine, wanted in zip(captured, step()):
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
+
+
+def test_compiles_with_cuda_graphs():
+    inputs = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
+
+    def call(query, key, value):
+        return vt.na1d(query * 2, key, value, 7).relu()
+
+    compiled = torch.compile(call, fullgraph=True, mode="reduce-overhead")
+    for _ in range(3):
+        result = compiled(*inputs).clone()
+    torch.testing.assert_close(result, call(*inputs), rtol=0, atol=1e-5)
+
+
+def test_host_and_device_tensors_do_not_mix():
+    query, key, value = tensors(*[(1, 9, 2, 8)] * 3, dtype=torch.float32)
+    with pytest.raises(ValueError, match="must be on one"):
+        vt.na1d(query.cuda(), key, value, 3)
