@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <link.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -67,7 +68,19 @@ std::vector<fs::path> folders() {
   return found;
 }
 
+// One that is in this process already (PyTorch brings it): of two copies the symbols would mix.
+std::string loaded_library() {
+  for (const char* soname : kSonames) {
+    void* library = dlopen(soname, RTLD_NOW | RTLD_NOLOAD);
+    link_map* map = nullptr;
+    if (library != nullptr && dlinfo(library, RTLD_DI_LINKMAP, &map) == 0) return map->l_name;
+  }
+  return {};
+}
+
 std::string find_library() {
+  const std::string loaded = loaded_library();
+  if (!loaded.empty()) return loaded;
   const char* chosen = std::getenv("VECINA_NVRTC");
   if (chosen != nullptr && chosen[0] != '\0') return chosen;
   std::error_code ignored;
@@ -80,7 +93,7 @@ std::string find_library() {
 }
 
 void* open_library() {
-  const std::string& path = Compiler::path();
+  const std::string path = Compiler::path();
   if (!path.empty()) return dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   for (const char* soname : kSonames) {
     if (void* library = dlopen(soname, RTLD_NOW | RTLD_LOCAL)) return library;
@@ -150,10 +163,7 @@ std::string CompilerFacts::architecture(const KernelSource& source, int compute_
   return fmt::format("sm_{}{}", known, source.is_architecture_specific ? "a" : "");
 }
 
-const std::string& Compiler::path() {
-  static const std::string path = find_library();
-  return path;
-}
+std::string Compiler::path() { return find_library(); }
 
 Status Compiler::open(Compiler* compiler) {
   void* library = open_library();

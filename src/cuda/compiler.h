@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// NVRTC, opened at run time where it lies: where VECINA_NVRTC points, in the `nvidia` wheels
-// beside this library, in a CUDA toolkit, or on the loader's path. Compiles embedded kernels.
+// NVRTC, opened at run time where it lies: in this process already, where VECINA_NVRTC points, in
+// the `nvidia` wheels beside this library, in a CUDA toolkit, or on the loader's path. Compiles
+// embedded kernels.
 #ifndef VECINA_CUDA_COMPILER_H_
 #define VECINA_CUDA_COMPILER_H_
 
@@ -36,7 +37,7 @@ struct CompilerFacts {
 class Compiler {
  public:
   // The library that would be loaded; empty if none is found in a file. Loads nothing.
-  static const std::string& path();
+  static std::string path();
 
   // Loaded on first use, then the same for the process; `compiler` is set on success only.
   static Status load(const Compiler** compiler);

@@ -34,7 +34,7 @@ Status build_kernel(const KernelSource& source, int compute_capability, const Di
                     Built* built) {
   CompilerFacts facts;
   VECINA_RETURN_IF_ERROR(compiler_facts(cache, &facts));
-  const CacheKey key = {source, facts.architecture(source, compute_capability), facts.version};
+  CacheKey key = {source, facts.architecture(source, compute_capability), facts.version};
   built->architecture = key.architecture;
   if (auto compiled = cache.read(key)) {
     built->compiled = std::move(*compiled);
@@ -43,6 +43,10 @@ Status build_kernel(const KernelSource& source, int compute_capability, const Di
   }
   const Compiler* compiler = nullptr;
   VECINA_RETURN_IF_ERROR(Compiler::load(&compiler));
+  // Another library may have come into the process since it was asked for its version.
+  key.architecture = compiler->facts().architecture(source, compute_capability);
+  key.compiler_version = compiler->facts().version;
+  built->architecture = key.architecture;
   const auto start = std::chrono::steady_clock::now();
   VECINA_RETURN_IF_ERROR(compiler->compile(source, key.architecture, &built->compiled));
   built->compile_ms =
