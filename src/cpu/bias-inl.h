@@ -51,7 +51,7 @@ class BiasEntries {
  public:
   using T = hn::TFromD<D>;
 
-  // Of no queries.
+  // Of no queries; not cleared, since every tile has some.
   BiasEntries() = default;
   // Queries x, x + 1, ... of the axis, in phase `phase`.
   BiasEntries(const AxisGroup& axis, int x, int phase)
@@ -170,10 +170,10 @@ class BiasEntries {
     return within(at - (position_ + moved));
   }
 
-  const AxisGroup* axis_ = nullptr;
-  bool is_shared_ = false;
-  int position_ = 0;  // of the first query
-  int begin_ = 0;     // of its window, as if no border were near; its neighbour's is `step` more
+  const AxisGroup* axis_;
+  bool is_shared_;
+  int position_;  // of the first query
+  int begin_;     // of its window, as if no border were near; its neighbour's is `step` more
 };
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

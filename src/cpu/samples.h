@@ -55,8 +55,9 @@ struct Field {
   TokensOf tokens;
   Beyond beyond;
 };
+// All tensors of a call.
 template <class Args>
-inline constexpr std::array<Field<Args>, 0> kFields = {};
+inline constexpr int kFields = 0;  // there are two kinds of calls
 template <>
 inline constexpr auto kFields<vecina_forward_args> = [] {
   using Args = vecina_forward_args;
