@@ -120,7 +120,10 @@ int run_bench(const BenchOptions& options) {
   std::vector<ContextPtr> contexts;
   for (const std::string& backend : setup.backends) {
     contexts.push_back(make_context(backend, options.threads));
-    setup.threads.push_back(backend_threads(context_info(contexts.back().get(), "info"), backend));
+    const nlohmann::ordered_json info = context_info(contexts.back().get(), "info");
+    setup.threads.push_back(backend_threads(info, backend));
+    const std::string device = device_name(info, backend);
+    if (!device.empty()) setup.device += "; " + device;
   }
   const std::vector<BenchResult> results = measure_all(contexts, setup, rows);
 

@@ -26,15 +26,26 @@ nlohmann::ordered_json context_info(vecina_context* context, const std::string& 
       [&](char* text, size_t size) { return vecina_info(context, what.c_str(), text, size); }));
 }
 
-int backend_threads(const nlohmann::ordered_json& info, const std::string& backend) {
+namespace {
+
+// What the backend says of itself; an empty object if it is not there.
+nlohmann::ordered_json details_of(const nlohmann::ordered_json& info, const std::string& backend) {
   for (const auto& row : info.value("backends", nlohmann::ordered_json::array())) {
-    if (row.value("name", "") != backend || !row.contains("details")) continue;
-    const auto& details = row["details"];
-    if (details.contains("threads") && details["threads"].is_number()) {
-      return details["threads"].get<int>();
-    }
+    if (row.value("name", "") == backend && row.contains("details")) return row["details"];
   }
-  return 0;
+  return nlohmann::ordered_json::object();
+}
+
+}  // namespace
+
+std::string device_name(const nlohmann::ordered_json& info, const std::string& backend) {
+  const nlohmann::ordered_json devices =
+      details_of(info, backend).value("devices", nlohmann::ordered_json::array());
+  return devices.empty() ? std::string() : devices.front().value("name", "");
+}
+
+int backend_threads(const nlohmann::ordered_json& info, const std::string& backend) {
+  return details_of(info, backend).value("threads", 0);
 }
 
 std::vector<std::string> usable_backends() {

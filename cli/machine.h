@@ -16,6 +16,9 @@ std::string cpu_model();  // "Intel(R) Xeon(R) ..."; "unknown CPU" where the sys
 // vecina_info(context, what): "info", or "peak" which measures.
 nlohmann::ordered_json context_info(vecina_context* context, const std::string& what);
 
+// "NVIDIA H200": the first device that the backend works on; empty for the processor.
+std::string device_name(const nlohmann::ordered_json& info, const std::string& backend);
+
 // Threads that the backend works with, or 0 if it does not say.
 int backend_threads(const nlohmann::ordered_json& info, const std::string& backend);
 
