@@ -119,11 +119,15 @@ constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
 
 Status PlanRecord::run(const vecina_forward_args& args, void* queue) const {
   VECINA_RETURN_IF_ERROR(check_run(problem, forward_example, args));
+  VECINA_RETURN_IF_ERROR(
+      check_workspace(plan->workspace_bytes(), args.workspace, args.workspace_bytes));
   return plan->run(args, queue);
 }
 
 Status PlanRecord::run(const vecina_backward_args& args, void* queue) const {
   VECINA_RETURN_IF_ERROR(check_run(problem, backward_example, args));
+  VECINA_RETURN_IF_ERROR(
+      check_workspace(plan->workspace_bytes(), args.workspace, args.workspace_bytes));
   return plan->run(args, queue);
 }
 

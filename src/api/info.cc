@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "api/registry.h"
@@ -20,11 +21,58 @@ bool is_hidden(const char* name) {
   return false;
 }
 
+// "list", "clear" or "build CAPABILITY LINE".
+struct KernelsCommand {
+  enum class Action { list, clear, build } action = Action::list;
+  int compute_capability = 0;
+  Problem problem;
+};
+
+Status parse_kernels_command(std::string_view text, KernelsCommand* command) {
+  constexpr std::string_view kBuild = "build ";
+  if (text == "list") {
+    command->action = KernelsCommand::Action::list;
+    return {};
+  }
+  if (text == "clear") {
+    command->action = KernelsCommand::Action::clear;
+    return {};
+  }
+  if (!text.starts_with(kBuild)) {
+    return invalid(
+        fmt::format("kernels '{}'; \"list\", \"clear\" or \"build CAPABILITY LINE\".", text));
+  }
+  command->action = KernelsCommand::Action::build;
+  text.remove_prefix(kBuild.size());
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), command->compute_capability);
+  if (error != std::errc()) {
+    return invalid(fmt::format(
+        "'{}' does not begin with a compute capability, for example 90 for 9.0.", text));
+  }
+  return Problem::parse(text.substr(static_cast<size_t>(end - text.data())), &command->problem);
+}
+
+Status run_kernels_command(const KernelsCommand& command, const Backend& backend,
+                           std::string* json) {
+  switch (command.action) {
+    case KernelsCommand::Action::list:
+      return backend.list_kernels(json);
+    case KernelsCommand::Action::clear:
+      return backend.clear_kernels(json);
+    case KernelsCommand::Action::build:
+      break;
+  }
+  return backend.build_kernels(command.compute_capability, command.problem, json);
+}
+
 // The answer of the one backend that compiles kernels at run time.
-Status ask_for_kernels(Context& context, const std::string& command, std::string* json) {
+Status ask_for_kernels(const Context& context, std::string_view text, std::string* json) {
+  KernelsCommand command;
+  VECINA_RETURN_IF_ERROR(parse_kernels_command(text, &command));
   std::string sentences;
   for (const auto& backend : context.backends()) {
-    Status status = backend->kernels(command, json);
+    Status status = run_kernels_command(command, *backend, json);
     if (status.code() != VECINA_UNSUPPORTED) return status;
     if (is_hidden(backend->name())) continue;
     sentences +=
@@ -42,7 +90,7 @@ Status read_info(Context& context, std::string_view what, std::string* json) {
   } else if (what == "peak") {
     *json = measure_peak(context);
   } else if (what.starts_with(kKernels)) {
-    return ask_for_kernels(context, std::string(what.substr(kKernels.size())), json);
+    return ask_for_kernels(context, what.substr(kKernels.size()), json);
   } else {
     return invalid(fmt::format("what is '{}'; \"info\", \"peak\" or \"kernels COMMAND\".", what));
   }

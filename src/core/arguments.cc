@@ -24,8 +24,9 @@ std::string describe(const vecina_tensor& tensor) {
 namespace {
 
 constexpr int kMaxDims = 6;
-constexpr int64_t kAlignment = 16;            // what plans remember of a pointer
-constexpr uintptr_t kImaginedAddress = 4096;  // aligned for everything, never followed
+constexpr int64_t kAlignment = 16;              // what plans remember of a pointer
+constexpr uintptr_t kWorkspaceAlignment = 256;  // vecina.h
+constexpr uintptr_t kImaginedAddress = 4096;    // aligned for everything, never followed
 
 // With every large stride a multiple of `period`, a tensor touches only the bytes
 // [offset, offset + width) modulo the period. Returns 0 if that does not hold.
@@ -548,6 +549,18 @@ void imagine_arguments(const Problem& problem, vecina_device device, vecina_forw
 }
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args) {
   *args = imagine<vecina_backward_args>(problem, device);
+}
+
+Status check_workspace(size_t needed_bytes, const void* workspace, size_t workspace_bytes) {
+  const bool is_aligned = reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment == 0;
+  if (needed_bytes == 0 ||
+      (workspace != nullptr && workspace_bytes >= needed_bytes && is_aligned)) {
+    return {};
+  }
+  return invalid(fmt::format(
+      "workspace has {} bytes at {}; this plan needs {} bytes of device memory, aligned to {} "
+      "(vecina_plan_workspace_bytes, vecina_workspace_bytes).",
+      workspace_bytes, workspace, needed_bytes, kWorkspaceAlignment));
 }
 
 Status check_run(const Problem& problem, const vecina_forward_args& example,

@@ -41,5 +41,8 @@ Status check_run(const Problem& problem, const vecina_forward_args& example,
 Status check_run(const Problem& problem, const vecina_backward_args& example,
                  const vecina_backward_args& args);
 
+// Device memory that a plan works in: enough of it, aligned.
+Status check_workspace(size_t needed_bytes, const void* workspace, size_t workspace_bytes);
+
 }  // namespace vecina::internal
 #endif  // VECINA_CORE_ARGUMENTS_H_

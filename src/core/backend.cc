@@ -30,8 +30,16 @@ Status Backend::merge_backward(const MergeBackwardArgs&, void*) {
   return unsupported("no backward of merge");
 }
 
-Status Backend::kernels(const std::string&, std::string*) {
-  return unsupported("its kernels are not compiled at run time");
-}
+namespace {
+
+Status no_kernels() { return unsupported("its kernels are not compiled at run time"); }
+
+}  // namespace
+
+Status Backend::list_kernels(std::string*) const { return no_kernels(); }
+
+Status Backend::clear_kernels(std::string*) const { return no_kernels(); }
+
+Status Backend::build_kernels(int, const Problem&, std::string*) const { return no_kernels(); }
 
 }  // namespace vecina::internal

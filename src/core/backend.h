@@ -70,9 +70,12 @@ class Backend {
   // Device memory that a call needs; 0 for backends that work in host memory.
   virtual size_t workspace_bytes(const Problem&, Pass) const { return 0; }
 
-  // "list", "clear" or "build ..." of the kernels that it compiles at run time: JSON. UNSUPPORTED
-  // if it compiles none.
-  virtual Status kernels(const std::string& command, std::string* json);
+  // Of the kernels that it compiles at run time, as JSON; UNSUPPORTED if it compiles none.
+  virtual Status list_kernels(std::string* json) const;   // on disk
+  virtual Status clear_kernels(std::string* json) const;  // removes those
+  // Compiles those of a problem for a GPU of a compute capability (90: 9.0); 0: the device here.
+  virtual Status build_kernels(int compute_capability, const Problem& problem,
+                               std::string* json) const;
 
   virtual std::string info() const { return "{}"; }  // JSON object for `vecina info`
   virtual std::string peak() { return "{}"; }        // JSON object; measures, takes a second

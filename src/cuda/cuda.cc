@@ -5,11 +5,9 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <string_view>
 
 #include "core/arguments.h"
 #include "cuda/compiler.h"
@@ -100,22 +98,32 @@ class CudaBackend : public Backend {
     return merges_.run(args, std::move(state), queue);
   }
 
-  Status kernels(const std::string& command, std::string* json) override {
-    if (command == "list") {
-      ordered_json entries = ordered_json::array();
-      for (const cuda::CacheEntry& entry : cache_.list()) entries.push_back(describe_entry(entry));
-      *json = ordered_json{{"folder", cache_.folder().string()}, {"kernels", entries}}.dump();
-      return {};
+  Status list_kernels(std::string* json) const override {
+    ordered_json entries = ordered_json::array();
+    for (const cuda::CacheEntry& entry : cache_.list()) entries.push_back(describe_entry(entry));
+    *json = ordered_json{{"folder", cache_.folder().string()}, {"kernels", entries}}.dump();
+    return {};
+  }
+
+  Status clear_kernels(std::string* json) const override {
+    *json = ordered_json{{"folder", cache_.folder().string()}, {"removed", cache_.clear()}}.dump();
+    return {};
+  }
+
+  Status build_kernels(int compute_capability, const Problem& problem,
+                       std::string* json) const override {
+    DeviceFacts facts = imagined_facts(compute_capability);
+    if (compute_capability == 0) {
+      std::shared_ptr<const DeviceState> state;
+      VECINA_RETURN_IF_ERROR(open(device_index_, &state));
+      facts = state->device->facts();
     }
-    if (command == "clear") {
-      *json =
-          ordered_json{{"folder", cache_.folder().string()}, {"removed", cache_.clear()}}.dump();
-      return {};
-    }
-    constexpr std::string_view kBuild = "build ";
-    if (command.starts_with(kBuild)) return build(command.substr(kBuild.size()), json);
-    return invalid(
-        fmt::format("kernels '{}'; \"list\", \"clear\" or \"build CAPABILITY LINE\".", command));
+    ordered_json built = ordered_json::array();
+    VECINA_RETURN_IF_ERROR(build_pass<vecina_forward_args>(problem, Pass::forward, facts, &built));
+    VECINA_RETURN_IF_ERROR(
+        build_pass<vecina_backward_args>(problem, Pass::backward, facts, &built));
+    *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
+    return {};
   }
 
   std::string info() const override {
@@ -161,31 +169,6 @@ class CudaBackend : public Backend {
     const bool is_staged = example.query.device == VECINA_CPU;
     VECINA_RETURN_IF_ERROR(open(is_staged ? device_index_ : example.query.device_index, &state));
     return cuda::make_plan(problem, example, std::move(state), plan);
-  }
-
-  // "90 2d 32x32 kernel_size 7 ..."; 0 for the device of this context.
-  Status build(std::string_view text, std::string* json) const {
-    int capability = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), capability);
-    if (error != std::errc()) {
-      return invalid(fmt::format(
-          "'{}' does not begin with a compute capability, for example 90 for 9.0.", text));
-    }
-    Problem problem;
-    VECINA_RETURN_IF_ERROR(
-        Problem::parse(text.substr(static_cast<size_t>(end - text.data())), &problem));
-    DeviceFacts facts = imagined_facts(capability);
-    if (capability == 0) {
-      std::shared_ptr<const DeviceState> state;
-      VECINA_RETURN_IF_ERROR(open(device_index_, &state));
-      facts = state->device->facts();
-    }
-    ordered_json built = ordered_json::array();
-    VECINA_RETURN_IF_ERROR(build_pass<vecina_forward_args>(problem, Pass::forward, facts, &built));
-    VECINA_RETURN_IF_ERROR(
-        build_pass<vecina_backward_args>(problem, Pass::backward, facts, &built));
-    *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
-    return {};
   }
 
   template <typename Args>

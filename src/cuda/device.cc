@@ -32,8 +32,8 @@ Status Device::open(int index, std::unique_ptr<Device>* device) {
   const Driver& driver = Driver::get();
   if (!driver.why_not.empty()) return unsupported(driver.why_not);
   if (index < 0 || index >= driver.num_devices) {
-    return invalid(fmt::format("device_index {}: this machine has {} CUDA device(s).", index,
-                               driver.num_devices));
+    return unsupported(fmt::format("device_index {}: this machine has {} CUDA device(s)", index,
+                                   driver.num_devices));
   }
   auto opened = std::unique_ptr<Device>(new Device());
   opened->index_ = index;
