@@ -2,7 +2,7 @@
 // Walks one unit of the backward pass: pack, then tiles of query rows x one vector of queries. With
 // P the probabilities, and everything that is summed over keys or queries kept in rows of head_dim:
 //   P = exp(scale * query . key - lse),   dP = grad_output . value   lanes are queries
-//   dS = P * (dP - delta),   delta = output . grad_output - grad_lse
+//   dS = P * (dP - delta + grad_lse),   delta = output . grad_output
 //   grad_query = scale * sum dS * key                                lanes run along head_dim
 //   grad_key = scale * sum dS * query,   grad_value = sum P * grad_output
 // Part of each backward_<dtype>.cc; compiled once for every instruction set.
@@ -129,7 +129,7 @@ class BackwardUnit {
     BiasEntries<D> bias;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
-    HWY_ALIGN T delta[kLanes];
+    HWY_ALIGN T delta[kLanes], grad_lse[kLanes];
     HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
   };
   using Rows = std::array<Row, kBackwardRows>;
@@ -314,11 +314,11 @@ class BackwardUnit {
     const D d;
     HWY_ALIGN T lses[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      lses[lane] = row->delta[lane] = 0;
+      lses[lane] = row->delta[lane] = row->grad_lse[lane] = 0;
       if (lane >= row->lanes) continue;
       const int64_t step = lane * lane_axis().output_step;
       lses[lane] = lse[step * plan_.lse.token[2]];
-      if (grad_lse != nullptr) row->delta[lane] = -grad_lse[step * plan_.grad_lse.token[2]];
+      if (grad_lse != nullptr) row->grad_lse[lane] = grad_lse[step * plan_.grad_lse.token[2]];
     }
     // A query that saw nothing but -infinity has probabilities 0, not NaN.
     const auto natural = hn::Load(d, lses);
@@ -587,6 +587,7 @@ class BackwardUnit {
         products = hn::MulAdd(hn::Load(d, p + i), hn::Load(d, s + i), products);
       }
     }
+    const auto grad_lse = hn::Load(d, row.grad_lse);
     auto delta = hn::Load(d, row.delta), factor = one;
     if (is_whole_) {  // lse was rounded: its error is in all probabilities alike, and in their sum
       factor = hn::IfThenZeroElse(hn::Eq(sum, zero), hn::Div(one, sum));
@@ -594,7 +595,8 @@ class BackwardUnit {
     }
     for (ptrdiff_t i = 0; i < size; i += kLanes) {
       const auto probability = hn::Mul(hn::Load(d, p + i), factor);
-      const auto gradient = hn::Mul(probability, hn::Sub(hn::Load(d, s + i), delta));
+      const auto apart = hn::Sub(hn::Load(d, s + i), delta);  // small where delta is not
+      const auto gradient = hn::Mul(probability, hn::Add(apart, grad_lse));
       hn::Store(probability, d, p + i);
       hn::Store(hn::IfThenElseZero(sees_some, gradient), d, s + i);
     }
