@@ -58,9 +58,8 @@ build_preset() {
   fi
 }
 
-# The Python package, built and installed into .venv, and its tests, counted.
+# The Python package, built and installed into .venv (which is there), and its tests, counted.
 test_python() {
-  check "python packages" tools/python.sh venv
   if [ "${TORCH:-1}" = 0 ]; then
     echo "        TORCH=0: PyTorch is left out; the tests of vecina.torch are skipped"
   else
@@ -81,6 +80,11 @@ test_python() {
 check "layers" python3 tools/check_layers.py
 check "rules" tools/check_rules.sh
 check "format" tools/format.sh
+check "python packages" tools/python.sh venv
+# The tests compile the CUDA kernels; the compiler of a known version is one of those packages.
+for wheel in "$PWD"/.venv/lib/python3*/site-packages/nvidia/cu13/lib/libnvrtc.so.13; do
+  [ ! -e "$wheel" ] || export VECINA_NVRTC="${VECINA_NVRTC:-$wheel}"
+done
 build_preset release build -DVECINA_BUILD_TESTS=ON -DVECINA_WERROR=ON || finish
 ctest_in "tests" build
 check "fuzz" tools/fuzz.sh 20

@@ -19,7 +19,7 @@ using vecina::cuda::SmallParams;
 using vecina::cuda::SmallStrides;
 
 // Sets one tensor's strides: [batch, tokens..., heads, columns], or without columns.
-void set_strides(const vecina_tensor& tensor, int rank, long long SmallStrides<long long>::* of,
+void set_strides(const vecina_tensor& tensor, int rank, long long SmallStrides<long long>::*of,
                  WideParams* params) {
   if (!given(tensor)) return;
   const int64_t bytes = dtype_bytes(tensor.dtype);
@@ -62,8 +62,6 @@ NarrowParams narrow(const WideParams& wide) {
   return params;
 }
 
-char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tensor) : nullptr; }
-
 template <class Params>
 FillParams<vecina_forward_args> filler(const Params& params) {
   return [params](const vecina_forward_args& args, void* memory) -> Status {
@@ -84,6 +82,27 @@ FillParams<vecina_forward_args> filler(const Params& params) {
 constexpr double kMaxOffset = 2147483647.0;
 
 }  // namespace
+
+SmallRows token_rows(const vecina_tensor& tensor, int rank) {
+  SmallRows rows = {};
+  if (!given(tensor)) return rows;
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  rows.batch = tensor.strides[0] * bytes;
+  for (int a = 0; a < rank; ++a) rows.token[3 - rank + a] = tensor.strides[1 + a] * bytes;
+  rows.head = tensor.strides[1 + rank] * bytes;
+  return rows;
+}
+
+SmallRows bias_rows(const vecina_tensor& tensor, int rank) {
+  SmallRows rows = {};
+  if (!given(tensor)) return rows;
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  rows.head = tensor.strides[0] * bytes;
+  for (int a = 0; a < rank; ++a) rows.token[3 - rank + a] = tensor.strides[1 + a] * bytes;
+  return rows;
+}
+
+char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tensor) : nullptr; }
 
 Divider divider(int64_t divisor) {
   uint32_t log = 0;
@@ -180,8 +199,8 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
   params.scale_f64 = problem.scale() * std::numbers::log2e;
   params.scale = static_cast<float>(params.scale_f64);
   if (params.scale == 0.0f && params.scale_f64 != 0.0) {  // infinity times it stays infinity
-    params.scale = std::copysign(std::numeric_limits<float>::min(),
-                                 static_cast<float>(params.scale_f64));
+    params.scale =
+        std::copysign(std::numeric_limits<float>::min(), static_cast<float>(params.scale_f64));
   }
   return params;
 }

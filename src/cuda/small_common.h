@@ -16,8 +16,9 @@
 namespace vecina::internal::cuda {
 
 using vecina::cuda::Divider;
-using WideParams = vecina::cuda::SmallParams<long long>;
+using vecina::cuda::SmallRows;
 using NarrowParams = vecina::cuda::SmallParams<int>;
+using WideParams = vecina::cuda::SmallParams<long long>;
 
 Divider divider(int64_t divisor);  // 1 to 2^31 - 1
 
@@ -28,9 +29,9 @@ Axis small_axis(const Problem& problem, int a);
 
 // How queries are cut into blocks.
 struct SmallTiles {
-  std::array<int, 3> tile = {1, 1, 1};  // queries of a block along each axis
+  std::array<int, 3> tile = {1, 1, 1};       // queries of a block along each axis
   std::array<int64_t, 3> count = {1, 1, 1};  // tiles along each axis
-  int heads = 1;                        // of a block; divide the heads of a key head
+  int heads = 1;                             // of a block; divide the heads of a key head
   int64_t column_tiles = 1;
 };
 // Tiles of neighbouring output tokens.
@@ -42,9 +43,17 @@ inline constexpr double kMaxBlocks = 2147483647.0;
 // Spreads `queries`, a power of two, over the axes, as near to a cube as their lengths allow.
 std::array<int, 3> spread_queries(const Problem& problem, int queries);
 
+// Strides of [batch, tokens..., heads, columns] or [batch, tokens..., heads], no pointer; zeros for
+// a tensor that is not given. Additional tokens are tokens of rank 1.
+SmallRows token_rows(const vecina_tensor& tensor, int rank);
+// Strides of a bias: relative positions as tokens.
+SmallRows bias_rows(const vecina_tensor& tensor, int rank);
+// nullptr if it is not given.
+char* pointer(const vecina_tensor& tensor);
+
 // Everything of the parameters but the pointers.
 WideParams make_params(const Problem& problem, const vecina_forward_args& example,
-                        const SmallTiles& tiles);
+                       const SmallTiles& tiles);
 // Sets grid, block and what fills the parameters: with wide offsets or with narrow ones.
 void set_launch(const WideParams& params, bool is_wide, double blocks, uint32_t threads,
                 const DeviceFacts& facts, ForwardLaunch* launch);

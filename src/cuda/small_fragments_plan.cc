@@ -17,11 +17,11 @@ namespace {
 
 using vecina::cuda::SmallFragmentsConfig;
 
-constexpr int kRows = 16;            // of a warp
-constexpr int kTileKeys = 8;         // of one product
-constexpr int kMaxThreads = 256;     // of a block
-constexpr int kMaxSplit = 8;         // warps that share a box's keys
-constexpr int kPaddedColumns = 4;    // of partial sums in shared memory
+constexpr int kRows = 16;             // of a warp
+constexpr int kTileKeys = 8;          // of one product
+constexpr int kMaxThreads = 256;      // of a block
+constexpr int kMaxSplit = 8;          // warps that share a box's keys
+constexpr int kPaddedColumns = 4;     // of partial sums in shared memory
 constexpr double kMaxUnion = 1024.0;  // keys that a box may meet; far beyond what is taken
 // Fewer keys in a window are faster without tensor cores, and in f32 too few products to hide
 // their error behind the plain one's.
@@ -53,6 +53,13 @@ std::string unsuitable(const Problem& problem, const vecina_forward_args& exampl
   for (int a = 0; a < problem.rank(); ++a) {
     if (problem.axis(a).output_stride > 1) return "output_stride";
   }
+  for (const vecina_tensor* tensor :
+       {&example.query, &example.key, &example.value, &example.additional_key,
+        &example.additional_value, &example.output, &example.lse}) {
+    for (int d = 0; given(*tensor) && d < tensor->ndim; ++d) {
+      if (tensor->strides[d] < 0 && tensor->shape[d] > 1) return "a negative stride";
+    }
+  }
   const double fewest = problem.dtype() == VECINA_F32 ? kMinKeysF32 : kMinKeys16;
   if (visible_keys(problem) < fewest) return "few keys in a window";
   if (visible_keys(problem) > kMaxUnion) return "many keys in a window";
@@ -68,7 +75,8 @@ std::string unsuitable(const Problem& problem, const vecina_forward_args& exampl
 
 // Keys along an axis that `box` neighbouring queries see together, at most.
 double union_size(const Axis& axis, int box) {
-  const double group = std::ceil(static_cast<double>(axis.extent) / static_cast<double>(axis.dilation));
+  const double group =
+      std::ceil(static_cast<double>(axis.extent) / static_cast<double>(axis.dilation));
   const auto kernel_size = static_cast<double>(axis.kernel_size);
   const auto stride = static_cast<double>(axis.stride);
   const double steps = axis.is_causal ? box - 1.0 : stride * std::ceil((box - 1.0) / stride);
@@ -120,11 +128,11 @@ std::string print(const SmallFragmentsConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .box = {}, .heads = {}, .boxes = {}, "
       ".warps_per_box = {}, .kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {}, "
-      ".union_size = {}, .is_full = {}, .additional_tokens = {}}}",
+      ".union_size = {}, .is_full = {}, .is_cut = {}, .additional_tokens = {}}}",
       c.dtype, c.rank, c.head_dim, braces(array_of(c.box)), c.heads, braces(array_of(c.boxes)),
       c.warps_per_box, braces(array_of(c.kernel_size)), braces(array_of(c.stride)),
       braces(array_of(c.dilation)), bools(c.is_causal), braces(array_of(c.union_size)),
-      bools(c.is_full), c.additional_tokens);
+      bools(c.is_full), bools(c.is_cut), c.additional_tokens);
 }
 
 std::string plan_fragments(const Problem& problem, const vecina_forward_args& example,
@@ -142,13 +150,13 @@ std::string plan_fragments(const Problem& problem, const vecina_forward_args& ex
   const int tiles = static_cast<int>(std::ceil(shape.list / kTileKeys));
   double boxes = static_cast<double>(problem.batch()) * (problem.heads() / config.heads);
   for (int a = 0; a < 3; ++a) {
-    boxes *= static_cast<double>(
-        count_boxes(small_axis(problem, a), shape.box[static_cast<size_t>(a)]));
+    boxes *=
+        static_cast<double>(count_boxes(small_axis(problem, a), shape.box[static_cast<size_t>(a)]));
   }
   const bool is_f32 = problem.dtype() == VECINA_F32;
   int split = static_cast<int>(divide_up(tiles, most));
   const double enough = facts.multiprocessors * (is_f32 ? 6.0 : 2.0);  // warps
-  const int least = is_f32 ? 2 : 4;  // tiles of a warp
+  const int least = is_f32 ? 2 : 4;                                    // tiles of a warp
   while (2 * split <= kMaxSplit && boxes * split < enough && divide_up(tiles, 2 * split) >= least) {
     split *= 2;
   }
@@ -176,6 +184,7 @@ std::string plan_fragments(const Problem& problem, const vecina_forward_args& ex
     config.is_causal[a] = axis.is_causal;
     config.union_size[a] = static_cast<int>(union_size(axis, shape.box[i]));
     config.is_full[a] = axis.kernel_size == axis.extent && !axis.is_causal;
+    config.is_cut[a] = axis.extent / axis.dilation < config.union_size[a];
     cut.tile[i] = shape.box[i] * boxes_of_block[i];
     cut.count[i] = count_boxes(axis, cut.tile[i]);
   }

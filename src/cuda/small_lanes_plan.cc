@@ -84,8 +84,9 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.head_dim_value = problem.head_dim_value();
   config.key_vector = vector_elements({&example.query, &example.key, &example.additional_key},
                                       config.head_dim, kLoadBytes);
-  config.value_vector = vector_elements({&example.value, &example.additional_value, &example.output},
-                                        config.head_dim_value, kLoadBytes);
+  config.value_vector =
+      vector_elements({&example.value, &example.additional_value, &example.output},
+                      config.head_dim_value, kLoadBytes);
   const int64_t key_vectors = config.head_dim / config.key_vector;
   const int64_t value_vectors = config.head_dim_value / config.value_vector;
   config.lanes = std::max(choose_lanes(key_vectors, config.key_vector),
@@ -98,8 +99,8 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
   config.is_unrolled =
       keys * std::max(config.key_columns, config.value_columns) <= logits;  // and as many loads
-  const int columns = std::max(config.key_columns * config.key_vector,
-                               config.value_columns * config.value_vector);
+  const int columns =
+      std::max(config.key_columns * config.key_vector, config.value_columns * config.value_vector);
   config.heads = problem.head_group() % 2 == 0 && 2 * columns <= kMaxColumns &&
                          (!config.is_unrolled || 2 * keys <= logits)
                      ? 2
@@ -125,15 +126,15 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
 
   const double blocks = count_blocks(problem, tiles);
   ForwardLaunch launch;
-  launch.source = {"small_lanes.cu",        "small_lanes_forward", "small_lanes_config.h",
+  launch.source = {"small_lanes.cu", "small_lanes_forward", "small_lanes_config.h",
                    "SmallLanesConfig", print(config)};
-  set_launch(make_params(problem, example, tiles), config.has_wide_offsets, blocks, kThreads, facts, &launch);
-  launch.description = fmt::format(
-      R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
-      R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",
-      tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, blocks,
-      config.is_unrolled ? "all at once" : "running maximum",
-      "takes every problem");
+  set_launch(make_params(problem, example, tiles), config.has_wide_offsets, blocks, kThreads, facts,
+             &launch);
+  launch.description =
+      fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
+                  R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",
+                  tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, blocks,
+                  config.is_unrolled ? "all at once" : "running maximum", "takes every problem");
   return launch;
 }
 

@@ -45,9 +45,10 @@ std::vector<Dimension> fold(const std::vector<const vecina_tensor*>& tensors,
   std::vector<Dimension> folded;
   for (int d = shape.ndim - 2; d >= 0; --d) {
     if (shape.shape[d] == 1) continue;
-    const bool is_one = !folded.empty() && std::all_of(tensors.begin(), tensors.end(), [&](auto* t) {
-      return t->strides[d] == t->strides[folded.back().stride_of] * folded.back().size;
-    });
+    const bool is_one =
+        !folded.empty() && std::all_of(tensors.begin(), tensors.end(), [&](auto* t) {
+          return t->strides[d] == t->strides[folded.back().stride_of] * folded.back().size;
+        });
     if (is_one) {
       folded.back().size *= shape.shape[d];
     } else {
@@ -89,8 +90,8 @@ Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
   for (int i = 0; i < example.count; ++i) {
     tensors.push_back(&example.outputs[i]);
     tensors.push_back(&example.lses[i]);
-    config.vector = std::min(
-        config.vector, vector_elements({&example.outputs[i]}, config.head_dim, kLoadBytes));
+    config.vector = std::min(config.vector,
+                             vector_elements({&example.outputs[i]}, config.head_dim, kLoadBytes));
   }
   if (wanted(example.output)) {
     tensors.push_back(example.output);
@@ -144,8 +145,7 @@ Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
     std::memcpy(memory, &filled, sizeof filled);
     return {};
   };
-  launch.description =
-      fmt::format(R"("threads_per_row": {}, "blocks": {})", config.lanes, blocks);
+  launch.description = fmt::format(R"("threads_per_row": {}, "blocks": {})", config.lanes, blocks);
   launches->push_back(std::move(launch));
   return {};
 }

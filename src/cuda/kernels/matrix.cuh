@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Tensor-core products of one warp (mma.sync, sm_80 and later). Thread `lane` of a warp holds of a
-// 16 x 8 sum: rows lane / 4 and lane / 4 + 8, columns 2 * (lane % 4) and the next; parts 0 and 1 are
-// of the first row.
+// 16 x 8 sum: rows lane / 4 and lane / 4 + 8, columns 2 * (lane % 4) and the next; parts 0 and 1
+// are of the first row.
 #ifndef VECINA_CUDA_KERNELS_MATRIX_CUH_
 #define VECINA_CUDA_KERNELS_MATRIX_CUH_
 

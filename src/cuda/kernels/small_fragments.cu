@@ -29,7 +29,7 @@ using Params = SmallParams<int>;
 constexpr bool kIsF32 = kConfig.dtype == kF32;
 constexpr int kColumns = kConfig.head_dim;
 static_assert(kColumns % 32 == 0, "a warp's loads cover 32 columns");
-constexpr int kWords = kIsF32 ? kColumns / 4 : kColumns / 8;       // of a key row in a thread
+constexpr int kWords = kIsF32 ? kColumns / 4 : kColumns / 8;        // of a key row in a thread
 constexpr int kValueWords = kIsF32 ? kColumns / 8 : kColumns / 16;  // of a value row
 constexpr int kBytes = static_cast<int>(sizeof(Element));
 
@@ -53,37 +53,44 @@ VECINA_DEVICE SmallWindow window_rule(int a) {
   return {kConfig.kernel_size[a], kConfig.stride[a], kConfig.dilation[a], 1, kConfig.is_causal[a]};
 }
 
+// The keys, or the values, that a warp's box sees.
+struct Side {
+  const char* sample;      // of the block
+  unsigned origin;         // of the union's first key, in bytes
+  int step[3];             // from key to key
+  const char* additional;  // the first additional token
+  int additional_step;
+};
+
 // A warp's box: where its queries are and which keys they see. Coordinates of a dilation group.
 struct Box {
   int batch, head, head_kv;  // head: of the first row
   int split;                 // which part of the list of keys
   int residue[3], num_queries[3];
-  int first[3];  // query
-  int last_key[3];  // of the axis, counted from the union's first
-  const char *key, *value;  // of the union's first key
-  const char *additional_key, *additional_value;
-  int key_step[3], value_step[3];
+  int first[3];     // query
+  int begin[3];     // of the union
+  int last_key[3];  // of the group, counted from the union's first
+  Side key, value;
 };
 
 // One of a thread's two rows.
 struct Row {
   int head, token[3];
-  bool is_query;            // not beyond the last
-  int begin[3], count[3];   // of its window in the union
+  bool is_query;           // not beyond the last
+  int begin[3], count[3];  // of its window in the union
 };
 
 VECINA_DEVICE Box make_box(const Params& params) {
-  Box box;
+  Box box = {};
   int block = static_cast<int>(blockIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   box.split = warp % kSplit;
   int place = warp / kSplit;
   int key_offset = 0, value_offset = 0;
 #pragma unroll
-  for (int a = 2; a >= 0; --a) {
+  for (int a = 2; a >= 3 - kConfig.rank; --a) {
     const SmallAxis<int>& axis = params.axes[2 - a];
-    int tile = 0;
-    if (a >= 3 - kConfig.rank) tile = divide_off(block, axis.tiles, axis.query_tiles);
+    const int tile = divide_off(block, axis.tiles, axis.query_tiles);
     const int dilation = kConfig.dilation[a];
     box.residue[a] = tile % dilation;
     box.first[a] = (tile / dilation) * (kConfig.box[a] * kConfig.boxes[a]) +
@@ -92,42 +99,49 @@ VECINA_DEVICE Box make_box(const Params& params) {
     box.num_queries[a] = na_group_length(axis.num_queries, dilation, box.residue[a]);
     const int extent = na_group_length(axis.extent, dilation, box.residue[a]);
     const NaAxis dense = {extent, kConfig.kernel_size[a], kConfig.stride[a], kConfig.is_causal[a]};
-    const int begin =
-        kConfig.is_full[a] ? 0 : na_window_begin(dense, na_min(box.first[a], box.num_queries[a] - 1));
+    // The union may begin before the first window, so that it ends within the group.
+    int begin = 0;
+    if (!kConfig.is_full[a]) {
+      begin = na_min(na_window_begin(dense, na_min(box.first[a], box.num_queries[a] - 1)),
+                     na_max(extent - kConfig.union_size[a], 0));
+    }
+    box.begin[a] = begin;
     box.last_key[a] = extent - 1 - begin;
     const int token = na_group_to_axis(begin, dilation, box.residue[a]);
     key_offset += token * axis.token.key;
     value_offset += token * axis.token.value;
-    box.key_step[a] = dilation * axis.token.key;
-    box.value_step[a] = dilation * axis.token.value;
+    box.key.step[a] = dilation * axis.token.key;
+    box.value.step[a] = dilation * axis.token.value;
   }
   box.batch = divide(block, params.head_blocks);
   const int head_block = block - box.batch * params.num_head_blocks;
   box.head = head_block * kRowHeads;
   box.head_kv = divide(head_block, params.blocks_per_group);
-  box.key = params.key + static_cast<long long>(box.batch) * params.batch.key +
-            (box.head_kv * params.head.key + key_offset);
-  box.value = params.value + static_cast<long long>(box.batch) * params.batch.value +
-              (box.head_kv * params.head.value + value_offset);
+  box.key.sample = params.key + static_cast<long long>(box.batch) * params.batch.key;
+  box.key.origin = static_cast<unsigned>(box.head_kv * params.head.key + key_offset);
+  box.value.sample = params.value + static_cast<long long>(box.batch) * params.batch.value;
+  box.value.origin = static_cast<unsigned>(box.head_kv * params.head.value + value_offset);
   if constexpr (kAdditional > 0) {
-    box.additional_key = params.additional_key +
+    box.key.additional = params.additional_key +
                          static_cast<long long>(box.batch) * params.additional_key_batch +
                          box.head_kv * params.additional_key_head;
-    box.additional_value = params.additional_value +
+    box.value.additional = params.additional_value +
                            static_cast<long long>(box.batch) * params.additional_value_batch +
                            box.head_kv * params.additional_value_head;
+    box.key.additional_step = params.additional_key_token;
+    box.value.additional_step = params.additional_value_token;
   }
   return box;
 }
 
 // Row 0 to 15 of a box.
 VECINA_DEVICE Row make_row(const Params& params, const Box& box, int number) {
-  Row row;
+  Row row = {};
   row.head = box.head + number % kRowHeads;
   int place = number / kRowHeads;
   row.is_query = true;
 #pragma unroll
-  for (int a = 2; a >= 0; --a) {
+  for (int a = 2; a >= 3 - kConfig.rank; --a) {
     const int unclamped = box.first[a] + place % kConfig.box[a];
     place /= kConfig.box[a];
     row.is_query = row.is_query && unclamped < box.num_queries[a];
@@ -138,58 +152,87 @@ VECINA_DEVICE Row make_row(const Params& params, const Box& box, int number) {
         na_group_length(params.axes[2 - a].extent, kConfig.dilation[a], box.residue[a]);
     const NaAxis dense = {extent, kConfig.kernel_size[a], kConfig.stride[a], kConfig.is_causal[a]};
     const int begin = na_window_begin(dense, i);
-    row.begin[a] = begin - (extent - 1 - box.last_key[a]);
+    row.begin[a] = begin - box.begin[a];
     row.count[a] = kConfig.is_causal[a] ? na_min(na_window_end(dense, i), extent) - begin
                                         : kConfig.kernel_size[a];
   }
   return row;
 }
 
-// Key `number` of the list, as an offset from the union's first or as an additional token.
-VECINA_DEVICE const char* list_row(const char* first, const int (&step)[3], const char* additional,
-                                   int additional_step, const Box& box, int number) {
-  number = na_min(number, kList - 1);
-  if constexpr (kAdditional > 0) {
-    if (number >= kUnion) return additional + (number - kUnion) * additional_step;
+// A place in the list of keys: coordinates in the union, or an additional token.
+struct Key {
+  unsigned number;
+  int at[3];
+};
+
+// Key tile * 8 + place of the part that begins at `first`; `place` is below 8. Places beyond the
+// list are its last key again, which is_visible leaves out.
+VECINA_DEVICE Key list_key(int first, int tile, int place) {
+  Key key;
+  key.number = static_cast<unsigned>(first + 8 * tile + place);
+  unsigned rest = key.number;
+  if (8 * (kTiles * (kSplit - 1) + tile) + 7 >= kList) rest = min(rest, kList - 1u);
+#pragma unroll
+  for (int a = 2; a >= 0; --a) {
+    const auto size = static_cast<unsigned>(kConfig.union_size[a]);
+    key.at[a] = static_cast<int>(a <= 3 - kConfig.rank ? rest : rest % size);
+    rest = a <= 3 - kConfig.rank ? 0u : rest / size;
   }
-  int offset = 0;
+  return key;
+}
+// Beyond the union come the additional tokens.
+VECINA_DEVICE bool may_be_additional(int tile) {
+  return kAdditional > 0 && 8 * (kTiles * (kSplit - 1) + tile) + 7 >= kUnion;
+}
+
+// Where a key of the list lies, for key or for value. The base is the same for the whole block, so
+// that it takes no register of a thread.
+struct Place {
+  const char* base;
+  unsigned offset;
+};
+VECINA_DEVICE Place place_of(const Side& side, const Box& box, const Key& key, int tile) {
+  Place place = {side.sample, side.origin};
 #pragma unroll
   for (int a = 2; a >= 0; --a) {
     if (kConfig.union_size[a] == 1) continue;
-    int at = number % kConfig.union_size[a];
-    number /= kConfig.union_size[a];
-    if (!kConfig.is_full[a]) at = na_min(at, box.last_key[a]);
-    offset += at * step[a];
+    const int at = kConfig.is_cut[a] ? na_min(key.at[a], box.last_key[a]) : key.at[a];
+    place.offset += static_cast<unsigned>(at * side.step[a]);
   }
-  return first + offset;
+  if (may_be_additional(tile) && key.number >= kUnion) {
+    const int token = na_min(static_cast<int>(key.number) - kUnion, kAdditional - 1);
+    place = {side.additional, static_cast<unsigned>(token * side.additional_step)};
+  }
+  return place;
 }
 
-VECINA_DEVICE bool is_visible(const Row& row, int number) {
-  if (number >= kUnion) return number < kList;
+VECINA_DEVICE bool is_visible(const Row& row, const Key& key, int tile) {
   bool is_inside = true;
 #pragma unroll
   for (int a = 2; a >= 0; --a) {
-    const int at = number % kConfig.union_size[a];
-    number /= kConfig.union_size[a];
     if (kConfig.is_full[a]) continue;
-    is_inside = is_inside && static_cast<unsigned>(at - row.begin[a]) <
+    is_inside = is_inside && static_cast<unsigned>(key.at[a] - row.begin[a]) <
                                  static_cast<unsigned>(row.count[a]);
+  }
+  if (8 * (kTiles * (kSplit - 1) + tile) + 7 >= kUnion) {
+    is_inside = key.number < kUnion ? is_inside : key.number < kList;
   }
   return is_inside;
 }
 
-// A thread's columns of a query or key row.
-VECINA_DEVICE void load_key_row(const char* row, int q, unsigned (&words)[kWords]) {
+// A thread's columns of a query or key row, from its first on: 8 of each 32.
+VECINA_DEVICE void load_key_row(const char* row, unsigned (&words)[kWords]) {
 #pragma unroll
   for (int w = 0; w < kWords; w += 4) {
-    const int column = kIsF32 ? w / 8 * 32 + 8 * q + w % 8 : w / 4 * 32 + 8 * q;
+    const int column = kIsF32 ? w / 8 * 32 + w % 8 : w / 4 * 32;
     load_words<16>(row + column * kBytes, words + w);
   }
 }
-VECINA_DEVICE void load_value_row(const char* row, int g, unsigned (&words)[kValueWords]) {
+// Of a value row: 4 of each 32.
+VECINA_DEVICE void load_value_row(const char* row, unsigned (&words)[kValueWords]) {
 #pragma unroll
   for (int m = 0; m < kColumns / 32; ++m) {
-    load_words<4 * kBytes>(row + (32 * m + 4 * g) * kBytes, words + m * (kValueWords * 32 / kColumns));
+    load_words<4 * kBytes>(row + 32 * m * kBytes, words + m * (kValueWords * 32 / kColumns));
   }
 }
 
@@ -338,26 +381,33 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
   unsigned query[2][kWords], key[kTiles][kWords], value[kTiles][2][kValueWords];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    int offset = rows[i].head * params.head.query;
+    int offset = rows[i].head * params.head.query + 8 * q * kBytes;
 #pragma unroll
-    for (int a = 0; a < 3; ++a) offset += rows[i].token[a] * params.axes[2 - a].token.query;
-    load_key_row(
-        params.query + static_cast<long long>(box.batch) * params.batch.query + offset, q,
-        query[i]);
+    for (int a = 3 - kConfig.rank; a < 3; ++a) {
+      offset += rows[i].token[a] * params.axes[2 - a].token.query;
+    }
+    load_key_row(params.query + static_cast<long long>(box.batch) * params.batch.query +
+                     static_cast<unsigned>(offset),
+                 query[i]);
+  }
+  Side keys = box.key, values = box.value;
+  keys.origin += static_cast<unsigned>(8 * q * kBytes);
+  values.origin += static_cast<unsigned>(4 * g * kBytes);
+  if constexpr (kAdditional > 0) {
+    keys.additional += 8 * q * kBytes;
+    values.additional += 4 * g * kBytes;
   }
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
-    load_key_row(list_row(box.key, box.key_step, box.additional_key, params.additional_key_token,
-                          box, first + 8 * j + g),
-                 q, key[j]);
+    const Place place = place_of(keys, box, list_key(first, j, g), j);
+    load_key_row(place.base + place.offset, key[j]);
   }
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      load_value_row(list_row(box.value, box.value_step, box.additional_value,
-                              params.additional_value_token, box, first + 8 * j + 2 * q + e),
-                     g, value[j][e]);
+      const Place place = place_of(values, box, list_key(first, j, 2 * q + e), j);
+      load_value_row(place.base + place.offset, value[j][e]);
     }
   }
 
@@ -367,9 +417,9 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int number = first + 8 * j + 2 * q + e;
-      logits[j][e] = !kHasMasks || is_visible(rows[0], number) ? 0.0f : -infinity();
-      logits[j][2 + e] = !kHasMasks || is_visible(rows[1], number) ? 0.0f : -infinity();
+      const Key place = list_key(first, j, 2 * q + e);
+      logits[j][e] = !kHasMasks || is_visible(rows[0], place, j) ? 0.0f : -infinity();
+      logits[j][2 + e] = !kHasMasks || is_visible(rows[1], place, j) ? 0.0f : -infinity();
     }
   }
   if constexpr (is_cleaned) {
@@ -428,27 +478,33 @@ VECINA_DEVICE bool are_finite(const Sums& sums) {
 VECINA_DEVICE char* output_row(const Params& params, const Box& box, const Row& row) {
   int offset = row.head * params.head.output;
 #pragma unroll
-  for (int a = 0; a < 3; ++a) offset += row.token[a] * params.axes[2 - a].token.output;
-  return params.output + static_cast<long long>(box.batch) * params.batch.output + offset;
+  for (int a = 3 - kConfig.rank; a < 3; ++a) {
+    offset += row.token[a] * params.axes[2 - a].token.output;
+  }
+  return params.output + static_cast<long long>(box.batch) * params.batch.output +
+         static_cast<unsigned>(offset);
 }
 
 VECINA_DEVICE void store_lse(const Params& params, const Box& box, const Row& row, float lse) {
   int offset = row.head * params.head.lse;
 #pragma unroll
-  for (int a = 0; a < 3; ++a) offset += row.token[a] * params.axes[2 - a].token.lse;
+  for (int a = 3 - kConfig.rank; a < 3; ++a) {
+    offset += row.token[a] * params.axes[2 - a].token.lse;
+  }
   *reinterpret_cast<float*>(params.lse + static_cast<long long>(box.batch) * params.batch.lse +
-                            offset) = lse;
+                            static_cast<unsigned>(offset)) = lse;
 }
 
-// A warp computes one row anew, key by key, and stores it if it or what was stored is not finite.
+// A warp computes one row anew, key by key, and stores it if anything that it sees, or what was
+// stored, is not finite.
 VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row& row) {
   constexpr int kMine = kColumns / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int query_offset = row.head * params.head.query;
   int key_offset = box.head_kv * params.head.key, value_offset = box.head_kv * params.head.value;
-  AxisWindow windows[3];
+  AxisWindow windows[3] = {{0, 0, 1, 0}, {0, 0, 1, 0}, {0, 0, 1, 0}};
 #pragma unroll
-  for (int a = 0; a < 3; ++a) {
+  for (int a = 3 - kConfig.rank; a < 3; ++a) {
     const SmallAxis<int>& axis = params.axes[2 - a];
     windows[a] = window_along(axis.extent, window_rule(a), row.token[a]);
     query_offset += windows[a].position * axis.token.query;
@@ -461,9 +517,11 @@ VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row&
   const char* value =
       params.value + static_cast<long long>(box.batch) * params.batch.value + value_offset;
   float query[kMine], output[kMine], maximum = -infinity(), total = 0.0f;
+  bool is_good = true;
 #pragma unroll
   for (int m = 0; m < kMine; ++m) {
     load<Element, 1>(query_row + (32 * m + lane) * kBytes, query + m);
+    is_good = is_good && is_finite(query[m]);
     output[m] = 0.0f;
   }
   const auto add = [&](const char* key_row, const char* value_row) {
@@ -473,6 +531,7 @@ VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row&
       float column;
       load<Element, 1>(key_row + (32 * m + lane) * kBytes, &column);
       logit = fmaf(query[m], column, logit);
+      is_good = is_good && is_finite(column);
     }
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
@@ -489,6 +548,7 @@ VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row&
       float column;
       load<Element, 1>(value_row + (32 * m + lane) * kBytes, &column);
       output[m] = fmaf(weight, column, output[m] * kept);
+      is_good = is_good && is_finite(column);
     }
   };
 #pragma unroll 1
@@ -497,22 +557,22 @@ VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row&
     for (int y = 0; y < windows[1].count; ++y) {
 #pragma unroll 1
       for (int z = 0; z < windows[2].count; ++z) {
-        add(key + (x * box.key_step[0] + y * box.key_step[1] + z * box.key_step[2]),
-            value + (x * box.value_step[0] + y * box.value_step[1] + z * box.value_step[2]));
+        add(key + (x * box.key.step[0] + y * box.key.step[1] + z * box.key.step[2]),
+            value + (x * box.value.step[0] + y * box.value.step[1] + z * box.value.step[2]));
       }
     }
   }
 #pragma unroll 1
   for (int token = 0; token < kAdditional; ++token) {
-    add(box.additional_key + token * params.additional_key_token,
-        box.additional_value + token * params.additional_value_token);
+    add(box.key.additional + token * box.key.additional_step,
+        box.value.additional + token * box.value.additional_step);
   }
 
   const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-  const float lse =
-      ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) * static_cast<float>(kLn2);
+  const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
+                    static_cast<float>(kLn2);
   char* stored = output_row(params, box, row);
-  bool is_good = is_finite(lse);
+  is_good = is_good && is_finite(lse);
 #pragma unroll
   for (int m = 0; m < kMine; ++m) {
     output[m] *= inverse;
@@ -623,8 +683,7 @@ VECINA_DEVICE bool attend_and_store(const Params& params) {
       for (int c = 0; c < 4; ++c) output[c] *= inverse;
       store<Element, 4>(output, output_row(params, box, row) + column * kBytes);
       if (params.lse != nullptr && column == 0) {
-        store_lse(params, box, row,
-                  (maximum + logarithm_of_two(total)) * static_cast<float>(kLn2));
+        store_lse(params, box, row, (maximum + logarithm_of_two(total)) * static_cast<float>(kLn2));
       }
     }
   }

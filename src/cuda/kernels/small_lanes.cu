@@ -60,7 +60,7 @@ VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* 
 VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_visible, Real* part) {
   if constexpr (kKeySteps == 1 && kKeyVectors == kLanes * kConfig.key_columns) {
     load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_columns>(row, lane, is_visible,
-                                                                            part);
+                                                                             part);
   } else {
     load_part<kKeyVectors, kConfig.key_vector, kConfig.key_columns>(
         row, step * (kLanes * kConfig.key_columns) + lane, is_visible, part);
@@ -185,8 +185,7 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
       if constexpr (has_bias) {
         bias[j] = Real(0);
         if (keys.is_visible[j]) {
-          bias[j] =
-              *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
+          bias[j] = *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
         }
         logit += bias[j];
       }

@@ -14,6 +14,13 @@ struct Divider {
   unsigned multiplier, shift;
 };
 
+// Rows of a tensor [batch, tokens..., heads, columns]; strides in bytes.
+struct SmallRows {
+  char* data;  // null: not given
+  long long batch, head;
+  long long token[3];
+};
+
 // Strides in bytes of the tensors that have tokens. Offset: int, or long long where that is too
 // small.
 template <class Offset>
@@ -43,7 +50,7 @@ struct SmallParams {
   int num_head_blocks;
   // Blocks are numbered by batch, block of heads, tile of columns, tiles of axes 0, 1 and 2.
   Divider head_blocks;
-  Divider blocks_per_group;  // blocks of heads that share a key head
+  Divider blocks_per_group;   // blocks of heads that share a key head
   SmallAxis<Offset> axes[3];  // innermost first
 
   const char *additional_key, *additional_value, *bias;
@@ -55,9 +62,11 @@ struct SmallParams {
   Divider column_tiles;
   double scale_f64;
 };
-static_assert(sizeof(SmallParams<int>) == 5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8,
+static_assert(sizeof(SmallParams<int>) ==
+                  5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8,
               "the host and the kernel must agree");
-static_assert(sizeof(SmallParams<long long>) == 5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8,
+static_assert(sizeof(SmallParams<long long>) ==
+                  5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

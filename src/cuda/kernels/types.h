@@ -64,9 +64,7 @@ VECINA_DEVICE unsigned pack(Bf16, float low, float high) {
 }
 
 VECINA_DEVICE float unpack_low(Bf16, unsigned word) { return __uint_as_float(word << 16); }
-VECINA_DEVICE float unpack_high(Bf16, unsigned word) {
-  return __uint_as_float(word & 0xffff0000u);
-}
+VECINA_DEVICE float unpack_high(Bf16, unsigned word) { return __uint_as_float(word & 0xffff0000u); }
 VECINA_DEVICE float unpack_low(F16, unsigned word) {
   return real(F16{static_cast<unsigned short>(word)});
 }
@@ -136,12 +134,13 @@ VECINA_DEVICE void load(const char* from, Real* to) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       if constexpr (sizeof(Element) == 8) {
-        to[i] = __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
+        to[i] =
+            __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
       } else if constexpr (sizeof(Element) == 4) {
         to[i] = __uint_as_float(words[i]);
       } else {
-        to[i] = i % 2 == 0 ? unpack_low(Element{}, words[i / 2])
-                           : unpack_high(Element{}, words[i / 2]);
+        to[i] =
+            i % 2 == 0 ? unpack_low(Element{}, words[i / 2]) : unpack_high(Element{}, words[i / 2]);
       }
     }
   }

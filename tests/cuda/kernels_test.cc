@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// Every kernel that the table of problems leads to is compiled, for the oldest, the Hopper and the
+// newest architecture that NVRTC knows; no GPU is needed. Prints what each takes of a device.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cases.h"
+#include "core/arguments.h"
+#include "core/problem.h"
+#include "cuda/compiler.h"
+#include "cuda/families.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+template <typename Args>
+void add_sources(const Problem& problem, Pass pass, const DeviceFacts& facts,
+                 std::map<std::string, KernelSource>* sources) {
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return;  // shapes depend on the lengths
+  if (!why_not(problem, pass, facts).empty()) return;
+  Args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  const char* family = nullptr;
+  std::vector<KernelLaunch<Args>> launches;
+  const Status status = plan_launches(problem, example, facts, &family, &launches);
+  ASSERT_TRUE(status.ok()) << problem.line() << ": " << status.message();
+  for (const KernelLaunch<Args>& launch : launches) {
+    EXPECT_LE(launch.params_bytes, kMaxParamsBytes);
+    EXPECT_LE(launch.shared_bytes, static_cast<uint32_t>(facts.shared_bytes_per_block));
+    EXPECT_LE(launch.block[0] * launch.block[1] * launch.block[2], 1024u);
+    sources->emplace(launch.source.entry + launch.source.config, launch.source);
+  }
+}
+
+std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
+  std::map<std::string, KernelSource> sources;
+  for (const tests::Case& row : tests::all_cases()) {
+    Problem problem;
+    EXPECT_TRUE(Problem::make(row.problem, &problem).ok()) << row.line;
+    add_sources<vecina_forward_args>(problem, Pass::forward, facts, &sources);
+    add_sources<vecina_backward_args>(problem, Pass::backward, facts, &sources);
+  }
+  std::vector<KernelSource> list;
+  for (const auto& [name, source] : sources) list.push_back(source);
+  return list;
+}
+
+void compile_all(const Compiler& compiler, int compute_capability) {
+  DeviceFacts facts;
+  facts.compute_capability = compute_capability;
+  const std::vector<KernelSource> sources = sources_for(facts);
+  ASSERT_FALSE(sources.empty());
+  std::vector<std::string> lines(sources.size());
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i = next++; i < sources.size(); i = next++) {
+      Compiled compiled;
+      const Status status = compiler.compile(
+          sources[i], compiler.facts().architecture(sources[i], compute_capability), &compiled);
+      EXPECT_TRUE(status.ok()) << status.message();
+      const Resources& resources = compiled.resources;
+      lines[i] = fmt::format("{} {}: {} registers, {} bytes of stack, {} spilled", sources[i].entry,
+                             sources[i].config, resources.registers, resources.stack_bytes,
+                             resources.spill_bytes);
+    }
+  };
+  std::thread other(work);
+  work();
+  other.join();
+  fmt::print("{} kernels for compute capability {}:\n", sources.size(), compute_capability);
+  for (const std::string& line : lines) fmt::print("  {}\n", line);
+}
+
+class KernelsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const Status status = Compiler::load(&compiler_);
+    if (!status.ok()) GTEST_SKIP() << status.message();
+  }
+  const Compiler* compiler_ = nullptr;
+};
+
+TEST_F(KernelsTest, Ampere) { compile_all(*compiler_, 80); }
+TEST_F(KernelsTest, Hopper) { compile_all(*compiler_, 90); }
+TEST_F(KernelsTest, Newest) { compile_all(*compiler_, compiler_->facts().capabilities.back()); }
+
+TEST_F(KernelsTest, AKernelThatDoesNotCompileSaysWhere) {
+  KernelSource source = sources_for({}).front();
+  source.config = "{.no_such_field = 1}";
+  Compiled compiled;
+  const Status status = compiler_->compile(source, "sm_90", &compiled);
+  EXPECT_EQ(status.code(), VECINA_DEVICE_ERROR);
+  EXPECT_NE(status.message().find("no_such_field"), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("sm_90"), std::string::npos) << status.message();
+}
+
+}  // namespace
+}  // namespace vecina::internal::cuda
