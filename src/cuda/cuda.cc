@@ -88,6 +88,10 @@ class CudaBackend : public Backend {
     return make_plan(problem, example, plan);
   }
 
+  size_t workspace_bytes(const Problem& problem, Pass pass) const override {
+    return cuda::workspace_bytes(problem, pass);
+  }
+
   Status merge(const MergeArgs& args, void* queue) override {
     const vecina_tensor& first = args.outputs[0];
     std::shared_ptr<const DeviceState> state;

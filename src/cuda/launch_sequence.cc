@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/launch_sequence.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "cuda/driver.h"
@@ -88,6 +89,7 @@ Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
   sequence->launches_ = std::move(launches);
   for (const KernelLaunch<Args>& launch : sequence->launches_) {
     Kernel& kernel = sequence->kernels_.emplace_back();
+    sequence->workspace_bytes_ = std::max(sequence->workspace_bytes_, launch.workspace_bytes);
     VECINA_RETURN_IF_ERROR(
         sequence->state_->kernels->get(launch.source, launch.shared_bytes, &kernel));
   }

@@ -29,6 +29,7 @@ class LaunchSequence {
                      std::vector<KernelLaunch<Args>> launches, LaunchSequence* sequence);
 
   const Device& device() const { return *state_->device; }
+  size_t workspace_bytes() const { return workspace_bytes_; }
   Status run(const Args& args, void* queue) const;
   // Times of `repeats` runs by the device's clock: replays of a graph of dependent runs.
   Status measure(const Args& args, int repeats, std::vector<double>* times_us) const;
@@ -38,6 +39,7 @@ class LaunchSequence {
   std::shared_ptr<const DeviceState> state_;
   std::vector<KernelLaunch<Args>> launches_;
   std::vector<Kernel> kernels_;  // of the launches
+  size_t workspace_bytes_ = 0;
 };
 
 }  // namespace vecina::internal::cuda

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/plans.h"
 
+#include <fmt/format.h>
+
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -11,16 +13,23 @@
 namespace vecina::internal::cuda {
 namespace {
 
+constexpr uintptr_t kWorkspaceAlignment = 256;  // vecina.h
+
 template <typename Args>
 class LaunchPlan : public Plan {
  public:
   LaunchPlan(const char* family, LaunchSequence<Args> sequence)
       : family_(family), sequence_(std::move(sequence)) {}
 
+  size_t workspace_bytes() const override { return sequence_.workspace_bytes(); }
   using Plan::run;
-  Status run(const Args& args, void* queue) const override { return sequence_.run(args, queue); }
+  Status run(const Args& args, void* queue) const override {
+    VECINA_RETURN_IF_ERROR(check_workspace(args));
+    return sequence_.run(args, queue);
+  }
   using Plan::measure;
   Status measure(const Args& args, int repeats, std::vector<double>* times_us) const override {
+    VECINA_RETURN_IF_ERROR(check_workspace(args));
     return sequence_.measure(args, repeats, times_us);
   }
   std::string describe() const override {
@@ -31,6 +40,19 @@ class LaunchPlan : public Plan {
   }
 
  private:
+  Status check_workspace(const Args& args) const {
+    const size_t needed = workspace_bytes();
+    const bool is_aligned = reinterpret_cast<uintptr_t>(args.workspace) % kWorkspaceAlignment == 0;
+    if (needed == 0 ||
+        (args.workspace != nullptr && args.workspace_bytes >= needed && is_aligned)) {
+      return {};
+    }
+    return invalid(fmt::format(
+        "workspace holds {} bytes at {}; {} bytes of device memory, aligned to {}, are needed "
+        "(vecina_plan_workspace_bytes, vecina_workspace_bytes).",
+        args.workspace_bytes, args.workspace, needed, kWorkspaceAlignment));
+  }
+
   const char* family_;
   const LaunchSequence<Args> sequence_;
 };
@@ -85,6 +107,7 @@ Status make(const Problem& problem, const Args& example, std::shared_ptr<const D
   VECINA_RETURN_IF_ERROR(LaunchSequence<Args>::make(state, std::move(launches), &sequence));
   auto made = std::make_unique<LaunchPlan<Args>>(family, std::move(sequence));
   if (is_staged) {
+    VECINA_RETURN_IF_ERROR(call.add_workspace(*state->device, made->workspace_bytes()));
     *plan = std::make_unique<StagedPlan<Args>>(std::move(state), std::move(call), std::move(made));
   } else {
     *plan = std::move(made);

@@ -60,6 +60,15 @@ Status StagedCall<Args>::make(const Device& device, const Args& host, StagedCall
 }
 
 template <typename Args>
+Status StagedCall<Args>::add_workspace(const Device& device, size_t bytes) {
+  if (bytes == 0) return {};
+  VECINA_RETURN_IF_ERROR(DeviceMemory::allocate(device, bytes, &workspace_));
+  device_args_.workspace = reinterpret_cast<void*>(workspace_.address());
+  device_args_.workspace_bytes = bytes;
+  return {};
+}
+
+template <typename Args>
 Status StagedCall<Args>::copy_in(const Args& host) const {
   NamedTensor list[kMaxTensors];
   list_tensors(host, list);

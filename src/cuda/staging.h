@@ -38,6 +38,8 @@ class StagedCall {
  public:
   static Status make(const Device& device, const Args& host, StagedCall* call);
 
+  Status add_workspace(const Device& device, size_t bytes);
+
   // The same call with its tensors on the device; valid as long as this object.
   const Args& device_args() const { return device_args_; }
   Status copy_in(const Args& host) const;   // every tensor
@@ -47,6 +49,7 @@ class StagedCall {
   Args device_args_ = {};
   std::vector<int> given_;  // in list_tensors, in the order of tensors_
   StagedTensors tensors_;
+  DeviceMemory workspace_;
 };
 
 }  // namespace vecina::internal::cuda
