@@ -73,16 +73,6 @@ std::string unsuitable(const Problem& problem, const vecina_forward_args& exampl
   return {};
 }
 
-// Keys along an axis that `box` neighbouring queries see together, at most.
-double union_size(const Axis& axis, int box) {
-  const double group =
-      std::ceil(static_cast<double>(axis.extent) / static_cast<double>(axis.dilation));
-  const auto kernel_size = static_cast<double>(axis.kernel_size);
-  const auto stride = static_cast<double>(axis.stride);
-  const double steps = axis.is_causal ? box - 1.0 : stride * std::ceil((box - 1.0) / stride);
-  return std::min(group, kernel_size + steps);
-}
-
 // Boxes along an axis, of all its dilation groups.
 int64_t count_boxes(const Axis& axis, int box) {
   return axis.dilation * divide_up(divide_up(axis.num_queries(), axis.dilation), box);
@@ -108,7 +98,7 @@ Shape choose_box(const Problem& problem, int positions) {
         const Axis axis = small_axis(problem, a);
         const int side = box[static_cast<size_t>(a)];
         if (a < 3 - problem.rank() && side > 1) is_possible = false;
-        shape.list *= union_size(axis, side);
+        shape.list *= static_cast<double>(union_size(axis, side));
         boxes *= static_cast<double>(count_boxes(axis, side));
       }
       shape.list += static_cast<double>(problem.additional_tokens());
@@ -120,6 +110,11 @@ Shape choose_box(const Problem& problem, int positions) {
 }
 
 }  // namespace
+
+int64_t union_size(const Axis& axis, int box) {
+  const int64_t steps = axis.is_causal ? box - 1 : axis.stride * divide_up(box - 1, axis.stride);
+  return std::min(divide_up(axis.extent, axis.dilation), axis.kernel_size + steps);
+}
 
 std::string print(const SmallFragmentsConfig& c) {
   const auto bools = [](const bool(&v)[3]) {

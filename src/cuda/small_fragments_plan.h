@@ -11,6 +11,9 @@
 
 namespace vecina::internal::cuda {
 
+// Keys along an axis that `box` neighbouring queries of a dilation group see together, at most.
+int64_t union_size(const Axis& axis, int box);
+
 // The aggregate's initialiser.
 std::string print(const vecina::cuda::SmallFragmentsConfig& config);
 
