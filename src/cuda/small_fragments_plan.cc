@@ -23,9 +23,7 @@ constexpr int kMaxThreads = 256;      // of a block
 constexpr int kMaxSplit = 8;          // warps that share a box's keys
 constexpr int kPaddedColumns = 4;     // of partial sums in shared memory
 constexpr double kMaxUnion = 1024.0;  // keys that a box may meet; far beyond what is taken
-// Fewer keys in a window are faster without tensor cores, and in f32 too few products to hide
-// their error behind the plain one's.
-constexpr double kMinKeysF32 = 17.0, kMinKeys16 = 17.0;
+constexpr double kMinKeys = 17.0;     // fewer in a window are faster without tensor cores
 // Tiles of keys that a warp has registers for, by bytes of a row.
 int max_tiles(int32_t dtype, int head_dim) {
   const int tiles = dtype == VECINA_F32 ? 8 : 14;
@@ -43,7 +41,7 @@ double visible_keys(const Problem& problem) {
   return keys + window;
 }
 
-// What does not depend on sizes.
+// Why the problem or its strides do not suit, before any box is chosen.
 std::string unsuitable(const Problem& problem, const vecina_forward_args& example) {
   if (problem.dtype() == VECINA_F64) return "f64";
   if (problem.has_bias()) return "relative position bias";
@@ -60,8 +58,7 @@ std::string unsuitable(const Problem& problem, const vecina_forward_args& exampl
       if (tensor->strides[d] < 0 && tensor->shape[d] > 1) return "a negative stride";
     }
   }
-  const double fewest = problem.dtype() == VECINA_F32 ? kMinKeysF32 : kMinKeys16;
-  if (visible_keys(problem) < fewest) return "few keys in a window";
+  if (visible_keys(problem) < kMinKeys) return "few keys in a window";
   if (visible_keys(problem) > kMaxUnion) return "many keys in a window";
   const int whole_loads = 16 / static_cast<int>(dtype_bytes(problem.dtype()));
   if (vector_elements({&example.query, &example.key, &example.value, &example.additional_key,
