@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+// Plans of the kernels for small problems: which form takes what, and the arithmetic that their
+// kernels rely on. No GPU and no compiler is needed.
+#include "cuda/small_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cli/random.h"
+#include "core/arguments.h"
+#include "core/problem.h"
+#include "core/window.h"
+#include "cuda/small_common.h"
+#include "cuda/small_fragments_plan.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+vecina_forward_args example_of(const Problem& problem) {
+  vecina_forward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  return example;
+}
+
+Problem parsed(const std::string& line) {
+  Problem problem;
+  const Status status = Problem::parse(line, &problem);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return problem;
+}
+
+// The file of the kernel that computes the problem.
+std::string file_for(const Problem& problem, const vecina_forward_args& example) {
+  std::vector<ForwardLaunch> launches;
+  EXPECT_TRUE(small_plan_forward(problem, example, {}, &launches).ok());
+  return launches.empty() ? "" : launches.front().source.file;
+}
+std::string file_for(const std::string& line) {
+  const Problem problem = parsed(line);
+  return file_for(problem, example_of(problem));
+}
+
+TEST(SmallPlan, TensorCoresForWindowsOfManyKeys) {
+  for (const char* line : {
+           "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
+           "2d 32x32 kernel_size 7 batch 2 heads 8 heads_kv 2 head_dim 32 dtype bf16",
+           "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32 additional 1",
+           "2d 16x16 kernel_size 16 batch 2 heads 4 head_dim 32",
+           "1d 64 kernel_size 64 batch 4 heads 8 head_dim 32 dtype f16",
+           "3d 6x7x8 kernel_size 3 heads 2 head_dim 64 dilation 2x1x1",
+           "attention 19x37 causal heads 2 head_dim 32",
+       }) {
+    EXPECT_EQ(file_for(line), "small_fragments.cu") << line;
+  }
+}
+
+TEST(SmallPlan, LanesForTheRest) {
+  for (const char* line : {
+           "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32",                // few keys
+           "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32 dtype f64",    // f64
+           "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32 bias",         // bias
+           "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 30",              // odd columns
+           "2d 32x32 kernel_size 7 heads 4 head_dim 32 head_dim_value 64",    // two widths
+           "2d 32x32 kernel_size 7 heads 4 head_dim 32 output_stride 2",      // fewer queries
+           "2d 32x32 kernel_size 7 heads 4 head_dim 32 scale -1 dtype bf16",  // scale
+           "attention 40x4000 heads 1 head_dim 32",                           // many keys
+       }) {
+    EXPECT_EQ(file_for(line), "small_lanes.cu") << line;
+  }
+}
+
+TEST(SmallPlan, LanesForRowsThatAreNotAligned) {
+  const Problem problem = parsed("2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32");
+  vecina_forward_args shifted = example_of(problem);
+  shifted.key.byte_offset = 4;
+  EXPECT_EQ(file_for(problem, shifted), "small_lanes.cu");
+  vecina_forward_args spaced = example_of(problem);
+  for (int d = 0; d < 4; ++d) spaced.value.strides[d] += 1;
+  EXPECT_EQ(file_for(problem, spaced), "small_lanes.cu");
+}
+
+TEST(SmallPlan, NothingIsLaunchedForAnEmptyBatch) {
+  EXPECT_EQ(file_for("2d 8x8 kernel_size 3 batch 0 heads 2 head_dim 16"), "");
+}
+
+TEST(SmallPlan, SaysWhatItDoesNotTake) {
+  EXPECT_NE(small_why_not(parsed("1d 20 kernel_size 5 batch 3 heads 2 head_dim 8 lengths padded"),
+                          Pass::forward, {}),
+            "");
+  EXPECT_NE(small_why_not(parsed("1d 500000000 kernel_size 5 batch 2000 heads 64 head_dim 8"),
+                          Pass::forward, {}),
+            "");
+  EXPECT_EQ(small_why_not(parsed("1d 4000000 kernel_size 5 batch 20 heads 64 head_dim 8"),
+                          Pass::forward, {}),
+            "");
+}
+
+// A box's warp loads union_size keys from the first window's first on, or from further left where
+// the group ends: every window of the box must lie within.
+TEST(SmallPlan, TheUnionHoldsEveryWindowOfABox) {
+  cli::Random random(1);
+  for (int i = 0; i < 4000; ++i) {
+    Axis axis;
+    axis.dilation = random.integer(1, 3);
+    axis.kernel_size = random.integer(1, 9);
+    axis.stride = random.integer(1, axis.kernel_size);
+    axis.is_causal = random.chance(0.3);
+    axis.extent = axis.query_extent = random.integer(axis.kernel_size * axis.dilation, 50);
+    const int box = 1 << random.integer(0, 4);
+    const auto size = static_cast<int>(union_size(axis, box));
+    for (int group = 0; group < axis.dilation; ++group) {
+      const int length =
+          na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation), group);
+      const NaAxis dense = {length, static_cast<int>(axis.kernel_size),
+                            static_cast<int>(axis.stride), axis.is_causal};
+      for (int first = 0; first < length; first += box) {
+        const int begin = std::min(na_window_begin(dense, first), std::max(length - size, 0));
+        for (int query = first; query < std::min(first + box, length); ++query) {
+          ASSERT_GE(na_window_begin(dense, query), begin);
+          ASSERT_LE(na_window_end(dense, query), begin + size)
+              << "extent " << axis.extent << " kernel_size " << axis.kernel_size << " stride "
+              << axis.stride << " dilation " << axis.dilation << " causal " << axis.is_causal
+              << " box " << box << " query " << query;
+        }
+      }
+    }
+  }
+}
+
+TEST(SmallPlan, DividersAreExact) {
+  cli::Random random(2);
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+  for (int i = 0; i < 20000; ++i) {
+    const int64_t divisor =
+        i < 100 ? i + 1 : std::min(kMost, random.integer(1, int64_t{1} << random.integer(1, 31)));
+    const Divider d = divider(divisor);
+    for (int64_t n : {int64_t{0}, divisor - 1, divisor, kMost, kMost / divisor * divisor,
+                      kMost / divisor * divisor - 1, random.integer(0, kMost)}) {
+      if (n < 0) continue;
+      const auto quotient =
+          static_cast<int64_t>((static_cast<uint64_t>(n) * d.multiplier) >> d.shift);
+      ASSERT_EQ(quotient, n / divisor) << n << " / " << divisor;
+    }
+  }
+}
+
+TEST(SmallPlan, QueriesOfABlockFillShortAxesFirst) {
+  const auto product = [](const std::array<int, 3>& tile) { return tile[0] * tile[1] * tile[2]; };
+  for (const char* line :
+       {"1d 9 kernel_size 3 heads 1 head_dim 8", "2d 1x20 kernel_size 1x5 heads 1 head_dim 8",
+        "3d 2x2x2 kernel_size 2 heads 1 head_dim 8"}) {
+    EXPECT_EQ(product(spread_queries(parsed(line), 32)), 32) << line;
+  }
+  EXPECT_EQ(spread_queries(parsed("2d 1x20 kernel_size 1x5 heads 1 head_dim 8"), 16),
+            (std::array<int, 3>{1, 1, 16}));
+  EXPECT_EQ(spread_queries(parsed("2d 20x20 kernel_size 5 heads 1 head_dim 8"), 16),
+            (std::array<int, 3>{1, 4, 4}));
+}
+
+TEST(SmallPlan, MergesUpToSixteenInOneLaunch) {
+  vecina_tensor output = {}, lse = {};
+  output.data = lse.data = &output;
+  output.ndim = 4;
+  lse.ndim = 3;
+  const int64_t shape[] = {2, 5, 3, 8}, strides[] = {120, 24, 8, 1};
+  for (int d = 0; d < 4; ++d) {
+    output.shape[d] = shape[d];
+    output.strides[d] = strides[d];
+  }
+  for (int d = 0; d < 3; ++d) {
+    lse.shape[d] = shape[d];
+    lse.strides[d] = strides[d] / 8;
+  }
+  const std::vector<vecina_tensor> outputs(17, output), lses(17, lse);
+  const auto plan = [&](int count, std::vector<KernelLaunch<MergeArgs>>* launches) {
+    return small_plan_merge({count, outputs.data(), lses.data(), &output, &lse}, {}, launches);
+  };
+  std::vector<KernelLaunch<MergeArgs>> launches;
+  ASSERT_TRUE(plan(16, &launches).ok());
+  ASSERT_EQ(launches.size(), 1u);
+  EXPECT_NE(launches.front().source.config.find(".num_dims = 1,"), std::string::npos)
+      << "contiguous dimensions are one: " << launches.front().source.config;
+  EXPECT_EQ(plan(17, &launches).code(), VECINA_UNSUPPORTED);
+}
+
+}  // namespace
+}  // namespace vecina::internal::cuda
