@@ -19,10 +19,10 @@ struct Family {
   // Why it does not take the problem; empty if it does, whatever the strides.
   std::string (*why_not)(const Problem& problem, Pass pass, const DeviceFacts& facts);
   // What to launch, one after another; strides and alignment are those of the example.
-  // UNSUPPORTED (they do not suit it): the next family is asked.
+  // UNSUPPORTED (they do not suit it): the next family is asked. nullptr: none, and why_not says
+  // so.
   Status (*plan_forward)(const Problem& problem, const vecina_forward_args& example,
                          const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
-  // nullptr: none, and why_not says so.
   Status (*plan_backward)(const Problem& problem, const vecina_backward_args& example,
                           const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 };

@@ -12,9 +12,7 @@
 #include "core/tensor.h"
 
 namespace vecina::internal::cuda {
-namespace {
 
-// Rows of [batch, tokens..., heads, columns] or [batch, tokens..., heads].
 SmallRows token_rows(const vecina_tensor& tensor, int rank) {
   SmallRows rows = {};
   if (!given(tensor)) return rows;
@@ -35,8 +33,6 @@ SmallRows bias_rows(const vecina_tensor& tensor, int rank) {
 }
 
 char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tensor) : nullptr; }
-
-}  // namespace
 
 Divider divider(int64_t divisor) {
   uint32_t log = 0;

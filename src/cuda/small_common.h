@@ -39,6 +39,14 @@ inline constexpr double kMaxBlocks = 2147483647.0;
 // Spreads `queries`, a power of two, over the axes, as near to a cube as their lengths allow.
 std::array<int, 3> spread_queries(const Problem& problem, int queries);
 
+// Strides of [batch, tokens..., heads, columns] or [batch, tokens..., heads], no pointer; zeros for
+// a tensor that is not given. Additional tokens are tokens of rank 1.
+SmallRows token_rows(const vecina_tensor& tensor, int rank);
+// Strides of a bias: relative positions as tokens.
+SmallRows bias_rows(const vecina_tensor& tensor, int rank);
+// nullptr if it is not given.
+char* pointer(const vecina_tensor& tensor);
+
 // Everything of the parameters but the pointers.
 SmallParams make_params(const Problem& problem, const vecina_forward_args& example,
                         const SmallTiles& tiles);

@@ -20,9 +20,9 @@ constexpr int kThreads = 128;
 constexpr int kMaxLanes = 32;
 constexpr int kLoadBytes = 16;
 constexpr int kMaxColumns = 16;  // elements of a row that a thread holds
+constexpr int kMaxVectors = 8;   // in so many loads
 // Logits that a thread holds: those of all its keys and heads if they are not more.
 constexpr int64_t kMaxLogits = 64;
-constexpr int64_t kMaxLoads = 128;  // of keys, if it has them all at once
 constexpr int kKeysAtOnce = 4;
 
 int round_up_to_power(int64_t n) {
@@ -31,16 +31,18 @@ int round_up_to_power(int64_t n) {
   return power;
 }
 
-// Enough threads that each holds at most kMaxColumns elements; up to 8 that hold one vector.
+// Vectors that a thread may hold.
+int most_vectors(int vector) { return std::min(kMaxVectors, kMaxColumns / vector); }
+
+// Enough threads that none holds more; up to 8 that hold one vector.
 int choose_lanes(int64_t vectors, int vector) {
   int lanes = std::min(8, round_up_to_power(vectors));
-  while (lanes < kMaxLanes && divide_up(vectors, lanes) * vector > kMaxColumns) lanes *= 2;
+  while (lanes < kMaxLanes && divide_up(vectors, lanes) > most_vectors(vector)) lanes *= 2;
   return lanes;
 }
 
 int columns_of(int64_t vectors, int vector, int lanes) {
-  return static_cast<int>(
-      std::clamp<int64_t>(divide_up(vectors, lanes), 1, std::max(1, kMaxColumns / vector)));
+  return static_cast<int>(std::min<int64_t>(divide_up(vectors, lanes), most_vectors(vector)));
 }
 
 int64_t window_keys(const Problem& problem) {
@@ -70,7 +72,7 @@ std::string print(const SmallLanesConfig& c) {
 double lanes_blocks(const Problem& problem) {
   SmallTiles tiles;
   tiles.tile = spread_queries(problem, kThreads / kMaxLanes);
-  tiles.column_tiles = divide_up(problem.head_dim_value(), kMaxLanes * kMaxColumns);
+  tiles.column_tiles = divide_up(problem.head_dim_value(), kMaxLanes * kMaxVectors);
   return count_blocks(problem, tiles);
 }
 
@@ -94,12 +96,13 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.value_columns = columns_of(value_vectors, config.value_vector, config.lanes);
 
   const int64_t keys = window_keys(problem) + problem.additional_tokens();
+  const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
   config.is_unrolled =
-      keys <= kMaxLogits && keys * std::max(config.key_columns, config.value_columns) <= kMaxLoads;
+      keys * std::max(config.key_columns, config.value_columns) <= logits;  // and as many loads
   const int columns =
       std::max(config.key_columns * config.key_vector, config.value_columns * config.value_vector);
   config.heads = problem.head_group() % 2 == 0 && 2 * columns <= kMaxColumns &&
-                         (!config.is_unrolled || 2 * keys <= kMaxLogits)
+                         (!config.is_unrolled || 2 * keys <= logits)
                      ? 2
                      : 1;
   config.keys_at_once = kKeysAtOnce;

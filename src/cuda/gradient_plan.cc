@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+// One launch for each kind of gradient that is wanted: query; key with value; those of additional
+// tokens; bias.
+#include "cuda/gradient_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numbers>
+
+#include "core/tensor.h"
+#include "cuda/kernels/gradient_config.h"
+#include "cuda/kernels/gradient_params.h"
+#include "cuda/small_common.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::GradientConfig;
+using vecina::cuda::GradientParams;
+
+constexpr int kWarps = 4;       // of a block, as in gradient_pairs.cuh
+constexpr int kLoadBytes = 16;  // of a thread at once
+constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
+constexpr double kMaxNumber = 2147483647.0;
+
+std::string print(const GradientConfig& c) {
+  return fmt::format(
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .lanes = {}, "
+      ".has_bias = {}, .has_grad_lse = {}, .of_additional = {}, .has_wide_number = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.lanes, c.has_bias, c.has_grad_lse,
+      c.of_additional, c.has_wide_number);
+}
+
+GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
+  GradientConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  const auto vector = [&](int head_dim) {
+    return vector_elements({&example.query, &example.key, &example.value, &example.additional_key,
+                            &example.additional_value, &example.output, &example.grad_output,
+                            &example.grad_query, &example.grad_key, &example.grad_value,
+                            &example.grad_additional_key, &example.grad_additional_value},
+                           head_dim, kLoadBytes);
+  };
+  config.vector = std::min(vector(config.head_dim), vector(config.head_dim_value));
+  const int columns = std::max(config.head_dim, config.head_dim_value);
+  config.lanes = 1;
+  while (config.lanes < 32 && columns > config.lanes * std::max(kMaxColumns, config.vector)) {
+    config.lanes *= 2;
+  }
+  config.has_bias = problem.has_bias();
+  config.has_grad_lse = given(example.grad_lse);
+  return config;
+}
+
+GradientParams make_gradient_params(const Problem& problem, const vecina_backward_args& example) {
+  GradientParams params = {};
+  const int rank = problem.rank();
+  params.query = token_rows(example.query, rank);
+  params.key = token_rows(example.key, rank);
+  params.value = token_rows(example.value, rank);
+  params.additional_key = token_rows(example.additional_key, 1);
+  params.additional_value = token_rows(example.additional_value, 1);
+  params.bias = bias_rows(example.bias, rank);
+  params.output = token_rows(example.output, rank);
+  params.lse = token_rows(example.lse, rank);
+  params.grad_output = token_rows(example.grad_output, rank);
+  params.grad_lse = token_rows(example.grad_lse, rank);
+  params.grad_query = token_rows(example.grad_query, rank);
+  params.grad_bias = bias_rows(example.grad_bias, rank);
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = small_axis(problem, a);
+    params.axes[a] = {static_cast<int>(axis.extent),
+                      static_cast<int>(axis.num_queries()),
+                      static_cast<int>(axis.kernel_size),
+                      static_cast<int>(axis.stride),
+                      static_cast<int>(axis.dilation),
+                      static_cast<int>(axis.output_stride),
+                      axis.is_causal ? 1 : 0,
+                      0};
+    params.query_extent[a] = static_cast<int>(axis.query_extent);
+  }
+  params.batch = static_cast<int>(problem.batch());
+  params.heads = problem.heads();
+  params.heads_kv = problem.heads_kv();
+  params.additional_tokens = static_cast<int>(problem.additional_tokens());
+  params.is_attention = problem.is_attention();
+  params.scale = problem.scale();
+  params.scale_to_powers = problem.scale() * std::numbers::log2e;
+  return params;
+}
+
+// Which tensors a launch writes; the rest it reads.
+struct Written {
+  vecina_tensor vecina_backward_args::*query = nullptr;
+  vecina_tensor vecina_backward_args::*key = nullptr;
+  vecina_tensor vecina_backward_args::*value = nullptr;
+  vecina_tensor vecina_backward_args::*bias = nullptr;
+};
+
+void set_pointers(const vecina_backward_args& args, const Written& written,
+                  GradientParams* params) {
+  const auto of = [&](vecina_tensor vecina_backward_args::*tensor) {
+    return tensor == nullptr ? nullptr : pointer(args.*tensor);
+  };
+  params->query.data = pointer(args.query);
+  params->key.data = pointer(args.key);
+  params->value.data = pointer(args.value);
+  params->additional_key.data = pointer(args.additional_key);
+  params->additional_value.data = pointer(args.additional_value);
+  params->bias.data = pointer(args.bias);
+  params->output.data = pointer(args.output);
+  params->lse.data = pointer(args.lse);
+  params->grad_output.data = pointer(args.grad_output);
+  params->grad_lse.data = pointer(args.grad_lse);
+  params->grad_query.data = of(written.query);
+  params->grad_key.data = of(written.key);
+  params->grad_value.data = of(written.value);
+  params->grad_bias.data = of(written.bias);
+}
+
+// Rows that a gradient has; as doubles, since they may exceed 64 bits before they are refused.
+struct RowCounts {
+  double query, key, additional, bias;
+};
+RowCounts count_rows(const Problem& problem) {
+  const auto batch = static_cast<double>(problem.batch());
+  RowCounts rows = {batch * problem.heads(), batch * problem.heads_kv(),
+                    batch * problem.heads_kv() * static_cast<double>(problem.additional_tokens()),
+                    static_cast<double>(problem.heads())};
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    rows.query *= static_cast<double>(axis.query_extent);
+    rows.key *= static_cast<double>(axis.extent);
+    rows.bias *= 2.0 * static_cast<double>(axis.kernel_size) - 1.0;
+  }
+  return rows;
+}
+
+class LaunchList {
+ public:
+  LaunchList(const GradientConfig& config, const GradientParams& params, const DeviceFacts& facts,
+             std::vector<BackwardLaunch>* launches)
+      : config_(config), params_(params), facts_(facts), launches_(launches) {}
+
+  void add(const char* kernel, double rows, int rows_of_block, const Written& written,
+           bool of_additional = false) {
+    if (rows == 0.0) return;
+    GradientConfig config = config_;
+    config.of_additional = of_additional;
+    config.has_wide_number = rows > kMaxNumber;
+    GradientParams params = params_;
+    params.num_rows = static_cast<long long>(rows);
+    BackwardLaunch launch;
+    launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
+                     print(config)};
+    launch.grid[0] = static_cast<uint32_t>(divide_up(params.num_rows, rows_of_block));
+    launch.block[0] = 32 * kWarps;
+    launch.is_programmatic = facts_.compute_capability >= 90;
+    launch.params_bytes = sizeof(GradientParams);
+    launch.fill = [params, written](const vecina_backward_args& args, void* memory) -> Status {
+      GradientParams filled = params;
+      set_pointers(args, written, &filled);
+      std::memcpy(memory, &filled, sizeof filled);
+      return {};
+    };
+    launch.description =
+        fmt::format(R"("rows": {}, "threads_per_row": {}, "why": "takes every problem")",
+                    params.num_rows, of_additional ? 32 * kWarps : 32);
+    launches_->push_back(std::move(launch));
+  }
+
+ private:
+  const GradientConfig& config_;
+  const GradientParams& params_;
+  const DeviceFacts& facts_;
+  std::vector<BackwardLaunch>* launches_;
+};
+
+}  // namespace
+
+std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts&) {
+  if (pass == Pass::forward) return "computes gradients alone";
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
+  const RowCounts rows = count_rows(problem);
+  if (std::max(rows.query, rows.key) > kWarps * kMaxNumber ||
+      std::max(rows.additional, rows.bias) > kMaxNumber) {
+    return "a gradient has more rows than a grid has threads";
+  }
+  return {};
+}
+
+Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
+                              const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  using Args = vecina_backward_args;
+  const GradientConfig config = make_config(problem, example);
+  GradientParams params = make_gradient_params(problem, example);
+  const RowCounts rows = count_rows(problem);
+  LaunchList list(config, params, facts, launches);
+  if (given(example.grad_query)) {
+    list.add("gradient_query", rows.query, kWarps, {.query = &Args::grad_query});
+  }
+  if (given(example.grad_key) || given(example.grad_value)) {
+    params.grad_key = token_rows(example.grad_key, problem.rank());
+    params.grad_value = token_rows(example.grad_value, problem.rank());
+    list.add("gradient_key", rows.key, kWarps,
+             {.key = &Args::grad_key, .value = &Args::grad_value});
+  }
+  if (given(example.grad_additional_key) || given(example.grad_additional_value)) {
+    params.grad_key = token_rows(example.grad_additional_key, 1);
+    params.grad_value = token_rows(example.grad_additional_value, 1);
+    list.add("gradient_key", rows.additional, 1,
+             {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
+             /*of_additional=*/true);
+  }
+  if (given(example.grad_bias)) {
+    list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
+  }
+  return {};
+}
+
+}  // namespace vecina::internal::cuda

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+// Plans of the gradients' kernels: every problem of equal lengths, deterministic, no workspace.
+#ifndef VECINA_CUDA_GRADIENT_PLAN_H_
+#define VECINA_CUDA_GRADIENT_PLAN_H_
+
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/problem.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
+Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
+                              const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_GRADIENT_PLAN_H_

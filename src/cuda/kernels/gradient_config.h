@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// What gradient_query.cu, gradient_key.cu and gradient_bias.cu are compiled for.
+#ifndef VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
+#define VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
+
+namespace vecina::cuda {
+
+struct GradientConfig {
+  int dtype;  // vecina_dtype
+  int rank;
+  int head_dim, head_dim_value;
+  int vector;  // elements of one load; divides both head dims
+  int lanes;   // threads that share a row, a power of two up to 32
+  bool has_bias;
+  bool has_grad_lse;
+  bool of_additional;    // gradient_key.cu: an additional token's, not a key's
+  bool has_wide_number;  // more than 2^31 rows get a gradient
+};
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+// Gradient of query: a warp owns a query of one head and walks the keys that it sees, a few at a
+// time, one for each group of lanes. The formulas stand in gradient_pairs.cuh.
+#include "gradient_pairs.cuh"
+
+namespace vecina::cuda {
+namespace {
+
+// A query's rows and what it has gathered.
+struct Query {
+  KeyPart row, gradient;
+  ValuePart grad_output, output;
+  QueryFacts facts;
+};
+
+VECINA_DEVICE void add_key(const char* key_row, const char* value_row, Real bias, bool exists,
+                           int lane, Real scale_to_powers, Query& query) {
+  KeyPart key;
+  ValuePart value;
+  key.load(key_row, lane, exists);
+  value.load(value_row, lane, exists);
+  const Real dot = sum_over_lanes<kLanes>(query.row.dot(key));
+  const Real difference =
+      sum_over_lanes<kLanes>(query.grad_output.dot_difference(value, query.output));
+  const Pair pair = pair_of(dot, bias, difference, query.facts, scale_to_powers, exists);
+  query.gradient.add_scaled(pair.gradient, key);
+}
+
+VECINA_DEVICE void add_window(const GradientParams& params, int batch, int head, int head_kv,
+                              const int (&token)[3], int group, int lane, Query& query) {
+  AxisWindow windows[3];
+  int count[3] = {1, 1, 1};
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    windows[a] = window_along(params.axes[a], token[a]);
+    count[a] = windows[a].count;
+  }
+  const int keys = count[0] * count[1] * count[2];
+  BoxWalk walk;
+  walk.advance(group, count);
+  for (int first = 0; first < keys; first += kGroups) {
+    const bool exists = walk.is_inside(count);
+    int at[3] = {0, 0, 0}, relative[3] = {0, 0, 0};
+    if (exists) {
+#pragma unroll
+      for (int a = kFirstAxis; a < 3; ++a) {
+        at[a] = windows[a].first + walk.at[a] * params.axes[a].dilation;
+        relative[a] = windows[a].bias_first + walk.at[a];
+      }
+    }
+    Real bias = Real(0);
+    if constexpr (kConfig.has_bias) {
+      if (exists) bias = real_at(params.bias, 0, head, relative);
+    }
+    add_key(row_at(params.key, batch, head_kv, at), row_at(params.value, batch, head_kv, at), bias,
+            exists, lane, static_cast<Real>(params.scale_to_powers), query);
+    walk.advance(kGroups, count);
+  }
+}
+
+VECINA_DEVICE void add_additional(const GradientParams& params, int batch, int head_kv, int group,
+                                  int lane, Query& query) {
+  for (int first = 0; first < params.additional_tokens; first += kGroups) {
+    const bool exists = first + group < params.additional_tokens;
+    const long long token = exists ? first + group : 0;
+    const SmallRows &keys = params.additional_key, &values = params.additional_value;
+    add_key(keys.data + batch * keys.batch + head_kv * keys.head + token * keys.token[2],
+            values.data + batch * values.batch + head_kv * values.head + token * values.token[2],
+            Real(0), exists, lane, static_cast<Real>(params.scale_to_powers), query);
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(32 * kWarps)
+    gradient_query(const __grid_constant__ GradientParams params) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int group = static_cast<int>(threadIdx.x) % 32 / kLanes;
+  Number number = static_cast<Number>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (number >= static_cast<Number>(params.num_rows)) return;
+  int position[3] = {0, 0, 0}, token[3] = {0, 0, 0};
+  bool is_query = true;  // with output_stride, few tokens are
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    position[a] = take_off(number, params.query_extent[a]);
+    token[a] = position[a] / params.axes[a].output_stride;
+    is_query = is_query && token[a] * params.axes[a].output_stride == position[a];
+  }
+  const int head = take_off(number, params.heads);
+  const int batch = static_cast<int>(number);
+  const int head_kv = head / (params.heads / params.heads_kv);
+
+  wait_for_previous();
+  Query query;
+  query.gradient.clear();
+  if (is_query) {
+    query.row.load(row_at(params.query, batch, head, position), lane, true);
+    query.grad_output.load(row_at(params.grad_output, batch, head, token), lane, true);
+    query.output.load(row_at(params.output, batch, head, token), lane, true);
+    query.facts = facts_of(params, batch, head, token, true);
+    add_window(params, batch, head, head_kv, token, group, lane, query);
+    add_additional(params, batch, head_kv, group, lane, query);
+    query.gradient.sum_over_groups();
+    query.gradient.scale(static_cast<Real>(params.scale));
+  }
+  let_next_start();
+  if (group == 0) {
+    query.gradient.store(row_at(params.grad_query, batch, head, position), lane);
+  }
+}
+
+}  // namespace vecina::cuda

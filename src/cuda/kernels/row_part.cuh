@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// A row of a tensor in the registers of the threads that share it.
+#ifndef VECINA_CUDA_KERNELS_ROW_PART_CUH_
+#define VECINA_CUDA_KERNELS_ROW_PART_CUH_
+
+#include "types.h"
+
+namespace vecina::cuda {
+
+// One thread's part of a row of kSize elements that kLanes threads share: every kLanes-th vector
+// of kVector elements, from the lane's own on. Zero beyond the row.
+template <class Element, class Real, int kSize, int kVector, int kLanes>
+struct RowPart {
+  static constexpr int kVectors = kSize / kVector;
+  static constexpr int kCount = (kVectors + kLanes - 1) / kLanes;
+  static constexpr int kColumns = kCount * kVector;
+  static constexpr bool kIsEven = kVectors == kCount * kLanes;
+  static constexpr int kVectorBytes = kVector * static_cast<int>(sizeof(Element));
+
+  Real columns[kColumns];
+
+  VECINA_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) columns[i] = Real(0);
+  }
+  // Zeros where is_there is false, without touching memory.
+  VECINA_DEVICE void load(const char* row, int lane, bool is_there) {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      const int vector = m * kLanes + lane;
+      if (is_there && (kIsEven || vector < kVectors)) {
+        cuda::load<Element, kVector>(row + vector * kVectorBytes, columns + m * kVector);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) columns[m * kVector + i] = Real(0);
+      }
+    }
+  }
+  VECINA_DEVICE void store(char* row, int lane) const {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      const int vector = m * kLanes + lane;
+      if (kIsEven || vector < kVectors) {
+        cuda::store<Element, kVector>(columns + m * kVector, row + vector * kVectorBytes);
+      }
+    }
+  }
+
+  // This thread's share of the dot product of two rows.
+  VECINA_DEVICE Real dot(const RowPart& other) const {
+    Real sum = Real(0);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) sum = multiply_add(columns[i], other.columns[i], sum);
+    return sum;
+  }
+  // The same with `plus - minus`.
+  VECINA_DEVICE Real dot_difference(const RowPart& plus, const RowPart& minus) const {
+    Real sum = Real(0);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      sum = multiply_add(columns[i], plus.columns[i] - minus.columns[i], sum);
+    }
+    return sum;
+  }
+  VECINA_DEVICE void add_scaled(Real factor, const RowPart& other) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      columns[i] = multiply_add(factor, other.columns[i], columns[i]);
+    }
+  }
+  VECINA_DEVICE void scale(Real factor) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) columns[i] *= factor;
+  }
+
+  // Sums the parts of the warp's groups of kLanes threads; all get the sum.
+  VECINA_DEVICE void sum_over_groups() {
+#pragma unroll
+    for (int distance = kLanes; distance < 32; distance *= 2) {
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        columns[i] += __shfl_xor_sync(0xffffffffu, columns[i], distance);
+      }
+    }
+  }
+};
+
+// Sums over the threads that share a row; all get the sum.
+template <int kLanes, class Real>
+VECINA_DEVICE Real sum_over_lanes(Real x) {
+#pragma unroll
+  for (int distance = 1; distance < kLanes; distance *= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, distance);
+  }
+  return x;
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_ROW_PART_CUH_
