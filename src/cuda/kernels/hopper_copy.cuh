@@ -62,6 +62,12 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
   });
 }
 
+VECINA_DEVICE int query_token(const HopperParams& params, const Block& block, int axis,
+                              int warpgroup) {
+  return na_query_to_axis(block.token(params, axis, block.query(axis, warpgroup)),
+                          params.axes[axis].output_stride);
+}
+
 // Queries of every warpgroup, and what it is to know of its work: sixteen words.
 //   0 batch, head, tiles to compute, tiles to pass over before them
 //   4 tiles to pass over after them
@@ -90,8 +96,8 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       load_rows<kConfig.head_dim, kHopperRows>(
           shared + kLayout.query + w * kLayout.query_bytes, params.query, barrier,
           {block.head * params.query_head,
-           {block.token(params, 0, block.query(0, w)), block.token(params, 1, block.query(1, w)),
-            block.token(params, 2, block.query(2, w))},
+           {query_token(params, block, 0, w), query_token(params, block, 1, w),
+            query_token(params, block, 2, w)},
            block.batch});
     }
     parity ^= 1;
