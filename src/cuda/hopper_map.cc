@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kElementBytes = 2;
 constexpr int kAlignment = 16;
+constexpr uint32_t kMaxBox = 256;
 constexpr uint64_t kMaxByteStride = uint64_t{1} << 40;
 
 // The driver's numbers.
@@ -60,7 +61,11 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank,
     }
     plan->byte_strides[i - 1] = apart;
     plan->steps[i] = a < 0 ? 1 : static_cast<uint32_t>(steps[static_cast<size_t>(a)]);
-    plan->box[i] = a < 0 ? 1 : static_cast<uint32_t>(tokens[static_cast<size_t>(a)]) * plan->steps[i];
+    const int token_count = a < 0 ? 1 : tokens[static_cast<size_t>(a)];
+    plan->box[i] = static_cast<uint32_t>(token_count) * plan->steps[i];
+    if (plan->box[i] > kMaxBox) {
+      return unsupported(fmt::format("a box of {} spans {} tokens", name, plan->box[i]));
+    }
   }
   return {};
 }

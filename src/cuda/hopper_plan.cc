@@ -11,6 +11,7 @@
 #include "cuda/driver.h"
 #include "cuda/hopper_map.h"
 #include "cuda/kernels/hopper_params.h"
+#include "cuda/small_common.h"  // divider
 
 namespace vecina::internal::cuda {
 namespace {
@@ -59,8 +60,8 @@ Status make_maps(const Problem& problem, const vecina_forward_args& example,
   }
   if (!config.has_additional) return status;
   if (status.ok()) {
-    status = make_map("additional_key", example.additional_key, 1, rows, ones,
-                      &maps->additional_key);
+    status =
+        make_map("additional_key", example.additional_key, 1, rows, ones, &maps->additional_key);
   }
   if (status.ok()) {
     status = make_map("additional_value", example.additional_value, 1, rows, ones,
@@ -101,10 +102,15 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
   params.additional_tokens = static_cast<int>(problem.additional_tokens());
   const int key_rows = hopper_layout(config).key_rows;
   params.additional_tiles = (params.additional_tokens + key_rows - 1) / key_rows;
-  params.heads = problem.heads();
-  params.head_group = problem.head_group();
-  params.num_tiles = static_cast<int>(problem.batch()) * problem.heads() * params.axes[0].tiles *
-                     params.axes[1].tiles * params.axes[2].tiles;
+  params.num_packs = problem.heads() / config.packed_heads;
+  params.packs = divider(params.num_packs);
+  params.packs_per_group = divider(problem.head_group() / config.packed_heads);
+  params.tiles0 = divider(params.axes[0].tiles);
+  params.tiles1 = divider(params.axes[1].tiles);
+  params.tiles2 = divider(params.axes[2].tiles);
+  for (int a = 0; a < 3; ++a) params.dilations[a] = divider(params.axes[a].dilation);
+  params.num_blocks = static_cast<int>(problem.batch()) * params.num_packs * params.axes[0].tiles *
+                      params.axes[1].tiles * params.axes[2].tiles;
   params.scale = static_cast<float>(problem.scale() * std::numbers::log2e);
   return params;
 }
@@ -118,12 +124,13 @@ std::string braces(const int (&values)[3]) {
 std::string print(const HopperConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .warpgroups = {}, "
-      ".pair_axis = {}, .query_box = {}, .key_box = {}, .stages = {}, .is_ping_pong = {}, "
+      ".pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, .stages = {}, "
+      ".is_ping_pong = {}, "
       ".has_output_buffer = {}, .is_causal = {}, .is_strided = {}, .is_dilated = {}, "
       ".has_additional = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.warpgroups, c.pair_axis,
-      braces(c.query_box), braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer,
-      c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.warpgroups, c.pair_axis, braces(c.query_box),
+      c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_causal,
+      c.is_strided, c.is_dilated, c.has_additional);
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
@@ -151,8 +158,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
     has_output_stride = has_output_stride || axis.output_stride > 1;
   }
   if (is_dilated && has_output_stride) return "dilation with output_stride: not yet";
-  if (max_blocks(problem) > kMaxInt ||
-      static_cast<double>(problem.num_keys()) > kMaxInt ||
+  if (max_blocks(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
   }
@@ -166,9 +172,9 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
   const Status status = make_maps(problem, example, config, &maps);
   if (!status.ok()) return status;
   const HopperParams params = make_params(problem, example, config, maps);
-  launch->source = {"hopper_forward.cu", "hopper_forward", "hopper_config.h", "HopperConfig",
-                    print(config), true};
-  launch->grid[0] = static_cast<uint32_t>(std::min(params.num_tiles, facts.multiprocessors));
+  launch->source = {"hopper_forward.cu", "hopper_forward", "hopper_config.h",
+                    "HopperConfig",      print(config),    true};
+  launch->grid[0] = static_cast<uint32_t>(std::min(params.num_blocks, facts.multiprocessors));
   launch->block[0] = static_cast<uint32_t>(128 * (config.warpgroups + 1));
   launch->shared_bytes = static_cast<uint32_t>(hopper_layout(config).bytes);
   launch->is_programmatic = true;
@@ -187,19 +193,18 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
       encoded = encode_map(maps.additional_key, args.additional_key, &filled->additional_key);
     }
     if (encoded.ok()) {
-      encoded =
-          encode_map(maps.additional_value, args.additional_value, &filled->additional_value);
+      encoded = encode_map(maps.additional_value, args.additional_value, &filled->additional_value);
     }
     return encoded;
   };
   const HopperWork& work = choice.work;
   launch->description = fmt::format(
-      R"("queries_per_warpgroup": [{}, {}, {}], "keys_per_tile": [{}, {}, {}], )"
+      R"("queries_per_warpgroup": [{}, {}, {}], "packed_heads": {}, "keys_per_tile": [{}, {}, {}], )"
       R"("warpgroups": {}, "pair_axis": {}, "stages": {}, "ping_pong": {}, "output_buffer": {}, )"
       R"("blocks": {}, "tiles": {}, "masked_share": {:.3f}, "useful_share": {:.3f}, )"
       R"("predicted_ms": {:.4f}, "why": "the tiles with the lowest predicted time")",
-      config.query_box[0], config.query_box[1], config.query_box[2], config.key_box[0],
-      config.key_box[1], config.key_box[2], config.warpgroups,
+      config.query_box[0], config.query_box[1], config.query_box[2], config.packed_heads,
+      config.key_box[0], config.key_box[1], config.key_box[2], config.warpgroups,
       config.pair_axis - (3 - config.rank), config.stages, config.is_ping_pong,
       config.has_output_buffer, work.blocks, work.tiles, 1.0 - work.whole_tiles / work.tiles,
       work.useful_share, choice.predicted_ms);

@@ -20,18 +20,18 @@ Axis hopper_axis(const Problem& problem, int a);
 
 // What the kernel does, in all. A tile counts once for each warpgroup that computes it.
 struct HopperWork {
-  double blocks = 0;       // of queries: what a multiprocessor takes at a time
-  double tiles = 0;        // of keys, computed
-  double whole_tiles = 0;  // of those, seen by all queries of the warpgroup: no mask
-  double loaded_tiles = 0; // once for each block
-  double flops = 0;        // of all computed tiles
-  double useful_share = 0; // of those flops that visible pairs need
+  double blocks = 0;        // of queries: what a multiprocessor takes at a time
+  double tiles = 0;         // of keys, computed
+  double whole_tiles = 0;   // of those, seen by all queries of the warpgroup: no mask
+  double loaded_tiles = 0;  // once for each block
+  double flops = 0;         // of all computed tiles
+  double useful_share = 0;  // of those flops that visible pairs need
 };
 HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config);
 
 // Milliseconds by the cost model.
-double predict_hopper_ms(const Problem& problem, const HopperConfig& config,
-                         const HopperWork& work, const DeviceFacts& facts);
+double predict_hopper_ms(const Problem& problem, const HopperConfig& config, const HopperWork& work,
+                         const DeviceFacts& facts);
 
 // The cut that the model thinks fastest.
 struct HopperChoice {

@@ -4,6 +4,7 @@
 #ifndef VECINA_CUDA_KERNELS_HOPPER_ATTEND_CUH_
 #define VECINA_CUDA_KERNELS_HOPPER_ATTEND_CUH_
 
+#include "hopper_copy.cuh"
 #include "hopper_epilogue.cuh"
 #include "hopper_mask.cuh"
 #include "hopper_ptx.h"
@@ -81,14 +82,11 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     }
   };
 
-  for (int number = static_cast<int>(blockIdx.x); number < params.num_tiles;
-       number += static_cast<int>(gridDim.x)) {
-    if constexpr (kConfig.is_dilated) {
-      if (block_of(params, number).is_empty) continue;
-    }
+  while (true) {
     wait(query_full, query_parity);
     query_parity ^= 1;
     const Work work(shared + kLayout.tiles + warpgroup * 64);
+    if (work.tiles == kNoMore) break;
     float sums[kHeadDimValue / 2], logits[kKeys / 2];
     unsigned weights[kKeys / 4];
     RunningSum rows[2];

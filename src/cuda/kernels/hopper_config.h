@@ -13,14 +13,15 @@ struct HopperConfig {
   int dtype;  // vecina_dtype, f16 or bf16
   int rank;
   int head_dim, head_dim_value;  // multiples of 16
-  // Warpgroups that compute. Each has a box of at most 64 queries; the boxes of a block lie side by
-  // side along pair_axis.
+  // Warpgroups that compute. Each has a box of at most 64 queries, of packed_heads heads one after
+  // another; the boxes of a block lie side by side along pair_axis.
   int warpgroups;
   int pair_axis;
   int query_box[3];
-  int key_box[3];  // keys of a tile
-  int stages;      // tiles of key and of value in shared memory
-  bool is_ping_pong;       // warpgroups take turns at issuing their products
+  int packed_heads;   // query heads of one key head in a box; more than 1: a multiple of 8 tokens
+  int key_box[3];     // keys of a tile
+  int stages;         // tiles of key and of value in shared memory
+  bool is_ping_pong;  // warpgroups take turns at issuing their products
   bool has_output_buffer;  // else output leaves through the query's memory
   bool is_causal;          // along some axis; which, comes with the run
   bool is_strided;         // queries share windows
@@ -38,12 +39,12 @@ NA_FN int hopper_round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 // Sizes and byte offsets of everything in a block's shared memory.
 struct HopperLayout {
-  int query_rows, key_rows;  // of the boxes
-  int tile_keys;             // key_rows, padded to the instruction
-  int mask_words;            // of a query's bits for the columns of one thread
-  int table[3], table_words;  // of hopper_mask.cuh: where an axis' words begin; of all
-  int query, query_bytes;    // one for each warpgroup
-  int output, output_bytes;  // the query's if there is no buffer
+  int query_tokens, query_rows, key_rows;  // of the boxes; rows are tokens of all packed heads
+  int tile_keys;                           // key_rows, padded to the instruction
+  int mask_words;                          // of a query's bits for the columns of one thread
+  int table[3], table_words;               // of hopper_mask.cuh: where an axis' words begin; of all
+  int query, query_bytes;                  // one for each warpgroup
+  int output, output_bytes;                // the query's if there is no buffer
   int key, key_bytes, value, value_bytes;  // one for each stage
   int padded_end;                          // all rows that boxes may leave unwritten lie before
   int bounds, tiles, masks, tables, interior, barriers;
@@ -53,7 +54,8 @@ struct HopperLayout {
 
 NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   HopperLayout layout = {};
-  layout.query_rows = config.query_box[0] * config.query_box[1] * config.query_box[2];
+  layout.query_tokens = config.query_box[0] * config.query_box[1] * config.query_box[2];
+  layout.query_rows = layout.query_tokens * config.packed_heads;
   layout.key_rows = config.key_box[0] * config.key_box[1] * config.key_box[2];
   layout.tile_keys = hopper_round_up(layout.key_rows, 16);
   layout.mask_words = (layout.tile_keys / 4 + 31) / 32;
@@ -65,8 +67,8 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
                          ? config.head_dim
                          : config.head_dim_value;
   layout.query_bytes = kHopperRows * widest * 2;
-  layout.output_bytes = config.has_output_buffer ? kHopperRows * config.head_dim_value * 2
-                                                 : layout.query_bytes;
+  layout.output_bytes =
+      config.has_output_buffer ? kHopperRows * config.head_dim_value * 2 : layout.query_bytes;
   layout.key_bytes = layout.tile_keys * config.head_dim * 2;
   layout.value_bytes = layout.tile_keys * config.head_dim_value * 2;
 

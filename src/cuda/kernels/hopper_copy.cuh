@@ -32,8 +32,7 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
   const HopperMap& map = is_key ? params.key : params.value;
   Stage stage;
   for_each_block(params, [&](const Block& block) {
-    const int head = block.head / params.head_group;
-    const int column = head * (is_key ? params.key_head : params.value_head);
+    const int column = block.head_kv * (is_key ? params.key_head : params.value_head);
     const auto load = [&](const HopperMap& from, BoxOrigin at) {
       const unsigned barrier = full + stage.index * 8;
       wait(empty + stage.index * 8, stage.parity ^ 1);
@@ -54,7 +53,7 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
     if constexpr (kConfig.has_additional) {
       const HopperMap& more = is_key ? params.additional_key : params.additional_value;
       const int more_column =
-          head * (is_key ? params.additional_key_head : params.additional_value_head);
+          block.head_kv * (is_key ? params.additional_key_head : params.additional_value_head);
       for (int tile = 0; tile < params.additional_tiles; ++tile) {
         load(more, {more_column, {0, 0, tile * kLayout.key_rows}, block.batch});
       }
@@ -69,9 +68,11 @@ VECINA_DEVICE int query_token(const HopperParams& params, const Block& block, in
 }
 
 // Queries of every warpgroup, and what it is to know of its work: sixteen words.
-//   0 batch, head, tiles to compute, tiles to pass over before them
+//   0 batch, head, tiles to compute (kNoMore: all work is done), tiles to pass over before them
 //   4 tiles to pass over after them
 //   8 first query along each axis; 12 dilation group along each axis
+inline constexpr int kNoMore = -1;
+
 VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
   unsigned parity = 0;
   for_each_block(params, [&](const Block& block) {
@@ -89,19 +90,30 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       set_shared_quad(words + 32,
                       make_uint4(block.query(0, w), block.query(1, w), block.query(2, w), 0));
       if constexpr (kConfig.is_dilated) {
-        set_shared_quad(words + 48,
-                        make_uint4(block.group[0], block.group[1], block.group[2], 0));
+        set_shared_quad(words + 48, make_uint4(block.group[0], block.group[1], block.group[2], 0));
       }
       arrive_and_expect(barrier, kLayout.query_rows * kConfig.head_dim * 2);
-      load_rows<kConfig.head_dim, kHopperRows>(
-          shared + kLayout.query + w * kLayout.query_bytes, params.query, barrier,
-          {block.head * params.query_head,
-           {query_token(params, block, 0, w), query_token(params, block, 1, w),
-            query_token(params, block, 2, w)},
-           block.batch});
+      constexpr int kRowBytes = hopper_columns(kConfig.head_dim) * 2;
+      BoxOrigin at = {block.head * params.query_head,
+                      {query_token(params, block, 0, w), query_token(params, block, 1, w),
+                       query_token(params, block, 2, w)},
+                      block.batch};
+      unsigned to = shared + kLayout.query + w * kLayout.query_bytes;
+#pragma unroll
+      for (int h = 0; h < kConfig.packed_heads; ++h) {
+        load_rows<kConfig.head_dim, kHopperRows>(to, params.query, barrier, at);
+        to += kLayout.query_tokens * kRowBytes;
+        at.column += params.query_head;
+      }
     }
     parity ^= 1;
   });
+#pragma unroll
+  for (int w = 0; w < kWarpgroups; ++w) {
+    wait(shared + kLayout.query_empty + w * 8, parity ^ 1);
+    set_shared_quad(shared + kLayout.tiles + w * 64, make_uint4(0, 0, kNoMore, 0));
+    arrive(shared + kLayout.query_full + w * 8);
+  }
 }
 
 }  // namespace vecina::cuda

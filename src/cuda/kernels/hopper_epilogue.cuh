@@ -11,7 +11,7 @@ namespace vecina::cuda {
 
 // What a warpgroup computes now, as load_queries wrote it.
 struct Work {
-  int batch, head;
+  int batch, head;           // the first of the packed heads
   int tiles, before, after;  // tiles of keys to compute; to pass over before and after them
   int query[3], group[3];
 
@@ -42,8 +42,9 @@ struct Work {
 // the row's number, as the copy engine and the products do.
 template <int kColumns>
 VECINA_DEVICE int swizzled(int row, int piece) {
-  return kColumns == 64 ? piece ^ (row & 7)
-                        : kColumns == 32 ? piece ^ (row >> 1 & 3) : piece ^ (row >> 2 & 1);
+  return kColumns == 64   ? piece ^ (row & 7)
+         : kColumns == 32 ? piece ^ (row >> 1 & 3)
+                          : piece ^ (row >> 2 & 1);
 }
 
 // `thread` counts within the warpgroup. Ends with the copy under way, of which thread 0 knows.
@@ -77,9 +78,14 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
                      work.token(params, 2, work.query[2])},
                     work.batch};
 #pragma unroll
-    for (int box = 0; box < kHeadDim / kColumns; ++box) {
-      store_box(memory + box * (kHopperRows * kColumns * 2), params.output, at);
-      at.column += kColumns;
+    for (int h = 0; h < kConfig.packed_heads; ++h) {
+#pragma unroll
+      for (int box = 0; box < kHeadDim / kColumns; ++box) {
+        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * (kColumns * 2),
+                  params.output,
+                  {at.column + box * kColumns, {at.token[0], at.token[1], at.token[2]}, at.batch});
+      }
+      at.column += params.output_head;
     }
     commit_stores();
   }
@@ -88,9 +94,11 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int place = warp * 16 + (lane >> 2) + 8 * h;
-      const int along[3] = {place / (kBox1 * kBox2), place / kBox2 % kBox1, place % kBox2};
+      const int head = kConfig.packed_heads > 1 ? place / kLayout.query_tokens : 0;
+      const int query = kConfig.packed_heads > 1 ? place % kLayout.query_tokens : place;
+      const int along[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
       bool is_query = place < kLayout.query_rows;
-      long long offset = work.batch * params.lse_batch + work.head * params.lse_head;
+      long long offset = work.batch * params.lse_batch + (work.head + head) * params.lse_head;
 #pragma unroll
       for (int a = 0; a < 3; ++a) {
         const int token = work.token(params, a, work.query[a] + along[a]);
@@ -98,9 +106,8 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
         offset += token * params.lse_token[a];
       }
       if (is_query) {
-        params.lse[offset] =
-            (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
-            static_cast<float>(kLn2);
+        params.lse[offset] = (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
+                             static_cast<float>(kLn2);
       }
     }
   }

@@ -37,8 +37,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   // The same for all threads of a warp, and known to be.
   const int warpgroup = __shfl_sync(0xffffffffu, thread >> 7, 0);
-  const unsigned shared = __shfl_sync(
-      0xffffffffu, static_cast<unsigned>(__cvta_generic_to_shared(memory)), 0);
+  const unsigned shared =
+      __shfl_sync(0xffffffffu, static_cast<unsigned>(__cvta_generic_to_shared(memory)), 0);
   write_mask_tables(shared);
   if constexpr (kLayout.key_rows < kLayout.tile_keys || kLayout.query_rows < kHopperRows) {
     // Rows that no box writes must hold numbers.

@@ -64,8 +64,7 @@ VECINA_DEVICE void see_only(unsigned shared, int begin, int end, uint4 (&words)[
     const unsigned high = table + na_min(na_max(end, 0), kBox) * kMaskBytes;
 #pragma unroll
     for (int x = 0; x < kMaskWords; ++x) {
-      words[x] =
-          both(words[x], without(shared_quad(high + x * 16), shared_quad(low + x * 16)));
+      words[x] = both(words[x], without(shared_quad(high + x * 16), shared_quad(low + x * 16)));
     }
   }
 }
@@ -85,11 +84,12 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
   constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
   Stage stage;
   for_each_block(params, [&](const Block& block) {
-    // Every query's window, from the block's first key on.
+  // Every query's window, from the block's first key on.
 #pragma unroll 1
     for (int i = 0; i < 2 * kWarpgroups; ++i) {
       const int row = (lane + 32 * i) & (kHopperRows - 1);
-      const int place[3] = {row / (kBox1 * kBox2), row / kBox2 % kBox1, row % kBox2};
+      const int query = kConfig.packed_heads > 1 ? row % kLayout.query_tokens : row;
+      const int place[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
       Range seen[3] = {{0, 1}, {0, 1}, {0, 1}};
 #pragma unroll
       for (int a = kFirstAxis; a < 3; ++a) {
@@ -160,8 +160,8 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
           }
           see_only<2>(shared, static_cast<int>(begin.z) - first[2],
                       static_cast<int>(end.z) - first[2], words);
-          const unsigned to = shared + kLayout.masks +
-                              (stage.index * kWarpgroups * kHopperRows + row) * kMaskBytes;
+          const unsigned to =
+              shared + kLayout.masks + (stage.index * kWarpgroups * kHopperRows + row) * kMaskBytes;
 #pragma unroll
           for (int x = 0; x < kMaskWords; ++x) set_shared_quad(to + x * 16, words[x]);
         }

@@ -46,16 +46,15 @@ VECINA_DEVICE void load_box(unsigned to, const HopperMap& map, unsigned barrier,
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(at.column), "r"(at.token[2]), "r"(at.token[1]),
-      "r"(at.token[0]), "r"(at.batch)
+      "l"(&map), "r"(barrier), "r"(at.column), "r"(at.token[2]), "r"(at.token[1]), "r"(at.token[0]),
+      "r"(at.batch)
       : "memory");
 }
 VECINA_DEVICE void store_box(unsigned from, const HopperMap& map, BoxOrigin at) {
   asm volatile(
       "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], "
       "[%1];" ::"l"(&map),
-      "r"(from), "r"(at.column), "r"(at.token[2]), "r"(at.token[1]), "r"(at.token[0]),
-      "r"(at.batch)
+      "r"(from), "r"(at.column), "r"(at.token[2]), "r"(at.token[1]), "r"(at.token[0]), "r"(at.batch)
       : "memory");
 }
 VECINA_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
@@ -64,9 +63,7 @@ VECINA_DEVICE void wait_until_stores_have_read() {
 }
 VECINA_DEVICE void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // What this thread wrote to shared memory becomes visible to copies of boxes and to products.
-VECINA_DEVICE void publish_shared() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+VECINA_DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 template <int kRegisters>
 VECINA_DEVICE void take_registers() {
@@ -86,9 +83,7 @@ VECINA_DEVICE void shared_words(unsigned address, unsigned (&words)[1]) {
   words[0] = shared_word(address);
 }
 VECINA_DEVICE void shared_words(unsigned address, unsigned (&words)[2]) {
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-               : "=r"(words[0]), "=r"(words[1])
-               : "r"(address));
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(address));
 }
 VECINA_DEVICE uint4 shared_quad(unsigned address) {
   uint4 words;

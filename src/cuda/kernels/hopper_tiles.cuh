@@ -11,6 +11,7 @@
 #include "config.h"
 #include "core/window.h"
 #include "hopper_params.h"
+#include "small_geometry.cuh"  // division
 #include "types.h"
 
 namespace vecina::cuda {
@@ -35,14 +36,14 @@ VECINA_DEVICE Range keys_along(const HopperAxis& axis, int extent, int num_queri
 }
 
 struct Block {
-  int batch, head;
-  bool is_empty;  // its dilation group is shorter than others
+  int batch, head, head_kv;  // the first of the packed heads
+  bool is_empty;             // its dilation group is shorter than others
   // Along each axis, in tokens of the dilation group:
   int group[3], extent[3], num_queries[3];
   int first_query[3];  // of the first warpgroup
   int first_key[3];
-  int count[3];     // tiles of keys
-  Range whole[3];   // keys that all queries see, from the first key on; not of the pair axis
+  int count[3];    // tiles of keys
+  Range whole[3];  // keys that all queries see, from the first key on; not of the pair axis
   // Along the pair axis, of each warpgroup:
   bool is_idle[kWarpgroups];  // all its queries lie beyond the last
   int first_tile[kWarpgroups], last_tile[kWarpgroups];
@@ -62,15 +63,14 @@ struct Block {
 VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
   Block block;
   int tile[3];
-  const int tiles1 = params.axes[1].tiles, tiles2 = params.axes[2].tiles;
-  tile[2] = number % tiles2;
-  number /= tiles2;
-  tile[1] = number % tiles1;
-  number /= tiles1;
-  tile[0] = number % params.axes[0].tiles;
-  number /= params.axes[0].tiles;
-  block.head = number % params.heads;
-  block.batch = number / params.heads;
+  tile[2] = divide_off(number, params.tiles2, params.axes[2].tiles);
+  tile[1] = tile[0] = 0;
+  if constexpr (kFirstAxis < 2) tile[1] = divide_off(number, params.tiles1, params.axes[1].tiles);
+  if constexpr (kFirstAxis < 1) tile[0] = divide_off(number, params.tiles0, params.axes[0].tiles);
+  const int pack = divide_off(number, params.packs, params.num_packs);
+  block.head = pack * kConfig.packed_heads;
+  block.head_kv = divide(pack, params.packs_per_group);
+  block.batch = number;
   block.is_empty = false;
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
@@ -79,8 +79,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
     block.extent[a] = axis.extent;
     block.num_queries[a] = axis.num_queries;
     if constexpr (kConfig.is_dilated) {
-      block.group[a] = tile[a] % axis.dilation;
-      tile[a] /= axis.dilation;
+      block.group[a] = divide_off(tile[a], params.dilations[a], axis.dilation);
       block.extent[a] = na_group_length(axis.extent, axis.dilation, block.group[a]);
       block.num_queries[a] = block.extent[a];
     }
@@ -126,7 +125,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
 // The blocks of a multiprocessor, one after another: f(block).
 template <class Function>
 VECINA_DEVICE void for_each_block(const HopperParams& params, Function f) {
-  for (int number = static_cast<int>(blockIdx.x); number < params.num_tiles;
+  for (int number = static_cast<int>(blockIdx.x); number < params.num_blocks;
        number += static_cast<int>(gridDim.x)) {
     const Block block = block_of(params, number);
     if (kConfig.is_dilated && block.is_empty) continue;
