@@ -22,13 +22,15 @@ using vecina::cuda::HopperParams;
 
 constexpr int kMaxStep = 8;  // between the tokens of a copy
 constexpr double kMaxInt = 2147483647.0;
+// Multiply-adds of visible pairs below which a launch of the small kernels is sooner done.
+constexpr double kMinWork = 67108864.0;
 
 std::string dim_why_not(const char* name, int head_dim) {
   if (head_dim % 16 == 0 && head_dim <= 256) return {};
   return fmt::format("{} {}: multiples of 16 up to 256 only", name, head_dim);
 }
 
-// Blocks if each had one query, at the most.
+// Of blocks, at the most.
 double max_blocks(const Problem& problem) {
   return static_cast<double>(problem.batch()) * problem.heads() *
          static_cast<double>(problem.num_queries());
@@ -161,6 +163,9 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (max_blocks(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
+  }
+  if (problem.forward_flops() < 2 * kMinWork) {
+    return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
   }
   return {};
 }

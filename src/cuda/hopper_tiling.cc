@@ -23,6 +23,7 @@ constexpr int kMinQueries = 48;     // of a box, where the problem has as many
 constexpr size_t kMaxQueryBoxes = 12;
 // Registers for sums, logits and weights that compile without spills; tests look.
 constexpr int kMaxSums = 196, kMaxSumsOfThree = 128;
+constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
 // Below, warpgroups that take turns wait more than they gain (measured on an H200).
 constexpr double kPingPongTiles = 10.0;
 // Above, storing output while the next queries load gains nothing.
@@ -179,7 +180,9 @@ bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
 
 bool fits_registers(const HopperConfig& config) {
   const int sums = hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
-  return sums <= (config.warpgroups == 3 ? kMaxSumsOfThree : kMaxSums);
+  if (config.warpgroups == 2) return sums <= kMaxSums;
+  return sums <= (config.is_dilated || config.packed_heads > 1 ? kMaxSumsOfThreeWithPlaces
+                                                               : kMaxSumsOfThree);
 }
 
 // Boxes of tokens, outermost axis first, with at least `least` and at most `most` of them, no
