@@ -28,27 +28,34 @@ report "bench" "$out/bench.txt" '|'
 "$build"/tests/conformance_test --gtest_filter='*cuda*' --gtest_brief=1 \
   > "$out/conformance.txt" 2>&1
 report "conformance, guard pages" "$out/conformance.txt" 'PASSED'
-"$build"/tests/reference_test --gtest_filter='*Golden*' --gtest_brief=1 > "$out/golden.txt" 2>&1
-report "golden" "$out/golden.txt" 'PASSED'
+"$build"/tests/reference_test --gtest_filter='*Golden*:*Merge*' --gtest_brief=1 > "$out/golden.txt" 2>&1
+report "golden, merge" "$out/golden.txt" 'PASSED'
 
 i=0
 while [ $i -lt "$processes" ]; do
-  $vecina check --backend cuda --cases "${CASES:-250}" --seed $((100000 + 1000 * i)) \
-    > "$out/check$i.txt" 2>&1 &
+  (
+    $vecina check --backend cuda --cases "${CASES:-250}" --seed $((100000 + 1000 * i)) \
+      > "$out/check$i.txt" 2>&1
+    $vecina check --backend cuda --backward --cases "${CASES:-250}" \
+      --seed $((200000 + 1000 * i)) > "$out/backward$i.txt" 2>&1
+  ) &
   i=$((i + 1))
 done
 wait
 i=0
 while [ $i -lt "$processes" ]; do
   report "random $i" "$out/check$i.txt" 'failures 0'
+  report "random backward $i" "$out/backward$i.txt" 'failures 0'
   i=$((i + 1))
 done
 
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
-    compute-sanitizer --tool $tool $vecina check --backend cuda --cases "${SANITIZED:-40}" \
-      --seed 7000 > "$out/$tool.txt" 2>&1
-    report "$tool" "$out/$tool.txt" 'SUMMARY: 0 \(errors\|hazards\)'
+    for pass in "" --backward; do
+      compute-sanitizer --tool $tool $vecina check --backend cuda $pass \
+        --cases "${SANITIZED:-40}" --seed 7000 > "$out/$tool$pass.txt" 2>&1
+      report "$tool $pass" "$out/$tool$pass.txt" 'SUMMARY: 0 \(errors\|hazards\)'
+    done
   done
 fi
 [ $failures = 0 ] && echo "all passed" || { echo "$failures failed"; exit 1; }

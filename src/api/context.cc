@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <charconv>
 #include <cstdlib>
@@ -285,9 +286,14 @@ Status Context::merge_backward(const MergeBackwardArgs& args, void* queue) {
 }
 
 Status Context::workspace_bytes(const Problem& problem, Pass pass, size_t* bytes) const {
-  Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass, VECINA_CPU, &backend));
-  *bytes = backend->workspace_bytes(problem, pass);
+  *bytes = 0;
+  for (const auto& backend : backends_) {
+    const bool may_be_used =
+        backend_.empty() ? !is_hidden(backend->name()) : backend_ == backend->name();
+    if (may_be_used && backend->why_not().empty() && backend->why_not(problem, pass).empty()) {
+      *bytes = std::max(*bytes, backend->workspace_bytes(problem, pass));
+    }
+  }
   return {};
 }
 

@@ -52,6 +52,7 @@ class Context {
 
   // Why the named backend cannot run at all (problem nullptr) or not this problem; empty if it can.
   std::string why_not(const std::string& name, const Problem* problem) const;
+  // The most that any backend that may be used needs: the tensors decide which one it is.
   Status workspace_bytes(const Problem& problem, Pass pass, size_t* bytes) const;
   const std::vector<std::unique_ptr<Backend>>& backends() const { return backends_; }
 

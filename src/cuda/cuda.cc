@@ -17,6 +17,7 @@
 #include "cuda/disk_cache.h"
 #include "cuda/families.h"
 #include "cuda/kernel_store.h"
+#include "cuda/merges.h"
 #include "cuda/plans.h"
 
 namespace vecina::internal {
@@ -85,6 +86,18 @@ class CudaBackend : public Backend {
   Status plan(const Problem& problem, const vecina_backward_args& example,
               std::unique_ptr<Plan>* plan) override {
     return make_plan(problem, example, plan);
+  }
+
+  size_t workspace_bytes(const Problem& problem, Pass pass) const override {
+    return cuda::workspace_bytes(problem, pass);
+  }
+
+  Status merge(const MergeArgs& args, void* queue) override {
+    const vecina_tensor& first = args.outputs[0];
+    std::shared_ptr<const DeviceState> state;
+    VECINA_RETURN_IF_ERROR(
+        open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
+    return merges_.run(args, std::move(state), queue);
   }
 
   Status kernels(const std::string& command, std::string* json) override {
@@ -210,6 +223,7 @@ class CudaBackend : public Backend {
 
   const int device_index_;
   const cuda::DiskCache cache_;
+  cuda::Merges merges_;
   mutable std::mutex mutex_;  // guards devices_
   mutable std::map<int, std::shared_ptr<const DeviceState>> devices_;
 };

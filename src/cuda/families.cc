@@ -63,6 +63,10 @@ std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts)
   return sentences;
 }
 
+size_t workspace_bytes(const Problem& problem, Pass pass) {
+  return pass == Pass::backward ? gradient_workspace_bytes(problem) : 0;
+}
+
 Status plan_launches(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const char** family,
                      std::vector<ForwardLaunch>* launches) {

@@ -30,6 +30,8 @@ std::span<const Family> families();
 
 // Why no family takes the problem, empty if one does.
 std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
+// Device memory that a call needs at most, whatever the strides and the device.
+size_t workspace_bytes(const Problem& problem, Pass pass);
 // From the first family that takes the problem with these strides; `family` is its name.
 Status plan_launches(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const char** family,

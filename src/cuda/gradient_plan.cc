@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One launch for each kind of gradient that is wanted: query; key with value; those of additional
-// tokens; bias.
+// The query's gradient first, always: its launch leaves the facts of each query in the workspace.
+// Then one launch for each other kind that is wanted: key with value; those of additional tokens;
+// bias.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -23,14 +24,16 @@ using vecina::cuda::GradientParams;
 constexpr int kWarps = 4;       // of a block, as in gradient_pairs.cuh
 constexpr int kLoadBytes = 16;  // of a thread at once
 constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
+constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
 constexpr double kMaxNumber = 2147483647.0;
 
 std::string print(const GradientConfig& c) {
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .lanes = {}, "
-      ".has_bias = {}, .has_grad_lse = {}, .of_additional = {}, .has_wide_number = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.lanes, c.has_bias, c.has_grad_lse,
-      c.of_additional, c.has_wide_number);
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
+      ".lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, .of_additional = {}, "
+      ".has_wide_number = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.lanes, c.has_bias,
+      c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
 }
 
 GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
@@ -39,14 +42,16 @@ GradientConfig make_config(const Problem& problem, const vecina_backward_args& e
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
   config.head_dim_value = problem.head_dim_value();
-  const auto vector = [&](int head_dim) {
+  config.vector = std::min(row_vector(config.dtype, config.head_dim, kLoadBytes),
+                           row_vector(config.dtype, config.head_dim_value, kLoadBytes));
+  const auto piece = [&](int head_dim) {
     return vector_elements({&example.query, &example.key, &example.value, &example.additional_key,
                             &example.additional_value, &example.output, &example.grad_output,
                             &example.grad_query, &example.grad_key, &example.grad_value,
                             &example.grad_additional_key, &example.grad_additional_value},
                            head_dim, kLoadBytes);
   };
-  config.vector = std::min(vector(config.head_dim), vector(config.head_dim_value));
+  config.piece = std::min(piece(config.head_dim), piece(config.head_dim_value));
   const int columns = std::max(config.head_dim, config.head_dim_value);
   config.lanes = 1;
   while (config.lanes < 32 && columns > config.lanes * std::max(kMaxColumns, config.vector)) {
@@ -67,7 +72,6 @@ GradientParams make_gradient_params(const Problem& problem, const vecina_backwar
   params.additional_value = token_rows(example.additional_value, 1);
   params.bias = bias_rows(example.bias, rank);
   params.output = token_rows(example.output, rank);
-  params.lse = token_rows(example.lse, rank);
   params.grad_output = token_rows(example.grad_output, rank);
   params.grad_lse = token_rows(example.grad_lse, rank);
   params.grad_query = token_rows(example.grad_query, rank);
@@ -114,13 +118,13 @@ void set_pointers(const vecina_backward_args& args, const Written& written,
   params->additional_value.data = pointer(args.additional_value);
   params->bias.data = pointer(args.bias);
   params->output.data = pointer(args.output);
-  params->lse.data = pointer(args.lse);
   params->grad_output.data = pointer(args.grad_output);
   params->grad_lse.data = pointer(args.grad_lse);
   params->grad_query.data = of(written.query);
   params->grad_key.data = of(written.key);
   params->grad_value.data = of(written.value);
   params->grad_bias.data = of(written.bias);
+  params->facts = static_cast<char*>(args.workspace);
 }
 
 // Rows that a gradient has; as doubles, since they may exceed 64 bits before they are refused.
@@ -144,13 +148,18 @@ RowCounts count_rows(const Problem& problem) {
 class LaunchList {
  public:
   LaunchList(const GradientConfig& config, const GradientParams& params, const DeviceFacts& facts,
-             std::vector<BackwardLaunch>* launches)
-      : config_(config), params_(params), facts_(facts), launches_(launches) {}
+             size_t workspace_bytes, std::vector<BackwardLaunch>* launches)
+      : config_(config),
+        params_(params),
+        facts_(facts),
+        workspace_bytes_(workspace_bytes),
+        launches_(launches) {}
 
   void add(const char* kernel, double rows, int rows_of_block, const Written& written,
            bool of_additional = false) {
     if (rows == 0.0) return;
     GradientConfig config = config_;
+    config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
@@ -162,6 +171,7 @@ class LaunchList {
     launch.block[0] = 32 * kWarps;
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
+    launch.workspace_bytes = workspace_bytes_;
     launch.fill = [params, written](const vecina_backward_args& args, void* memory) -> Status {
       GradientParams filled = params;
       set_pointers(args, written, &filled);
@@ -178,6 +188,7 @@ class LaunchList {
   const GradientConfig& config_;
   const GradientParams& params_;
   const DeviceFacts& facts_;
+  const size_t workspace_bytes_;
   std::vector<BackwardLaunch>* launches_;
 };
 
@@ -194,16 +205,21 @@ std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFact
   return {};
 }
 
+size_t gradient_workspace_bytes(const Problem& problem) {
+  const size_t facts = kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
+  return facts * static_cast<size_t>(problem.batch() * problem.heads() * problem.num_queries());
+}
+
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   using Args = vecina_backward_args;
   const GradientConfig config = make_config(problem, example);
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
-  LaunchList list(config, params, facts, launches);
-  if (given(example.grad_query)) {
-    list.add("gradient_query", rows.query, kWarps, {.query = &Args::grad_query});
-  }
+  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
+  Written of_query;
+  if (given(example.grad_query)) of_query.query = &Args::grad_query;
+  list.add("gradient_query", rows.query, kWarps, of_query);
   if (given(example.grad_key) || given(example.grad_value)) {
     params.grad_key = token_rows(example.grad_key, problem.rank());
     params.grad_value = token_rows(example.grad_value, problem.rank());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Plans of the gradients' kernels: every problem of equal lengths, deterministic, no workspace.
+// Plans of the gradients' kernels: every problem of equal lengths, deterministic.
 #ifndef VECINA_CUDA_GRADIENT_PLAN_H_
 #define VECINA_CUDA_GRADIENT_PLAN_H_
 
@@ -15,6 +15,9 @@ namespace vecina::internal::cuda {
 std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+
+// What a call needs of the caller's device memory.
+size_t gradient_workspace_bytes(const Problem& problem);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_GRADIENT_PLAN_H_

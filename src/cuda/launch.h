@@ -52,6 +52,8 @@ struct KernelLaunch {
   bool is_programmatic = false;
   size_t params_bytes = 0;  // at most kMaxParamsBytes
   FillParams<Args> fill;
+  // Of the caller's device memory; the launches of one call share it.
+  size_t workspace_bytes = 0;
   std::string description;  // members of a JSON object, without braces: tiles, work, why
 };
 using ForwardLaunch = KernelLaunch<vecina_forward_args>;

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
 
@@ -14,181 +13,82 @@
 namespace vecina::internal::cuda {
 namespace {
 
-// Calls in one graph when timing: dependent, as in a network, and enough that the replay's own
-// start is a small part.
-constexpr int kCallsInGraph = 20;
+constexpr uintptr_t kWorkspaceAlignment = 256;  // vecina.h
 
 template <typename Args>
 class LaunchPlan : public Plan {
  public:
-  LaunchPlan(std::shared_ptr<const DeviceState> state, const char* family,
-             std::vector<KernelLaunch<Args>> launches)
-      : state_(std::move(state)), family_(family), launches_(std::move(launches)) {}
+  LaunchPlan(const char* family, LaunchSequence<Args> sequence)
+      : family_(family), sequence_(std::move(sequence)) {}
 
-  Status prepare() {
-    kernels_.resize(launches_.size());
-    for (size_t i = 0; i < launches_.size(); ++i) {
-      VECINA_RETURN_IF_ERROR(
-          state_->kernels->get(launches_[i].source, launches_[i].shared_bytes, &kernels_[i]));
-    }
-    return {};
-  }
-
+  size_t workspace_bytes() const override { return sequence_.workspace_bytes(); }
   using Plan::run;
   Status run(const Args& args, void* queue) const override {
-    const Device::Current current(*state_->device);
-    VECINA_RETURN_IF_ERROR(current.status());
-    for (size_t i = 0; i < launches_.size(); ++i) {
-      VECINA_RETURN_IF_ERROR(launch(launches_[i], kernels_[i], args, queue));
-    }
-    return {};
+    VECINA_RETURN_IF_ERROR(check_workspace(args));
+    return sequence_.run(args, queue);
   }
-
   using Plan::measure;
-  Status measure(const Args& args, int repeats, std::vector<double>* times_us) const override;
-
+  Status measure(const Args& args, int repeats, std::vector<double>* times_us) const override {
+    VECINA_RETURN_IF_ERROR(check_workspace(args));
+    return sequence_.measure(args, repeats, times_us);
+  }
   std::string describe() const override {
-    nlohmann::ordered_json kernels = nlohmann::ordered_json::array();
-    for (size_t i = 0; i < launches_.size(); ++i) {
-      const KernelLaunch<Args>& launch = launches_[i];
-      nlohmann::ordered_json kernel = {
-          {"kernel", launch.source.entry},
-          {"config", launch.source.config},
-          {"grid", {launch.grid[0], launch.grid[1], launch.grid[2]}},
-          {"threads", launch.block[0] * launch.block[1] * launch.block[2]},
-          {"shared_bytes", launch.shared_bytes},
-          {"registers", kernels_[i].resources.registers},
-          {"spill_bytes", kernels_[i].resources.spill_bytes}};
-      kernel.update(nlohmann::ordered_json::parse("{" + launch.description + "}"));
-      kernels.push_back(std::move(kernel));
-    }
-    return nlohmann::ordered_json{
-        {"family", family_}, {"device", state_->device->name()}, {"kernels", kernels}}
+    return nlohmann::ordered_json{{"family", family_},
+                                  {"device", sequence_.device().name()},
+                                  {"kernels", sequence_.describe()}}
         .dump();
   }
 
  private:
-  static Status launch(const KernelLaunch<Args>& launch, const Kernel& kernel, const Args& args,
-                       void* queue) {
-    alignas(128) char params[kMaxParamsBytes];
-    VECINA_RETURN_IF_ERROR(launch.fill(args, params));
-    LaunchAttribute attribute = {kProgrammaticStreamSerialization, {}, {}};
-    attribute.value.is_allowed = 1;
-    const LaunchConfig config = {{launch.grid[0], launch.grid[1], launch.grid[2]},
-                                 {launch.block[0], launch.block[1], launch.block[2]},
-                                 launch.shared_bytes,
-                                 static_cast<StreamHandle>(queue),
-                                 &attribute,
-                                 launch.is_programmatic ? 1u : 0u};
-    void* pointers[] = {params};
-    VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuLaunchKernelEx,
-                                (&config, kernel.function, pointers, nullptr));
-    return {};
+  Status check_workspace(const Args& args) const {
+    const size_t needed = workspace_bytes();
+    const bool is_aligned = reinterpret_cast<uintptr_t>(args.workspace) % kWorkspaceAlignment == 0;
+    if (needed == 0 ||
+        (args.workspace != nullptr && args.workspace_bytes >= needed && is_aligned)) {
+      return {};
+    }
+    return invalid(fmt::format(
+        "workspace holds {} bytes at {}; {} bytes of device memory, aligned to {}, are needed "
+        "(vecina_plan_workspace_bytes, vecina_workspace_bytes).",
+        args.workspace_bytes, args.workspace, needed, kWorkspaceAlignment));
   }
 
-  const std::shared_ptr<const DeviceState> state_;
   const char* family_;
-  std::vector<KernelLaunch<Args>> launches_;
-  std::vector<Kernel> kernels_;
+  const LaunchSequence<Args> sequence_;
 };
-
-// Handles of one measurement, released in every case.
-struct Timer {
-  const Driver& driver = Driver::get();
-  StreamHandle stream = nullptr;
-  EventHandle begin = nullptr, end = nullptr;
-  GraphHandle graph = nullptr;
-  GraphExecHandle exec = nullptr;
-
-  ~Timer() {
-    if (exec != nullptr) driver.cuGraphExecDestroy(exec);
-    if (graph != nullptr) driver.cuGraphDestroy(graph);
-    if (begin != nullptr) driver.cuEventDestroy_v2(begin);
-    if (end != nullptr) driver.cuEventDestroy_v2(end);
-    if (stream != nullptr) driver.cuStreamDestroy_v2(stream);
-  }
-
-  // Captures kCallsInGraph calls of `call(stream)`.
-  template <typename Call>
-  Status capture(Call call) {
-    constexpr unsigned kNonBlocking = 1;
-    constexpr int kThreadLocal = 1;
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamCreate, (&stream, kNonBlocking));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&begin, 0));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&end, 0));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamBeginCapture_v2, (stream, kThreadLocal));
-    Status status;
-    for (int i = 0; i < kCallsInGraph && status.ok(); ++i) status = call(stream);
-    const Result ended = driver.cuStreamEndCapture(stream, &graph);
-    VECINA_RETURN_IF_ERROR(status);
-    VECINA_RETURN_IF_ERROR(driver.status("cuStreamEndCapture", ended));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphInstantiateWithFlags, (&exec, graph, 0));
-    return {};
-  }
-
-  // Time of one call in one replay of the graph.
-  Status replay(double* call_us) {
-    float milliseconds = 0.0f;
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (begin, stream));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphLaunch, (exec, stream));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (end, stream));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventSynchronize, (end));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventElapsedTime, (&milliseconds, begin, end));
-    *call_us = 1000.0 * static_cast<double>(milliseconds) / kCallsInGraph;
-    return {};
-  }
-};
-
-template <typename Args>
-Status LaunchPlan<Args>::measure(const Args& args, int repeats,
-                                 std::vector<double>* times_us) const {
-  const Device::Current current(*state_->device);
-  VECINA_RETURN_IF_ERROR(current.status());
-  Timer timer;
-  VECINA_RETURN_IF_ERROR(
-      timer.capture([&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); }));
-  for (int i = 0; i < repeats + 1; ++i) {  // the first replay uploads the graph
-    double call_us = 0.0;
-    VECINA_RETURN_IF_ERROR(timer.replay(&call_us));
-    if (i > 0) times_us->push_back(call_us);
-  }
-  return {};
-}
 
 template <typename Args>
 class StagedPlan : public Plan {
  public:
-  StagedPlan(std::shared_ptr<const DeviceState> state, Staging<Args> staging,
+  StagedPlan(std::shared_ptr<const DeviceState> state, StagedCall<Args> call,
              std::unique_ptr<Plan> plan)
-      : state_(std::move(state)), staging_(std::move(staging)), plan_(std::move(plan)) {}
+      : state_(std::move(state)), call_(std::move(call)), plan_(std::move(plan)) {}
 
   using Plan::run;
   Status run(const Args& host, void*) const override {
     const std::lock_guard lock(mutex_);  // the device's copies are this plan's
     const Device::Current current(*state_->device);
     VECINA_RETURN_IF_ERROR(current.status());
-    VECINA_RETURN_IF_ERROR(staging_.copy_in(host));
-    VECINA_RETURN_IF_ERROR(plan_->run(staging_.device_args(), nullptr));
+    VECINA_RETURN_IF_ERROR(call_.copy_in(host));
+    VECINA_RETURN_IF_ERROR(plan_->run(call_.device_args(), nullptr));
     VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuStreamSynchronize, (nullptr));
-    return staging_.copy_out(host);
+    return call_.copy_out(host);
   }
 
   using Plan::measure;
   Status measure(const Args& host, int repeats, std::vector<double>* times_us) const override {
     const std::lock_guard lock(mutex_);
-    {
-      const Device::Current current(*state_->device);
-      VECINA_RETURN_IF_ERROR(current.status());
-      VECINA_RETURN_IF_ERROR(staging_.copy_in(host));
-    }
-    return plan_->measure(staging_.device_args(), repeats, times_us);
+    const Device::Current current(*state_->device);
+    VECINA_RETURN_IF_ERROR(current.status());
+    VECINA_RETURN_IF_ERROR(call_.copy_in(host));
+    return plan_->measure(call_.device_args(), repeats, times_us);
   }
 
   std::string describe() const override { return plan_->describe(); }
 
  private:
   const std::shared_ptr<const DeviceState> state_;
-  const Staging<Args> staging_;
+  const StagedCall<Args> call_;
   const std::unique_ptr<Plan> plan_;
   mutable std::mutex mutex_;
 };
@@ -197,19 +97,18 @@ template <typename Args>
 Status make(const Problem& problem, const Args& example, std::shared_ptr<const DeviceState> state,
             std::unique_ptr<Plan>* plan) {
   const bool is_staged = example.query.device == VECINA_CPU;
-  Staging<Args> staging;
-  if (is_staged) {
-    VECINA_RETURN_IF_ERROR(Staging<Args>::make(*state->device, example, 0, &staging));
-  }
+  StagedCall<Args> call;
+  if (is_staged) VECINA_RETURN_IF_ERROR(StagedCall<Args>::make(*state->device, example, &call));
   const char* family = nullptr;
   std::vector<KernelLaunch<Args>> launches;
-  VECINA_RETURN_IF_ERROR(plan_launches(problem, is_staged ? staging.device_args() : example,
+  VECINA_RETURN_IF_ERROR(plan_launches(problem, is_staged ? call.device_args() : example,
                                        state->device->facts(), &family, &launches));
-  auto made = std::make_unique<LaunchPlan<Args>>(state, family, std::move(launches));
-  VECINA_RETURN_IF_ERROR(made->prepare());
+  LaunchSequence<Args> sequence;
+  VECINA_RETURN_IF_ERROR(LaunchSequence<Args>::make(state, std::move(launches), &sequence));
+  auto made = std::make_unique<LaunchPlan<Args>>(family, std::move(sequence));
   if (is_staged) {
-    *plan =
-        std::make_unique<StagedPlan<Args>>(std::move(state), std::move(staging), std::move(made));
+    VECINA_RETURN_IF_ERROR(call.add_workspace(*state->device, made->workspace_bytes()));
+    *plan = std::make_unique<StagedPlan<Args>>(std::move(state), std::move(call), std::move(made));
   } else {
     *plan = std::move(made);
   }

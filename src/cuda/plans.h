@@ -1,23 +1,14 @@
 // SPDX-License-Identifier: MIT
-// Plans of the CUDA backend: launches on the caller's stream, the same around host tensors, and
-// their times on the device.
+// Plans of the CUDA backend: launches on the caller's stream, or around copies of host tensors.
 #ifndef VECINA_CUDA_PLANS_H_
 #define VECINA_CUDA_PLANS_H_
 
 #include <memory>
 
 #include "core/backend.h"
-#include "cuda/device.h"
-#include "cuda/kernel_store.h"
-#include "cuda/launch.h"
+#include "cuda/launch_sequence.h"
 
 namespace vecina::internal::cuda {
-
-// One GPU with its kernels. Plans share it, since they may outlive the backend's context.
-struct DeviceState {
-  std::unique_ptr<Device> device;
-  std::unique_ptr<KernelStore> kernels;
-};
 
 // Compiles or loads the kernels for tensors like the example's, on the device or (copied there and
 // back by each run, which returns when done) on the host.

@@ -135,6 +135,12 @@ void set_launch(const SmallParams& params, double blocks, uint32_t threads,
   };
 }
 
+int row_vector(int32_t dtype, int64_t head_dim, int bytes) {
+  int64_t elements = bytes / dtype_bytes(dtype);
+  while (head_dim % elements != 0) elements /= 2;
+  return static_cast<int>(elements);
+}
+
 int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t head_dim,
                     int bytes) {
   int64_t elements = 0;

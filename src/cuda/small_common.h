@@ -54,6 +54,9 @@ SmallParams make_params(const Problem& problem, const vecina_forward_args& examp
 void set_launch(const SmallParams& params, double blocks, uint32_t threads,
                 const DeviceFacts& facts, ForwardLaunch* launch);
 
+// Neighbouring elements of a row that one thread takes: 1, 2, 4, ... up to `bytes`, a divisor of
+// head_dim. Independent of addresses and strides, since it decides the order of sums.
+int row_vector(int32_t dtype, int64_t head_dim, int bytes);
 // Elements that one load may move (1, 2, 4, ... up to `bytes`): divides head_dim, strides and
 // 16-byte alignment of all tensors.
 int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t head_dim,

@@ -59,14 +59,16 @@ std::string print(const SmallLanesConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .key_vector = {}, "
-      ".value_vector = {}, .lanes = {}, .key_columns = {}, .value_columns = {}, .heads = {}, "
+      ".value_vector = {}, .key_piece = {}, .value_piece = {}, .lanes = {}, .key_columns = {}, "
+      ".value_columns = {}, .heads = {}, "
       ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".has_bias = {}, .has_wide_offsets = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.lanes,
-      c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once, c.is_unrolled,
-      ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
-      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias, c.has_wide_offsets);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
+      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once,
+      c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
+      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias,
+      c.has_wide_offsets);
 }
 
 double lanes_blocks(const Problem& problem) {
@@ -83,11 +85,12 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
   config.head_dim_value = problem.head_dim_value();
-  config.key_vector = vector_elements({&example.query, &example.key, &example.additional_key},
-                                      config.head_dim, kLoadBytes);
-  config.value_vector =
-      vector_elements({&example.value, &example.additional_value, &example.output},
-                      config.head_dim_value, kLoadBytes);
+  config.key_vector = row_vector(config.dtype, config.head_dim, kLoadBytes);
+  config.value_vector = row_vector(config.dtype, config.head_dim_value, kLoadBytes);
+  config.key_piece = vector_elements({&example.query, &example.key, &example.additional_key},
+                                     config.head_dim, kLoadBytes);
+  config.value_piece = vector_elements({&example.value, &example.additional_value, &example.output},
+                                       config.head_dim_value, kLoadBytes);
   const int64_t key_vectors = config.head_dim / config.key_vector;
   const int64_t value_vectors = config.head_dim_value / config.value_vector;
   config.lanes = std::max(choose_lanes(key_vectors, config.key_vector),

@@ -12,27 +12,44 @@
 
 namespace vecina::internal::cuda {
 
-template <typename Args>
-class Staging {
+// Copies of single tensors. What lies between their rows is copied too, so that it is kept.
+class StagedTensors {
  public:
-  static Status make(const Device& device, const Args& host, size_t workspace_bytes,
-                     Staging* staging);
-
-  // The same call with its tensors on the device; valid as long as this object.
-  const Args& device_args() const { return device_args_; }
-  Status copy_in(const Args& host) const;   // every tensor: what lies between rows is kept
-  Status copy_out(const Args& host) const;  // the outputs
+  // Makes room for a host tensor and lets it point there. Tensors are known by their order from
+  // then on.
+  Status add(const Device& device, bool is_output, vecina_tensor* tensor);
+  Status copy_in(size_t index, const vecina_tensor& host) const;
+  Status copy_out(size_t index, const vecina_tensor& host) const;  // does nothing for inputs
+  size_t size() const { return copies_.size(); }
 
  private:
   struct Copy {
-    int index = 0;  // in list_tensors
     size_t bytes = 0;
     bool is_output = false;
     DevicePointer address = 0;
+    DeviceMemory memory;
   };
-  Args device_args_ = {};
   std::vector<Copy> copies_;
-  std::vector<DeviceMemory> memory_;
+};
+
+// Those of a whole call. Args is vecina_forward_args or vecina_backward_args.
+template <typename Args>
+class StagedCall {
+ public:
+  static Status make(const Device& device, const Args& host, StagedCall* call);
+
+  Status add_workspace(const Device& device, size_t bytes);
+
+  // The same call with its tensors on the device; valid as long as this object.
+  const Args& device_args() const { return device_args_; }
+  Status copy_in(const Args& host) const;   // every tensor
+  Status copy_out(const Args& host) const;  // the outputs
+
+ private:
+  Args device_args_ = {};
+  std::vector<int> given_;  // in list_tensors, in the order of tensors_
+  StagedTensors tensors_;
+  DeviceMemory workspace_;
 };
 
 }  // namespace vecina::internal::cuda

@@ -39,11 +39,11 @@ VECINA_DEVICE Real gradient_of_logit(const GradientParams& params, int batch, in
   value.load(row_at(params.value, batch, head_kv, place.key), lane, exists);
   grad_output.load(row_at(params.grad_output, batch, head, token), lane, exists);
   output.load(row_at(params.output, batch, head, token), lane, exists);
-  const QueryFacts facts = facts_of(params, batch, head, token, exists);
+  QueryFacts facts = {};
+  if (exists) facts = facts_at(params, batch, head, token);
   const Real dot = sum_over_lanes<kLanes>(query.dot(key));
   const Real difference = sum_over_lanes<kLanes>(grad_output.dot_difference(value, output));
-  return pair_of(dot, bias, difference, facts, static_cast<Real>(params.scale_to_powers), exists)
-      .gradient;
+  return pair_of(logit_of(dot, bias, params), difference, facts, exists).gradient;
 }
 
 }  // namespace

@@ -9,10 +9,12 @@ struct GradientConfig {
   int dtype;  // vecina_dtype
   int rank;
   int head_dim, head_dim_value;
-  int vector;  // elements of one load; divides both head dims
+  int vector;  // neighbouring elements of a thread; divides both head dims
+  int piece;   // elements of one load or store, as alignment allows
   int lanes;   // threads that share a row, a power of two up to 32
   bool has_bias;
   bool has_grad_lse;
+  bool is_stored;        // gradient_query.cu: the gradient is wanted, not the facts alone
   bool of_additional;    // gradient_key.cu: an additional token's, not a key's
   bool has_wide_number;  // more than 2^31 rows get a gradient
 };

@@ -70,15 +70,15 @@ VECINA_DEVICE void add_query(const GradientParams& params, int batch, int head, 
   query.load(row_at(params.query, batch, head, place.position), lane, exists);
   grad_output.load(row_at(params.grad_output, batch, head, place.token), lane, exists);
   output.load(row_at(params.output, batch, head, place.token), lane, exists);
-  const QueryFacts facts = facts_of(params, batch, head, place.token, exists);
+  QueryFacts facts = {};
+  if (exists) facts = facts_at(params, batch, head, place.token);
   Real bias = Real(0);
   if constexpr (kConfig.has_bias && !kConfig.of_additional) {
     if (exists) bias = real_at(params.bias, 0, head, place.relative);
   }
   const Real dot = sum_over_lanes<kLanes>(key.row.dot(query));
   const Real difference = sum_over_lanes<kLanes>(grad_output.dot_difference(key.value, output));
-  const Pair pair =
-      pair_of(dot, bias, difference, facts, static_cast<Real>(params.scale_to_powers), exists);
+  const Pair pair = pair_of(logit_of(dot, bias, params), difference, facts, exists);
   key.gradient.add_scaled(pair.gradient, query);
   key.grad_value.add_scaled(pair.probability, grad_output);
 }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT
 // What the kernels of the gradients share. With P the probabilities and the output of forward:
-//   dP_ij = grad_output_i . value_j,  delta_i = grad_output_i . output_i - grad_lse_i
-//   dS_ij = P_ij * (dP_ij - delta_i) = P_ij * (grad_output_i . (value_j - output_i) + grad_lse_i)
+//   dP_ij = grad_output_i . value_j,  delta_i = sum_j P_ij * dP_ij - grad_lse_i
+//   dS_ij = P_ij * (dP_ij - delta_i)
 //   grad_query_i = scale * sum_j dS_ij * key_j     grad_key_j   = scale * sum_i dS_ij * query_i
 //   grad_value_j = sum_i P_ij * grad_output_i      grad_bias[j - i] = sum over queries of dS_ij
-// The difference is taken before the product: a query with one key has output = value, and its dS
-// is exactly zero.
+// Instead of dP stands dP_ij - grad_output_i . output_i = grad_output_i . (value_j - output_i): it
+// is small where dP and delta nearly cancel, zero for a query with one key, and delta then only
+// corrects the rounding of output.
+//
+// gradient_query.cu walks the keys of each query, so it finds the maximum, the sum and delta anew
+// (lse, rounded, is not read) and leaves them to the others as QueryFacts.
 //
 // Each gradient is gathered by the warp (the block, for additional tokens and bias) that owns its
 // row, in a fixed order: no atomics, the same bits in every run.
@@ -28,8 +32,9 @@ inline constexpr int kLanes = kConfig.lanes;
 inline constexpr int kGroups = 32 / kLanes;  // of a warp: rows at the same time
 inline constexpr int kFirstAxis = 3 - kConfig.rank;
 
-using KeyPart = RowPart<Element, Real, kConfig.head_dim, kConfig.vector, kLanes>;
-using ValuePart = RowPart<Element, Real, kConfig.head_dim_value, kConfig.vector, kLanes>;
+using KeyPart =
+    RowPart<Element, Real, kConfig.head_dim, kConfig.vector, kConfig.piece, kLanes>;
+using ValuePart = RowPart<Element, Real, kConfig.head_dim_value, kConfig.vector, kConfig.piece, kLanes>;
 
 template <bool is_wide>
 struct NumberType {
@@ -84,36 +89,38 @@ struct BoxWalk {
   }
 };
 
+// The logit of a pair, in powers of two. Every kernel gets the same bits.
+VECINA_DEVICE Real logit_of(Real dot, Real bias, const GradientParams& params) {
+  return multiply_add(dot, static_cast<Real>(params.scale_to_powers), bias * Real(1.0 / kLn2));
+}
+
 // What a pair's gradients need of its query beside the rows.
-struct QueryFacts {
-  Real lse;  // in powers of two
-  Real grad_lse;
+struct alignas(4 * sizeof(Real)) QueryFacts {
+  Real maximum;  // of the logits; 0 if all are -infinity
+  Real inverse;  // of the sum of 2^(logit - maximum); 0 if all logits are -infinity
+  Real delta;
+  Real reserved;
 };
-VECINA_DEVICE QueryFacts facts_of(const GradientParams& params, int batch, int head,
-                                  const int (&token)[3], bool is_there) {
-  QueryFacts facts = {Real(0), Real(0)};
-  if (!is_there) return facts;
-  facts.lse = real_at(params.lse, batch, head, token) * Real(1.0 / kLn2);
-  if constexpr (kConfig.has_grad_lse) {
-    facts.grad_lse = real_at(params.grad_lse, batch, head, token);
-  }
-  return facts;
+
+VECINA_DEVICE QueryFacts& facts_at(const GradientParams& params, int batch, int head,
+                                   const int (&token)[3]) {
+  long long number = static_cast<long long>(batch) * params.heads + head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number = number * params.axes[a].num_queries + token[a];
+  return reinterpret_cast<QueryFacts*>(params.facts)[number];
 }
 
 struct Pair {
   Real probability;
   Real gradient;  // of the logit
 };
-// `dot`: of query and key. `difference`: grad_output . (value - output). Pairs that do not exist
-// have neither.
-VECINA_DEVICE Pair pair_of(Real dot, Real bias, Real difference, const QueryFacts& facts,
-                           Real scale_to_powers, bool exists) {
-  const Real logit = multiply_add(dot, scale_to_powers, bias * Real(1.0 / kLn2));
-  // Where all logits are -infinity the forward pass gave no key a share.
-  const bool has_share = exists && facts.lse != Real(-infinity());
+// `difference`: grad_output . (value - output). Pairs that do not exist have neither.
+VECINA_DEVICE Pair pair_of(Real logit, Real difference, const QueryFacts& facts, bool exists) {
   Pair pair;
-  pair.probability = has_share ? power_of_two(logit - facts.lse) : Real(0);
-  pair.gradient = has_share ? pair.probability * (difference + facts.grad_lse) : Real(0);
+  pair.probability =
+      exists && facts.inverse != Real(0) ? power_of_two(logit - facts.maximum) * facts.inverse
+                                         : Real(0);
+  pair.gradient = exists ? pair.probability * (difference - facts.delta) : Real(0);
   return pair;
 }
 

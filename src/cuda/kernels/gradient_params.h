@@ -10,9 +10,10 @@ namespace vecina::cuda {
 
 struct GradientParams {
   SmallRows query, key, value, additional_key, additional_value, bias;
-  SmallRows output, lse, grad_output, grad_lse;
+  SmallRows output, grad_output, grad_lse;
   SmallRows grad_query, grad_key, grad_value;  // of additional tokens where those are wanted
   SmallRows grad_bias;
+  char* facts;  // QueryFacts of every query: [batch, heads, tokens of output...]
   SmallAxis axes[3];
   int query_extent[3];  // tokens of query
   int batch, heads, heads_kv, additional_tokens;
@@ -21,7 +22,7 @@ struct GradientParams {
   double scale;            // of the logits
   double scale_to_powers;  // scale * log2(e): probabilities are computed in powers of two
 };
-static_assert(sizeof(GradientParams) == 14 * 48 + 3 * 32 + 4 * 8 + 3 * 8,
+static_assert(sizeof(GradientParams) == 13 * 48 + 8 + 3 * 32 + 4 * 8 + 3 * 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -1,20 +1,41 @@
 // SPDX-License-Identifier: MIT
-// Gradient of query: a warp owns a query of one head and walks the keys that it sees, a few at a
-// time, one for each group of lanes. The formulas stand in gradient_pairs.cuh.
+// Gradient of query, and the facts of each query that the other gradients need: a warp owns a query
+// of one head and walks the keys that it sees, a few at a time, one for each group of lanes, with a
+// running maximum (Milakov and Gimelshein, arXiv:1805.02867). The formulas stand in
+// gradient_pairs.cuh.
 #include "gradient_pairs.cuh"
 
 namespace vecina::cuda {
 namespace {
 
-// A query's rows and what it has gathered.
+// A query's rows and what a group of lanes has gathered of the keys that it walked. Sums are
+// relative to 2^maximum, of weights w = 2^(logit - maximum).
 struct Query {
-  KeyPart row, gradient;
+  KeyPart row;
   ValuePart grad_output, output;
-  QueryFacts facts;
+
+  Real maximum, sum, differences;  // sum of w, sum of w * difference
+  KeyPart keys, products;          // sums of w * key and of w * difference * key
+
+  VECINA_DEVICE void clear() {
+    maximum = Real(-infinity());
+    sum = differences = Real(0);
+    keys.clear();
+    products.clear();
+  }
+  // Lets the sums be relative to a maximum that is no smaller.
+  VECINA_DEVICE void raise(Real to) {
+    const Real factor = maximum == to ? Real(1) : power_of_two(maximum - to);
+    maximum = to;
+    sum *= factor;
+    differences *= factor;
+    keys.scale(factor);
+    products.scale(factor);
+  }
 };
 
-VECINA_DEVICE void add_key(const char* key_row, const char* value_row, Real bias, bool exists,
-                           int lane, Real scale_to_powers, Query& query) {
+VECINA_DEVICE void add_key(const GradientParams& params, const char* key_row, const char* value_row,
+                           Real bias, bool exists, int lane, Query& query) {
   KeyPart key;
   ValuePart value;
   key.load(key_row, lane, exists);
@@ -22,8 +43,34 @@ VECINA_DEVICE void add_key(const char* key_row, const char* value_row, Real bias
   const Real dot = sum_over_lanes<kLanes>(query.row.dot(key));
   const Real difference =
       sum_over_lanes<kLanes>(query.grad_output.dot_difference(value, query.output));
-  const Pair pair = pair_of(dot, bias, difference, query.facts, scale_to_powers, exists);
-  query.gradient.add_scaled(pair.gradient, key);
+  if (!exists) return;
+  const Real logit = logit_of(dot, bias, params);
+  if (logit > query.maximum) query.raise(logit);
+  // Where nothing but -infinity was seen, weights are 0 and not NaN.
+  const Real weight = query.maximum == Real(-infinity()) && logit == query.maximum
+                          ? Real(0)
+                          : power_of_two(logit - query.maximum);
+  query.sum += weight;
+  query.differences = multiply_add(weight, difference, query.differences);
+  query.keys.add_scaled(weight, key);
+  query.products.add_scaled(weight * difference, key);
+}
+
+// Brings together what the groups of the warp have gathered.
+VECINA_DEVICE void gather_groups(Query& query) {
+  Real most = query.maximum;
+#pragma unroll
+  for (int distance = kLanes; distance < 32; distance *= 2) {
+    most = larger(most, __shfl_xor_sync(0xffffffffu, most, distance));
+  }
+  query.raise(most);
+#pragma unroll
+  for (int distance = kLanes; distance < 32; distance *= 2) {
+    query.sum += __shfl_xor_sync(0xffffffffu, query.sum, distance);
+    query.differences += __shfl_xor_sync(0xffffffffu, query.differences, distance);
+  }
+  query.keys.sum_over_groups();
+  query.products.sum_over_groups();
 }
 
 VECINA_DEVICE void add_window(const GradientParams& params, int batch, int head, int head_kv,
@@ -52,8 +99,8 @@ VECINA_DEVICE void add_window(const GradientParams& params, int batch, int head,
     if constexpr (kConfig.has_bias) {
       if (exists) bias = real_at(params.bias, 0, head, relative);
     }
-    add_key(row_at(params.key, batch, head_kv, at), row_at(params.value, batch, head_kv, at), bias,
-            exists, lane, static_cast<Real>(params.scale_to_powers), query);
+    add_key(params, row_at(params.key, batch, head_kv, at),
+            row_at(params.value, batch, head_kv, at), bias, exists, lane, query);
     walk.advance(kGroups, count);
   }
 }
@@ -64,9 +111,9 @@ VECINA_DEVICE void add_additional(const GradientParams& params, int batch, int h
     const bool exists = first + group < params.additional_tokens;
     const long long token = exists ? first + group : 0;
     const SmallRows &keys = params.additional_key, &values = params.additional_value;
-    add_key(keys.data + batch * keys.batch + head_kv * keys.head + token * keys.token[2],
+    add_key(params, keys.data + batch * keys.batch + head_kv * keys.head + token * keys.token[2],
             values.data + batch * values.batch + head_kv * values.head + token * values.token[2],
-            Real(0), exists, lane, static_cast<Real>(params.scale_to_powers), query);
+            Real(0), exists, lane, query);
   }
 }
 
@@ -91,21 +138,33 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   const int head_kv = head / (params.heads / params.heads_kv);
 
   wait_for_previous();
-  Query query;
-  query.gradient.clear();
+  KeyPart gradient;
+  gradient.clear();
   if (is_query) {
+    Query query;
+    query.clear();
     query.row.load(row_at(params.query, batch, head, position), lane, true);
     query.grad_output.load(row_at(params.grad_output, batch, head, token), lane, true);
     query.output.load(row_at(params.output, batch, head, token), lane, true);
-    query.facts = facts_of(params, batch, head, token, true);
     add_window(params, batch, head, head_kv, token, group, lane, query);
     add_additional(params, batch, head_kv, group, lane, query);
-    query.gradient.sum_over_groups();
-    query.gradient.scale(static_cast<Real>(params.scale));
+    gather_groups(query);
+
+    QueryFacts facts = {};
+    facts.maximum = query.maximum == Real(-infinity()) ? Real(0) : query.maximum;
+    facts.inverse = query.sum == Real(0) ? Real(0) : Real(1) / query.sum;
+    facts.delta = query.differences * facts.inverse;
+    if constexpr (kConfig.has_grad_lse) {
+      facts.delta -= real_at(params.grad_lse, batch, head, token);
+    }
+    if (static_cast<int>(threadIdx.x) % 32 == 0) facts_at(params, batch, head, token) = facts;
+    const Real factor = static_cast<Real>(params.scale) * facts.inverse;
+    gradient.add_scaled(factor, query.products);
+    gradient.add_scaled(-facts.delta * factor, query.keys);
   }
   let_next_start();
-  if (group == 0) {
-    query.gradient.store(row_at(params.grad_query, batch, head, position), lane);
+  if constexpr (kConfig.is_stored) {
+    if (group == 0) gradient.store(row_at(params.grad_query, batch, head, position), lane);
   }
 }
 

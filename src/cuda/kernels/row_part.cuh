@@ -8,8 +8,9 @@
 namespace vecina::cuda {
 
 // One thread's part of a row of kSize elements that kLanes threads share: every kLanes-th vector
-// of kVector elements, from the lane's own on. Zero beyond the row.
-template <class Element, class Real, int kSize, int kVector, int kLanes>
+// of kVector elements, from the lane's own on. Zero beyond the row. Memory is accessed kPiece
+// elements at a time.
+template <class Element, class Real, int kSize, int kVector, int kPiece, int kLanes>
 struct RowPart {
   static constexpr int kVectors = kSize / kVector;
   static constexpr int kCount = (kVectors + kLanes - 1) / kLanes;
@@ -29,7 +30,7 @@ struct RowPart {
     for (int m = 0; m < kCount; ++m) {
       const int vector = m * kLanes + lane;
       if (is_there && (kIsEven || vector < kVectors)) {
-        cuda::load<Element, kVector>(row + vector * kVectorBytes, columns + m * kVector);
+        load_pieces<Element, kVector, kPiece>(row + vector * kVectorBytes, columns + m * kVector);
       } else {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) columns[m * kVector + i] = Real(0);
@@ -41,7 +42,7 @@ struct RowPart {
     for (int m = 0; m < kCount; ++m) {
       const int vector = m * kLanes + lane;
       if (kIsEven || vector < kVectors) {
-        cuda::store<Element, kVector>(columns + m * kVector, row + vector * kVectorBytes);
+        store_pieces<Element, kVector, kPiece>(columns + m * kVector, row + vector * kVectorBytes);
       }
     }
   }

@@ -41,13 +41,13 @@ constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
 
 // A thread's part of a row of kVectors vectors: every kLanes-th from `first` on; zeros beyond the
 // row, and for rows that are not visible.
-template <int kVectors, int kVector, int kCount>
+template <int kVectors, int kVector, int kPiece, int kCount>
 VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* part) {
 #pragma unroll
   for (int m = 0; m < kCount; ++m) {
     const int vector = first + m * kLanes;
     if (is_visible && vector < kVectors) {
-      load<Element, kVector>(row + vector * (kVector * static_cast<int>(sizeof(Element))),
+      load_pieces<Element, kVector, kPiece>(row + vector * (kVector * static_cast<int>(sizeof(Element))),
                              part + m * kVector);
     } else {
 #pragma unroll
@@ -57,19 +57,19 @@ VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* 
 }
 VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_visible, Real* part) {
   if constexpr (kKeySteps == 1 && kKeyVectors == kLanes * kConfig.key_columns) {
-    load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_columns>(row, lane, is_visible,
+    load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(row, lane, is_visible,
                                                                             part);
   } else {
-    load_part<kKeyVectors, kConfig.key_vector, kConfig.key_columns>(
+    load_part<kKeyVectors, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(
         row, step * (kLanes * kConfig.key_columns) + lane, is_visible, part);
   }
 }
 VECINA_DEVICE void load_value_part(const char* row, int first, bool is_visible, Real* part) {
   if constexpr (kValueVectors == kLanes * kConfig.value_columns) {
-    load_part<kValueVectors + kLanes, kConfig.value_vector, kConfig.value_columns>(
+    load_part<kValueVectors + kLanes, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(
         row, first, is_visible, part);
   } else {
-    load_part<kValueVectors, kConfig.value_vector, kConfig.value_columns>(row, first, is_visible,
+    load_part<kValueVectors, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(row, first, is_visible,
                                                                           part);
   }
 }
@@ -428,7 +428,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       for (int i = 0; i < kConfig.value_vector; ++i) {
         columns[i] = query.output[h][m * kConfig.value_vector + i] * inverse;
       }
-      store<Element, kConfig.value_vector>(
+      store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
           columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
     }
     if (params.lse.data != nullptr && lane == 0 && column_tile == 0) {

@@ -9,7 +9,8 @@ struct SmallLanesConfig {
   int dtype;  // vecina_dtype
   int rank;
   int head_dim, head_dim_value;
-  int key_vector, value_vector;  // elements of one load; divide the head dims
+  int key_vector, value_vector;  // neighbouring elements of a thread; divide the head dims
+  int key_piece, value_piece;    // elements of one load or store, as alignment allows
   int lanes;                     // threads that share a query, a power of two up to 32
   int key_columns;               // vectors of a key row that a thread holds at a time
   int value_columns;             // vectors of a value row of a thread; the block's tile of columns

@@ -169,6 +169,23 @@ VECINA_DEVICE void store(const Real* from, char* to) {
   }
 }
 
+// The same in loads or stores of kPiece elements, for addresses aligned to no more. What a thread
+// holds, and so the order of sums, does not depend on the alignment.
+template <class Element, int kSize, int kPiece, class Real>
+VECINA_DEVICE void load_pieces(const char* from, Real* to) {
+#pragma unroll
+  for (int i = 0; i < kSize; i += kPiece) {
+    load<Element, kPiece>(from + i * static_cast<int>(sizeof(Element)), to + i);
+  }
+}
+template <class Element, int kSize, int kPiece, class Real>
+VECINA_DEVICE void store_pieces(const Real* from, char* to) {
+#pragma unroll
+  for (int i = 0; i < kSize; i += kPiece) {
+    store<Element, kPiece>(from + i, to + i * static_cast<int>(sizeof(Element)));
+  }
+}
+
 // With programmatic launch a kernel starts while the one before it ends: nothing of global memory
 // may be touched before wait_for_previous().
 VECINA_DEVICE void wait_for_previous() {

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/launch_sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/driver.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+// Runs in one graph when timing: dependent, as in a network, and enough that the replay's own
+// start is a small part.
+constexpr int kRunsInGraph = 20;
+
+// Handles of one measurement, released in every case.
+struct Timer {
+  const Driver& driver = Driver::get();
+  StreamHandle stream = nullptr;
+  EventHandle begin = nullptr, end = nullptr;
+  GraphHandle graph = nullptr;
+  GraphExecHandle exec = nullptr;
+
+  ~Timer() {
+    if (exec != nullptr) driver.cuGraphExecDestroy(exec);
+    if (graph != nullptr) driver.cuGraphDestroy(graph);
+    if (begin != nullptr) driver.cuEventDestroy_v2(begin);
+    if (end != nullptr) driver.cuEventDestroy_v2(end);
+    if (stream != nullptr) driver.cuStreamDestroy_v2(stream);
+  }
+
+  // Captures kRunsInGraph runs of `run(stream)`.
+  template <typename Run>
+  Status capture(Run run) {
+    constexpr unsigned kNonBlocking = 1;
+    constexpr int kThreadLocal = 1;
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamCreate, (&stream, kNonBlocking));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&begin, 0));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&end, 0));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamBeginCapture_v2, (stream, kThreadLocal));
+    Status status;
+    for (int i = 0; i < kRunsInGraph && status.ok(); ++i) status = run(stream);
+    const Result ended = driver.cuStreamEndCapture(stream, &graph);
+    VECINA_RETURN_IF_ERROR(status);
+    VECINA_RETURN_IF_ERROR(driver.status("cuStreamEndCapture", ended));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphInstantiateWithFlags, (&exec, graph, 0));
+    return {};
+  }
+
+  // Time of one run in one replay of the graph.
+  Status replay(double* run_us) {
+    float milliseconds = 0.0f;
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (begin, stream));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphLaunch, (exec, stream));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (end, stream));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventSynchronize, (end));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventElapsedTime, (&milliseconds, begin, end));
+    *run_us = 1000.0 * static_cast<double>(milliseconds) / kRunsInGraph;
+    return {};
+  }
+};
+
+template <typename Args>
+Status start(const KernelLaunch<Args>& launch, const Kernel& kernel, const Args& args,
+             void* queue) {
+  alignas(128) char params[kMaxParamsBytes];
+  VECINA_RETURN_IF_ERROR(launch.fill(args, params));
+  LaunchAttribute attribute = {kProgrammaticStreamSerialization, {}, {}};
+  attribute.value.is_allowed = 1;
+  const LaunchConfig config = {{launch.grid[0], launch.grid[1], launch.grid[2]},
+                               {launch.block[0], launch.block[1], launch.block[2]},
+                               launch.shared_bytes,
+                               static_cast<StreamHandle>(queue),
+                               &attribute,
+                               launch.is_programmatic ? 1u : 0u};
+  void* pointers[] = {params};
+  VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuLaunchKernelEx,
+                              (&config, kernel.function, pointers, nullptr));
+  return {};
+}
+
+}  // namespace
+
+template <typename Args>
+Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
+                                  std::vector<KernelLaunch<Args>> launches,
+                                  LaunchSequence* sequence) {
+  sequence->state_ = std::move(state);
+  sequence->launches_ = std::move(launches);
+  for (const KernelLaunch<Args>& launch : sequence->launches_) {
+    Kernel& kernel = sequence->kernels_.emplace_back();
+    sequence->workspace_bytes_ = std::max(sequence->workspace_bytes_, launch.workspace_bytes);
+    VECINA_RETURN_IF_ERROR(
+        sequence->state_->kernels->get(launch.source, launch.shared_bytes, &kernel));
+  }
+  return {};
+}
+
+template <typename Args>
+Status LaunchSequence<Args>::run(const Args& args, void* queue) const {
+  const Device::Current current(device());
+  VECINA_RETURN_IF_ERROR(current.status());
+  for (size_t i = 0; i < launches_.size(); ++i) {
+    VECINA_RETURN_IF_ERROR(start(launches_[i], kernels_[i], args, queue));
+  }
+  return {};
+}
+
+template <typename Args>
+Status LaunchSequence<Args>::measure(const Args& args, int repeats,
+                                     std::vector<double>* times_us) const {
+  const Device::Current current(device());
+  VECINA_RETURN_IF_ERROR(current.status());
+  Timer timer;
+  VECINA_RETURN_IF_ERROR(
+      timer.capture([&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); }));
+  for (int i = 0; i < repeats + 1; ++i) {  // the first replay uploads the graph
+    double run_us = 0.0;
+    VECINA_RETURN_IF_ERROR(timer.replay(&run_us));
+    if (i > 0) times_us->push_back(run_us);
+  }
+  return {};
+}
+
+template <typename Args>
+nlohmann::ordered_json LaunchSequence<Args>::describe() const {
+  using Json = nlohmann::ordered_json;
+  Json list = Json::array();
+  for (size_t i = 0; i < launches_.size(); ++i) {
+    const KernelLaunch<Args>& launch = launches_[i];
+    Json kernel = {{"kernel", launch.source.entry},
+                   {"config", launch.source.config},
+                   {"grid", {launch.grid[0], launch.grid[1], launch.grid[2]}},
+                   {"threads", launch.block[0] * launch.block[1] * launch.block[2]},
+                   {"shared_bytes", launch.shared_bytes},
+                   {"registers", kernels_[i].resources.registers},
+                   {"spill_bytes", kernels_[i].resources.spill_bytes}};
+    kernel.update(Json::parse("{" + launch.description + "}"));
+    list.push_back(std::move(kernel));
+  }
+  return list;
+}
+
+template class LaunchSequence<vecina_forward_args>;
+template class LaunchSequence<vecina_backward_args>;
+template class LaunchSequence<MergeArgs>;
+
+}  // namespace vecina::internal::cuda

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// Kernels that were compiled and loaded for a device, started one after another on a stream.
+#ifndef VECINA_CUDA_LAUNCH_SEQUENCE_H_
+#define VECINA_CUDA_LAUNCH_SEQUENCE_H_
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "core/backend.h"
+#include "cuda/device.h"
+#include "cuda/kernel_store.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+// One GPU with its kernels. What runs on it shares it, since plans may outlive their context.
+struct DeviceState {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<KernelStore> kernels;
+};
+
+// Args is vecina_forward_args, vecina_backward_args or MergeArgs.
+template <typename Args>
+class LaunchSequence {
+ public:
+  // Compiles or loads the kernels.
+  static Status make(std::shared_ptr<const DeviceState> state,
+                     std::vector<KernelLaunch<Args>> launches, LaunchSequence* sequence);
+
+  const Device& device() const { return *state_->device; }
+  size_t workspace_bytes() const { return workspace_bytes_; }
+  Status run(const Args& args, void* queue) const;
+  // Times of `repeats` runs by the device's clock: replays of a graph of dependent runs.
+  Status measure(const Args& args, int repeats, std::vector<double>* times_us) const;
+  nlohmann::ordered_json describe() const;  // a list, one object for each kernel
+
+ private:
+  std::shared_ptr<const DeviceState> state_;
+  std::vector<KernelLaunch<Args>> launches_;
+  std::vector<Kernel> kernels_;  // of the launches
+  size_t workspace_bytes_ = 0;
+};
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_LAUNCH_SEQUENCE_H_
