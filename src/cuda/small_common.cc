@@ -7,11 +7,81 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <numbers>
 
 #include "core/tensor.h"
 
 namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::SmallParams;
+using vecina::cuda::SmallStrides;
+
+// Sets one tensor's strides: [batch, tokens..., heads, columns], or without columns.
+void set_strides(const vecina_tensor& tensor, int rank, long long SmallStrides<long long>::*of,
+                 WideParams* params) {
+  if (!given(tensor)) return;
+  const int64_t bytes = dtype_bytes(tensor.dtype);
+  params->batch.*of = tensor.strides[0] * bytes;
+  params->head.*of = tensor.strides[1 + rank] * bytes;
+  for (int a = 0; a < rank; ++a) {
+    params->axes[rank - 1 - a].token.*of = tensor.strides[1 + a] * bytes;
+  }
+}
+
+SmallStrides<int> narrow(const SmallStrides<long long>& wide) {
+  return {static_cast<int>(wide.query), static_cast<int>(wide.key), static_cast<int>(wide.value),
+          static_cast<int>(wide.output), static_cast<int>(wide.lse)};
+}
+
+NarrowParams narrow(const WideParams& wide) {
+  NarrowParams params = {};
+  params.batch = narrow(wide.batch);
+  params.head = narrow(wide.head);
+  params.scale = wide.scale;
+  params.num_head_blocks = wide.num_head_blocks;
+  params.head_blocks = wide.head_blocks;
+  params.blocks_per_group = wide.blocks_per_group;
+  for (int a = 0; a < 3; ++a) {
+    params.axes[a] = {narrow(wide.axes[a].token), wide.axes[a].extent, wide.axes[a].num_queries,
+                      wide.axes[a].query_tiles, wide.axes[a].tiles};
+    params.bias_position[a] = static_cast<int>(wide.bias_position[a]);
+    params.windows[a] = wide.windows[a];
+  }
+  params.additional_key_batch = static_cast<int>(wide.additional_key_batch);
+  params.additional_key_token = static_cast<int>(wide.additional_key_token);
+  params.additional_key_head = static_cast<int>(wide.additional_key_head);
+  params.additional_value_batch = static_cast<int>(wide.additional_value_batch);
+  params.additional_value_token = static_cast<int>(wide.additional_value_token);
+  params.additional_value_head = static_cast<int>(wide.additional_value_head);
+  params.bias_head = static_cast<int>(wide.bias_head);
+  params.additional_tokens = wide.additional_tokens;
+  params.column_tiles = wide.column_tiles;
+  params.scale_f64 = wide.scale_f64;
+  return params;
+}
+
+template <class Params>
+FillParams<vecina_forward_args> filler(const Params& params) {
+  return [params](const vecina_forward_args& args, void* memory) -> Status {
+    Params filled = params;
+    filled.query = pointer(args.query);
+    filled.key = pointer(args.key);
+    filled.value = pointer(args.value);
+    filled.output = pointer(args.output);
+    filled.lse = pointer(args.lse);
+    filled.additional_key = pointer(args.additional_key);
+    filled.additional_value = pointer(args.additional_value);
+    filled.bias = pointer(args.bias);
+    std::memcpy(memory, &filled, sizeof filled);
+    return {};
+  };
+}
+
+constexpr double kMaxOffset = 2147483647.0;
+
+}  // namespace
 
 SmallRows token_rows(const vecina_tensor& tensor, int rank) {
   SmallRows rows = {};
@@ -46,13 +116,19 @@ Axis small_axis(const Problem& problem, int a) {
   return axis < 0 ? Axis() : problem.axis(axis);
 }
 
+SmallTiles make_tiles(const Problem& problem, const std::array<int, 3>& tile) {
+  SmallTiles tiles;
+  tiles.tile = tile;
+  for (size_t a = 0; a < 3; ++a) {
+    tiles.count[a] = divide_up(small_axis(problem, static_cast<int>(a)).num_queries(), tile[a]);
+  }
+  return tiles;
+}
+
 double count_blocks(const Problem& problem, const SmallTiles& tiles) {
   double blocks = static_cast<double>(problem.batch()) * (problem.heads() / tiles.heads) *
                   static_cast<double>(tiles.column_tiles);
-  for (int a = 0; a < 3; ++a) {
-    blocks *= static_cast<double>(
-        divide_up(small_axis(problem, a).num_queries(), tiles.tile[static_cast<size_t>(a)]));
-  }
+  for (const int64_t count : tiles.count) blocks *= static_cast<double>(count);
   return blocks;
 }
 
@@ -76,63 +152,66 @@ std::array<int, 3> spread_queries(const Problem& problem, int queries) {
   return tile;
 }
 
-SmallParams make_params(const Problem& problem, const vecina_forward_args& example,
-                        const SmallTiles& tiles) {
-  SmallParams params = {};
+WideParams make_params(const Problem& problem, const vecina_forward_args& example,
+                       const SmallTiles& tiles) {
+  using Strides = SmallStrides<long long>;
+  WideParams params = {};
   const int rank = problem.rank();
-  params.query = token_rows(example.query, rank);
-  params.key = token_rows(example.key, rank);
-  params.value = token_rows(example.value, rank);
-  params.output = token_rows(example.output, rank);
-  params.lse = token_rows(example.lse, rank);
-  // [batch, additional_tokens, heads_kv, columns]: as tokens of a rank-1 tensor.
-  params.additional_key = token_rows(example.additional_key, 1);
-  params.additional_value = token_rows(example.additional_value, 1);
-  params.bias = bias_rows(example.bias, rank);
+  set_strides(example.query, rank, &Strides::query, &params);
+  set_strides(example.key, rank, &Strides::key, &params);
+  set_strides(example.value, rank, &Strides::value, &params);
+  set_strides(example.output, rank, &Strides::output, &params);
+  set_strides(example.lse, rank, &Strides::lse, &params);
+  if (given(example.additional_key)) {
+    const int64_t bytes = dtype_bytes(problem.dtype());
+    const int64_t *key = example.additional_key.strides, *value = example.additional_value.strides;
+    params.additional_key_batch = key[0] * bytes;
+    params.additional_key_token = key[1] * bytes;
+    params.additional_key_head = key[2] * bytes;
+    params.additional_value_batch = value[0] * bytes;
+    params.additional_value_token = value[1] * bytes;
+    params.additional_value_head = value[2] * bytes;
+  }
+  if (given(example.bias)) {
+    const int64_t bytes = dtype_bytes(example.bias.dtype);
+    params.bias_head = example.bias.strides[0] * bytes;
+    for (int a = 0; a < rank; ++a) {
+      params.bias_position[3 - rank + a] = example.bias.strides[1 + a] * bytes;
+    }
+  }
   for (int a = 0; a < 3; ++a) {
     const Axis axis = small_axis(problem, a);
-    params.axes[a] = {
-        static_cast<int>(axis.extent),
-        static_cast<int>(axis.num_queries()),
-        static_cast<int>(axis.kernel_size),
-        static_cast<int>(axis.stride),
-        static_cast<int>(axis.dilation),
-        static_cast<int>(axis.output_stride),
-        axis.is_causal ? 1 : 0,
-        static_cast<int>(divide_up(axis.num_queries(), tiles.tile[static_cast<size_t>(a)]))};
+    const int64_t count = tiles.count[static_cast<size_t>(a)];
+    auto& inner_first = params.axes[2 - a];
+    inner_first.extent = static_cast<int>(axis.extent);
+    inner_first.num_queries = static_cast<int>(axis.num_queries());
+    inner_first.query_tiles = static_cast<int>(count);
+    inner_first.tiles = divider(count);
+    params.windows[a] = {static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
+                         static_cast<int>(axis.dilation), static_cast<int>(axis.output_stride),
+                         axis.is_causal ? 1 : 0};
   }
-  params.tiles0 = divider(params.axes[0].query_tiles);
-  params.tiles1 = divider(params.axes[1].query_tiles);
-  params.tiles2 = divider(params.axes[2].query_tiles);
-  params.column_tiles = divider(tiles.column_tiles);
   params.num_head_blocks = problem.heads() / tiles.heads;
   params.head_blocks = divider(params.num_head_blocks);
   params.blocks_per_group = divider(problem.head_group() / tiles.heads);
+  params.column_tiles = divider(tiles.column_tiles);
   params.additional_tokens = static_cast<int>(problem.additional_tokens());
-  params.scale = problem.scale() * std::numbers::log2e;
-  params.scale_f32 = static_cast<float>(params.scale);
+  params.scale_f64 = problem.scale() * std::numbers::log2e;
+  params.scale = static_cast<float>(params.scale_f64);
+  if (params.scale == 0.0f && params.scale_f64 != 0.0) {  // infinity times it stays infinity
+    params.scale =
+        std::copysign(std::numeric_limits<float>::min(), static_cast<float>(params.scale_f64));
+  }
   return params;
 }
 
-void set_launch(const SmallParams& params, double blocks, uint32_t threads,
+void set_launch(const WideParams& params, bool is_wide, double blocks, uint32_t threads,
                 const DeviceFacts& facts, ForwardLaunch* launch) {
   launch->grid[0] = static_cast<uint32_t>(blocks);
   launch->block[0] = threads;
   launch->is_programmatic = facts.compute_capability >= 90;
-  launch->params_bytes = sizeof(SmallParams);
-  launch->fill = [params](const vecina_forward_args& args, void* memory) -> Status {
-    SmallParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.output.data = pointer(args.output);
-    filled.lse.data = pointer(args.lse);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.bias.data = pointer(args.bias);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
+  launch->params_bytes = is_wide ? sizeof(WideParams) : sizeof(NarrowParams);
+  launch->fill = is_wide ? filler(params) : filler(narrow(params));
 }
 
 int row_vector(int32_t dtype, int64_t head_dim, int bytes) {
@@ -160,18 +239,21 @@ int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t
   return static_cast<int>(elements);
 }
 
-double window_span(const Problem& problem, const vecina_forward_args& example) {
-  double most = 0.0;
-  for (const vecina_tensor* tensor : {&example.key, &example.value}) {
-    double span = 0.0;
-    for (int a = 0; a < problem.rank(); ++a) {
-      const Axis& axis = problem.axis(a);
-      span += static_cast<double>(axis.kernel_size) * static_cast<double>(axis.dilation) *
-              std::abs(static_cast<double>(tensor->strides[1 + a]));
+bool has_wide_offsets(const vecina_forward_args& example) {
+  for (const vecina_tensor* tensor :
+       {&example.query, &example.key, &example.value, &example.additional_key,
+        &example.additional_value, &example.bias, &example.output, &example.lse}) {
+    if (!given(*tensor)) continue;
+    const auto bytes = static_cast<double>(dtype_bytes(tensor->dtype));
+    double reach = bytes;  // of one sample
+    for (int d = 0; d < tensor->ndim; ++d) {
+      const double stride = bytes * std::abs(static_cast<double>(tensor->strides[d]));
+      if (stride >= kMaxOffset) return true;
+      if (d > 0) reach += stride * static_cast<double>(tensor->shape[d]);
     }
-    most = std::max(most, span * static_cast<double>(dtype_bytes(tensor->dtype)));
+    if (reach >= kMaxOffset) return true;
   }
-  return most;
+  return false;
 }
 
 std::string braces(const std::array<int, 3>& values) {

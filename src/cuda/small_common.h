@@ -16,8 +16,9 @@
 namespace vecina::internal::cuda {
 
 using vecina::cuda::Divider;
-using vecina::cuda::SmallParams;
 using vecina::cuda::SmallRows;
+using NarrowParams = vecina::cuda::SmallParams<int>;
+using WideParams = vecina::cuda::SmallParams<long long>;
 
 Divider divider(int64_t divisor);  // 1 to 2^31 - 1
 
@@ -28,10 +29,13 @@ Axis small_axis(const Problem& problem, int a);
 
 // How queries are cut into blocks.
 struct SmallTiles {
-  std::array<int, 3> tile = {1, 1, 1};  // queries of a block along each axis
-  int heads = 1;                        // of a block; divide the heads of a key head
+  std::array<int, 3> tile = {1, 1, 1};       // queries of a block along each axis
+  std::array<int64_t, 3> count = {1, 1, 1};  // tiles along each axis
+  int heads = 1;                             // of a block; divide the heads of a key head
   int64_t column_tiles = 1;
 };
+// Tiles of neighbouring output tokens.
+SmallTiles make_tiles(const Problem& problem, const std::array<int, 3>& tile);
 // Blocks of the whole problem; may exceed what a grid can have.
 double count_blocks(const Problem& problem, const SmallTiles& tiles);
 inline constexpr double kMaxBlocks = 2147483647.0;
@@ -48,10 +52,10 @@ SmallRows bias_rows(const vecina_tensor& tensor, int rank);
 char* pointer(const vecina_tensor& tensor);
 
 // Everything of the parameters but the pointers.
-SmallParams make_params(const Problem& problem, const vecina_forward_args& example,
-                        const SmallTiles& tiles);
-// Sets entry of source, grid, fill and so on for params made by make_params.
-void set_launch(const SmallParams& params, double blocks, uint32_t threads,
+WideParams make_params(const Problem& problem, const vecina_forward_args& example,
+                       const SmallTiles& tiles);
+// Sets grid, block and what fills the parameters: with wide offsets or with narrow ones.
+void set_launch(const WideParams& params, bool is_wide, double blocks, uint32_t threads,
                 const DeviceFacts& facts, ForwardLaunch* launch);
 
 // Neighbouring elements of a row that one thread takes: 1, 2, 4, ... up to `bytes`, a divisor of
@@ -62,8 +66,8 @@ int row_vector(int32_t dtype, int64_t head_dim, int bytes);
 int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t head_dim,
                     int bytes);
 
-// Bytes from a window's first key to its last, the largest of key and value.
-double window_span(const Problem& problem, const vecina_forward_args& example);
+// A stride, or the reach of one sample (or of the bias), does not fit 32 bits of bytes.
+bool has_wide_offsets(const vecina_forward_args& example);
 
 // "{1, 2, 3}"
 std::string braces(const std::array<int, 3>& values);

@@ -23,7 +23,7 @@ constexpr int kMaxColumns = 16;  // elements of a row that a thread holds
 constexpr int kMaxVectors = 8;   // in so many loads
 // Logits that a thread holds: those of all its keys and heads if they are not more.
 constexpr int64_t kMaxLogits = 64;
-constexpr int kKeysAtOnce = 4;
+constexpr int kLoadsAtOnce = 16;  // of keys, with a running maximum
 
 int round_up_to_power(int64_t n) {
   int power = 1;
@@ -72,8 +72,7 @@ std::string print(const SmallLanesConfig& c) {
 }
 
 double lanes_blocks(const Problem& problem) {
-  SmallTiles tiles;
-  tiles.tile = spread_queries(problem, kThreads / kMaxLanes);
+  SmallTiles tiles = make_tiles(problem, spread_queries(problem, kThreads / kMaxLanes));
   tiles.column_tiles = divide_up(problem.head_dim_value(), kMaxLanes * kMaxVectors);
   return count_blocks(problem, tiles);
 }
@@ -99,6 +98,7 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.value_columns = columns_of(value_vectors, config.value_vector, config.lanes);
 
   const int64_t keys = window_keys(problem) + problem.additional_tokens();
+  // A thread's registers: half as many numbers in f64.
   const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
   config.is_unrolled =
       keys * std::max(config.key_columns, config.value_columns) <= logits;  // and as many loads
@@ -108,9 +108,10 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
                          (!config.is_unrolled || 2 * keys <= logits)
                      ? 2
                      : 1;
-  config.keys_at_once = kKeysAtOnce;
+  config.keys_at_once =
+      std::clamp(kLoadsAtOnce / std::max(config.key_columns, config.value_columns), 4, 16);
   config.has_bias = problem.has_bias();
-  config.has_wide_offsets = window_span(problem, example) >= 2147483647.0;
+  config.has_wide_offsets = has_wide_offsets(example);
   for (int a = 0; a < 3 && config.is_unrolled; ++a) {
     const Axis axis = small_axis(problem, a);
     config.kernel_size[a] = static_cast<int>(axis.kernel_size);
@@ -121,8 +122,7 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   }
   if (config.is_unrolled) config.additional_tokens = static_cast<int>(problem.additional_tokens());
 
-  SmallTiles tiles;
-  tiles.tile = spread_queries(problem, kThreads / config.lanes);
+  SmallTiles tiles = make_tiles(problem, spread_queries(problem, kThreads / config.lanes));
   tiles.heads = config.heads;
   tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
   std::copy(tiles.tile.begin(), tiles.tile.end(), config.tile);
@@ -131,7 +131,8 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   ForwardLaunch launch;
   launch.source = {"small_lanes.cu", "small_lanes_forward", "small_lanes_config.h",
                    "SmallLanesConfig", print(config)};
-  set_launch(make_params(problem, example, tiles), blocks, kThreads, facts, &launch);
+  set_launch(make_params(problem, example, tiles), config.has_wide_offsets, blocks, kThreads, facts,
+             &launch);
   launch.description =
       fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
                   R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/small_plan.h"
 
+#include <fmt/format.h>
+
+#include <utility>
+
 #include "cuda/small_common.h"
+#include "cuda/small_fragments_plan.h"
 #include "cuda/small_lanes_plan.h"
 
 namespace vecina::internal::cuda {
@@ -18,7 +23,13 @@ std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& 
 Status small_plan_forward(const Problem& problem, const vecina_forward_args& example,
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
-  launches->push_back(plan_lanes(problem, example, facts));
+  ForwardLaunch launch;
+  const std::string why = plan_fragments(problem, example, facts, &launch);
+  if (!why.empty()) {
+    launch = plan_lanes(problem, example, facts);
+    launch.description += fmt::format(R"(, "why_not_fragments": "{}")", why);
+  }
+  launches->push_back(std::move(launch));
   return {};
 }
 

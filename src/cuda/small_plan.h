@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The kernels for small problems: one launch, no workspace. Which of their forms computes a
 // problem, with which tiles. Needs no device.
-//   lanes  no tensor cores; every problem of the definition (equal lengths)
+//   fragments  tensor cores on fragments straight from global memory: windows of some 20 to some
+//              hundred keys
+//   lanes      no tensor cores; every problem of the definition (equal lengths)
 #ifndef VECINA_CUDA_SMALL_PLAN_H_
 #define VECINA_CUDA_SMALL_PLAN_H_
 

@@ -23,14 +23,13 @@ struct AxisQueries {
 };
 
 VECINA_DEVICE AxisQueries queries_along(const GradientParams& params, int a, int token) {
-  const SmallAxis& axis = params.axes[a];
+  const GradientAxis& axis = params.axes[a];
   if constexpr (kConfig.of_additional) return {0, axis.num_queries, 0, 0};
   const int group = token % axis.dilation, index = token / axis.dilation;
   const NaAxis dense = {na_group_length(axis.extent, axis.dilation, group), axis.kernel_size,
                         axis.stride, axis.is_causal != 0};
   const int begin = na_query_begin(dense, index);
-  const int end =
-      params.is_attention != 0 ? params.query_extent[a] : na_query_end(dense, index);
+  const int end = params.is_attention != 0 ? params.query_extent[a] : na_query_end(dense, index);
   return {begin, na_max(end - begin, 0), group, index};
 }
 
@@ -46,7 +45,7 @@ VECINA_DEVICE Place place_of(const GradientParams& params, const AxisQueries (&q
   if (!is_inside) return place;
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) {
-    const SmallAxis& axis = params.axes[a];
+    const GradientAxis& axis = params.axes[a];
     const int index = queries[a].first + walk.at[a];
     if constexpr (kConfig.of_additional) {
       place.token[a] = index;
@@ -54,8 +53,8 @@ VECINA_DEVICE Place place_of(const GradientParams& params, const AxisQueries (&q
     } else {
       place.position[a] = na_group_to_axis(index, axis.dilation, queries[a].group);
       place.token[a] = place.position[a] / axis.output_stride;
-      place.is_query =
-          place.is_query && na_query_to_axis(place.token[a], axis.output_stride) == place.position[a];
+      place.is_query = place.is_query &&
+                       na_query_to_axis(place.token[a], axis.output_stride) == place.position[a];
       place.relative[a] = queries[a].index - index + axis.kernel_size - 1;
     }
   }
@@ -135,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   const long long num_queries = static_cast<long long>(count[0]) * count[1] * count[2];
   for (int head = head_kv * head_group; head < (head_kv + 1) * head_group; ++head) {
     BoxWalk walk;
-    if (num_queries > 0) walk.advance(kConfig.of_additional ? warp * kGroups + group : group, count);
+    if (num_queries > 0)
+      walk.advance(kConfig.of_additional ? warp * kGroups + group : group, count);
     for (long long first = 0; first < num_queries; first += kAtOnce) {
       const Place place = place_of(params, queries, walk, walk.is_inside(count));
       add_query(params, batch, head, place, lane, key);

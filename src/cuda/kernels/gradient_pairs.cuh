@@ -54,6 +54,12 @@ VECINA_DEVICE int take_off(Number& number, int size) {
   return remainder;
 }
 
+VECINA_DEVICE AxisWindow window_along(const GradientAxis& axis, int query) {
+  return window_along(
+      axis.extent,
+      {axis.kernel_size, axis.stride, axis.dilation, axis.output_stride, axis.is_causal}, query);
+}
+
 VECINA_DEVICE char* row_at(const SmallRows& rows, int batch, int head, const int (&token)[3]) {
   char* row = rows.data + batch * rows.batch + head * rows.head;
 #pragma unroll

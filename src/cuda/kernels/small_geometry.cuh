@@ -31,18 +31,18 @@ struct AxisWindow {
 
 // `query` counts tokens of the output. Attention is the window that covers its axis, with queries
 // beyond it perhaps.
-VECINA_DEVICE AxisWindow window_along(const SmallAxis& axis, int query) {
+VECINA_DEVICE AxisWindow window_along(int extent, const SmallWindow& rule, int query) {
   AxisWindow window;
-  window.position = na_query_to_axis(query, axis.output_stride);
-  const int group = window.position % axis.dilation;
-  const int i = window.position / axis.dilation;
-  const NaAxis dense = {na_group_length(axis.extent, axis.dilation, group), axis.kernel_size,
-                        axis.stride, axis.is_causal != 0};
+  window.position = na_query_to_axis(query, rule.output_stride);
+  const int group = window.position % rule.dilation;
+  const int i = window.position / rule.dilation;
+  const NaAxis dense = {na_group_length(extent, rule.dilation, group), rule.kernel_size,
+                        rule.stride, rule.is_causal != 0};
   const int begin = na_window_begin(dense, i);
-  window.count = axis.is_causal != 0 ? na_min(na_window_end(dense, i), dense.extent) - begin
-                                     : axis.kernel_size;
-  window.first = na_group_to_axis(begin, axis.dilation, group);
-  window.bias_first = begin - i + axis.kernel_size - 1;
+  window.count = rule.is_causal != 0 ? na_min(na_window_end(dense, i), dense.extent) - begin
+                                     : rule.kernel_size;
+  window.first = na_group_to_axis(begin, rule.dilation, group);
+  window.bias_first = begin - i + rule.kernel_size - 1;
   return window;
 }
 

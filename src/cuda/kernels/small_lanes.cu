@@ -24,7 +24,8 @@ template <>
 struct OffsetType<true> {
   using Type = long long;
 };
-using Offset = OffsetType<kConfig.has_wide_offsets>::Type;  // within a window, in bytes
+using Offset = OffsetType<kConfig.has_wide_offsets>::Type;  // within a sample, in bytes
+using Params = SmallParams<Offset>;
 
 constexpr int kFirstAxis = 3 - kConfig.rank;
 constexpr int kHeads = kConfig.heads;
@@ -37,6 +38,7 @@ constexpr int kKeyElements = kConfig.key_columns * kConfig.key_vector;
 constexpr int kKeySteps =
     (kKeyVectors + kLanes * kConfig.key_columns - 1) / (kLanes * kConfig.key_columns);
 constexpr int kValueVectors = kConfig.head_dim_value / kConfig.value_vector;
+constexpr int kEarlyValues = kConfig.dtype == kF64 ? 32 : 64;
 constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
 
 // A thread's part of a row of kVectors vectors: every kLanes-th from `first` on; zeros beyond the
@@ -47,8 +49,8 @@ VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* 
   for (int m = 0; m < kCount; ++m) {
     const int vector = first + m * kLanes;
     if (is_visible && vector < kVectors) {
-      load_pieces<Element, kVector, kPiece>(row + vector * (kVector * static_cast<int>(sizeof(Element))),
-                             part + m * kVector);
+      load_pieces<Element, kVector, kPiece>(
+          row + vector * (kVector * static_cast<int>(sizeof(Element))), part + m * kVector);
     } else {
 #pragma unroll
       for (int i = 0; i < kVector; ++i) part[m * kVector + i] = Real(0);
@@ -57,8 +59,8 @@ VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* 
 }
 VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_visible, Real* part) {
   if constexpr (kKeySteps == 1 && kKeyVectors == kLanes * kConfig.key_columns) {
-    load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(row, lane, is_visible,
-                                                                            part);
+    load_part<kKeyVectors + kLanes, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(
+        row, lane, is_visible, part);
   } else {
     load_part<kKeyVectors, kConfig.key_vector, kConfig.key_piece, kConfig.key_columns>(
         row, step * (kLanes * kConfig.key_columns) + lane, is_visible, part);
@@ -66,11 +68,11 @@ VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_vi
 }
 VECINA_DEVICE void load_value_part(const char* row, int first, bool is_visible, Real* part) {
   if constexpr (kValueVectors == kLanes * kConfig.value_columns) {
-    load_part<kValueVectors + kLanes, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(
-        row, first, is_visible, part);
+    load_part<kValueVectors + kLanes, kConfig.value_vector, kConfig.value_piece,
+              kConfig.value_columns>(row, first, is_visible, part);
   } else {
-    load_part<kValueVectors, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(row, first, is_visible,
-                                                                          part);
+    load_part<kValueVectors, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(
+        row, first, is_visible, part);
   }
 }
 
@@ -82,21 +84,19 @@ VECINA_DEVICE Real sum_over_lanes(Real x) {
   return x;
 }
 
-VECINA_DEVICE const char* row_of(const SmallRows& rows, int batch, int head) {
-  return rows.data + batch * rows.batch + head * rows.head;
+template <class Pointer>
+VECINA_DEVICE Pointer sample_of(Pointer data, int batch, Offset stride) {
+  return data + static_cast<long long>(batch) * stride;
 }
 
-// The axis, with what is compiled in as constants.
-VECINA_DEVICE SmallAxis axis_of(const SmallParams& params, int a) {
-  SmallAxis axis = params.axes[a];
+// The rule of an axis's windows, compiled in or not.
+VECINA_DEVICE SmallWindow window_rule(const Params& params, int a) {
   if constexpr (kConfig.is_unrolled) {
-    axis.kernel_size = kConfig.kernel_size[a];
-    axis.stride = kConfig.stride[a];
-    axis.dilation = kConfig.dilation[a];
-    axis.output_stride = kConfig.output_stride[a];
-    axis.is_causal = kConfig.is_causal[a];
+    return {kConfig.kernel_size[a], kConfig.stride[a], kConfig.dilation[a],
+            kConfig.output_stride[a], kConfig.is_causal[a]};
+  } else {
+    return params.windows[a];
   }
-  return axis;
 }
 
 // kKeys keys of one query.
@@ -122,6 +122,15 @@ struct Query {
 // Adds keys to what the queries have attended to. is_first: these are their first.
 template <int kKeys, bool is_first, bool has_bias>
 VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
+  // Few values travel while the logits are computed; many would need too many registers.
+  constexpr bool is_early = kKeys * kValueElements <= kEarlyValues;
+  Real early[is_early ? kKeys : 1][kValueElements];
+  if constexpr (is_early) {
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      load_value_part(keys.value[j], query.first_value, keys.is_visible[j], early[j]);
+    }
+  }
   Real logits[kHeads][kKeys];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
@@ -168,16 +177,19 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     Real maximum = is_first ? Real(-infinity()) : query.maximum[h];
+    Real bias[has_bias ? kKeys : 1];
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      Real logit = sum_over_lanes(logits[h][j]) * query.scale;
+      logits[h][j] = sum_over_lanes(logits[h][j]);
+      Real logit = logits[h][j] * query.scale;
       if constexpr (has_bias) {
+        bias[j] = Real(0);
         if (keys.is_visible[j]) {
-          logit += *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
+          bias[j] = *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
         }
+        logit += bias[j];
       }
-      logits[h][j] = keys.is_visible[j] ? logit : Real(-infinity());
-      maximum = larger(maximum, logits[h][j]);
+      maximum = larger(maximum, keys.is_visible[j] ? logit : Real(-infinity()));
     }
     // Where nothing but -infinity was seen, exponentials are 0 and not NaN.
     const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
@@ -185,7 +197,11 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
     Real sum = is_first ? Real(0) : query.sum[h] * kept;
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      logits[h][j] = power_of_two(logits[h][j] - shift);
+      // One rounding: large logits would lose in two what they differ by.
+      Real base = -shift;
+      if constexpr (has_bias) base += bias[j];
+      const Real logit = multiply_add(logits[h][j], query.scale, base);
+      logits[h][j] = keys.is_visible[j] ? power_of_two(logit) : Real(0);
       sum += logits[h][j];
     }
     query.maximum[h] = maximum;
@@ -199,7 +215,12 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
 #pragma unroll
   for (int j = 0; j < kKeys; ++j) {
     Real value[kValueElements];
-    load_value_part(keys.value[j], query.first_value, keys.is_visible[j], value);
+    if constexpr (is_early) {
+#pragma unroll
+      for (int i = 0; i < kValueElements; ++i) value[i] = early[j][i];
+    } else {
+      load_value_part(keys.value[j], query.first_value, keys.is_visible[j], value);
+    }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -247,7 +268,7 @@ struct Window {
 
 struct AdditionalTokens {
   const char *key, *value;
-  long long key_step, value_step;
+  Offset key_step, value_step;
 
   template <int kKeys>
   VECINA_DEVICE void put(int token, bool is_visible, int j, Keys<kKeys>& keys) const {
@@ -329,16 +350,13 @@ VECINA_DEVICE void attend_streamed(const Window& window, const AdditionalTokens&
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kBlock)
-    small_lanes_forward(const __grid_constant__ SmallParams params) {
+    small_lanes_forward(const __grid_constant__ Params params) {
   // Which queries: block number, then place in the block's tile.
   int block = static_cast<int>(blockIdx.x);
   int tile[3] = {0, 0, 0};
-  tile[2] = divide_off(block, params.tiles2, params.axes[2].query_tiles);
-  if constexpr (kFirstAxis < 2) {
-    tile[1] = divide_off(block, params.tiles1, params.axes[1].query_tiles);
-  }
-  if constexpr (kFirstAxis < 1) {
-    tile[0] = divide_off(block, params.tiles0, params.axes[0].query_tiles);
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    tile[a] = divide_off(block, params.axes[2 - a].tiles, params.axes[2 - a].query_tiles);
   }
   int column_tile = 0;
   constexpr int kColumnTiles =
@@ -351,61 +369,65 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   const int head = head_block * kHeads;
   const int head_kv = divide(head_block, params.blocks_per_group);
 
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  int place = static_cast<int>(threadIdx.x) / kLanes;
-  bool is_query = true;  // not beyond the last token
-  int token[3] = {0, 0, 0};
-#pragma unroll
-  for (int a = 2; a >= kFirstAxis; --a) {
-    token[a] = tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
-    place /= kConfig.tile[a];
-    is_query = is_query && token[a] < params.axes[a].num_queries;
-    token[a] = na_min(token[a], params.axes[a].num_queries - 1);
-  }
-
   // Where things lie.
   Query query;
-  query.lane = lane;
-  query.first_value = column_tile * (kLanes * kConfig.value_columns) + lane;
+  query.lane = static_cast<int>(threadIdx.x) % kLanes;
+  query.first_value = column_tile * (kLanes * kConfig.value_columns) + query.lane;
+  int place = static_cast<int>(threadIdx.x) / kLanes;
+  bool is_query = true;  // not beyond the last token
   Window window;
-  const char* query_row = row_of(params.query, batch, head);
-  window.key = row_of(params.key, batch, head_kv);
-  window.value = row_of(params.value, batch, head_kv);
-  const char* bias_row = params.bias.data;
-  long long output_offset = batch * params.output.batch + head * params.output.head;
-  long long lse_offset = batch * params.lse.batch + head * params.lse.head;
+  Offset query_offset = head * params.head.query, output_offset = head * params.head.output;
+  Offset key_offset = head_kv * params.head.key, value_offset = head_kv * params.head.value;
+  Offset lse_offset = head * params.head.lse, bias_offset = 0;
 #pragma unroll
-  for (int a = kFirstAxis; a < 3; ++a) {
-    const SmallAxis axis = axis_of(params, a);
-    const AxisWindow along = window_along(axis, token[a]);
-    query_row += along.position * params.query.token[a];
-    window.key += along.first * params.key.token[a];
-    window.value += along.first * params.value.token[a];
-    window.key_step[a] = static_cast<Offset>(axis.dilation * params.key.token[a]);
-    window.value_step[a] = static_cast<Offset>(axis.dilation * params.value.token[a]);
+  for (int a = 2; a >= kFirstAxis; --a) {
+    const SmallAxis<Offset>& axis = params.axes[2 - a];
+    const SmallWindow rule = window_rule(params, a);
+    const int unclamped = tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
+    place /= kConfig.tile[a];
+    is_query = is_query && unclamped < axis.num_queries;
+    const int token = na_min(unclamped, axis.num_queries - 1);
+    const AxisWindow along = window_along(axis.extent, rule, token);
+    query_offset += along.position * axis.token.query;
+    key_offset += along.first * axis.token.key;
+    value_offset += along.first * axis.token.value;
+    output_offset += token * axis.token.output;
+    lse_offset += token * axis.token.lse;
+    window.key_step[a] = rule.dilation * axis.token.key;
+    window.value_step[a] = rule.dilation * axis.token.value;
     window.count[a] = along.count;
-    output_offset += token[a] * params.output.token[a];
-    lse_offset += token[a] * params.lse.token[a];
     if constexpr (kConfig.has_bias) {
-      bias_row += along.bias_first * params.bias.token[a];
-      window.bias_step[a] = static_cast<Offset>(params.bias.token[a]);
+      bias_offset += along.bias_first * params.bias_position[a];
+      window.bias_step[a] = params.bias_position[a];
     }
   }
-  const AdditionalTokens additional = {
-      row_of(params.additional_key, batch, head_kv), row_of(params.additional_value, batch, head_kv),
-      params.additional_key.token[2], params.additional_value.token[2]};
+  const char* query_row = sample_of(params.query, batch, params.batch.query) + query_offset;
+  window.key = sample_of(params.key, batch, params.batch.key) + key_offset;
+  window.value = sample_of(params.value, batch, params.batch.value) + value_offset;
+  AdditionalTokens additional = {};
+  if (!kConfig.is_unrolled || kConfig.additional_tokens > 0) {
+    additional = {sample_of(params.additional_key, batch, params.additional_key_batch) +
+                      head_kv * params.additional_key_head,
+                  sample_of(params.additional_value, batch, params.additional_value_batch) +
+                      head_kv * params.additional_value_head,
+                  params.additional_key_token, params.additional_value_token};
+  }
   if constexpr (kConfig.dtype == kF64) {
-    query.scale = params.scale;
+    query.scale = params.scale_f64;
   } else {
-    query.scale = params.scale_f32;
+    query.scale = params.scale;
   }
 
   wait_for_previous();
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    query.rows[h] = query_row + h * params.query.head;
-    if constexpr (kKeySteps == 1) load_key_part(query.rows[h], 0, lane, true, query.columns[h]);
-    if constexpr (kConfig.has_bias) query.bias[h] = bias_row + (head + h) * params.bias.head;
+    query.rows[h] = query_row + h * params.head.query;
+    if constexpr (kKeySteps == 1) {
+      load_key_part(query.rows[h], 0, query.lane, true, query.columns[h]);
+    }
+    if constexpr (kConfig.has_bias) {
+      query.bias[h] = params.bias + bias_offset + (head + h) * params.bias_head;
+    }
   }
   if constexpr (kConfig.is_unrolled) {
     attend_unrolled<kConfig.kernel_size[0] * kConfig.kernel_size[1] * kConfig.kernel_size[2],
@@ -415,10 +437,11 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   }
 
   if (!is_query) return;
+  char* output = sample_of(params.output, batch, params.batch.output) + output_offset;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     const Real inverse = query.sum[h] == Real(0) ? Real(0) : Real(1) / query.sum[h];
-    char* row = params.output.data + output_offset + h * params.output.head;
+    char* row = output + h * params.head.output;
 #pragma unroll
     for (int m = 0; m < kConfig.value_columns; ++m) {
       const int vector = query.first_value + m * kLanes;
@@ -431,9 +454,10 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
           columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
     }
-    if (params.lse.data != nullptr && lane == 0 && column_tile == 0) {
+    if (params.lse != nullptr && query.lane == 0 && column_tile == 0) {
       const Real shift = query.maximum[h] == Real(-infinity()) ? Real(0) : query.maximum[h];
-      *reinterpret_cast<Real*>(params.lse.data + lse_offset + h * params.lse.head) =
+      char* lse = sample_of(params.lse, batch, params.batch.lse) + lse_offset;
+      *reinterpret_cast<Real*>(lse + h * params.head.lse) =
           (shift + logarithm_of_two(query.sum[h])) * Real(kLn2);
     }
   }

@@ -24,7 +24,7 @@ struct SmallLanesConfig {
   bool is_causal[3];
   int additional_tokens;
   bool has_bias;
-  bool has_wide_offsets;  // a window spans more than 2^31 bytes
+  bool has_wide_offsets;  // 64-bit offsets within a sample
 };
 
 }  // namespace vecina::cuda

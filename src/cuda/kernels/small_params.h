@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // What the kernels for small problems are given at run time. Included by the host and by NVRTC.
 // Three axes always, outermost first; those before the problem's first have one token.
+//
+// What every problem needs comes first and is small: a kernel of 2 us feels each line that the
+// constant cache must fetch.
 #ifndef VECINA_CUDA_KERNELS_SMALL_PARAMS_H_
 #define VECINA_CUDA_KERNELS_SMALL_PARAMS_H_
 
@@ -18,30 +21,52 @@ struct SmallRows {
   long long token[3];
 };
 
-struct SmallAxis {
-  int extent;       // tokens of key and value
-  int num_queries;  // tokens of output
-  int kernel_size, stride, dilation, output_stride;
-  int is_causal;
-  int query_tiles;
+// Strides in bytes of the tensors that have tokens. Offset: int, or long long where that is too
+// small.
+template <class Offset>
+struct SmallStrides {
+  Offset query, key, value, output, lse;
 };
 
-struct SmallParams {
-  SmallRows query, key, value, output, lse;
-  SmallRows additional_key, additional_value;  // tokens along axis 2
-  SmallRows bias;                              // relative positions instead of tokens; no batch
-  SmallAxis axes[3];
-  int additional_tokens;
-  int num_head_blocks;
-  // Blocks are numbered batch, block of heads, tile of columns, tiles of axes 0, 1 and 2.
-  Divider tiles2, tiles1, tiles0, column_tiles, head_blocks;
-  Divider blocks_per_group;  // blocks of heads that share a key head
-  // scale * log2(e): softmax is computed in powers of two.
-  double scale;
-  float scale_f32;
-  int reserved;
+template <class Offset>
+struct SmallAxis {
+  SmallStrides<Offset> token;
+  int extent;       // tokens of key and value
+  int num_queries;  // tokens of output
+  int query_tiles;
+  Divider tiles;
 };
-static_assert(sizeof(SmallRows) == 48 && sizeof(SmallParams) == 8 * 48 + 3 * 32 + 8 + 48 + 16,
+
+struct SmallWindow {
+  int kernel_size, stride, dilation, output_stride, is_causal;
+};
+
+template <class Offset>
+struct SmallParams {
+  const char *query, *key, *value;
+  char *output, *lse;  // lse null: not wanted
+  SmallStrides<Offset> batch, head;
+  float scale;  // scale * log2(e): softmax is computed in powers of two
+  int num_head_blocks;
+  // Blocks are numbered by batch, block of heads, tile of columns, tiles of axes 0, 1 and 2.
+  Divider head_blocks;
+  Divider blocks_per_group;   // blocks of heads that share a key head
+  SmallAxis<Offset> axes[3];  // innermost first
+
+  const char *additional_key, *additional_value, *bias;
+  Offset additional_key_batch, additional_key_token, additional_key_head;
+  Offset additional_value_batch, additional_value_token, additional_value_head;
+  Offset bias_head, bias_position[3];  // outermost first
+  SmallWindow windows[3];              // outermost first
+  int additional_tokens;
+  Divider column_tiles;
+  double scale_f64;
+};
+static_assert(sizeof(SmallParams<int>) ==
+                  5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8,
+              "the host and the kernel must agree");
+static_assert(sizeof(SmallParams<long long>) ==
+                  5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -196,7 +196,7 @@ VECINA_DEVICE void wait_for_previous() {
 // From here on the next kernel may start, and wait.
 VECINA_DEVICE void let_next_start() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

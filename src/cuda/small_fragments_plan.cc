@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+// Numbers were chosen from measurements on an H200 (benchmarks/results): f32 splits a box's keys
+// over as many warps as it takes to fill the device, 16 bits only where registers demand it.
+#include "cuda/small_fragments_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "core/tensor.h"
+#include "cuda/small_common.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::SmallFragmentsConfig;
+
+constexpr int kRows = 16;             // of a warp
+constexpr int kTileKeys = 8;          // of one product
+constexpr int kMaxThreads = 256;      // of a block
+constexpr int kMaxSplit = 8;          // warps that share a box's keys
+constexpr int kPaddedColumns = 4;     // of partial sums in shared memory
+constexpr double kMaxUnion = 1024.0;  // keys that a box may meet; far beyond what is taken
+// Fewer keys in a window are faster without tensor cores, and in f32 too few products to hide
+// their error behind the plain one's.
+constexpr double kMinKeysF32 = 17.0, kMinKeys16 = 17.0;
+// Tiles of keys that a warp has registers for, by bytes of a row.
+int max_tiles(int32_t dtype, int head_dim) {
+  const int tiles = dtype == VECINA_F32 ? 8 : 14;
+  return tiles * 32 / head_dim;
+}
+
+std::array<int, 3> array_of(const int (&values)[3]) { return {values[0], values[1], values[2]}; }
+
+double visible_keys(const Problem& problem) {
+  double keys = static_cast<double>(problem.additional_tokens());
+  double window = 1.0;
+  for (int a = 0; a < problem.rank(); ++a) {
+    window *= static_cast<double>(problem.axis(a).kernel_size);
+  }
+  return keys + window;
+}
+
+// What does not depend on sizes.
+std::string unsuitable(const Problem& problem, const vecina_forward_args& example) {
+  if (problem.dtype() == VECINA_F64) return "f64";
+  if (problem.has_bias()) return "relative position bias";
+  if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";
+  if (problem.head_dim() != 32 && problem.head_dim() != 64) return "head_dim is not 32 or 64";
+  if (problem.dtype() != VECINA_F32 && !(problem.scale() > 0.0)) return "a scale of 0 or less";
+  for (int a = 0; a < problem.rank(); ++a) {
+    if (problem.axis(a).output_stride > 1) return "output_stride";
+  }
+  for (const vecina_tensor* tensor :
+       {&example.query, &example.key, &example.value, &example.additional_key,
+        &example.additional_value, &example.output, &example.lse}) {
+    for (int d = 0; given(*tensor) && d < tensor->ndim; ++d) {
+      if (tensor->strides[d] < 0 && tensor->shape[d] > 1) return "a negative stride";
+    }
+  }
+  const double fewest = problem.dtype() == VECINA_F32 ? kMinKeysF32 : kMinKeys16;
+  if (visible_keys(problem) < fewest) return "few keys in a window";
+  if (visible_keys(problem) > kMaxUnion) return "many keys in a window";
+  const int whole_loads = 16 / static_cast<int>(dtype_bytes(problem.dtype()));
+  if (vector_elements({&example.query, &example.key, &example.value, &example.additional_key,
+                       &example.additional_value, &example.output},
+                      problem.head_dim(), 16) < whole_loads) {
+    return "strides or addresses that are no multiples of 16 bytes";
+  }
+  if (has_wide_offsets(example)) return "a sample of 2^31 bytes or more";
+  return {};
+}
+
+// Keys along an axis that `box` neighbouring queries see together, at most.
+double union_size(const Axis& axis, int box) {
+  const double group =
+      std::ceil(static_cast<double>(axis.extent) / static_cast<double>(axis.dilation));
+  const auto kernel_size = static_cast<double>(axis.kernel_size);
+  const auto stride = static_cast<double>(axis.stride);
+  const double steps = axis.is_causal ? box - 1.0 : stride * std::ceil((box - 1.0) / stride);
+  return std::min(group, kernel_size + steps);
+}
+
+// Boxes along an axis, of all its dilation groups.
+int64_t count_boxes(const Axis& axis, int box) {
+  return axis.dilation * divide_up(divide_up(axis.num_queries(), axis.dilation), box);
+}
+
+struct Shape {
+  std::array<int, 3> box = {1, 1, 1};
+  double list = 0.0, products = 0.0;
+};
+
+// The box of `positions` queries whose products are the fewest.
+Shape choose_box(const Problem& problem, int positions) {
+  Shape best;
+  for (int x = 1; x <= positions; x *= 2) {
+    for (int y = 1; x * y <= positions; y *= 2) {
+      const std::array<int, 3> box = {x, y, positions / (x * y)};
+      Shape shape;
+      shape.box = box;
+      shape.list = 1.0;
+      double boxes = 1.0;
+      bool is_possible = true;
+      for (int a = 0; a < 3; ++a) {
+        const Axis axis = small_axis(problem, a);
+        const int side = box[static_cast<size_t>(a)];
+        if (a < 3 - problem.rank() && side > 1) is_possible = false;
+        shape.list *= union_size(axis, side);
+        boxes *= static_cast<double>(count_boxes(axis, side));
+      }
+      shape.list += static_cast<double>(problem.additional_tokens());
+      shape.products = boxes * std::ceil(shape.list / kTileKeys);
+      if (is_possible && (best.list == 0.0 || shape.products < best.products)) best = shape;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+std::string print(const SmallFragmentsConfig& c) {
+  const auto bools = [](const bool(&v)[3]) {
+    return fmt::format("{{{}, {}, {}}}", v[0], v[1], v[2]);
+  };
+  return fmt::format(
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .box = {}, .heads = {}, .boxes = {}, "
+      ".warps_per_box = {}, .kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {}, "
+      ".union_size = {}, .is_full = {}, .is_cut = {}, .additional_tokens = {}}}",
+      c.dtype, c.rank, c.head_dim, braces(array_of(c.box)), c.heads, braces(array_of(c.boxes)),
+      c.warps_per_box, braces(array_of(c.kernel_size)), braces(array_of(c.stride)),
+      braces(array_of(c.dilation)), bools(c.is_causal), braces(array_of(c.union_size)),
+      bools(c.is_full), bools(c.is_cut), c.additional_tokens);
+}
+
+std::string plan_fragments(const Problem& problem, const vecina_forward_args& example,
+                           const DeviceFacts& facts, ForwardLaunch* launch) {
+  if (std::string why = unsuitable(problem, example); !why.empty()) return why;
+  SmallFragmentsConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.heads = problem.head_group() % 4 == 0 ? 4 : problem.head_group() % 2 == 0 ? 2 : 1;
+  const Shape shape = choose_box(problem, kRows / config.heads);
+  if (shape.list > kMaxUnion) return "many keys in a window";
+
+  const int most = max_tiles(problem.dtype(), config.head_dim);
+  const int tiles = static_cast<int>(std::ceil(shape.list / kTileKeys));
+  double boxes = static_cast<double>(problem.batch()) * (problem.heads() / config.heads);
+  for (int a = 0; a < 3; ++a) {
+    boxes *=
+        static_cast<double>(count_boxes(small_axis(problem, a), shape.box[static_cast<size_t>(a)]));
+  }
+  const bool is_f32 = problem.dtype() == VECINA_F32;
+  int split = static_cast<int>(divide_up(tiles, most));
+  const double enough = facts.multiprocessors * (is_f32 ? 6.0 : 2.0);  // warps
+  const int least = is_f32 ? 2 : 4;                                    // tiles of a warp
+  while (2 * split <= kMaxSplit && boxes * split < enough && divide_up(tiles, 2 * split) >= least) {
+    split *= 2;
+  }
+  if (split > kMaxSplit) return "many keys in a window";
+  config.warps_per_box = split;
+
+  std::array<int, 3> boxes_of_block = {1, 1, 1};
+  for (int a = 2; a >= 3 - problem.rank() && config.heads == 1 && split <= 2; --a) {
+    const auto i = static_cast<size_t>(a);
+    const Axis axis = small_axis(problem, a);
+    if (2 * shape.box[i] > divide_up(axis.num_queries(), axis.dilation)) continue;
+    boxes_of_block[i] = 2;
+    break;
+  }
+  SmallTiles cut;
+  cut.heads = config.heads;
+  for (int a = 0; a < 3; ++a) {
+    const auto i = static_cast<size_t>(a);
+    const Axis axis = small_axis(problem, a);
+    config.box[a] = shape.box[i];
+    config.boxes[a] = boxes_of_block[i];
+    config.kernel_size[a] = static_cast<int>(axis.kernel_size);
+    config.stride[a] = static_cast<int>(axis.stride);
+    config.dilation[a] = static_cast<int>(axis.dilation);
+    config.is_causal[a] = axis.is_causal;
+    config.union_size[a] = static_cast<int>(union_size(axis, shape.box[i]));
+    config.is_full[a] = axis.kernel_size == axis.extent && !axis.is_causal;
+    config.is_cut[a] = axis.extent / axis.dilation < config.union_size[a];
+    cut.tile[i] = shape.box[i] * boxes_of_block[i];
+    cut.count[i] = count_boxes(axis, cut.tile[i]);
+  }
+  config.additional_tokens = static_cast<int>(problem.additional_tokens());
+
+  const double blocks = count_blocks(problem, cut);
+  if (blocks > kMaxBlocks) return "more than 2^31 - 1 blocks of threads";
+  const int warps = boxes_of_block[0] * boxes_of_block[1] * boxes_of_block[2] * split;
+  if (32 * warps > kMaxThreads) return "more threads than a block has registers for";
+  launch->source = {"small_fragments.cu", "small_fragments_forward", "small_fragments_config.h",
+                    "SmallFragmentsConfig", print(config)};
+  set_launch(make_params(problem, example, cut), false, blocks, static_cast<uint32_t>(32 * warps),
+             facts, launch);
+  if (split > 1) {
+    launch->shared_bytes = static_cast<uint32_t>(
+        warps * kRows * ((config.head_dim + kPaddedColumns) * sizeof(float) + 2 * sizeof(float)));
+  }
+  launch->description = fmt::format(
+      R"("form": "fragments", "box": [{}, {}, {}], "heads_of_box": {}, "keys_of_box": {}, )"
+      R"("boxes_of_block": [{}, {}, {}], "warps_per_box": {}, "blocks": {}, "useful": {:.2f}, )"
+      R"("why": "a window's keys suit tensor cores, and need no staging")",
+      config.box[0], config.box[1], config.box[2], config.heads, shape.list, boxes_of_block[0],
+      boxes_of_block[1], boxes_of_block[2], split, blocks,
+      visible_keys(problem) / (kTileKeys * tiles));
+  return {};
+}
+
+}  // namespace vecina::internal::cuda
