@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <numbers>
 
 #include "core/tensor.h"
@@ -28,6 +28,11 @@ constexpr double kMinWork = 67108864.0;
 std::string dim_why_not(const char* name, int head_dim) {
   if (head_dim % 16 == 0 && head_dim <= 256) return {};
   return fmt::format("{} {}: multiples of 16 up to 256 only", name, head_dim);
+}
+
+// Softmax is computed in powers of two.
+float scale_of(const Problem& problem) {
+  return static_cast<float>(problem.scale() * std::numbers::log2e);
 }
 
 // Of blocks, at the most.
@@ -113,7 +118,7 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
   for (int a = 0; a < 3; ++a) params.dilations[a] = divider(params.axes[a].dilation);
   params.num_blocks = static_cast<int>(problem.batch()) * params.num_packs * params.axes[0].tiles *
                       params.axes[1].tiles * params.axes[2].tiles;
-  params.scale = static_cast<float>(problem.scale() * std::numbers::log2e);
+  params.scale = scale_of(problem);
   return params;
 }
 
@@ -143,7 +148,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   }
   if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
   if (problem.has_bias()) return "bias: not yet";
-  if (!(problem.scale() > 0)) return "a scale above 0 only";
+  if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
   std::string why = dim_why_not("head_dim", problem.head_dim());
   if (why.empty()) why = dim_why_not("head_dim_value", problem.head_dim_value());
   if (!why.empty()) return why;
