@@ -57,6 +57,9 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank,
         return unsupported(fmt::format("{} has stride {} in dimension {}", name,
                                        tensor.strides[dimension], dimension));
       }
+      if (static_cast<double>(stride) < width * kElementBytes) {
+        return unsupported(fmt::format("the heads of {} do not lie within its tokens", name));
+      }
       apart = static_cast<uint64_t>(stride);
     }
     plan->byte_strides[i - 1] = apart;

@@ -22,7 +22,7 @@ constexpr int kMaxPaddedKeys = 12;  // of a tile
 constexpr int kMinQueries = 48;     // of a box, where the problem has as many
 constexpr size_t kMaxQueryBoxes = 12;
 // Registers for sums, logits and weights that compile without spills; tests look.
-constexpr int kMaxSums = 196, kMaxSumsOfThree = 128;
+constexpr int kMaxSums = 196, kMaxSumsWithThreeAxes = 184, kMaxSumsOfThree = 128;
 constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
 // Below, warpgroups that take turns wait more than they gain (measured on an H200).
 constexpr double kPingPongTiles = 10.0;
@@ -180,7 +180,7 @@ bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
 
 bool fits_registers(const HopperConfig& config) {
   const int sums = hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
-  if (config.warpgroups == 2) return sums <= kMaxSums;
+  if (config.warpgroups == 2) return sums <= (config.rank == 3 ? kMaxSumsWithThreeAxes : kMaxSums);
   return sums <= (config.is_dilated || config.packed_heads > 1 ? kMaxSumsOfThreeWithPlaces
                                                                : kMaxSumsOfThree);
 }
