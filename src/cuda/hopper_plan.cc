@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/hopper_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "core/tensor.h"
+#include "cuda/driver.h"
+#include "cuda/hopper_map.h"
+#include "cuda/kernels/hopper_params.h"
+#include "cuda/small_common.h"  // divider
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::hopper_layout;
+using vecina::cuda::HopperMap;
+using vecina::cuda::HopperParams;
+
+constexpr int kMaxStep = 8;  // between the tokens of a copy
+constexpr double kMaxInt = 2147483647.0;
+// Multiply-adds of visible pairs below which a launch of the small kernels is sooner done.
+constexpr double kMinWork = 67108864.0;
+
+std::string dim_why_not(const char* name, int head_dim) {
+  if (head_dim % 16 == 0 && head_dim <= 256) return {};
+  return fmt::format("{} {}: multiples of 16 up to 256 only", name, head_dim);
+}
+
+// Softmax is computed in powers of two.
+float scale_of(const Problem& problem) {
+  return static_cast<float>(problem.scale() * std::numbers::log2e);
+}
+
+// Of blocks, at the most.
+double max_blocks(const Problem& problem) {
+  return static_cast<double>(problem.batch()) * problem.heads() *
+         static_cast<double>(problem.num_queries());
+}
+
+struct Maps {
+  HopperMapPlan query, key, value, output, additional_key, additional_value;
+};
+
+Status make_maps(const Problem& problem, const vecina_forward_args& example,
+                 const HopperConfig& config, Maps* maps) {
+  const HopperLayout layout = hopper_layout(config);
+  std::array<int, 3> query_step, dilation;
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = hopper_axis(problem, a);
+    dilation[static_cast<size_t>(a)] = static_cast<int>(axis.dilation);
+    query_step[static_cast<size_t>(a)] =
+        static_cast<int>(std::max(axis.dilation, axis.output_stride));
+  }
+  const std::array<int, 3> queries = std::to_array(config.query_box);
+  const std::array<int, 3> keys = std::to_array(config.key_box);
+  const std::array<int, 3> rows = {1, 1, layout.key_rows}, ones = {1, 1, 1};
+  const int rank = problem.rank();
+  Status status = make_map("query", example.query, rank, queries, query_step, &maps->query);
+  if (status.ok()) status = make_map("key", example.key, rank, keys, dilation, &maps->key);
+  if (status.ok()) status = make_map("value", example.value, rank, keys, dilation, &maps->value);
+  if (status.ok()) {
+    status = make_map("output", example.output, rank, queries, dilation, &maps->output);
+  }
+  if (!config.has_additional) return status;
+  if (status.ok()) {
+    status =
+        make_map("additional_key", example.additional_key, 1, rows, ones, &maps->additional_key);
+  }
+  if (status.ok()) {
+    status = make_map("additional_value", example.additional_value, 1, rows, ones,
+                      &maps->additional_value);
+  }
+  return status;
+}
+
+// Everything of the parameters but what depends on addresses.
+HopperParams make_params(const Problem& problem, const vecina_forward_args& example,
+                         const HopperConfig& config, const Maps& maps) {
+  HopperParams params = {};
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = hopper_axis(problem, a);
+    const int box = config.query_box[a] * (a == config.pair_axis ? config.warpgroups : 1);
+    const int64_t longest = (axis.num_queries() + axis.dilation - 1) / axis.dilation;
+    params.axes[a] = {static_cast<int>(axis.extent),
+                      static_cast<int>(axis.num_queries()),
+                      static_cast<int>(axis.kernel_size),
+                      static_cast<int>(axis.stride),
+                      static_cast<int>(axis.dilation),
+                      static_cast<int>(axis.output_stride),
+                      axis.is_causal ? 1 : 0,
+                      static_cast<int>((longest + box - 1) / box * axis.dilation)};
+  }
+  if (given(example.lse)) {
+    const int rank = problem.rank();
+    params.lse_batch = example.lse.strides[0];
+    for (int a = 0; a < rank; ++a) params.lse_token[3 - rank + a] = example.lse.strides[1 + a];
+    params.lse_head = example.lse.strides[1 + rank];
+  }
+  params.query_head = maps.query.head_stride;
+  params.key_head = maps.key.head_stride;
+  params.value_head = maps.value.head_stride;
+  params.output_head = maps.output.head_stride;
+  params.additional_key_head = maps.additional_key.head_stride;
+  params.additional_value_head = maps.additional_value.head_stride;
+  params.additional_tokens = static_cast<int>(problem.additional_tokens());
+  const int key_rows = hopper_layout(config).key_rows;
+  params.additional_tiles = (params.additional_tokens + key_rows - 1) / key_rows;
+  params.num_packs = problem.heads() / config.packed_heads;
+  params.packs = divider(params.num_packs);
+  params.packs_per_group = divider(problem.head_group() / config.packed_heads);
+  params.tiles0 = divider(params.axes[0].tiles);
+  params.tiles1 = divider(params.axes[1].tiles);
+  params.tiles2 = divider(params.axes[2].tiles);
+  for (int a = 0; a < 3; ++a) params.dilations[a] = divider(params.axes[a].dilation);
+  params.num_blocks = static_cast<int>(problem.batch()) * params.num_packs * params.axes[0].tiles *
+                      params.axes[1].tiles * params.axes[2].tiles;
+  params.scale = scale_of(problem);
+  return params;
+}
+
+std::string braces(const int (&values)[3]) {
+  return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
+}
+
+}  // namespace
+
+std::string print(const HopperConfig& c) {
+  return fmt::format(
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .warpgroups = {}, "
+      ".pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, .stages = {}, "
+      ".is_ping_pong = {}, "
+      ".has_output_buffer = {}, .is_causal = {}, .is_strided = {}, .is_dilated = {}, "
+      ".has_additional = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.warpgroups, c.pair_axis, braces(c.query_box),
+      c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_causal,
+      c.is_strided, c.is_dilated, c.has_additional);
+}
+
+std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
+  if (facts.compute_capability != 90) return "a GPU of compute capability 9.0 only";
+  if (pass == Pass::backward) return "gradients: not yet";
+  if (problem.dtype() != VECINA_BF16 && problem.dtype() != VECINA_F16) {
+    return "dtypes f16 and bf16 only";
+  }
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
+  if (problem.has_bias()) return "bias: not yet";
+  if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
+  std::string why = dim_why_not("head_dim", problem.head_dim());
+  if (why.empty()) why = dim_why_not("head_dim_value", problem.head_dim_value());
+  if (!why.empty()) return why;
+  bool is_dilated = false, has_output_stride = false;
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    if (axis.dilation > kMaxStep) {
+      return fmt::format("dilation {}: up to {} only", axis.dilation, kMaxStep);
+    }
+    if (axis.output_stride > kMaxStep) {
+      return fmt::format("output_stride {}: up to {} only", axis.output_stride, kMaxStep);
+    }
+    is_dilated = is_dilated || axis.dilation > 1;
+    has_output_stride = has_output_stride || axis.output_stride > 1;
+  }
+  if (is_dilated && has_output_stride) return "dilation with output_stride: not yet";
+  if (max_blocks(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
+      static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
+    return "the problem has more than 2^31 - 1 queries or keys";
+  }
+  if (problem.forward_flops() < 2 * kMinWork) {
+    return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
+  }
+  return {};
+}
+
+Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
+                     const DeviceFacts& facts, const HopperChoice& choice, ForwardLaunch* launch) {
+  const HopperConfig& config = choice.config;
+  Maps maps = {};
+  const Status status = make_maps(problem, example, config, &maps);
+  if (!status.ok()) return status;
+  const HopperParams params = make_params(problem, example, config, maps);
+  launch->source = {"hopper_forward.cu", "hopper_forward", "hopper_config.h",
+                    "HopperConfig",      print(config),    true};
+  launch->grid[0] = static_cast<uint32_t>(std::min(params.num_blocks, facts.multiprocessors));
+  launch->block[0] = static_cast<uint32_t>(128 * (config.warpgroups + 1));
+  launch->shared_bytes = static_cast<uint32_t>(hopper_layout(config).bytes);
+  launch->is_programmatic = true;
+  launch->params_bytes = sizeof(HopperParams);
+  launch->fill = [params, maps, has_additional = config.has_additional](
+                     const vecina_forward_args& args, void* memory) -> Status {
+    auto* filled = static_cast<HopperParams*>(memory);
+    *filled = params;
+    filled->lse = given(args.lse) ? reinterpret_cast<float*>(address(args.lse)) : nullptr;
+    Status encoded = encode_map(maps.query, args.query, &filled->query);
+    if (encoded.ok()) encoded = encode_map(maps.key, args.key, &filled->key);
+    if (encoded.ok()) encoded = encode_map(maps.value, args.value, &filled->value);
+    if (encoded.ok()) encoded = encode_map(maps.output, args.output, &filled->output);
+    if (!has_additional) return encoded;
+    if (encoded.ok()) {
+      encoded = encode_map(maps.additional_key, args.additional_key, &filled->additional_key);
+    }
+    if (encoded.ok()) {
+      encoded = encode_map(maps.additional_value, args.additional_value, &filled->additional_value);
+    }
+    return encoded;
+  };
+  const HopperWork& work = choice.work;
+  launch->description = fmt::format(
+      R"("queries_per_warpgroup": [{}, {}, {}], "packed_heads": {}, "keys_per_tile": [{}, {}, {}], )"
+      R"("warpgroups": {}, "pair_axis": {}, "stages": {}, "ping_pong": {}, "output_buffer": {}, )"
+      R"("blocks": {}, "tiles": {}, "masked_share": {:.3f}, "useful_share": {:.3f}, )"
+      R"("predicted_ms": {:.4f}, "why": "the tiles with the lowest predicted time")",
+      config.query_box[0], config.query_box[1], config.query_box[2], config.packed_heads,
+      config.key_box[0], config.key_box[1], config.key_box[2], config.warpgroups,
+      config.pair_axis - (3 - config.rank), config.stages, config.is_ping_pong,
+      config.has_output_buffer, work.blocks, work.tiles, 1.0 - work.whole_tiles / work.tiles,
+      work.useful_share, choice.predicted_ms);
+  return {};
+}
+
+Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& example,
+                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
+  if (problem.batch() == 0) return {};
+  const HopperChoice choice = choose_hopper_tiling(problem, facts);
+  if (choice.predicted_ms == 0) return unsupported("no tiles fit into shared memory");
+  ForwardLaunch launch;
+  const Status status = hopper_launch(problem, example, facts, choice, &launch);
+  if (status.ok()) launches->push_back(std::move(launch));
+  return status;
+}
+
+}  // namespace vecina::internal::cuda

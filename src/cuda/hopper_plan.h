@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// Plans of kernels/hopper_forward.cu: large problems in 16 bits on Hopper's tensor cores, one
+// launch, no workspace. Needs no device.
+#ifndef VECINA_CUDA_HOPPER_PLAN_H_
+#define VECINA_CUDA_HOPPER_PLAN_H_
+
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/problem.h"
+#include "core/status.h"
+#include "cuda/hopper_tiling.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+// Why they do not take the problem; empty if they do.
+std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
+
+// UNSUPPORTED if rows are not 16-byte aligned. No launch at all where there is nothing to compute.
+Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& example,
+                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
+
+// The same with a given cut, for tests and measurements.
+Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
+                     const DeviceFacts& facts, const HopperChoice& choice, ForwardLaunch* launch);
+
+// The aggregate's initialiser.
+std::string print(const HopperConfig& config);
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_HOPPER_PLAN_H_

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/hopper_tiling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <vector>
+
+#include "core/window.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::hopper_layout;
+using vecina::cuda::kHopperRows;
+
+constexpr int kMaxBox = 256;  // tokens that a copy may span along an axis
+constexpr int kMaxStages = 4;
+constexpr int kMaxTileKeys = 192;
+constexpr int kMinTileKeys = 48;
+constexpr int kMaxPaddedKeys = 12;  // of a tile
+constexpr int kMinQueries = 48;     // of a box, where the problem has as many
+constexpr size_t kMaxQueryBoxes = 12;
+// Registers for sums, logits and weights that compile without spills; tests look.
+constexpr int kMaxSums = 196, kMaxSumsWithThreeAxes = 184, kMaxSumsOfThree = 128;
+constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
+// Below, warpgroups that take turns wait more than they gain (measured on an H200).
+constexpr double kPingPongTiles = 10.0;
+// Above, storing output while the next queries load gains nothing.
+constexpr double kOutputBufferTiles = 50.0;
+constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory is swizzled
+
+// The cost model: cycles of a multiprocessor, fitted by least squares of relative errors to
+// steady-state times on an H200 (docs/hopper.md says how to fit it again).
+constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
+constexpr double kProductCycles = 0.901;
+constexpr double kCyclesPerKey = 2.26, kCyclesPerKeyOfThree = 0.80;  // softmax that nothing hides
+constexpr double kCyclesPerMaskedKey = 0.78;
+constexpr double kCyclesPerTile = 301.0;
+constexpr double kCyclesPerBlock = 2460.0, kCyclesPerDilatedBlock = 4562.0;
+constexpr double kCyclesPerMs = 1.6e6;
+constexpr double kLaunchMs = 0.003;
+
+int divide_up(int n, int d) { return (n + d - 1) / d; }
+
+// Keys from a block's first on: those that some query of a box sees, and those that all see.
+struct Seen {
+  int begin, end;
+  int whole_begin, whole_end;
+  friend bool operator==(const Seen&, const Seen&) = default;
+};
+// Blocks along one axis that are alike: what each warpgroup sees (one, but on the pair axis).
+struct BlockKind {
+  std::vector<Seen> warpgroups;  // without those that have no queries
+  double blocks = 0;
+};
+
+struct AxisSums {
+  double blocks = 0, tiles = 0, whole = 0, loaded = 0, warpgroups = 0;
+};
+
+// One axis, cut into boxes of `box` queries, `warpgroups` to a block.
+std::vector<BlockKind> block_kinds(const Axis& axis, int box, int warpgroups) {
+  std::vector<BlockKind> kinds;
+  const auto dilation = static_cast<int>(axis.dilation);
+  const int shortest = static_cast<int>(axis.extent) / dilation;
+  for (int extent = shortest; extent <= shortest + 1; ++extent) {
+    const int longer = static_cast<int>(axis.extent) % dilation;
+    const int groups = extent == shortest ? dilation - longer : longer;
+    if (groups == 0) continue;
+    const int queries = dilation > 1 ? extent : static_cast<int>(axis.num_queries());
+    const NaAxis dense = {extent, static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
+                          axis.is_causal};
+    const auto window = [&](int query) {
+      const int i =
+          na_query_to_axis(std::min(query, queries - 1), static_cast<int>(axis.output_stride));
+      return std::pair{na_window_begin(dense, i), std::min(na_window_end(dense, i), extent)};
+    };
+    for (int first = 0; first < queries; first += box * warpgroups) {
+      const int origin = window(first).first;
+      BlockKind kind;
+      for (int w = 0; w < warpgroups && first + w * box < queries; ++w) {
+        const auto low = window(first + w * box), high = window(first + (w + 1) * box - 1);
+        kind.warpgroups.push_back(
+            {low.first - origin, high.second - origin, high.first - origin, low.second - origin});
+      }
+      if (kinds.empty() || kinds.back().warpgroups != kind.warpgroups) kinds.push_back(kind);
+      kinds.back().blocks += groups;
+    }
+  }
+  return kinds;
+}
+
+AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box) {
+  AxisSums sums;
+  for (const BlockKind& kind : kinds) {
+    int loaded = 0;
+    for (const Seen& seen : kind.warpgroups) {
+      const int last = (seen.end - 1) / key_box;
+      loaded = last + 1;
+      sums.tiles += kind.blocks * (last - seen.begin / key_box + 1);
+      sums.whole += kind.blocks *
+                    std::max(0, seen.whole_end / key_box - divide_up(seen.whole_begin, key_box));
+      sums.warpgroups += kind.blocks;
+    }
+    sums.loaded += kind.blocks * loaded;
+    sums.blocks += kind.blocks;
+  }
+  return sums;
+}
+
+HopperWork work_of(const Problem& problem, const HopperConfig& config,
+                   const std::array<int, 3>& key_box, const std::array<AxisSums, 3>& sums) {
+  const int key_rows = key_box[0] * key_box[1] * key_box[2];
+  const int tile_keys = vecina::cuda::hopper_round_up(key_rows, 16);
+  const double packs = static_cast<double>(problem.batch()) * problem.heads() / config.packed_heads;
+  const auto product = [&](double AxisSums::*member) {
+    return packs * sums[0].*member * sums[1].*member * sums[2].*member;
+  };
+  HopperWork work;
+  work.blocks = product(&AxisSums::blocks);
+  work.tiles = product(&AxisSums::tiles);
+  work.whole_tiles = key_rows == tile_keys ? product(&AxisSums::whole) : 0.0;
+  work.loaded_tiles = product(&AxisSums::loaded);
+  if (config.has_additional) {
+    const int tiles = divide_up(static_cast<int>(problem.additional_tokens()), key_rows);
+    work.tiles += tiles * product(&AxisSums::warpgroups);
+    work.loaded_tiles += tiles * work.blocks;
+  }
+  work.flops =
+      work.tiles * 2.0 * kHopperRows * tile_keys * (problem.head_dim() + problem.head_dim_value());
+  return work;
+}
+
+double predict(const Problem& problem, const HopperConfig& config,
+               const std::array<int, 3>& key_box, const HopperWork& work,
+               const DeviceFacts& facts) {
+  const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
+  const double columns = problem.head_dim() + problem.head_dim_value();
+  const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
+  const double softmax = (config.warpgroups == 3 ? kCyclesPerKeyOfThree : kCyclesPerKey) * keys;
+  const double cycles =
+      work.tiles * (kProductCycles * product + softmax + kCyclesPerTile) +
+      (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
+      work.blocks * (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock);
+  const double rounds = std::ceil(work.blocks / facts.multiprocessors);
+  return kLaunchMs + rounds * cycles / work.blocks / kCyclesPerMs;
+}
+
+// Everything of the configuration that does not depend on the cut.
+HopperConfig base_config(const Problem& problem) {
+  HopperConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  config.packed_heads = 1;
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = hopper_axis(problem, a);
+    config.is_causal = config.is_causal || axis.is_causal;
+    config.is_strided = config.is_strided || axis.stride > 1;
+    config.is_dilated = config.is_dilated || axis.dilation > 1;
+    config.query_box[a] = config.key_box[a] = 1;
+  }
+  config.has_additional = problem.additional_tokens() > 0;
+  return config;
+}
+
+// Stages and output buffer that fit: the buffer first, if two stages remain. False: nothing does.
+// `tiles` of keys for a warpgroup and box of queries.
+bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
+  for (const bool has_buffer : {tiles < kOutputBufferTiles, false}) {
+    config->has_output_buffer = has_buffer;
+    for (config->stages = kMaxStages; config->stages >= 2; --config->stages) {
+      if (hopper_layout(*config).bytes <= facts.shared_bytes_per_block) return true;
+    }
+  }
+  return false;
+}
+
+bool fits_registers(const HopperConfig& config) {
+  const int sums = hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
+  if (config.warpgroups == 2) return sums <= (config.rank == 3 ? kMaxSumsWithThreeAxes : kMaxSums);
+  return sums <= (config.is_dilated || config.packed_heads > 1 ? kMaxSumsOfThreeWithPlaces
+                                                               : kMaxSumsOfThree);
+}
+
+// Boxes of tokens, outermost axis first, with at least `least` and at most `most` of them, no
+// longer along an axis than `longest`.
+void add_boxes(int a, int least, int most, const std::array<int, 3>& longest,
+               std::array<int, 3> box, std::vector<std::array<int, 3>>* boxes) {
+  if (a == 3) {
+    if (box[0] * box[1] * box[2] >= least) boxes->push_back(box);
+    return;
+  }
+  const auto i = static_cast<size_t>(a);
+  for (int size = 1; size <= std::min(most, longest[i]); ++size) {
+    box[i] = size;
+    add_boxes(a + 1, least, most / size, longest, box, boxes);
+  }
+}
+
+// How many query heads of a key head share a box: as many as leave room for 8 tokens of each, if
+// few rows stay empty.
+int most_packed_heads(int head_group) {
+  for (int heads = kHopperRows / kPackedTokens; heads > 1; --heads) {
+    const int tokens = kHopperRows / heads / kPackedTokens * kPackedTokens;
+    if (head_group % heads == 0 && tokens * heads >= kMinQueries) return heads;
+  }
+  return 1;
+}
+
+class Search {
+ public:
+  Search(const Problem& problem, const DeviceFacts& facts)
+      : problem_(problem), facts_(facts), base_(base_config(problem)) {
+    for (int a = 0; a < 3; ++a) axes_[static_cast<size_t>(a)] = hopper_axis(problem, a);
+  }
+
+  HopperChoice run() {
+    const bool may_have_three = problem_.head_dim() <= 64 && problem_.head_dim_value() <= 64;
+    const std::vector<Box> key_boxes = list_key_boxes();
+    base_.packed_heads = most_packed_heads(problem_.head_group());
+    for (const Box& query_box : list_query_boxes()) {
+      for (base_.warpgroups = 2; base_.warpgroups <= (may_have_three ? 3 : 2); ++base_.warpgroups) {
+        for (base_.pair_axis = 3 - problem_.rank(); base_.pair_axis < 3; ++base_.pair_axis) {
+          std::copy(query_box.begin(), query_box.end(), base_.query_box);
+          consider(key_boxes);
+        }
+      }
+    }
+    return best_;
+  }
+
+ private:
+  using Box = std::array<int, 3>;
+
+  // Those that see the fewest keys for their number of queries.
+  std::vector<Box> list_query_boxes() {
+    Box longest = {};
+    double all = 1.0;
+    for (size_t a = 0; a < 3; ++a) {
+      const Axis& axis = axes_[a];
+      const int64_t queries =
+          divide_up(static_cast<int>(axis.num_queries()), static_cast<int>(axis.dilation));
+      const int64_t step = std::max(axis.dilation, axis.output_stride);
+      longest[a] = static_cast<int>(std::min(queries, kMaxBox / step));
+      if (base_.packed_heads > 1)
+        longest[a] = std::min(kMaxBox / static_cast<int>(step), kHopperRows);
+      all *= longest[a];
+    }
+    const int most = kHopperRows / base_.packed_heads;
+    const int least = all < kMinQueries ? 1 : kMinQueries / base_.packed_heads;
+    std::vector<Box> boxes;
+    add_boxes(0, least, most, longest, {1, 1, 1}, &boxes);
+    std::vector<std::pair<double, Box>> ranked;
+    for (const Box& box : boxes) {
+      if (base_.packed_heads > 1 && box[0] * box[1] * box[2] % kPackedTokens != 0) continue;
+      double seen = 1.0;
+      for (size_t a = 0; a < 3; ++a) seen *= sums(a, box[a], 1)(1).tiles;
+      ranked.emplace_back(seen, box);
+    }
+    std::sort(ranked.begin(), ranked.end());
+    if (ranked.size() > kMaxQueryBoxes) ranked.resize(kMaxQueryBoxes);
+    boxes.clear();
+    for (const auto& [seen, box] : ranked) boxes.push_back(box);
+    return boxes;
+  }
+
+  std::vector<Box> list_key_boxes() const {
+    Box longest = {};
+    for (size_t a = 0; a < 3; ++a) {
+      const Axis& axis = axes_[a];
+      const int64_t extent =
+          divide_up(static_cast<int>(axis.extent), static_cast<int>(axis.dilation));
+      longest[a] = static_cast<int>(std::min(extent, kMaxBox / axis.dilation));
+    }
+    std::vector<Box> boxes, kept;
+    add_boxes(0, 1, kMaxTileKeys, longest, {1, 1, 1}, &boxes);
+    int most = 0;
+    for (const Box& box : boxes) most = std::max(most, box[0] * box[1] * box[2]);
+    const int least = std::min(kMinTileKeys, most);
+    for (const Box& box : boxes) {
+      const int keys = box[0] * box[1] * box[2];
+      const int padding = vecina::cuda::hopper_round_up(keys, 16) - keys;
+      if (keys >= least && (padding <= kMaxPaddedKeys || keys == most)) kept.push_back(box);
+    }
+    return kept;
+  }
+
+  // The rest of base_ is set.
+  void consider(const std::vector<Box>& key_boxes) {
+    const auto sums_of = [&](int a) -> SumsByKeyBox& {
+      return sums(static_cast<size_t>(a), base_.query_box[a],
+                  a == base_.pair_axis ? base_.warpgroups : 1);
+    };
+    SumsByKeyBox &sums0 = sums_of(0), &sums1 = sums_of(1), &sums2 = sums_of(2);
+    for (const Box& key_box : key_boxes) {
+      const HopperWork work = work_of(problem_, base_, key_box,
+                                      {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])});
+      const double ms = predict(problem_, base_, key_box, work, facts_);
+      if (best_.predicted_ms > 0 && ms >= best_.predicted_ms) continue;
+      HopperConfig config = base_;
+      std::copy(key_box.begin(), key_box.end(), config.key_box);
+      if (!fits_registers(config)) continue;
+      const double tiles = work.tiles / (work.blocks * config.warpgroups);
+      config.is_ping_pong = tiles >= kPingPongTiles;
+      if (fit_memory(facts_, tiles, &config)) best_ = {config, work, ms};
+    }
+  }
+
+  // Sums of one axis and box of queries, by the key box's size; made on demand.
+  class SumsByKeyBox {
+   public:
+    const AxisSums& operator()(int key_box) {
+      if (sums_.size() <= static_cast<size_t>(key_box)) sums_.resize(kMaxTileKeys + 1);
+      AxisSums& sums = sums_[static_cast<size_t>(key_box)];
+      if (sums.blocks == 0) sums = sum_kinds(kinds, key_box);
+      return sums;
+    }
+    std::vector<BlockKind> kinds;
+
+   private:
+    std::vector<AxisSums> sums_;
+  };
+  SumsByKeyBox& sums(size_t a, int box, int warpgroups) {
+    SumsByKeyBox& sums = sums_[a][static_cast<size_t>(box)][static_cast<size_t>(warpgroups)];
+    if (sums.kinds.empty()) sums.kinds = block_kinds(axes_[a], box, warpgroups);
+    return sums;
+  }
+
+  const Problem& problem_;
+  const DeviceFacts& facts_;
+  HopperConfig base_;
+  std::array<Axis, 3> axes_;
+  // Axis, queries of a box, warpgroups of a block.
+  std::array<std::array<std::array<SumsByKeyBox, 4>, kHopperRows + 1>, 3> sums_;
+  HopperChoice best_;
+};
+
+}  // namespace
+
+Axis hopper_axis(const Problem& problem, int a) {
+  const int axis = a - (3 - problem.rank());
+  return axis < 0 ? Axis() : problem.axis(axis);
+}
+
+HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config) {
+  std::array<AxisSums, 3> sums;
+  for (int a = 0; a < 3; ++a) {
+    sums[static_cast<size_t>(a)] =
+        sum_kinds(block_kinds(hopper_axis(problem, a), config.query_box[a],
+                              a == config.pair_axis ? config.warpgroups : 1),
+                  config.key_box[a]);
+  }
+  HopperWork work = work_of(problem, config, std::to_array(config.key_box), sums);
+  work.useful_share = work.flops > 0 ? problem.forward_flops() / work.flops : 0.0;
+  return work;
+}
+
+double predict_hopper_ms(const Problem& problem, const HopperConfig& config, const HopperWork& work,
+                         const DeviceFacts& facts) {
+  return predict(problem, config, std::to_array(config.key_box), work, facts);
+}
+
+HopperChoice choose_hopper_tiling(const Problem& problem, const DeviceFacts& facts) {
+  HopperChoice choice = Search(problem, facts).run();
+  if (choice.work.flops > 0) {
+    choice.work.useful_share = problem.forward_flops() / choice.work.flops;
+  }
+  return choice;
+}
+
+}  // namespace vecina::internal::cuda

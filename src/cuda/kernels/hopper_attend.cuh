@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+// What a warpgroup does with its queries: products with one tile of keys after another, softmax,
+// products with the values of the tile before, which run while the softmax does.
+#ifndef VECINA_CUDA_KERNELS_HOPPER_ATTEND_CUH_
+#define VECINA_CUDA_KERNELS_HOPPER_ATTEND_CUH_
+
+#include "hopper_copy.cuh"
+#include "hopper_epilogue.cuh"
+#include "hopper_mask.cuh"
+#include "hopper_ptx.h"
+#include "hopper_softmax.cuh"
+#include "hopper_tiles.cuh"
+#include "hopper_wgmma.h"
+
+namespace vecina::cuda {
+
+using Element = Types<kConfig.dtype>::Element;
+
+// A warpgroup's turn to issue its products; they go round.
+struct Turns {
+  int mine, next;
+  static constexpr int kBoth = 256;
+
+  VECINA_DEVICE explicit Turns(int warpgroup)
+      : mine(1 + warpgroup), next(warpgroup == kWarpgroups - 1 ? 1 : 2 + warpgroup) {
+    if (kConfig.is_ping_pong && warpgroup == kWarpgroups - 1) arrive_threads(1, kBoth);
+  }
+  VECINA_DEVICE void take() const {
+    if constexpr (kConfig.is_ping_pong) sync_threads(mine, kBoth);
+  }
+  VECINA_DEVICE void pass() const {
+    if constexpr (kConfig.is_ping_pong) arrive_threads(next, kBoth);
+  }
+  // The first has one turn left when all work is done.
+  VECINA_DEVICE void close() const {
+    if (kConfig.is_ping_pong && mine == 1) sync_threads(1, kBoth);
+  }
+};
+
+VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpgroup) {
+  constexpr int kKeys = kLayout.tile_keys;
+  constexpr int kHeadDim = kConfig.head_dim, kHeadDimValue = kConfig.head_dim_value;
+  constexpr int kColumns = hopper_columns(kHeadDim);
+  constexpr int kColumnsValue = hopper_columns(kHeadDimValue);
+  const int thread = static_cast<int>(threadIdx.x) & 127, lane = thread & 31;
+  const bool is_first_lane = lane == 0;
+  const Turns turns(warpgroup);
+  const float scale = params.scale;
+
+  const unsigned query_full = shared + kLayout.query_full + warpgroup * 8;
+  const unsigned query_empty = shared + kLayout.query_empty + warpgroup * 8;
+  const unsigned key_full = shared + kLayout.key_full, value_full = shared + kLayout.value_full;
+  const unsigned key_empty = shared + kLayout.key_empty, value_empty = shared + kLayout.value_empty;
+  const unsigned interior = shared + kLayout.interior;
+  const unsigned output = shared + kLayout.output + warpgroup * kLayout.output_bytes;
+  const unsigned mask =
+      shared + kLayout.masks +
+      ((warpgroup * kHopperRows + (thread >> 5) * 16 + (lane >> 2)) * 4 + (lane & 3)) * kMaskWords *
+          4;
+  const unsigned query =
+      descriptor_low(shared + kLayout.query + warpgroup * kLayout.query_bytes, 16);
+  const unsigned keys = descriptor_low(shared + kLayout.key, 16);
+  const unsigned values = descriptor_low(shared + kLayout.value, kKeys * kColumnsValue * 2);
+
+  Stage stage;
+  unsigned query_parity = 0;
+
+  // Every phase of every barrier has to be seen in order, and a value be waited for before it is
+  // given back.
+  const auto pass_over = [&](int tiles) {
+#pragma unroll 1
+    for (; tiles > 0; --tiles) {
+      turns.take();
+      turns.pass();
+      wait(key_full + stage.index * 8, stage.parity);
+      __syncwarp();
+      if (is_first_lane) arrive(key_empty + stage.index * 8);
+      wait(value_full + stage.index * 8, stage.parity);
+      __syncwarp();
+      if (is_first_lane) arrive(value_empty + stage.index * 8);
+      stage.advance();
+    }
+  };
+
+  while (true) {
+    wait(query_full, query_parity);
+    query_parity ^= 1;
+    const Work work(shared + kLayout.tiles + warpgroup * 64);
+    if (work.tiles == kNoMore) break;
+    float sums[kHeadDimValue / 2], logits[kKeys / 2];
+    unsigned weights[kKeys / 4];
+    RunningSum rows[2];
+#pragma unroll
+    for (int i = 0; i < kHeadDimValue / 2; ++i) sums[i] = 0.0f;
+    pass_over(work.before);
+    if (work.tiles == 0) {  // all queries lie beyond the last: no warp may miss the phase
+      if constexpr (kConfig.has_additional) pass_over(params.additional_tiles);
+      if constexpr (kConfig.has_output_buffer) {
+        if (is_first_lane) arrive(query_empty);
+      } else {
+        sync_threads(4 + warpgroup, 128);
+        if (thread == 0) arrive(query_empty);
+      }
+      continue;
+    }
+
+    Stage before;  // of the tile whose values are due
+    unsigned words[2][kMaskWords];
+    bool is_partial = false;
+    const auto wait_for_keys = [&] {
+      wait(key_full + stage.index * 8, stage.parity);
+      is_partial = (shared_word(interior + stage.index * 4) >> warpgroup & 1) == 0;
+    };
+    const auto multiply_keys = [&] {
+      const unsigned tile = keys + stage.index * (kLayout.key_bytes >> 4);
+#pragma unroll
+      for (int c = 0; c < kHeadDim; c += 16) {
+        const int box = c / kColumns, within = c % kColumns / 8;
+        Products<kKeys>::template shared<kConfig.dtype>(
+            logits, descriptor<kColumns>(query + box * (kHopperRows * kColumns / 8) + within),
+            descriptor<kColumns>(tile + box * (kKeys * kColumns / 8) + within), c > 0);
+      }
+      close_products();
+    };
+    const auto multiply_values = [&] {
+      const unsigned tile = values + before.index * (kLayout.value_bytes >> 4);
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; ++k) {
+        Products<kHeadDimValue>::template registers<kConfig.dtype>(
+            sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
+            descriptor<kColumnsValue>(tile + k * (kColumnsValue * 2)));
+      }
+      close_products();
+    };
+    const auto load_words = [&] {
+      if (is_partial) {
+        const unsigned from = mask + stage.index * (kWarpgroups * kHopperRows * kMaskBytes);
+        shared_words(from, words[0]);
+        shared_words(from + 8 * kMaskBytes, words[1]);
+      }
+    };
+    const auto give_keys_back = [&](bool is_last) {
+      if (is_first_lane) {
+        arrive(key_empty + stage.index * 8);
+        if (kConfig.has_output_buffer && is_last) arrive(query_empty);
+      }
+    };
+    const auto rescale = [&] {
+      if (__any_sync(0xffffffffu, rows[0].kept != 1.0f || rows[1].kept != 1.0f)) {
+        scale_rows(sums, rows);
+      }
+    };
+    // Tiles that follow one another. The first's keys and the last's values have no partner.
+    const auto attend_run = [&](int tiles, bool is_first_run, bool is_last_run) {
+      wait_for_keys();
+      turns.take();
+      pin(logits);
+      open_products();
+      multiply_keys();
+      turns.pass();
+      load_words();
+      wait_for_products<0>();
+      pin(logits);
+      give_keys_back(is_last_run && tiles == 1);
+      if (is_partial) hide(words, logits);
+      exponentiate(logits, scale, rows);
+      pack_rows<Element>(logits, weights);
+      if (!is_first_run) rescale();
+      before = stage;
+      stage.advance();
+#pragma unroll 1
+      for (int left = tiles - 1; left > 0; --left) {
+        wait_for_keys();
+        turns.take();
+        pin(logits);
+        pin(sums);
+        open_products();
+        multiply_keys();
+        wait(value_full + before.index * 8, before.parity);
+        open_products();
+        multiply_values();
+        turns.pass();
+        load_words();
+        wait_for_products<1>();
+        pin(logits);
+        give_keys_back(is_last_run && left == 1);
+        if (is_partial) hide(words, logits);
+        exponentiate(logits, scale, rows);
+        wait_for_products<0>();
+        pin(sums);
+        if (is_first_lane) arrive(value_empty + before.index * 8);
+        pack_rows<Element>(logits, weights);
+        rescale();
+        before = stage;
+        stage.advance();
+      }
+      wait(value_full + before.index * 8, before.parity);
+      pin(sums);
+      open_products();
+      multiply_values();
+      wait_for_products<0>();
+      pin(sums);
+      if (is_first_lane) arrive(value_empty + before.index * 8);
+    };
+
+    if constexpr (kConfig.has_additional) {
+#pragma unroll 1
+      for (int run = 0; run < 2; ++run) {
+        attend_run(run == 0 ? work.tiles : params.additional_tiles, run == 0, run == 1);
+        if (run == 0) pass_over(work.after);
+      }
+    } else {
+      attend_run(work.tiles, true, true);
+    }
+    rows[0].close();
+    rows[1].close();
+    store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
+    if (!kConfig.has_output_buffer && thread == 0) {
+      wait_until_stores_have_read();
+      arrive(query_empty);
+    }
+    if constexpr (!kConfig.has_additional) pass_over(work.after);
+  }
+  turns.close();
+  if (thread == 0) wait_for_stores();
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_HOPPER_ATTEND_CUH_

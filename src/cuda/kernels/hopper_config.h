@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+// What hopper_forward.cu is compiled for, and what follows from it for host and device alike: sizes
+// of tiles, places in shared memory. Three axes always, outermost first; those before the problem's
+// first have one token.
+#ifndef VECINA_CUDA_KERNELS_HOPPER_CONFIG_H_
+#define VECINA_CUDA_KERNELS_HOPPER_CONFIG_H_
+
+#include "core/window.h"  // NA_FN: for the host and for kernels
+
+namespace vecina::cuda {
+
+struct HopperConfig {
+  int dtype;  // vecina_dtype, f16 or bf16
+  int rank;
+  int head_dim, head_dim_value;  // multiples of 16
+  // Warpgroups that compute. Each has a box of at most 64 queries, of packed_heads heads one after
+  // another; the boxes of a block lie side by side along pair_axis.
+  int warpgroups;
+  int pair_axis;
+  int query_box[3];
+  int packed_heads;   // query heads of one key head in a box; more than 1: a multiple of 8 tokens
+  int key_box[3];     // keys of a tile
+  int stages;         // tiles of key and of value in shared memory
+  bool is_ping_pong;  // warpgroups take turns at issuing their products
+  bool has_output_buffer;  // else output leaves through the query's memory
+  bool is_causal;          // along some axis; which, comes with the run
+  bool is_strided;         // queries share windows
+  bool is_dilated;
+  bool has_additional;  // tokens
+};
+
+inline constexpr int kHopperRows = 64;  // of a warpgroup's product
+
+// Shared memory holds rows in boxes of so many columns, swizzled over their bytes: 128, 64 or 32.
+NA_FN int hopper_columns(int head_dim) {
+  return head_dim % 64 == 0 ? 64 : head_dim % 32 == 0 ? 32 : 16;
+}
+NA_FN int hopper_round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Sizes and byte offsets of everything in a block's shared memory.
+struct HopperLayout {
+  int query_tokens, query_rows, key_rows;  // of the boxes; rows are tokens of all packed heads
+  int tile_keys;                           // key_rows, padded to the instruction
+  int mask_words;                          // of a query's bits for the columns of one thread
+  int table[3], table_words;               // of hopper_mask.cuh: where an axis' words begin; of all
+  int query, query_bytes;                  // one for each warpgroup
+  int output, output_bytes;                // the query's if there is no buffer
+  int key, key_bytes, value, value_bytes;  // one for each stage
+  int padded_end;                          // all rows that boxes may leave unwritten lie before
+  int bounds, tiles, masks, tables, interior, barriers;
+  int query_full, query_empty, key_full, value_full, key_empty, value_empty;  // barriers
+  int bytes;
+};
+
+NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
+  HopperLayout layout = {};
+  layout.query_tokens = config.query_box[0] * config.query_box[1] * config.query_box[2];
+  layout.query_rows = layout.query_tokens * config.packed_heads;
+  layout.key_rows = config.key_box[0] * config.key_box[1] * config.key_box[2];
+  layout.tile_keys = hopper_round_up(layout.key_rows, 16);
+  layout.mask_words = (layout.tile_keys / 4 + 31) / 32;
+  for (int a = 3 - config.rank; a < 3; ++a) {
+    layout.table[a] = layout.table_words;
+    layout.table_words += (config.key_box[a] + 1) * 4 * layout.mask_words;
+  }
+  const int widest = config.head_dim > config.head_dim_value || config.has_output_buffer
+                         ? config.head_dim
+                         : config.head_dim_value;
+  layout.query_bytes = kHopperRows * widest * 2;
+  layout.output_bytes =
+      config.has_output_buffer ? kHopperRows * config.head_dim_value * 2 : layout.query_bytes;
+  layout.key_bytes = layout.tile_keys * config.head_dim * 2;
+  layout.value_bytes = layout.tile_keys * config.head_dim_value * 2;
+
+  int at = 0;
+  layout.query = at;
+  at += config.warpgroups * layout.query_bytes;
+  layout.output = config.has_output_buffer ? at : layout.query;
+  if (config.has_output_buffer) at += config.warpgroups * layout.output_bytes;
+  layout.key = at;
+  at += config.stages * layout.key_bytes;
+  layout.value = at;
+  at += config.stages * layout.value_bytes;
+  layout.padded_end = at;
+  layout.bounds = at;  // 32 bytes for each query: its window
+  at += config.warpgroups * kHopperRows * 32;
+  layout.tiles = at;  // 64 bytes for each warpgroup: what it computes now
+  at += config.warpgroups * 64;
+  layout.masks = at;
+  at += config.stages * config.warpgroups * kHopperRows * 16 * layout.mask_words;
+  layout.tables = at;
+  at += layout.table_words * 4;
+  layout.interior = at;  // a word for each stage
+  at += hopper_round_up(config.stages * 4, 8);
+  layout.query_full = at;
+  layout.query_empty = layout.query_full + config.warpgroups * 8;
+  layout.key_full = layout.query_empty + config.warpgroups * 8;
+  layout.value_full = layout.key_full + config.stages * 8;
+  layout.key_empty = layout.value_full + config.stages * 8;
+  layout.value_empty = layout.key_empty + config.stages * 8;
+  layout.bytes = layout.value_empty + config.stages * 8;
+  return layout;
+}
+
+// Registers of a thread that computes and of one that does not: 512 for the threads of one slot of
+// every warpgroup.
+NA_FN int hopper_registers(const HopperConfig& config) {
+  const HopperLayout layout = hopper_layout(config);
+  if (config.warpgroups == 3) return layout.tile_keys >= 128 ? 160 : 152;
+  return layout.tile_keys * 3 / 4 + config.head_dim_value / 2 > 190 ? 232 : 224;
+}
+NA_FN int hopper_spare_registers(const HopperConfig& config) {
+  const int registers = hopper_registers(config);
+  return config.warpgroups == 3 ? (registers == 160 ? 32 : 56) : (registers == 232 ? 40 : 56);
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_HOPPER_CONFIG_H_

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// One thread of a warp copies boxes into shared memory: keys, values and queries have a warp each,
+// so that none waits for another.
+#ifndef VECINA_CUDA_KERNELS_HOPPER_COPY_CUH_
+#define VECINA_CUDA_KERNELS_HOPPER_COPY_CUH_
+
+#include "hopper_ptx.h"
+#include "hopper_tiles.cuh"
+
+namespace vecina::cuda {
+
+// All columns of a box: one copy for each kColumns of them, kRows rows apart in shared memory.
+template <int kHeadDim, int kRows>
+VECINA_DEVICE void load_rows(unsigned to, const HopperMap& map, unsigned barrier, BoxOrigin at) {
+  constexpr int kColumns = hopper_columns(kHeadDim);
+#pragma unroll
+  for (int box = 0; box < kHeadDim / kColumns; ++box) {
+    load_box(to, map, barrier, at);
+    to += kRows * kColumns * 2;
+    at.column += kColumns;
+  }
+}
+
+// Keys (is_key) or values of every tile.
+template <bool is_key>
+VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
+  constexpr int kHeadDim = is_key ? kConfig.head_dim : kConfig.head_dim_value;
+  constexpr unsigned kTileBytes = is_key ? kLayout.key_bytes : kLayout.value_bytes;
+  const unsigned tiles = shared + (is_key ? kLayout.key : kLayout.value);
+  const unsigned full = shared + (is_key ? kLayout.key_full : kLayout.value_full);
+  const unsigned empty = shared + (is_key ? kLayout.key_empty : kLayout.value_empty);
+  const HopperMap& map = is_key ? params.key : params.value;
+  Stage stage;
+  for_each_block(params, [&](const Block& block) {
+    const int column = block.head_kv * (is_key ? params.key_head : params.value_head);
+    const auto load = [&](const HopperMap& from, BoxOrigin at) {
+      const unsigned barrier = full + stage.index * 8;
+      wait(empty + stage.index * 8, stage.parity ^ 1);
+      arrive_and_expect(barrier, kLayout.key_rows * kHeadDim * 2);
+      load_rows<kHeadDim, kLayout.tile_keys>(tiles + stage.index * kTileBytes, from, barrier, at);
+      stage.advance();
+    };
+    for_each_tile(block, [&](int pair, int outer, int inner) {
+      int key[3];
+      key[kPair] = block.first_key[kPair] + pair * kConfig.key_box[kPair];
+      key[kOuter] = block.first_key[kOuter] + outer * kConfig.key_box[kOuter];
+      key[kInner] = block.first_key[kInner] + inner * kConfig.key_box[kInner];
+      load(map, {column,
+                 {block.token(params, 0, key[0]), block.token(params, 1, key[1]),
+                  block.token(params, 2, key[2])},
+                 block.batch});
+    });
+    if constexpr (kConfig.has_additional) {
+      const HopperMap& more = is_key ? params.additional_key : params.additional_value;
+      const int more_column =
+          block.head_kv * (is_key ? params.additional_key_head : params.additional_value_head);
+      for (int tile = 0; tile < params.additional_tiles; ++tile) {
+        load(more, {more_column, {0, 0, tile * kLayout.key_rows}, block.batch});
+      }
+    }
+  });
+}
+
+VECINA_DEVICE int query_token(const HopperParams& params, const Block& block, int axis,
+                              int warpgroup) {
+  return na_query_to_axis(block.token(params, axis, block.query(axis, warpgroup)),
+                          params.axes[axis].output_stride);
+}
+
+// Queries of every warpgroup, and what it is to know of its work: sixteen words.
+//   0 batch, head, tiles to compute (kNoMore: all work is done), tiles to pass over before them
+//   4 tiles to pass over after them
+//   8 first query along each axis; 12 dilation group along each axis
+inline constexpr int kNoMore = -1;
+
+VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
+  unsigned parity = 0;
+  for_each_block(params, [&](const Block& block) {
+#pragma unroll
+    for (int w = 0; w < kWarpgroups; ++w) {
+      const unsigned barrier = shared + kLayout.query_full + w * 8;
+      wait(shared + kLayout.query_empty + w * 8, parity ^ 1);
+      const int inner = block.inner_tiles();
+      const int tiles = (block.last_tile[w] - block.first_tile[w] + 1) * inner;
+      const int before = tiles > 0 ? block.first_tile[w] * inner : block.window_tiles();
+      const int after = block.window_tiles() - before - tiles;
+      const unsigned words = shared + kLayout.tiles + w * 64;
+      set_shared_quad(words, make_uint4(block.batch, block.head, tiles, before));
+      set_shared_quad(words + 16, make_uint4(after, 0, 0, 0));
+      set_shared_quad(words + 32,
+                      make_uint4(block.query(0, w), block.query(1, w), block.query(2, w), 0));
+      if constexpr (kConfig.is_dilated) {
+        set_shared_quad(words + 48, make_uint4(block.group[0], block.group[1], block.group[2], 0));
+      }
+      arrive_and_expect(barrier, kLayout.query_rows * kConfig.head_dim * 2);
+      constexpr int kRowBytes = hopper_columns(kConfig.head_dim) * 2;
+      BoxOrigin at = {block.head * params.query_head,
+                      {query_token(params, block, 0, w), query_token(params, block, 1, w),
+                       query_token(params, block, 2, w)},
+                      block.batch};
+      unsigned to = shared + kLayout.query + w * kLayout.query_bytes;
+#pragma unroll
+      for (int h = 0; h < kConfig.packed_heads; ++h) {
+        load_rows<kConfig.head_dim, kHopperRows>(to, params.query, barrier, at);
+        to += kLayout.query_tokens * kRowBytes;
+        at.column += params.query_head;
+      }
+    }
+    parity ^= 1;
+  });
+#pragma unroll
+  for (int w = 0; w < kWarpgroups; ++w) {
+    wait(shared + kLayout.query_empty + w * 8, parity ^ 1);
+    set_shared_quad(shared + kLayout.tiles + w * 64, make_uint4(0, 0, kNoMore, 0));
+    arrive(shared + kLayout.query_full + w * 8);
+  }
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_HOPPER_COPY_CUH_

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// A warpgroup's output leaves through shared memory in one copy, which stops at the borders.
+#ifndef VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
+#define VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
+
+#include "hopper_ptx.h"
+#include "hopper_softmax.cuh"
+#include "hopper_tiles.cuh"
+
+namespace vecina::cuda {
+
+// What a warpgroup computes now, as load_queries wrote it.
+struct Work {
+  int batch, head;           // the first of the packed heads
+  int tiles, before, after;  // tiles of keys to compute; to pass over before and after them
+  int query[3], group[3];
+
+  VECINA_DEVICE explicit Work(unsigned words) {
+    const uint4 w0 = shared_quad(words), w2 = shared_quad(words + 32);
+    batch = static_cast<int>(w0.x);
+    head = static_cast<int>(w0.y);
+    tiles = static_cast<int>(w0.z);
+    before = static_cast<int>(w0.w);
+    after = static_cast<int>(shared_word(words + 16));
+    query[0] = static_cast<int>(w2.x);
+    query[1] = static_cast<int>(w2.y);
+    query[2] = static_cast<int>(w2.z);
+    group[0] = group[1] = group[2] = 0;
+    if constexpr (kConfig.is_dilated) {
+      const uint4 w3 = shared_quad(words + 48);
+      group[0] = static_cast<int>(w3.x);
+      group[1] = static_cast<int>(w3.y);
+      group[2] = static_cast<int>(w3.z);
+    }
+  }
+  VECINA_DEVICE int token(const HopperParams& params, int axis, int i) const {
+    return kConfig.is_dilated ? na_group_to_axis(i, params.axes[axis].dilation, group[axis]) : i;
+  }
+};
+
+// Where a thread's row lies in a box of kColumns columns whose 16-byte pieces are swizzled: with
+// the row's number, as the copy engine and the products do.
+template <int kColumns>
+VECINA_DEVICE int swizzled(int row, int piece) {
+  return kColumns == 64   ? piece ^ (row & 7)
+         : kColumns == 32 ? piece ^ (row >> 1 & 3)
+                          : piece ^ (row >> 2 & 1);
+}
+
+// `thread` counts within the warpgroup. Ends with the copy under way, of which thread 0 knows.
+template <class Element>
+VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned memory,
+                                int warpgroup, int thread,
+                                const float (&sums)[kConfig.head_dim_value / 2],
+                                const RunningSum (&rows)[2]) {
+  constexpr int kHeadDim = kConfig.head_dim_value, kColumns = hopper_columns(kHeadDim);
+  const int lane = thread & 31, warp = thread >> 5;
+  const float scale0 = 1.0f / rows[0].sum, scale1 = 1.0f / rows[1].sum;
+  if (kConfig.has_output_buffer && thread == 0) wait_until_stores_have_read();
+  sync_threads(4 + warpgroup, 128);
+  const int row = warp * 16 + (lane & 7) + (lane >> 3 & 1) * 8;
+  const unsigned row_memory = memory + row * (kColumns * 2);
+#pragma unroll
+  for (int e = 0; e < kHeadDim / 8; e += 2) {
+    const int piece = e % (kColumns / 8) + (lane >> 4);
+    const unsigned to = row_memory + e * 8 / kColumns * (kHopperRows * kColumns * 2) +
+                        (swizzled<kColumns>(row, piece) << 4);
+    store_matrices(to, pack(Element{}, sums[4 * e] * scale0, sums[4 * e + 1] * scale0),
+                   pack(Element{}, sums[4 * e + 2] * scale1, sums[4 * e + 3] * scale1),
+                   pack(Element{}, sums[4 * e + 4] * scale0, sums[4 * e + 5] * scale0),
+                   pack(Element{}, sums[4 * e + 6] * scale1, sums[4 * e + 7] * scale1));
+  }
+  publish_shared();
+  sync_threads(4 + warpgroup, 128);
+  if (thread == 0) {
+    BoxOrigin at = {work.head * params.output_head,
+                    {work.token(params, 0, work.query[0]), work.token(params, 1, work.query[1]),
+                     work.token(params, 2, work.query[2])},
+                    work.batch};
+#pragma unroll
+    for (int h = 0; h < kConfig.packed_heads; ++h) {
+#pragma unroll
+      for (int box = 0; box < kHeadDim / kColumns; ++box) {
+        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * (kColumns * 2),
+                  params.output,
+                  {at.column + box * kColumns, {at.token[0], at.token[1], at.token[2]}, at.batch});
+      }
+      at.column += params.output_head;
+    }
+    commit_stores();
+  }
+  if (params.lse != nullptr && (lane & 3) == 0) {
+    constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int place = warp * 16 + (lane >> 2) + 8 * h;
+      const int head = kConfig.packed_heads > 1 ? place / kLayout.query_tokens : 0;
+      const int query = kConfig.packed_heads > 1 ? place % kLayout.query_tokens : place;
+      const int along[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
+      bool is_query = place < kLayout.query_rows;
+      long long offset = work.batch * params.lse_batch + (work.head + head) * params.lse_head;
+#pragma unroll
+      for (int a = 0; a < 3; ++a) {
+        const int token = work.token(params, a, work.query[a] + along[a]);
+        is_query = is_query && token < params.axes[a].num_queries;
+        offset += token * params.lse_token[a];
+      }
+      if (is_query) {
+        params.lse[offset] = (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
+                             static_cast<float>(kLn2);
+      }
+    }
+  }
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_

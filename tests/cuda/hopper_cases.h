@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// Problems for Hopper's kernels, one for each thing that they are compiled for.
+#ifndef VECINA_TESTS_CUDA_HOPPER_CASES_H_
+#define VECINA_TESTS_CUDA_HOPPER_CASES_H_
+
+namespace vecina::internal::cuda {
+
+// A problem and what of the computed work has to be useful.
+struct Chosen {
+  const char* line;
+  double useful_share;  // at least
+};
+inline constexpr Chosen kChosen[] = {
+    {"2d 256x256 kernel_size 80 heads 24 head_dim 128 dtype bf16", 0.85},
+    {"2d 256x256 kernel_size 80 stride 16 heads 24 head_dim 128 dtype bf16", 0.9999},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 dtype bf16", 0.69},
+    {"3d 30x48x80 kernel_size 18x24x24 stride 16x8x8 heads 24 head_dim 128 dtype bf16", 0.9999},
+    {"1d 32768 kernel_size 2048 heads 24 head_dim 128 dtype bf16", 0.93},
+    {"1d 32768 kernel_size 32768 heads 24 head_dim 128 dtype bf16", 0.99},
+    {"2d 256x256 kernel_size 32 heads 24 head_dim 128 dtype f16", 0.62},
+    {"2d 128x128 kernel_size 13 batch 4 heads 8 head_dim 128 dtype bf16", 0.38},
+    {"3d 16x32x32 kernel_size 5 batch 2 heads 8 head_dim 128 dtype bf16", 0.25},
+    {"2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16", 0.16},
+    {"2d 256x256 kernel_size 80 heads 24 head_dim 64 dtype bf16", 0.8},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 heads_kv 3 head_dim 128 dtype bf16", 0.8},
+    {"2d 256x256 kernel_size 80 causal 1x0 heads 4 head_dim 128 dtype bf16", 0.8},
+    {"2d 256x256 kernel_size 40 dilation 2 heads 24 head_dim 128 dtype bf16", 0.7},
+    {"2d 256x256 kernel_size 81 additional 1 heads 24 head_dim 128 dtype bf16", 0.8},
+    {"2d 256x256 kernel_size 80 heads 24 head_dim 128 head_dim_value 64 dtype bf16", 0.8},
+    {"2d 128x128 kernel_size 32 heads 8 head_dim 256 dtype f16", 0.5},
+    {"2d 128x128 kernel_size 32 heads 8 head_dim 80 head_dim_value 112 dtype f16", 0.5},
+    {"attention 4096x6000 heads 8 head_dim 128 dtype bf16", 0.9},
+};
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_TESTS_CUDA_HOPPER_CASES_H_

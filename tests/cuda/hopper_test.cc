@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: MIT
+// What Hopper's kernels take and how problems are cut for them. No GPU is needed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "core/arguments.h"
+#include "core/problem.h"
+#include "cuda/hopper_cases.h"
+#include "cuda/hopper_map.h"
+#include "cuda/hopper_plan.h"
+#include "cuda/hopper_tiling.h"
+#include "definition.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+Problem parse(const std::string& line) {
+  Problem problem;
+  const Status status = Problem::parse(line, &problem);
+  EXPECT_TRUE(status.ok()) << line << ": " << status.message();
+  return problem;
+}
+
+// ---- Counting, against the same by enumeration of the definition's keys.
+
+struct Interval {
+  int64_t begin, end;  // in tokens of the dilation group
+};
+
+// What the queries [first, first + box) of a dilation group see along an axis.
+struct BoxKeys {
+  Interval seen, seen_by_all;
+  bool has_queries;
+};
+BoxKeys keys_of_box(const tests::AxisRule& rule, const std::vector<int64_t>& queries, int64_t first,
+                    int64_t box) {
+  BoxKeys keys = {{INT64_MAX, 0}, {0, INT64_MAX}, false};
+  for (int64_t i = first; i < std::min<int64_t>(first + box, static_cast<int64_t>(queries.size()));
+       ++i) {
+    const std::vector<int64_t> visible = tests::visible_keys(rule, queries[static_cast<size_t>(i)]);
+    const int64_t begin = visible.front() / rule.dilation, end = visible.back() / rule.dilation + 1;
+    keys.seen = {std::min(keys.seen.begin, begin), std::max(keys.seen.end, end)};
+    keys.seen_by_all = {std::max(keys.seen_by_all.begin, begin),
+                        std::min(keys.seen_by_all.end, end)};
+    keys.has_queries = true;
+  }
+  return keys;
+}
+
+struct AxisCount {
+  double blocks = 0, tiles = 0, whole = 0, loaded = 0;
+};
+AxisCount count_axis(const tests::AxisRule& rule, int box, int warpgroups, int key_box) {
+  AxisCount count;
+  for (int64_t group = 0; group < rule.dilation; ++group) {
+    std::vector<int64_t> queries;
+    for (const int64_t token : tests::query_tokens(rule)) {
+      if (token % rule.dilation == group) queries.push_back(token);
+    }
+    for (int64_t first = 0; first < static_cast<int64_t>(queries.size());
+         first += box * warpgroups) {
+      ++count.blocks;
+      const int64_t origin = keys_of_box(rule, queries, first, box).seen.begin;
+      int64_t last_loaded = 0;
+      for (int w = 0; w < warpgroups; ++w) {
+        const BoxKeys keys = keys_of_box(rule, queries, first + w * box, box);
+        if (!keys.has_queries) continue;
+        for (int64_t tile = origin; tile < keys.seen.end; tile += key_box) {
+          if (tile + key_box <= keys.seen.begin) continue;
+          ++count.tiles;
+          const bool sees_all =
+              tile >= keys.seen_by_all.begin && tile + key_box <= keys.seen_by_all.end;
+          if (sees_all) ++count.whole;
+          last_loaded = std::max(last_loaded, (tile - origin) / key_box + 1);
+        }
+      }
+      count.loaded += static_cast<double>(last_loaded);
+    }
+  }
+  return count;
+}
+
+void expect_counts(const std::string& line, HopperConfig config) {
+  const Problem problem = parse(line);
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  config.has_additional = problem.additional_tokens() > 0;
+  const vecina_problem c = problem.to_c();
+  AxisCount product = {1, 1, 1, 1};
+  for (int a = 0; a < problem.rank(); ++a) {
+    const int axis = a + 3 - problem.rank();
+    const AxisCount count =
+        count_axis(tests::axis_rule(c, a), config.query_box[axis],
+                   axis == config.pair_axis ? config.warpgroups : 1, config.key_box[axis]);
+    product.blocks *= count.blocks;
+    product.tiles *= count.tiles;
+    product.whole *= count.whole;
+    product.loaded *= count.loaded;
+  }
+  const double packs = static_cast<double>(problem.batch()) * problem.heads() / config.packed_heads;
+  const HopperWork work = count_hopper_work(problem, config);
+  const auto layout = vecina::cuda::hopper_layout(config);
+  EXPECT_EQ(work.blocks, packs * product.blocks) << line;
+  EXPECT_EQ(work.tiles, packs * product.tiles) << line;
+  EXPECT_EQ(work.whole_tiles, layout.key_rows % 16 == 0 ? packs * product.whole : 0.0) << line;
+  EXPECT_EQ(work.loaded_tiles, packs * product.loaded) << line;
+}
+
+HopperConfig cut(int warpgroups, int pair_axis, const std::array<int, 3>& query_box,
+                 const std::array<int, 3>& key_box, int packed_heads = 1) {
+  HopperConfig config = {};
+  config.warpgroups = warpgroups;
+  config.pair_axis = pair_axis;
+  config.packed_heads = packed_heads;
+  config.stages = 2;
+  std::copy(query_box.begin(), query_box.end(), config.query_box);
+  std::copy(key_box.begin(), key_box.end(), config.key_box);
+  return config;
+}
+
+TEST(HopperTiling, CountsWhatTheDefinitionSays) {
+  expect_counts("1d 700 kernel_size 200 heads 2 head_dim 64 dtype bf16",
+                cut(2, 2, {1, 1, 64}, {1, 1, 128}));
+  expect_counts("1d 513 kernel_size 129 stride 7 head_dim 64 dtype bf16",
+                cut(3, 2, {1, 1, 64}, {1, 1, 48}));
+  expect_counts("1d 300 kernel_size 60 causal head_dim 64 dtype bf16",
+                cut(2, 2, {1, 1, 64}, {1, 1, 32}));
+  expect_counts("1d 300 kernel_size 40 dilation 7 head_dim 64 dtype bf16",
+                cut(2, 2, {1, 1, 16}, {1, 1, 32}));
+  expect_counts("1d 300 kernel_size 40 output_stride 3 head_dim 64 dtype bf16",
+                cut(2, 2, {1, 1, 16}, {1, 1, 32}));
+  expect_counts("2d 61x45 kernel_size 24x30 stride 5x3 batch 2 head_dim 64 dtype bf16",
+                cut(2, 1, {1, 8, 8}, {1, 4, 16}));
+  expect_counts("2d 40x52 kernel_size 13x17 causal 1x0 heads 4 heads_kv 2 head_dim 64 dtype bf16",
+                cut(2, 2, {1, 4, 8}, {1, 3, 20}, 2));
+  expect_counts("3d 10x17x22 kernel_size 5x7x9 dilation 2x1x2 head_dim 64 dtype bf16",
+                cut(3, 0, {2, 4, 8}, {1, 4, 7}));
+  expect_counts("attention 77x1024 causal heads 2 head_dim 64 dtype bf16",
+                cut(2, 2, {1, 1, 64}, {1, 1, 64}));
+}
+
+TEST(HopperTiling, AdditionalTokensAreTilesOfEveryWarpgroup) {
+  const HopperConfig config = cut(2, 2, {1, 1, 64}, {1, 1, 64});
+  HopperConfig with = config;
+  with.has_additional = true;
+  const std::string line = "1d 640 kernel_size 64 heads 3 head_dim 64 dtype bf16";
+  const HopperWork none = count_hopper_work(parse(line), config);
+  const HopperWork some = count_hopper_work(parse(line + " additional 65"), with);
+  EXPECT_EQ(some.tiles, none.tiles + 3 * 10 * 2);               // two tiles for each of ten boxes
+  EXPECT_EQ(some.loaded_tiles, none.loaded_tiles + 3 * 5 * 2);  // and for each of five blocks
+}
+
+// ---- The cut that is chosen.
+
+TEST(HopperTiling, ChoosesCutsThatFitAndWasteLittle) {
+  const DeviceFacts facts;
+  for (const Chosen& row : kChosen) {
+    const Problem problem = parse(row.line);
+    const HopperChoice choice = choose_hopper_tiling(problem, facts);
+    const HopperConfig& config = choice.config;
+    const auto layout = vecina::cuda::hopper_layout(config);
+    EXPECT_GE(choice.work.useful_share, row.useful_share) << row.line << "\n" << print(config);
+    EXPECT_LE(layout.bytes, facts.shared_bytes_per_block) << row.line;
+    EXPECT_LE(layout.query_rows, vecina::cuda::kHopperRows) << row.line;
+    EXPECT_LE(layout.tile_keys, 256) << row.line;
+    EXPECT_GE(config.stages, 2) << row.line;
+    EXPECT_EQ(problem.head_group() % config.packed_heads, 0) << row.line;
+    EXPECT_TRUE(config.packed_heads == 1 || layout.query_tokens % 8 == 0) << row.line;
+    // What the search added up on its way is what counting anew gives.
+    const HopperWork again = count_hopper_work(problem, config);
+    EXPECT_EQ(choice.work.tiles, again.tiles) << row.line;
+    EXPECT_EQ(choice.work.useful_share, again.useful_share) << row.line;
+    EXPECT_EQ(choice.predicted_ms, predict_hopper_ms(problem, config, again, facts)) << row.line;
+  }
+}
+
+TEST(HopperTiling, HeadsOfAGroupShareTheirKeys) {
+  const DeviceFacts facts;
+  const std::string line = "3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 dtype bf16";
+  const HopperChoice full = choose_hopper_tiling(parse(line), facts);
+  const HopperChoice grouped = choose_hopper_tiling(parse(line + " heads_kv 3"), facts);
+  EXPECT_EQ(full.config.packed_heads, 1);
+  EXPECT_EQ(grouped.config.packed_heads, 8);
+  EXPECT_LT(grouped.predicted_ms * 1.1, full.predicted_ms);
+}
+
+// ---- What is taken.
+
+TEST(HopperPlan, SaysWhatItDoesNotTake) {
+  const auto why = [](const std::string& rest, Pass pass = Pass::forward, int capability = 90) {
+    DeviceFacts facts;
+    facts.compute_capability = capability;
+    return hopper_why_not(parse("2d 256x256 kernel_size 32 heads 8 " + rest), pass, facts);
+  };
+  EXPECT_EQ(why("head_dim 64 dtype bf16"), "");
+  EXPECT_EQ(why("head_dim 64 dtype f16"), "");
+  EXPECT_EQ(why("head_dim 16 head_dim_value 256 dtype f16 additional 3 causal dilation 8"), "");
+  EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::forward, 80),
+            "a GPU of compute capability 9.0 only");
+  EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::forward, 100),
+            "a GPU of compute capability 9.0 only");
+  EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::backward), "gradients: not yet");
+  EXPECT_EQ(why("head_dim 64 dtype f32"), "dtypes f16 and bf16 only");
+  EXPECT_EQ(why("head_dim 72 dtype bf16"), "head_dim 72: multiples of 16 up to 256 only");
+  EXPECT_EQ(why("head_dim 64 head_dim_value 320 dtype bf16"),
+            "head_dim_value 320: multiples of 16 up to 256 only");
+  EXPECT_EQ(why("head_dim 64 dtype bf16 bias"), "bias: not yet");
+  EXPECT_EQ(why("head_dim 64 dtype bf16 scale 0"), "a scale above 0 only");
+  EXPECT_EQ(why("head_dim 64 dtype bf16 scale -1"), "a scale above 0 only");
+  EXPECT_EQ(hopper_why_not(parse("1d 32768 kernel_size 2048 dilation 9 head_dim 64 dtype bf16"),
+                           Pass::forward, {}),
+            "dilation 9: up to 8 only");
+  EXPECT_EQ(hopper_why_not(parse("1d 32768 kernel_size 2048 output_stride 9 head_dim 64 dtype f16"),
+                           Pass::forward, {}),
+            "output_stride 9: up to 8 only");
+  EXPECT_EQ(hopper_why_not(parse("2d 256x256 kernel_size 32 dilation 2x1 output_stride 1x2 heads 8 "
+                                 "head_dim 64 dtype bf16"),
+                           Pass::forward, {}),
+            "dilation with output_stride: not yet");
+  EXPECT_EQ(
+      hopper_why_not(parse("2d 16x16 kernel_size 7 head_dim 32 dtype bf16"), Pass::forward, {}),
+      "at least 67 million multiply-adds only");
+}
+
+Status plan(const Problem& problem, const vecina_forward_args& example) {
+  std::vector<ForwardLaunch> launches;
+  return hopper_plan_forward(problem, example, {}, &launches);
+}
+
+TEST(HopperPlan, SaysWhichStridesDoNotSuit) {
+  const Problem problem = parse("2d 256x256 kernel_size 32 batch 2 heads 8 head_dim 64 dtype bf16");
+  vecina_forward_args good;
+  imagine_arguments(problem, VECINA_CUDA, &good);
+  EXPECT_TRUE(plan(problem, good).ok());
+
+  vecina_forward_args args = good;
+  args.key.byte_offset += 8;
+  EXPECT_EQ(plan(problem, args).code(), VECINA_UNSUPPORTED);
+  EXPECT_NE(plan(problem, args).message().find("key is not 16-byte aligned"), std::string::npos);
+  args = good;
+  args.value.strides[1] += 4;
+  EXPECT_NE(plan(problem, args).message().find("value has stride"), std::string::npos);
+  args = good;
+  args.query.strides[0] = 0;  // one sample for the whole batch
+  EXPECT_NE(plan(problem, args).message().find("query has stride 0 in dimension 0"),
+            std::string::npos);
+  args = good;  // [batch, heads, tokens, columns] behind the shape of heads last
+  args.query.strides[2] = 64;
+  args.query.strides[1] = 256 * 64;
+  args.query.strides[3] = 256 * 256 * 64;
+  EXPECT_NE(plan(problem, args).message().find("the heads of query do not lie within its tokens"),
+            std::string::npos);
+  args = good;
+  args.output.strides[3] = 0;
+  EXPECT_NE(plan(problem, args).message().find("output has heads 0 elements apart"),
+            std::string::npos);
+}
+
+TEST(HopperMap, HeadsAreColumnsAndDilationIsAStep) {
+  const Problem problem =
+      parse("2d 100x90 kernel_size 32x8 dilation 3x1 batch 2 heads 8 head_dim 64 dtype bf16");
+  vecina_forward_args args;
+  imagine_arguments(problem, VECINA_CUDA, &args);
+  HopperMapPlan map;
+  ASSERT_TRUE(make_map("key", args.key, 2, {1, 4, 16}, {1, 3, 1}, &map).ok());
+  EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{512, 90, 100, 1, 2}));
+  EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1024, 92160, 92160, 9216000}));
+  EXPECT_EQ(map.box, (std::array<uint32_t, 5>{64, 16, 12, 1, 1}));
+  EXPECT_EQ(map.steps, (std::array<uint32_t, 5>{1, 1, 3, 1, 1}));
+  EXPECT_EQ(map.head_stride, 64);
+  EXPECT_EQ(make_map("key", args.key, 2, {1, 86, 1}, {1, 3, 1}, &map).code(), VECINA_UNSUPPORTED);
+}
+
+}  // namespace
+}  // namespace vecina::internal::cuda
