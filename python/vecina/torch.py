@@ -383,106 +383,24 @@ def merge_attentions(
     return torch.ops.vecina.merge(list(outputs), list(lses), backend)
 
 
-class _NeighborhoodAttention(nn.Module):
-    """Projects to query, key and value, attends, projects back.
-
-    Parameters ``qkv`` and ``proj`` as in NATTEN and natten-mps; with num_kv_heads other than
-    num_heads ``q_proj``, ``kv_proj`` and ``proj`` as in natten-mps. Input and output:
-    ``[batch, tokens..., embed_dim]``. The arguments are those of natten-mps in its order (NATTEN has
-    no num_kv_heads and attn_drop; name the arguments after is_causal). stride is NATTEN's: the
-    output has the tokens of the input. attn_drop other than 0 is not there yet.
-    """
-
-    rank: int
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        kernel_size: Axes,
-        stride: Axes = 1,
-        dilation: Axes = 1,
-        is_causal: Flags = False,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        backend: str | None = None,
-    ):
-        super().__init__()
-        if attn_drop != 0.0:
-            raise NotImplementedError(f"attn_drop {attn_drop}: attention dropout: not yet; use 0.")
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}.")
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}."
-            )
-        self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
-        self.head_dim = embed_dim // num_heads
-        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.is_causal, self.scale, self.backend = is_causal, qk_scale, backend
-        if num_kv_heads == num_heads:
-            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        else:
-            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
-            self.kv_proj = nn.Linear(embed_dim, 2 * num_kv_heads * self.head_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"input has shape {tuple(x.shape)}; [batch, {self.rank} axes of tokens, "
-                f"{self.embed_dim}] is needed."
-            )
-        tokens = x.shape[:-1]
-        if self.num_kv_heads == self.num_heads:
-            packed = self.qkv(x).view(*tokens, 3, self.num_heads, self.head_dim)
-            query, key, value = packed.unbind(-3)
-        else:
-            query = self.q_proj(x).view(*tokens, self.num_heads, self.head_dim)
-            packed = self.kv_proj(x).view(*tokens, 2, self.num_kv_heads, self.head_dim)
-            key, value = packed.unbind(-3)
-        output = neighborhood_attention(
-            query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal,
-            self.scale, backend=self.backend,
-        )  # fmt: skip
-        return self.proj_drop(self.proj(output.reshape(x.shape)))
-
-    def extra_repr(self) -> str:
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}"
-        )
-
-
-class NeighborhoodAttention1D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 1
-
-
-class NeighborhoodAttention2D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 2
-
-
-class NeighborhoodAttention3D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 3
-
+# At the end, because the modules call the functions above.
+from vecina._torch_modules import (  # noqa: E402
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+)
+from vecina._torch_split import av, qk  # noqa: E402
 
 __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "attention",
+    "av",
     "merge_attentions",
     "na1d",
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "qk",
 ]
