@@ -235,7 +235,7 @@ def test_wrong_arguments_raise_a_sentence():
         vt.merge_attentions([x], [x[..., 0]])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/migration.md"])
 def test_code_of_the_pages(page):
     text = (pathlib.Path(__file__).parents[2] / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
