@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """vecina.torch: values, gradients, compilation, modules."""
 
-import json
 import pathlib
 import re
 
@@ -242,15 +241,3 @@ def test_code_of_the_pages(page):
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
-
-
-def test_overhead(capsys):
-    from vecina import bench
-
-    assert bench.main(["--overhead", "--calls", "20", "--json"]) == 0
-    times = json.loads(capsys.readouterr().out)
-    assert len(times) == 8 and all(time > 0 for time in list(times.values())[:6])
-    # Parts and whole of one run: a wrapper cannot cost less than what it calls, noise aside.
-    assert times["na1d with autograd"] > times["empty autograd.Function"] / 2
-    assert bench.main([]) == 2
-    assert "not yet" in capsys.readouterr().err
