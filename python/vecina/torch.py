@@ -19,6 +19,9 @@ ValueError says what does not fit. NotImplementedError says why the backend does
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import math
 from collections.abc import Sequence
 
 try:
@@ -28,6 +31,7 @@ except ImportError as error:
 
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina
 from vecina._shapes import Axes, Flags, output_shape, rank_of
@@ -205,6 +209,50 @@ torch.library.register_autograd(
 )
 
 
+def _fold(tensor, dim, size: int):
+    """[size, batch, ...] as [size * batch, ...]; what vmap does not go over is repeated."""
+    if tensor is None:
+        return None
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.flatten(0, 1)
+
+
+def _forward_vmap(info, in_dims, *args):
+    # One call over a larger batch; autograd is below, so that gradients are one call too.
+    if in_dims[5] is not None:
+        raise NotImplementedError("vmap over a bias: not yet.")
+    tensors = [
+        args[i] if i == 5 else _fold(args[i], in_dims[i], info.batch_size)
+        for i in range(_NUM_TENSORS)
+    ]
+    found = torch.ops.vecina.forward(*tensors, *args[_NUM_TENSORS:])
+    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in found), (0, 0)
+
+
+torch.library.register_vmap("vecina::forward", _forward_vmap, lib=_library)
+
+
+def _flops(query, value, key, additional, parameters) -> int:
+    """Of both products. A window that causality cuts counts whole."""
+    rank, kernel_size, output_stride = parameters[0], parameters[1], parameters[6]
+    shape = output_shape(query, value, list(output_stride)) if rank else query
+    keys = math.prod(kernel_size) if rank else key[1]
+    keys += additional[1] if additional is not None else 0
+    return 2 * math.prod(shape[:-1]) * keys * (query[-1] + value[-1])
+
+
+@register_flop_formula(torch.ops.vecina.forward)
+def _forward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
+    return _flops(query, value, key, additional, rest[3:])
+
+
+@register_flop_formula(torch.ops.vecina.backward)
+def _backward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
+    """Five products: the logits once more, and four gradients."""
+    dims = 3 * query[-1] + 2 * value[-1]
+    return _flops(query, value, key, additional, rest[7:]) * dims // (query[-1] + value[-1])
+
+
 class _Forward(torch.autograd.Function):
     """The eager path with autograd: no op, no dispatcher."""
 
@@ -260,6 +308,53 @@ def _listed(value, rank: int):
     return list(value) if value is not None else []
 
 
+_is_decomposing = contextvars.ContextVar("vecina_is_decomposing", default=False)
+
+
+@contextlib.contextmanager
+def decompose():
+    """Inside, neighborhood_attention() is composed of PyTorch's own operations, by qk() and av().
+
+    For exporters (ONNX and others) and devices that know no op of vecina: with shapes that are
+    fixed, what remains are gathers, products and a softmax. Slow, and tokens x window x head_dim
+    numbers of memory. ``lengths`` are not taken.
+    """
+    token = _is_decomposing.set(True)
+    try:
+        yield
+    finally:
+        _is_decomposing.reset(token)
+
+
+def _composed(tensors, parameters, return_lse: bool):
+    query, key, value, additional_keys, additional_values, bias, lengths = tensors
+    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, _ = parameters
+    if lengths is not None:
+        raise NotImplementedError("lengths inside decompose(): not yet.")
+    if rank == _ATTENTION:
+        if is_causal:
+            raise NotImplementedError("causal attention() inside decompose(): not yet.")
+        shape = (*query.shape[:2], key.shape[-2], -1, query.shape[-1])
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if additional_keys is not None:
+            key = torch.cat((key, additional_keys), 1)
+            value = torch.cat((value, additional_values), 1)
+        logits = torch.einsum("bqhgd,bkhd->bqhgk", query.reshape(shape) * scale, key)
+        output = torch.einsum("bqhgk,bkhd->bqhgd", logits.softmax(-1), value)
+        output, logits = output.flatten(2, 3), logits.flatten(2, 3)
+    else:
+        window = (kernel_size, stride, dilation, is_causal)
+        logits = qk(
+            query, key, *window, scale, additional_keys=additional_keys, bias=bias,
+            output_stride=output_stride,
+        )  # fmt: skip
+        output = av(
+            logits.softmax(-1).to(value.dtype), value, *window, additional_values=additional_values,
+            output_stride=output_stride,
+        )  # fmt: skip
+    return (output, logits.to(_lse_dtype(query)).logsumexp(-1)) if return_lse else output
+
+
 def _call(tensors, parameters, return_lse: bool):
     query = tensors[0]
     if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
@@ -268,6 +363,8 @@ def _call(tensors, parameters, return_lse: bool):
     bias = tensors[5]
     if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
         tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), tensors[6])
+    if _is_decomposing.get():
+        return _composed(tensors, parameters, return_lse)
     if not _is_plain(tensors):
         rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
         output, lse = torch.ops.vecina.forward(
@@ -397,6 +494,7 @@ __all__ = [
     "NeighborhoodAttention3D",
     "attention",
     "av",
+    "decompose",
     "merge_attentions",
     "na1d",
     "na2d",
