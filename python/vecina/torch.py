@@ -20,7 +20,6 @@ ValueError says what does not fit. NotImplementedError says why the backend does
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import math
 from collections.abc import Sequence
 
@@ -308,7 +307,7 @@ def _listed(value, rank: int):
     return list(value) if value is not None else []
 
 
-_is_decomposing = contextvars.ContextVar("vecina_is_decomposing", default=False)
+_is_decomposing = False
 
 
 @contextlib.contextmanager
@@ -317,13 +316,14 @@ def decompose():
 
     For exporters (ONNX and others) and devices that know no op of vecina: with shapes that are
     fixed, what remains are gathers, products and a softmax. Slow, and tokens x window x head_dim
-    numbers of memory. ``lengths`` are not taken.
+    numbers of memory. ``lengths`` are not taken. It holds for every thread of the process.
     """
-    token = _is_decomposing.set(True)
+    global _is_decomposing
+    before, _is_decomposing = _is_decomposing, True
     try:
         yield
     finally:
-        _is_decomposing.reset(token)
+        _is_decomposing = before
 
 
 def _composed(tensors, parameters, return_lse: bool):
@@ -363,7 +363,7 @@ def _call(tensors, parameters, return_lse: bool):
     bias = tensors[5]
     if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
         tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), tensors[6])
-    if _is_decomposing.get():
+    if _is_decomposing:
         return _composed(tensors, parameters, return_lse)
     if not _is_plain(tensors):
         rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
