@@ -43,10 +43,16 @@ def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
+def _new_output(query: Tensor, shape) -> Tensor:
+    if shape == query.shape:  # empty_like() costs half of new_empty()
+        return torch.empty_like(query, memory_format=torch.contiguous_format)
+    return query.new_empty(shape)
+
+
 def _new_outputs(tensors, parameters):
     query = tensors[0]
     shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
+    return _new_output(query, shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
 
 
 def _new_gradients(tensors):
@@ -276,27 +282,28 @@ class _Forward(torch.autograd.Function):
         return (None, *gradients, None)
 
 
-_plain_types = frozenset((Tensor, nn.Parameter))
+_plain_types = frozenset((Tensor, nn.Parameter, type(None)))
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 def _is_plain(tensors) -> bool:
     """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
-    if _is_compiling() or _dispatch_modes() or _transforms() is not None:
-        return False
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in _plain_types:
-            return False
-    return True
+    return not (
+        _is_compiling() or _dispatch_modes() or _transforms() is not None
+    ) and _plain_types.issuperset(map(type, tensors))
 
 
 def _needs_gradient(tensors) -> bool:
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
+    if not torch.is_grad_enabled():
+        return False
+    if tensors[0].requires_grad or tensors[1].requires_grad or tensors[2].requires_grad:
+        return True
+    for tensor in tensors[3:]:
+        if tensor is not None and tensor.requires_grad:
+            return True
     return False
 
 
@@ -357,7 +364,11 @@ def _composed(tensors, parameters, return_lse: bool):
 
 def _call(tensors, parameters, return_lse: bool):
     query = tensors[0]
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+    if (
+        _is_any_autocast_enabled()
+        and torch.is_autocast_enabled(query.device.type)
+        and query.dtype != torch.float64
+    ):
         dtype = torch.get_autocast_dtype(query.device.type)
         tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
     bias = tensors[5]
@@ -375,8 +386,9 @@ def _call(tensors, parameters, return_lse: bool):
     elif _needs_gradient(tensors):
         output, lse = _Forward.apply(parameters, *tensors)
     else:
+        query = tensors[0]
         shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-        output = tensors[0].new_empty(shape)
+        output = _new_output(query, shape)
         lse = output.new_empty(shape[:-1], dtype=_lse_dtype(output)) if return_lse else None
         _run_forward(tensors, output, lse, parameters)
     return (output, lse) if return_lse else output
@@ -428,15 +440,38 @@ def neighborhood_attention(
 
 
 def _of_rank(rank: int):
-    def function(query, key, value, kernel_size, *args, **keywords):
-        if query.ndim != rank + 3:
+    name, dimensions = f"na{rank}d", rank + 3
+
+    def function(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        dilation: Axes = 1,
+        is_causal: Flags = False,
+        scale: float | None = None,
+        *,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        bias: Tensor | None = None,
+        lengths: Tensor | None = None,
+        output_stride: Axes = 1,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ):
+        if query.ndim != dimensions:
             raise ValueError(
-                f"query has {query.ndim} dimensions; na{rank}d takes {rank + 3}: "
+                f"query has {query.ndim} dimensions; {name} takes {dimensions}: "
                 "[batch, tokens..., heads, head_dim]."
             )
-        return neighborhood_attention(query, key, value, kernel_size, *args, **keywords)
+        return _call(
+            (query, key, value, additional_keys, additional_values, bias, lengths),
+            (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend),
+            return_lse,
+        )
 
-    function.__name__ = function.__qualname__ = f"na{rank}d"
+    function.__name__ = function.__qualname__ = name
     function.__doc__ = f"neighborhood_attention() with {rank} axes of tokens."
     return function
 

@@ -45,7 +45,7 @@ def measure_overhead(calls: int) -> dict[str, float]:
     output, leaf = torch.empty_like(tensor), tensor.clone().requires_grad_()
     inputs = (tensor, tensor, tensor, None, None, None, None)
     times = {
-        "allocate the output": best_us(lambda: tensor.new_empty(tensor.shape), calls),
+        "allocate the output": best_us(lambda: torch.empty_like(tensor), calls),
         "empty autograd.Function": best_us(lambda: Empty.apply(leaf), calls),
         "extension, plan and kernel": best_us(
             lambda: _vecina.forward(
