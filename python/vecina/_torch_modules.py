@@ -54,10 +54,10 @@ class _NeighborhoodAttention(nn.Module):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}.")
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}.")
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(
-                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}."
+                f"num_heads {num_heads} is not divisible by num_kv_heads {num_kv_heads}."
             )
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads
@@ -119,8 +119,8 @@ class _NeighborhoodAttention(nn.Module):
         """lengths: int32 or int64 ``[batch, rank]``, tokens of each sample; None: all."""
         if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
             raise ValueError(
-                f"input has shape {tuple(x.shape)}; [batch, {self.rank} axes of tokens, "
-                f"{self.embed_dim}] is needed."
+                f"NeighborhoodAttention{self.rank}D expects input shape [batch, {self.rank} axes "
+                f"of tokens, embed_dim {self.embed_dim}], not {tuple(x.shape)}."
             )
         tokens = x.shape[1:-1]
         if self.pads_small_inputs:

@@ -161,6 +161,15 @@ def test_attention_and_packed_sequences():
     parts = [natten.attention(query, part, part, return_lse=True) for part in (key, value)]
     merged = natten.merge_attentions(*zip(*parts))
     torch.testing.assert_close(merged, vt.merge_attentions(*map(list, zip(*parts))))
+    leaves = [[t.detach().requires_grad_() for t in some] for some in zip(*parts)]
+    found = natten.merge_attentions(*leaves)  # composed, for its gradient
+    torch.testing.assert_close(found, merged)
+    (found[0].square().sum() + found[1].sum()).backward()
+    again = [[t.detach().clone().requires_grad_() for t in some] for some in leaves]
+    wanted = vt.merge_attentions(*again, backend="reference")
+    (wanted[0].square().sum() + wanted[1].sum()).backward()
+    for mine, his in zip(leaves[0] + leaves[1], again[0] + again[1]):
+        torch.testing.assert_close(mine.grad, his.grad, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="two or more"):
         natten.merge_attentions([whole], [lse])
 

@@ -161,7 +161,7 @@ def test_modules(rank, heads_kv):
     x = torch.randn(2, *(5, 4, 3)[:rank], 16)
     with torch.no_grad():
         assert module(x).shape == x.shape
-    with pytest.raises(ValueError, match="input has shape"):
+    with pytest.raises(ValueError, match="expects input shape"):
         module(x[..., :8])
     with pytest.raises(ValueError, match="embed_dim 15"):
         kind(15, 4, 3)

@@ -179,7 +179,17 @@ def natten_merge(
 
 
 def _merge(front, outputs, lse_tensors):
-    return front.merge_attentions(list(outputs), list(lse_tensors))
+    parts = [*outputs, *lse_tensors]
+    if not any(getattr(part, "requires_grad", False) for part in parts):
+        return front.merge_attentions(list(outputs), list(lse_tensors))
+    # With gradients of PyTorch's own operations, as the releases had them on every device.
+    import torch
+
+    lses = torch.stack([lse.to(torch.promote_types(lse.dtype, torch.float32))
+                        for lse in lse_tensors])  # fmt: skip
+    weights = lses.softmax(0).unsqueeze(-1)
+    merged = sum(weight * output for weight, output in zip(weights, outputs))
+    return merged.to(outputs[0].dtype), lses.logsumexp(0)
 
 
 # NATTEN before 0.20: the two halves, heads first
@@ -249,7 +259,34 @@ def _port_window(rank, tokens, kernel_size, stride, dilation, is_causal):
 
 def _check_rank(rank, *tensors) -> None:
     if any(tensor.ndim != rank + 3 for tensor in tensors):
-        raise ValueError(f"{rank + 3} dimensions are needed: batch, tokens, heads, head_dim.")
+        raise ValueError(f"na{rank}d takes {rank + 3} dimensions: batch, tokens, heads, head_dim.")
+
+
+def _check_port(query, key, value, additional_keys, additional_values) -> None:
+    # In the words that the ports' users look for; vecina would refuse the same.
+    tokens = [tuple(t.shape[1:-2]) for t in (query, key, value)]
+    if len(set(tokens)) != 1:
+        raise ValueError(f"Spatial dimensions must match; query, key and value have {tokens}.")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"Head dim of query is {query.shape[-1]}, of key {key.shape[-1]}.")
+    if key.shape[-2] != value.shape[-2] or query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"heads {query.shape[-2]} of query must be divisible by those of key "
+            f"{key.shape[-2]}, which value has too ({value.shape[-2]})."
+        )
+    if (additional_keys is None) != (additional_values is None):
+        raise ValueError("additional_keys and additional_values must both be provided, or neither.")
+    for name, more in (("keys", additional_keys), ("values", additional_values)):
+        if more is None:
+            continue
+        if more.ndim != 4:
+            raise ValueError(f"additional_{name} must be 4D: [batch, tokens, heads, head dim].")
+        if more.shape[0] != query.shape[0]:
+            raise ValueError(f"additional_{name} have batch {more.shape[0]}, not {query.shape[0]}.")
+        if name == "keys" and more.shape[-1] != query.shape[-1]:
+            raise ValueError(
+                f"additional_{name} have head dim {more.shape[-1]}, not {query.shape[-1]}."
+            )
 
 
 def port_na(
@@ -258,6 +295,7 @@ def port_na(
 ):  # fmt: skip
     """stride leaves queries out: the ports' meaning."""
     _check_rank(rank, query, key, value)
+    _check_port(query, key, value, additional_keys, additional_values)
     tokens = query.shape[1:-2]
     window = _port_window(rank, tokens, kernel_size, stride, dilation, is_causal)
     kernel, stride, dilation, is_causal = window
@@ -327,8 +365,10 @@ def port_varlen(
     rows = [[n] if rank == 1 else n for n in lengths.tolist()]
     for row in rows:
         if any(n < k or n > most for n, k, most in zip(row, kernel, tokens)):
+            most = "L_max" if rank == 1 else "max_spatial"
             raise ValueError(
-                f"{name} holds {row}; along each axis from kernel_size {kernel} to {tuple(tokens)}."
+                f"{name} holds {row}; each must lie between kernel_size {kernel} and {most} "
+                f"{tuple(tokens)}."
             )
     xp = sys.modules[front.__name__.rpartition(".")[2]]  # torch or numpy
     samples = []
@@ -352,11 +392,19 @@ def _padded(xp, output, tokens):
 
 def port_merge(front, rank, outputs, lse_tensors, use_autograd_fix=True):
     """Differentiable for any number of parts; use_autograd_fix changes nothing."""
-    if len(outputs) < 2 or len(outputs) != len(lse_tensors):
+    if len(outputs) < 2:
+        raise ValueError(f"at least two outputs are needed, not {len(outputs)}.")
+    if len(outputs) != len(lse_tensors):
         raise ValueError(
-            f"two or more outputs and as many lse_tensors, not {len(outputs)} and "
+            f"the numbers of outputs and lse_tensors must match: {len(outputs)} and "
             f"{len(lse_tensors)}."
         )
+    for output, lse in zip(outputs, lse_tensors):
+        if output.shape != outputs[0].shape or lse.shape != output.shape[:-1]:
+            raise ValueError(
+                f"shapes must match: output {tuple(output.shape)}, lse {tuple(lse.shape)}, first "
+                f"output {tuple(outputs[0].shape)}."
+            )
     return _merge(front, outputs, lse_tensors)
 
 
