@@ -278,6 +278,15 @@ def test_import_brings_no_framework():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_natten_mlx_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; import numpy, vecina.compat; "
+        "vecina.compat.install('natten_mlx'); from natten_mlx import na1d; "
+        "x = numpy.ones((1, 9, 2, 4), 'float32'); assert (na1d(x, x, x, 3) == 1).all()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_about_itself():
     assert vecina.backends()[-1] == "reference" and "cpu" in vecina.backends()
     assert vecina.info()["version"] == vecina.__version__
