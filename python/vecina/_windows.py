@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Windows as index tables, and the two halves of attention composed from a framework's own operations.
+"""Windows as index tables, and the halves of attention, of a framework's own operations.
 
 The window is the library's (``_vecina.windows``); it is not worked out a second time here. What
 follows gathers every window, so it takes tokens x window x head_dim numbers of memory: for models
@@ -80,7 +80,8 @@ def axis_lists(axis: Axis, right_aligned: bool) -> tuple[list, list, list]:
         query, missing = j * axis.output_stride, axis.kernel_size - count
         keys = [begin + step * i for i in range(count)]
         relative = [(key - query) // axis.dilation + axis.kernel_size - 1 for key in keys]
-        for table, row, empty in ((index, keys, 0), (bias, relative, 0), (seen, [True] * count, False)):
+        filled = (index, keys, 0), (bias, relative, 0), (seen, [True] * count, False)
+        for table, row, empty in filled:
             table.append([empty] * missing + row if right_aligned else row + [empty] * missing)
     return index, bias, seen
 
@@ -156,7 +157,7 @@ def compose_qk(xp, tables, query, key, axes, scale, additional_keys, bias):
 
 
 def compose_av(xp, tables, attention, value, axes, additional_values):
-    """Output ``[batch, queries..., heads, head_dim_value]`` of weights as compose_qk() lays them."""
+    """Output ``[batch, queries..., heads, head_dim_value]`` of weights laid as in compose_qk()."""
     window = tables.index.shape[1]
     additional = 0 if additional_values is None else additional_values.shape[1]
     batch, heads_kv, head_dim = value.shape[0], *value.shape[-2:]

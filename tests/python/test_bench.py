@@ -14,7 +14,8 @@ from vecina import bench  # noqa: E402
 from vecina.bench import contestants, report, rows  # noqa: E402
 
 SMALL = [
-    rows.Row("a", "baseline", "A", "1D", "1d 12 kernel_size 5 batch 2 heads 4 head_dim 8", "output"),
+    rows.Row("a", "baseline", "A", "1D", "1d 12 kernel_size 5 batch 2 heads 4 head_dim 8",
+             "output"),
     rows.Row(
         "b", "gqa", "B", "2D",
         "2d 6x7 kernel_size 3 batch 1 heads 4 head_dim 8 heads_kv 2 additional 3", "output",

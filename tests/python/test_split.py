@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""qk() and av() against the fused function, and what they exist for: other derivatives, the logits."""
+"""qk() and av() against the whole, and what they exist for: the logits, other derivatives."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``python -m vecina.bench``: the 21 configurations of the seed benchmark from Python.
 
-Measured as the seed does: inputs drawn once, warm-up calls, then each call timed on its own, forward
-only; the upper median counts. ``--overhead`` times the parts of one call instead.
+Measured as the seed does: inputs drawn once, warm-up calls, then each call timed on its own,
+forward only; the upper median counts. ``--overhead`` times the parts of one call instead.
 """
 
 from __future__ import annotations

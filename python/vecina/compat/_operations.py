@@ -23,8 +23,12 @@ def recorded() -> dict[str, dict]:
 
 
 def _record(name: str, tuning: dict) -> None:
-    usual = (None, False) if not tuning.get("run_persistent_kernel", True) else (None, False, True)
-    given = {key: value for key, value in tuning.items() if value not in usual}
+    # run_persistent_kernel alone is True by default; the others are False or None.
+    given = {
+        key: value
+        for key, value in tuning.items()
+        if value is not None and value is not (key == "run_persistent_kernel")
+    }
     if given:
         _recorded[name] = given
 
