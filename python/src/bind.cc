@@ -226,6 +226,20 @@ nb::tuple window(const std::string& line, int axis, int64_t index) {
   return nb::make_tuple(begin, step, count);
 }
 
+nb::list windows(const std::string& line, int axis) {
+  const vecina_problem problem = parse(line);
+  if (axis < 0 || axis >= problem.rank) throw nb::value_error("axis is not one of the problem's.");
+  const int64_t queries =
+      (problem.extent[axis] + problem.output_stride[axis] - 1) / problem.output_stride[axis];
+  nb::list rows;
+  for (int64_t index = 0; index < queries; ++index) {
+    int64_t begin = 0, step = 0, count = 0;
+    throw_if_failed(vecina_window(&problem, axis, index, &begin, &step, &count));
+    rows.append(nb::make_tuple(begin, step, count));
+  }
+  return rows;
+}
+
 NB_MODULE(_vecina, m) {
   m.doc() = "The calls of the C interface for tensors of any framework; used by vecina's modules.";
   m.def("forward", &forward, "query"_a.none(), "key"_a.none(), "value"_a.none(),
@@ -254,6 +268,7 @@ NB_MODULE(_vecina, m) {
   m.def("info", &info, "backend"_a.none() = nb::none(), "JSON: version, backends, machine.");
   m.def("window", &window, "line"_a, "axis"_a, "index"_a,
         "(begin, step, count) of the keys that a query sees along an axis.");
+  m.def("windows", &windows, "line"_a, "axis"_a, "window() of every query of an axis, in order.");
   m.def("set_num_threads", &set_num_threads, "threads"_a);
 }
 

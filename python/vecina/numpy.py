@@ -15,6 +15,7 @@ ValueError says what does not fit. NotImplementedError says why the backend does
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 try:
@@ -22,7 +23,7 @@ try:
 except ImportError as error:  # pragma: no cover
     raise ImportError("vecina.numpy needs NumPy: pip install numpy") from error
 
-from vecina import _vecina
+from vecina import _vecina, _windows
 from vecina._shapes import Axes, Flags, output_shape, rank_of
 
 _ATTENTION = 0
@@ -251,9 +252,76 @@ def merge_attentions_backward(
     return grad_outputs, grad_lses
 
 
+@functools.lru_cache(maxsize=64)
+def _tables(axes, right_aligned):
+    parts = [map(np.asarray, _windows.axis_lists(axis, right_aligned)) for axis in axes]
+    return _windows.combine(axes, [tuple(part) for part in parts])
+
+
+def qk(
+    query,
+    key,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    additional_keys=None,
+    bias=None,
+    output_stride: Axes = 1,
+    right_aligned: bool = False,
+):
+    """Logits of every query over its window: the first half of neighborhood_attention().
+
+    Composed of NumPy's operations on gathered windows (float16, float32, float64): for checks and
+    for the logits themselves, not for speed.
+
+    Args:
+        right_aligned: a causal window that the border cuts has its empty slots first, not last.
+        The others are those of neighborhood_attention().
+
+    Returns:
+        ``[batch, queries..., heads, slots]``, slots row-major over the axes of the window, then the
+        additional tokens; -inf in slots without a key.
+    """
+    rank = rank_of(np.shape(query), "qk")
+    axes = _windows.axes_of(
+        query.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
+    )
+    tables = _tables(axes, right_aligned)
+    return _windows.compose_qk(np, tables, query, key, axes, scale, additional_keys, bias)
+
+
+def av(
+    attention,
+    value,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    *,
+    additional_values=None,
+    output_stride: Axes = 1,
+    right_aligned: bool = False,
+):
+    """Weighted sums of values over the windows: the second half of neighborhood_attention().
+
+    attention is ``[batch, queries..., heads, slots]`` as qk() lays it; slots without a key count
+    as 0. Returns ``[batch, queries..., heads, head_dim_value]``.
+    """
+    rank = rank_of(np.shape(value), "av")
+    axes = _windows.axes_of(
+        value.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
+    )
+    tables = _tables(axes, right_aligned)
+    return _windows.compose_av(np, tables, attention, value, axes, additional_values)
+
+
 __all__ = [
     "attention",
     "attention_backward",
+    "av",
     "merge_attentions",
     "merge_attentions_backward",
     "na1d",
@@ -261,4 +329,5 @@ __all__ = [
     "na3d",
     "neighborhood_attention",
     "neighborhood_attention_backward",
+    "qk",
 ]

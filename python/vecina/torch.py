@@ -19,6 +19,8 @@ ValueError says what does not fit. NotImplementedError says why the backend does
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 
 try:
@@ -28,6 +30,7 @@ except ImportError as error:
 
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina
 from vecina._shapes import Axes, Flags, output_shape, rank_of
@@ -40,10 +43,16 @@ def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
+def _new_output(query: Tensor, shape) -> Tensor:
+    if shape == query.shape:  # empty_like() costs half of new_empty()
+        return torch.empty_like(query, memory_format=torch.contiguous_format)
+    return query.new_empty(shape)
+
+
 def _new_outputs(tensors, parameters):
     query = tensors[0]
     shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
+    return _new_output(query, shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
 
 
 def _new_gradients(tensors):
@@ -206,6 +215,50 @@ torch.library.register_autograd(
 )
 
 
+def _fold(tensor, dim, size: int):
+    """[size, batch, ...] as [size * batch, ...]; what vmap does not go over is repeated."""
+    if tensor is None:
+        return None
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.flatten(0, 1)
+
+
+def _forward_vmap(info, in_dims, *args):
+    # One call over a larger batch; autograd is below, so that gradients are one call too.
+    if in_dims[5] is not None:
+        raise NotImplementedError("vmap over a bias: not yet.")
+    tensors = [
+        args[i] if i == 5 else _fold(args[i], in_dims[i], info.batch_size)
+        for i in range(_NUM_TENSORS)
+    ]
+    found = torch.ops.vecina.forward(*tensors, *args[_NUM_TENSORS:])
+    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in found), (0, 0)
+
+
+torch.library.register_vmap("vecina::forward", _forward_vmap, lib=_library)
+
+
+def _flops(query, value, key, additional, parameters) -> int:
+    """Of both products. A window that causality cuts counts whole."""
+    rank, kernel_size, output_stride = parameters[0], parameters[1], parameters[6]
+    shape = output_shape(query, value, list(output_stride)) if rank else query
+    keys = math.prod(kernel_size) if rank else key[1]
+    keys += additional[1] if additional is not None else 0
+    return 2 * math.prod(shape[:-1]) * keys * (query[-1] + value[-1])
+
+
+@register_flop_formula(torch.ops.vecina.forward)
+def _forward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
+    return _flops(query, value, key, additional, rest[3:])
+
+
+@register_flop_formula(torch.ops.vecina.backward)
+def _backward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
+    """Five products: the logits once more, and four gradients."""
+    dims = 3 * query[-1] + 2 * value[-1]
+    return _flops(query, value, key, additional, rest[7:]) * dims // (query[-1] + value[-1])
+
+
 class _Forward(torch.autograd.Function):
     """The eager path with autograd: no op, no dispatcher."""
 
@@ -230,27 +283,28 @@ class _Forward(torch.autograd.Function):
         return (None, *gradients, None)
 
 
-_plain_types = frozenset((Tensor, nn.Parameter))
+_plain_types = frozenset((Tensor, nn.Parameter, type(None)))
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 def _is_plain(tensors) -> bool:
     """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
-    if _is_compiling() or _dispatch_modes() or _transforms() is not None:
-        return False
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in _plain_types:
-            return False
-    return True
+    return not (
+        _is_compiling() or _dispatch_modes() or _transforms() is not None
+    ) and _plain_types.issuperset(map(type, tensors))
 
 
 def _needs_gradient(tensors) -> bool:
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
+    if not torch.is_grad_enabled():
+        return False
+    if tensors[0].requires_grad or tensors[1].requires_grad or tensors[2].requires_grad:
+        return True
+    for tensor in tensors[3:]:
+        if tensor is not None and tensor.requires_grad:
+            return True
     return False
 
 
@@ -261,14 +315,68 @@ def _listed(value, rank: int):
     return list(value) if value is not None else []
 
 
+_is_decomposing = False
+
+
+@contextlib.contextmanager
+def decompose():
+    """Inside, neighborhood_attention() is composed of PyTorch's own operations, by qk() and av().
+
+    For exporters (ONNX and others) and devices that know no op of vecina: with shapes that are
+    fixed, what remains are gathers, products and a softmax. Slow, and tokens x window x head_dim
+    numbers of memory. ``lengths`` are not taken. It holds for every thread of the process.
+    """
+    global _is_decomposing
+    before, _is_decomposing = _is_decomposing, True
+    try:
+        yield
+    finally:
+        _is_decomposing = before
+
+
+def _composed(tensors, parameters, return_lse: bool):
+    query, key, value, additional_keys, additional_values, bias, lengths = tensors
+    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, _ = parameters
+    if lengths is not None:
+        raise NotImplementedError("lengths inside decompose(): not yet.")
+    if rank == _ATTENTION:
+        if is_causal:
+            raise NotImplementedError("causal attention() inside decompose(): not yet.")
+        shape = (*query.shape[:2], key.shape[-2], -1, query.shape[-1])
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if additional_keys is not None:
+            key = torch.cat((key, additional_keys), 1)
+            value = torch.cat((value, additional_values), 1)
+        logits = torch.einsum("bqhgd,bkhd->bqhgk", query.reshape(shape) * scale, key)
+        output = torch.einsum("bqhgk,bkhd->bqhgd", logits.softmax(-1), value)
+        output, logits = output.flatten(2, 3), logits.flatten(2, 3)
+    else:
+        window = (kernel_size, stride, dilation, is_causal)
+        logits = qk(
+            query, key, *window, scale, additional_keys=additional_keys, bias=bias,
+            output_stride=output_stride,
+        )  # fmt: skip
+        output = av(
+            logits.softmax(-1).to(value.dtype), value, *window, additional_values=additional_values,
+            output_stride=output_stride,
+        )  # fmt: skip
+    return (output, logits.to(_lse_dtype(query)).logsumexp(-1)) if return_lse else output
+
+
 def _call(tensors, parameters, return_lse: bool):
     query = tensors[0]
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+    if (
+        _is_any_autocast_enabled()
+        and torch.is_autocast_enabled(query.device.type)
+        and query.dtype != torch.float64
+    ):
         dtype = torch.get_autocast_dtype(query.device.type)
         tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
     bias = tensors[5]
     if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
         tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), tensors[6])
+    if _is_decomposing:
+        return _composed(tensors, parameters, return_lse)
     if not _is_plain(tensors):
         rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
         output, lse = torch.ops.vecina.forward(
@@ -279,8 +387,9 @@ def _call(tensors, parameters, return_lse: bool):
     elif _needs_gradient(tensors):
         output, lse = _Forward.apply(parameters, *tensors)
     else:
+        query = tensors[0]
         shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-        output = tensors[0].new_empty(shape)
+        output = _new_output(query, shape)
         lse = output.new_empty(shape[:-1], dtype=_lse_dtype(output)) if return_lse else None
         _run_forward(tensors, output, lse, parameters)
     return (output, lse) if return_lse else output
@@ -332,15 +441,38 @@ def neighborhood_attention(
 
 
 def _of_rank(rank: int):
-    def function(query, key, value, kernel_size, *args, **keywords):
-        if query.ndim != rank + 3:
+    name, dimensions = f"na{rank}d", rank + 3
+
+    def function(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Axes,
+        stride: Axes = 1,
+        dilation: Axes = 1,
+        is_causal: Flags = False,
+        scale: float | None = None,
+        *,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        bias: Tensor | None = None,
+        lengths: Tensor | None = None,
+        output_stride: Axes = 1,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ):
+        if query.ndim != dimensions:
             raise ValueError(
-                f"query has {query.ndim} dimensions; na{rank}d takes {rank + 3}: "
+                f"query has {query.ndim} dimensions; {name} takes {dimensions}: "
                 "[batch, tokens..., heads, head_dim]."
             )
-        return neighborhood_attention(query, key, value, kernel_size, *args, **keywords)
+        return _call(
+            (query, key, value, additional_keys, additional_values, bias, lengths),
+            (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend),
+            return_lse,
+        )
 
-    function.__name__ = function.__qualname__ = f"na{rank}d"
+    function.__name__ = function.__qualname__ = name
     function.__doc__ = f"neighborhood_attention() with {rank} axes of tokens."
     return function
 
@@ -384,106 +516,25 @@ def merge_attentions(
     return torch.ops.vecina.merge(list(outputs), list(lses), backend)
 
 
-class _NeighborhoodAttention(nn.Module):
-    """Projects to query, key and value, attends, projects back.
-
-    Parameters ``qkv`` and ``proj`` as in NATTEN and natten-mps; with num_kv_heads other than
-    num_heads ``q_proj``, ``kv_proj`` and ``proj`` as in natten-mps. Input and output:
-    ``[batch, tokens..., embed_dim]``. The arguments are those of natten-mps in its order (NATTEN has
-    no num_kv_heads and attn_drop; name the arguments after is_causal). stride is NATTEN's: the
-    output has the tokens of the input. attn_drop other than 0 is not there yet.
-    """
-
-    rank: int
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        kernel_size: Axes,
-        stride: Axes = 1,
-        dilation: Axes = 1,
-        is_causal: Flags = False,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        backend: str | None = None,
-    ):
-        super().__init__()
-        if attn_drop != 0.0:
-            raise NotImplementedError(f"attn_drop {attn_drop}: attention dropout: not yet; use 0.")
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}.")
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}."
-            )
-        self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
-        self.head_dim = embed_dim // num_heads
-        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.is_causal, self.scale, self.backend = is_causal, qk_scale, backend
-        if num_kv_heads == num_heads:
-            self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        else:
-            self.q_proj = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
-            self.kv_proj = nn.Linear(embed_dim, 2 * num_kv_heads * self.head_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"input has shape {tuple(x.shape)}; [batch, {self.rank} axes of tokens, "
-                f"{self.embed_dim}] is needed."
-            )
-        tokens = x.shape[:-1]
-        if self.num_kv_heads == self.num_heads:
-            packed = self.qkv(x).view(*tokens, 3, self.num_heads, self.head_dim)
-            query, key, value = packed.unbind(-3)
-        else:
-            query = self.q_proj(x).view(*tokens, self.num_heads, self.head_dim)
-            packed = self.kv_proj(x).view(*tokens, 2, self.num_kv_heads, self.head_dim)
-            key, value = packed.unbind(-3)
-        output = neighborhood_attention(
-            query, key, value, self.kernel_size, self.stride, self.dilation, self.is_causal,
-            self.scale, backend=self.backend,
-        )  # fmt: skip
-        return self.proj_drop(self.proj(output.reshape(x.shape)))
-
-    def extra_repr(self) -> str:
-        return (
-            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
-            f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, "
-            f"is_causal={self.is_causal}"
-        )
-
-
-class NeighborhoodAttention1D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 1
-
-
-class NeighborhoodAttention2D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 2
-
-
-class NeighborhoodAttention3D(_NeighborhoodAttention):
-    __doc__ = _NeighborhoodAttention.__doc__
-    rank = 3
-
+# At the end, because the modules call the functions above.
+from vecina._torch_modules import (  # noqa: E402
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+)
+from vecina._torch_split import av, qk  # noqa: E402
 
 __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "attention",
+    "av",
+    "decompose",
     "merge_attentions",
     "na1d",
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "qk",
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """vecina.numpy against the oracle (the reference backend) and against its own definition."""
 
+import os
 import subprocess
 import sys
 
@@ -53,10 +54,18 @@ def problems(draw):
     if extra:
         keywords["additional_keys"] = random(rng, (batch, extra, heads_kv, dim), dtype)
         keywords["additional_values"] = random(rng, (batch, extra, heads_kv, dim_value), dtype)
+    if draw(st.booleans()):
+        sizes = [2 * k - 1 for k in kernel]
+        bias_dtype = "float64" if dtype == "float64" else "float32"
+        keywords["bias"] = random(rng, (group * heads_kv, *sizes), bias_dtype)
     return arrays, keywords
 
 
-@settings(max_examples=300, deadline=None)
+# VECINA_EXAMPLES=2000 for a long run.
+EXAMPLES = int(os.environ.get("VECINA_EXAMPLES", "300"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(problems())
 def test_is_the_oracle(problem):
     arrays, keywords = problem
@@ -69,6 +78,35 @@ def test_is_the_oracle(problem):
     largest = max(1.0, float(np.abs(arrays[2]).max()))
     np.testing.assert_allclose(output, wanted, rtol=tolerance, atol=tolerance * largest)
     np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=EXAMPLES // 3, deadline=None)
+@given(problems())
+def test_gradients_are_the_oracles(problem):
+    arrays, keywords = problem
+    output, lse = vn.neighborhood_attention(
+        *arrays, **keywords, return_lse=True, backend="reference"
+    )
+    rng = np.random.default_rng(0)
+    gradients = random(rng, output.shape, output.dtype), random(rng, lse.shape, lse.dtype)
+
+    def backward(backend):
+        return vn.neighborhood_attention_backward(
+            *arrays, output, lse, gradients[0], grad_lse=gradients[1], backend=backend, **keywords
+        )
+
+    wanted = backward("reference")
+    try:
+        found = backward(None)
+    except NotImplementedError as error:
+        assert "bias" in keywords and "bias" in str(error)  # the cpu may have no bias here
+        return
+    assert found.keys() == wanted.keys()
+    tolerance = 5 * TOLERANCE[output.dtype.name]
+    for name, array in found.items():
+        assert array.dtype == wanted[name].dtype
+        largest = max(1.0, float(np.abs(wanted[name]).max()))
+        np.testing.assert_allclose(array, wanted[name], rtol=tolerance, atol=tolerance * largest)
 
 
 def plain_1d(query, key, value, kernel_size, scale):
@@ -237,6 +275,15 @@ def test_what_a_backend_does_not_take_is_not_given_to_the_reference():
 
 def test_import_brings_no_framework():
     code = "import sys, vecina; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_natten_mlx_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; import numpy, vecina.compat; "
+        "vecina.compat.install('natten_mlx'); from natten_mlx import na1d; "
+        "x = numpy.ones((1, 9, 2, 4), 'float32'); assert (na1d(x, x, x, 3) == 1).all()"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,9 +8,7 @@ same run: allocating the output, and with autograd an empty autograd.Function.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 
 
@@ -47,7 +45,7 @@ def measure_overhead(calls: int) -> dict[str, float]:
     output, leaf = torch.empty_like(tensor), tensor.clone().requires_grad_()
     inputs = (tensor, tensor, tensor, None, None, None, None)
     times = {
-        "allocate the output": best_us(lambda: tensor.new_empty(tensor.shape), calls),
+        "allocate the output": best_us(lambda: torch.empty_like(tensor), calls),
         "empty autograd.Function": best_us(lambda: Empty.apply(leaf), calls),
         "extension, plan and kernel": best_us(
             lambda: _vecina.forward(
@@ -73,27 +71,10 @@ def measure_overhead(calls: int) -> dict[str, float]:
     return times
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m vecina.bench", description=__doc__)
-    parser.add_argument("--overhead", action="store_true", help="time each part of a call")
-    parser.add_argument("--calls", type=int, default=4000, metavar="N", help="calls of a round")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(arguments)
-    if not options.overhead or options.calls < 1:
-        print(
-            "vecina.bench: the table of configurations from Python: not yet; `vecina bench` prints "
-            "it. Here: --overhead [--calls N, 1 or more] [--json].",
-            file=sys.stderr,
-        )
-        return 2
-    times = measure_overhead(options.calls)
-    if options.json:
+def print_overhead(calls: int, as_json: bool) -> None:
+    times = measure_overhead(calls)
+    if as_json:
         print(json.dumps(times))
-    else:
-        for name, microseconds in times.items():
-            print(f"{name:<28} {microseconds:6.2f} us")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return
+    for name, microseconds in times.items():
+        print(f"{name:<28} {microseconds:6.2f} us")

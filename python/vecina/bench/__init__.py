@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""``python -m vecina.bench``: the 21 configurations of the seed benchmark from Python.
+
+Measured as the seed does: inputs drawn once, warm-up calls, then each call timed on its own,
+forward only; the upper median counts. ``--overhead`` times the parts of one call instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+
+from vecina.bench import rows as _rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m vecina.bench", description=__doc__)
+    add = parser.add_argument
+    add("--features", nargs="+", choices=_rows.features(), metavar="NAME",
+        help=f"only some of {' '.join(_rows.features())}")
+    add("--backends", metavar="A,B", default="cpu,sdpa",
+        help="whom to compare: vecina's backends, sdpa (torch's, with a mask), flex "
+        "(FlexAttention), natten, natten-mps (cpu,sdpa)")
+    add("--json", nargs="?", const="-", metavar="FILE",
+        help="write JSON; - or nothing is standard output, the table then goes to standard error")
+    add("--plot", metavar="FILE.png", help="draw the results as bars (needs matplotlib)")
+    add("--warmup", type=int, default=5, metavar="N", help="untimed calls first (5)")
+    add("--repeats", type=int, default=30, metavar="N", help="timed calls (30)")
+    add("--threads", type=int, metavar="N", help="threads of vecina and of torch")
+    add("--overhead", action="store_true", help="time each part of a call")
+    add("--calls", type=int, default=4000, metavar="N", help="calls of a round of --overhead")
+    return parser
+
+
+def _times(call, warmup: int, repeats: int) -> list[float]:
+    for _ in range(warmup):
+        call()
+    times_ms = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        call()
+        times_ms.append((time.perf_counter_ns() - start) / 1e6)
+    return times_ms
+
+
+@contextlib.contextmanager
+def _progress(total: int):
+    """A function to call with each row's name; silent where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        shown = iter(range(1, total + 1))
+        yield lambda name: print(f"[{next(shown)}/{total}] {name} ...", file=sys.stderr)
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda name: progress.update(task, advance=1, description=name)
+
+
+def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30):
+    """(results in the order of rows, why who could not run what); without autograd."""
+    import torch
+
+    from vecina.bench import contestants, report
+
+    makers = {name: contestants.find(name) for name in names}
+    results, reasons = [], []
+    with torch.no_grad(), _progress(len(rows)) as progress:
+        for row in rows:
+            progress(row.name)
+            inputs, times = contestants.draw(row), {}
+            for name, make in makers.items():
+                try:
+                    call = make(row, inputs)
+                    times[name] = report.Times.of(_times(call, warmup, repeats))
+                except (contestants.Unavailable, NotImplementedError) as error:
+                    times[name] = None
+                    reasons.append(f"n/a on {name}: {error}")
+            results.append(report.Result(row, times))
+    return results, list(dict.fromkeys(reasons))
+
+
+def _run(options) -> None:
+    import torch
+
+    import vecina
+    from vecina.bench import report
+
+    if options.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise ValueError("--plot needs matplotlib: pip install matplotlib.") from error
+    if options.threads:
+        vecina.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads)
+    names = options.backends.split(",")
+    results, reasons = measure(
+        names, _rows.rows(options.features), options.warmup, options.repeats
+    )
+    footer = (
+        f"{report.device()}; {', '.join(names)}; threads {options.threads or 'default'} (torch "
+        f"{torch.get_num_threads()}); {options.warmup} warm-up calls, median of {options.repeats} "
+        f"repeats; vecina {vecina.__version__}, torch {torch.__version__}"
+    )
+    shown = sys.stderr if options.json == "-" else sys.stdout
+    print(report.table(names, results, reasons, footer), file=shown)
+    if options.json:
+        text = json.dumps(report.to_json(names, results), indent=2) + "\n"
+        if options.json == "-":
+            sys.stdout.write(text)
+        else:
+            with open(options.json, "w") as file:
+                file.write(text)
+    if options.plot:
+        report.plot(options.plot, names, results)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 if the arguments are wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        for name, least in (("warmup", 0), ("repeats", 1), ("calls", 1), ("threads", 1)):
+            value = getattr(options, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value} is below {least}.")
+        if options.overhead:
+            from vecina.bench import overhead
+
+            overhead.print_overhead(options.calls, options.json is not None)
+        else:
+            _run(options)
+    except (ValueError, OSError) as error:
+        print(f"vecina.bench: {error}", file=sys.stderr)
+        return 2
+    return 0

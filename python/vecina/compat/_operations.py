@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: MIT
+"""The functions of every release, in terms of vecina.torch or vecina.numpy (``front``).
+
+Each takes the front, the rank (0: from the tensors) and the arguments by the release's names.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from vecina._windows import Axis, axis_lists
+from vecina.compat import _port_backends, _port_utils
+
+_recorded: dict[str, dict] = {}
+
+
+def recorded() -> dict[str, dict]:
+    """Tuning arguments that the last call of each function was given, by name of the function.
+
+    vecina chooses its kernels itself: such arguments are taken and kept, and change nothing.
+    """
+    return {name: dict(given) for name, given in _recorded.items()}
+
+
+def _record(name: str, tuning: dict) -> None:
+    # run_persistent_kernel alone is True by default; the others are False or None.
+    given = {
+        key: value
+        for key, value in tuning.items()
+        if value is not None and value is not (key == "run_persistent_kernel")
+    }
+    if given:
+        _recorded[name] = given
+
+
+def _dense(*tensors) -> None:
+    for tensor in tensors:
+        if getattr(tensor, "is_nested", False) or getattr(tensor, "is_sparse", False):
+            raise NotImplementedError("nested and sparse tensors: not yet; use dense ones.")
+
+
+# NATTEN
+
+
+def natten_na(
+    front, rank, query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
+    rpb=None, additional_keys=None, additional_values=None, return_lse=False, backend=None,
+    kernel_schedule=None, **tuning,
+):  # fmt: skip
+    from vecina.compat import _backends, _checks, _types
+
+    _dense(query, key, value)
+    rank = rank or query.ndim - 3
+    if query.ndim != rank + 3 or rank not in (1, 2, 3):
+        raise ValueError(f"query has {query.ndim} dimensions; batch, tokens, heads, head_dim.")
+    _backends.check(backend, _backends.FNA)
+    if not isinstance(kernel_schedule, (_types.KernelSchedule, type(None))):
+        if kernel_schedule not in ("non", "coop", "pp"):
+            raise ValueError(f"kernel_schedule {kernel_schedule!r} is none of non, coop, pp.")
+    window = _checks.check_all_args(rank, kernel_size, stride, dilation, is_causal)
+    _checks.check_args_against_input(query, *window)
+    _record(f"na{rank}d", {**tuning, "backend": backend, "kernel_schedule": kernel_schedule})
+    return front.neighborhood_attention(
+        query, key, value, *window, scale, additional_keys=additional_keys,
+        additional_values=additional_values, bias=rpb, return_lse=return_lse,
+    )  # fmt: skip
+
+
+def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
+    """By vecina's reference, which sums in double."""
+    for name in ("stride", "dilation", "is_causal"):
+        if keywords[name] is None:
+            del keywords[name]
+    return front.neighborhood_attention(
+        query, key, value, kernel_size, backend="reference", **keywords
+    )
+
+
+def varlen_parameters(front, rank, query, key, value, seqlens_Q=None, seqlens_KV=None):
+    """(cumulative lengths of queries, of keys, largest of queries, of keys); int32 tensors."""
+    import torch
+
+    if (seqlens_Q is None) != (seqlens_KV is None):
+        raise ValueError("seqlens_Q and seqlens_KV belong together.")
+    if seqlens_Q is None:
+        return None, None, 0, 0
+    for name, lengths, tensor in (("seqlens_Q", seqlens_Q, query), ("seqlens_KV", seqlens_KV, key)):
+        if not isinstance(lengths, torch.Tensor) or lengths.dtype != torch.int32:
+            raise ValueError(f"{name} must be a tensor of int32.")
+        if lengths.ndim != 1 or len(lengths) < 1 or lengths.device != tensor.device:
+            raise ValueError(f"{name} must be one-dimensional, not empty, on the tensors' device.")
+    if len(seqlens_Q) != len(seqlens_KV):
+        raise ValueError(f"{len(seqlens_Q)} sequences of queries, {len(seqlens_KV)} of keys.")
+    if query.shape[0] != 1:
+        raise ValueError(f"packed sequences need batch 1, not {query.shape[0]}.")
+    zero = seqlens_Q.new_zeros(1)
+    sums = [
+        torch.cat((zero, lengths.cumsum(0, dtype=torch.int32)))
+        for lengths in (seqlens_Q, seqlens_KV)
+    ]
+    return (*sums, int(seqlens_Q.max()), int(seqlens_KV.max()))
+
+
+def _packed_bounds(query, key, lengths: dict) -> list[tuple[int, int, int, int]] | None:
+    """(queries from, to, keys from, to) of each sequence; None: not packed."""
+    sums = [lengths[f"cumulative_seqlen_{side}"] for side in ("Q", "KV")]
+    if lengths["seqlens_Q"] is not None or lengths["seqlens_KV"] is not None:
+        seqlens = lengths["seqlens_Q"], lengths["seqlens_KV"]
+        sums = varlen_parameters(None, 0, query, key, key, *seqlens)[:2]
+    elif sums == [None, None]:
+        return None
+    import torch
+
+    if any(s is None or not isinstance(s, torch.Tensor) or s.dtype != torch.int32 for s in sums):
+        raise ValueError("cumulative_seqlen_Q and _KV belong together, as tensors of int32.")
+    if any(s.ndim != 1 or len(s) < 2 for s in sums) or len(sums[0]) != len(sums[1]):
+        raise ValueError("cumulative_seqlen_Q and _KV need sequences + 1 numbers each.")
+    if query.shape[0] != 1 or key.shape[0] != 1:
+        raise ValueError(f"packed sequences need batch 1, not {query.shape[0]}.")
+    of_queries, of_keys = (s.tolist() for s in sums)
+    for name, bounds, total in (("Q", of_queries, query.shape[1]), ("KV", of_keys, key.shape[1])):
+        if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+            raise ValueError(
+                f"cumulative lengths {name} are {bounds}; they must rise from 0 to {total}."
+            )
+    return list(zip(of_queries, of_queries[1:], of_keys, of_keys[1:]))
+
+
+def natten_attention(
+    front, rank, query, key, value, is_causal=False, scale=None, return_lse=False, backend=None,
+    seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None, cumulative_seqlen_KV=None,
+    max_seqlen_Q=None, max_seqlen_KV=None, **tuning,
+):  # fmt: skip
+    """Packed sequences are one call of attention() each."""
+    from vecina.compat import _backends
+
+    _dense(query, key, value)
+    if query.ndim != 4:
+        raise ValueError(f"query has {query.ndim} dimensions; [batch, queries, heads, head_dim].")
+    _backends.check(backend, _backends.FMHA)
+    _record("attention", {**tuning, "backend": backend})
+    bounds = _packed_bounds(
+        query,
+        key,
+        dict(
+            seqlens_Q=seqlens_Q,
+            seqlens_KV=seqlens_KV,
+            cumulative_seqlen_Q=cumulative_seqlen_Q,
+            cumulative_seqlen_KV=cumulative_seqlen_KV,
+        ),
+    )
+    if bounds is None:
+        return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
+    import torch
+
+    parts = [
+        front.attention(
+            query[:, a:b], key[:, c:d], value[:, c:d], bool(is_causal), scale, return_lse=True
+        )
+        for a, b, c, d in bounds
+        if a < b
+    ]
+    output, lse = (torch.cat([part[i] for part in parts], 1) for i in (0, 1))
+    return (output, lse) if return_lse else output
+
+
+def natten_merge(
+    front, rank, outputs, lse_tensors, torch_compile=True, use_autograd_fix=True
+):
+    """Differentiable for any number of parts; the two switches change nothing."""
+    if len(outputs) < 2 or len(outputs) != len(lse_tensors):
+        raise ValueError(
+            f"two or more outputs and as many lse_tensors, not {len(outputs)} and "
+            f"{len(lse_tensors)}."
+        )
+    for output, lse in zip(outputs, lse_tensors):
+        if output.ndim != 4 or output.shape != outputs[0].shape or lse.shape != output.shape[:-1]:
+            raise ValueError(
+                f"outputs {tuple(output.shape)} and lse {tuple(lse.shape)} do not fit; all "
+                "[batch, tokens, heads, head_dim] and without head_dim."
+            )
+    return _merge(front, outputs, lse_tensors)
+
+
+def _merge(front, outputs, lse_tensors):
+    parts = [*outputs, *lse_tensors]
+    if not any(getattr(part, "requires_grad", False) for part in parts):
+        return front.merge_attentions(list(outputs), list(lse_tensors))
+    # With gradients of PyTorch's own operations, as the releases had them on every device.
+    import torch
+
+    lses = torch.stack([lse.to(torch.promote_types(lse.dtype, torch.float32))
+                        for lse in lse_tensors])  # fmt: skip
+    weights = lses.softmax(0).unsqueeze(-1)
+    merged = sum(weight * output for weight, output in zip(weights, outputs))
+    return merged.to(outputs[0].dtype), lses.logsumexp(0)
+
+
+# NATTEN before 0.20: the two halves, heads first
+
+
+def _heads_last(tensor):
+    return None if tensor is None else tensor.movedim(1, -2)
+
+
+def _cubed(kernel_size, dilation, kernel_size_d, dilation_d):
+    if kernel_size_d is None:
+        return kernel_size, dilation
+    return (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
+
+
+def _heads_first_rank(rank, *tensors) -> None:
+    _dense(*tensors)
+    for tensor in tensors:
+        if tensor.ndim != rank + 3:
+            raise ValueError(f"{rank + 3} dimensions are needed, [batch, heads, ...]; not "
+                             f"{tensor.ndim}.")  # fmt: skip
+
+
+def heads_first_qk(
+    front, rank, query, key, kernel_size, dilation, bias=None, rpb=None, is_causal=False,
+    additional_keys=None, kernel_size_d=None, dilation_d=None,
+):  # fmt: skip
+    _heads_first_rank(rank, query, key)
+    kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
+    is_causal = False if is_causal is None else is_causal
+    bias = rpb if bias is None else bias
+    if bias is not None and is_causal not in (False, (False,) * rank, [False] * rank):
+        raise NotImplementedError("bias with is_causal is not defined in NATTEN; leave one out.")
+    logits = front.qk(
+        _heads_last(query), _heads_last(key), kernel_size, 1, dilation, is_causal, 1.0,
+        additional_keys=_heads_last(additional_keys), bias=bias,
+    )  # fmt: skip
+    return logits.movedim(-2, 1)
+
+
+def heads_first_av(
+    front, rank, attn, value, kernel_size, dilation, additional_values=None, is_causal=False,
+    kernel_size_d=None, dilation_d=None,
+):  # fmt: skip
+    _heads_first_rank(rank, attn, value)
+    kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
+    is_causal = False if is_causal is None else is_causal
+    output = front.av(
+        _heads_last(attn), _heads_last(value), kernel_size, 1, dilation, is_causal,
+        additional_values=_heads_last(additional_values),
+    )  # fmt: skip
+    return output.movedim(-2, 1)
+
+
+# natten-mps and natten-mlx
+
+
+def _port_window(rank, tokens, kernel_size, stride, dilation, is_causal):
+    kernel = _port_utils.normalize_kernel_size(kernel_size, rank)
+    stride = _port_utils.normalize_tuple_param(stride, rank, "stride")
+    dilation = _port_utils.normalize_tuple_param(dilation, rank, "dilation")
+    is_causal = tuple(map(bool, _port_utils.normalize_tuple_param(is_causal, rank, "is_causal")))
+    _port_utils.check_kernel_size_vs_input(kernel, tokens)
+    _port_utils.check_dilation_kernel_vs_input(dilation, kernel, tokens)
+    return kernel, stride, dilation, is_causal
+
+
+def _check_rank(rank, *tensors) -> None:
+    if any(tensor.ndim != rank + 3 for tensor in tensors):
+        raise ValueError(f"na{rank}d takes {rank + 3} dimensions: batch, tokens, heads, head_dim.")
+
+
+def _check_port(query, key, value, additional_keys, additional_values) -> None:
+    # In the words that the ports' users look for; vecina would refuse the same.
+    tokens = [tuple(t.shape[1:-2]) for t in (query, key, value)]
+    if len(set(tokens)) != 1:
+        raise ValueError(f"Spatial dimensions must match; query, key and value have {tokens}.")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"Head dim of query is {query.shape[-1]}, of key {key.shape[-1]}.")
+    if key.shape[-2] != value.shape[-2] or query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"heads {query.shape[-2]} of query must be divisible by those of key "
+            f"{key.shape[-2]}, which value has too ({value.shape[-2]})."
+        )
+    if (additional_keys is None) != (additional_values is None):
+        raise ValueError("additional_keys and additional_values must both be provided, or neither.")
+    for name, more in (("keys", additional_keys), ("values", additional_values)):
+        if more is None:
+            continue
+        if more.ndim != 4:
+            raise ValueError(f"additional_{name} must be 4D: [batch, tokens, heads, head dim].")
+        if more.shape[0] != query.shape[0]:
+            raise ValueError(f"additional_{name} have batch {more.shape[0]}, not {query.shape[0]}.")
+        if name == "keys" and more.shape[-1] != query.shape[-1]:
+            raise ValueError(
+                f"additional_{name} have head dim {more.shape[-1]}, not {query.shape[-1]}."
+            )
+
+
+def port_na(
+    front, rank, query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
+    return_lse=False, additional_keys=None, additional_values=None,
+):  # fmt: skip
+    """stride leaves queries out: the ports' meaning."""
+    _check_rank(rank, query, key, value)
+    _check_port(query, key, value, additional_keys, additional_values)
+    tokens = query.shape[1:-2]
+    window = _port_window(rank, tokens, kernel_size, stride, dilation, is_causal)
+    kernel, stride, dilation, is_causal = window
+    _port_utils.check_stride_vs_kernel(stride, kernel)
+    module = _port_backends.active_module()
+    if module is not None and not return_lse and additional_keys is None:
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        forward = getattr(module, f"na{rank}d_forward")
+        return forward(query, key, value, *window, scale)
+    return front.neighborhood_attention(
+        query, key, value, kernel, 1, dilation, is_causal, scale, output_stride=stride,
+        additional_keys=additional_keys, additional_values=additional_values,
+        return_lse=return_lse,
+    )  # fmt: skip
+
+
+def port_qk(
+    front, rank, query, key, kernel_size, dilation=1, stride=1, is_causal=False, scale=None
+):
+    """scale None is head_dim ** -0.5, as in natten-mlx."""
+    _check_rank(rank, query, key)
+    if tuple(query.shape) != tuple(key.shape):
+        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be alike.")
+    kernel, stride, dilation, is_causal = _port_window(
+        rank, query.shape[1:-2], kernel_size, stride, dilation, is_causal
+    )
+    return front.qk(
+        query, key, kernel, 1, dilation, is_causal, scale, output_stride=stride, right_aligned=True
+    )
+
+
+def mps_qk(front, rank, query, key, kernel_size, scale=None, **keywords):
+    """scale None is no scale, as in natten-mps."""
+    scale = 1.0 if scale is None else scale
+    return port_qk(front, rank, query, key, kernel_size, scale=scale, **keywords)
+
+
+def port_av(front, rank, attn, value, kernel_size, dilation=1, stride=1, is_causal=False):
+    _check_rank(rank, attn, value)
+    kernel, stride, dilation, is_causal = _port_window(
+        rank, value.shape[1:-2], kernel_size, stride, dilation, is_causal
+    )
+    return front.av(
+        attn, value, kernel, 1, dilation, is_causal, output_stride=stride, right_aligned=True
+    )
+
+
+def port_varlen(
+    front, rank, query, key, value, kernel_size, dilation=1, scale=None, seq_lens=None,
+    spatial_sizes=None,
+):  # fmt: skip
+    """One call for each sample; what lies beyond its length is 0."""
+    _check_rank(rank, query, key, value)
+    if query.shape != key.shape or query.shape != value.shape:
+        raise ValueError("query, key and value must have one shape.")
+    name, lengths = (
+        ("seq_lens", seq_lens) if spatial_sizes is None else ("spatial_sizes", spatial_sizes)
+    )
+    batch, tokens = query.shape[0], query.shape[1:-2]
+    shape = (batch,) if rank == 1 else (batch, rank)
+    if tuple(lengths.shape) != shape or str(lengths.dtype).split(".")[-1] not in ("int32", "int64"):
+        raise ValueError(
+            f"{name} has shape {tuple(lengths.shape)}, dtype {lengths.dtype}; {shape} of int32 or "
+            "int64 is needed."
+        )
+    kernel = _port_utils.normalize_kernel_size(kernel_size, rank)
+    rows = [[n] if rank == 1 else n for n in lengths.tolist()]
+    for row in rows:
+        if any(n < k or n > most for n, k, most in zip(row, kernel, tokens)):
+            most = "L_max" if rank == 1 else "max_spatial"
+            raise ValueError(
+                f"{name} holds {row}; each must lie between kernel_size {kernel} and {most} "
+                f"{tuple(tokens)}."
+            )
+    xp = sys.modules[front.__name__.rpartition(".")[2]]  # torch or numpy
+    samples = []
+    for b, row in enumerate(rows):
+        inside = (slice(b, b + 1), *(slice(n) for n in row))
+        output = front.neighborhood_attention(
+            query[inside], key[inside], value[inside], kernel, 1, dilation, scale=scale
+        )
+        samples.append(_padded(xp, output, tokens))
+    return xp.concatenate(samples)
+
+
+def _padded(xp, output, tokens):
+    missing = [n - m for n, m in zip(tokens, output.shape[1:-2])]
+    if xp.__name__ == "torch":  # from the last dimension on
+        return xp.nn.functional.pad(
+            output, [0, 0, 0, 0, *(n for m in reversed(missing) for n in (0, m))]
+        )
+    return xp.pad(output, [(0, 0), *((0, m) for m in missing), (0, 0), (0, 0)])
+
+
+def port_merge(front, rank, outputs, lse_tensors, use_autograd_fix=True):
+    """Differentiable for any number of parts; use_autograd_fix changes nothing."""
+    if len(outputs) < 2:
+        raise ValueError(f"at least two outputs are needed, not {len(outputs)}.")
+    if len(outputs) != len(lse_tensors):
+        raise ValueError(
+            f"the numbers of outputs and lse_tensors must match: {len(outputs)} and "
+            f"{len(lse_tensors)}."
+        )
+    for output, lse in zip(outputs, lse_tensors):
+        if output.shape != outputs[0].shape or lse.shape != output.shape[:-1]:
+            raise ValueError(
+                f"shapes must match: output {tuple(output.shape)}, lse {tuple(lse.shape)}, first "
+                f"output {tuple(outputs[0].shape)}."
+            )
+    return _merge(front, outputs, lse_tensors)
+
+
+def _square(rank, kernel_size, dilation) -> tuple[int, int]:
+    values = []
+    for name, value in (("kernel_size", kernel_size), ("dilation", dilation)):
+        axes = _port_utils.normalize_tuple_param(value, rank, name)
+        if len(set(axes)) != 1:
+            raise ValueError(f"{name} is {value!r}; it must be equal along both axes here.")
+        values.append(axes[0])
+    return tuple(values)
+
+
+def port_qk_rpb(front, rank, query, key, rpb, kernel_size, dilation=1, scale=None):
+    _check_rank(rank, query, key)
+    kernel, dilation = _square(rank, kernel_size, dilation)
+    scale = 1.0 if scale is None else scale
+    return front.qk(query, key, kernel, 1, dilation, scale=scale, bias=rpb)
+
+
+def port_av_fused(
+    front, rank, value, kernel_size, dilation=1, attn=None, attention_probs=None
+):
+    attn = attention_probs if attn is None else attn
+    _check_rank(rank, attn, value)
+    kernel, dilation = _square(rank, kernel_size, dilation)
+    return front.av(attn, value, kernel, 1, dilation)
+
+
+def _support_matrix(metal: tuple[str, ...]) -> dict:
+    def tier(available: bool, constraints: list[str]) -> dict:
+        ops = {"na1d": available, "na2d": available, "na3d": available}
+        return {
+            "available": available,
+            "forward": {**ops, "split_qk_av": available},
+            "backward": {**ops, "split_qk_av": available},
+            "varlen": dict(ops),
+            "fusion": dict(ops),
+            "constraints": constraints,
+        }
+
+    missing = ["vecina has no Metal backend of the ports; pure is vecina."]
+    return {"pure": tier(True, []), **{name: tier(False, missing) for name in metal}}
+
+
+def mps_support_matrix(front, rank) -> dict:
+    return _support_matrix(("metal",))
+
+
+def mlx_support_matrix(front, rank) -> dict:
+    return _support_matrix(("fast_metal", "nanobind"))
+
+
+def _window_rows(length, kernel_size, dilation):
+    index, bias, _ = axis_lists(Axis(length, kernel_size, 1, dilation, False, 1), False)
+    return index, bias
+
+
+def window_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
+    return _window_rows(length, kernel_size, dilation)[0][index][0]
+
+
+def window_last(front, rank, index, length, kernel_size, dilation):
+    """The last key, inclusive, as natten-mps counts."""
+    return _window_rows(length, kernel_size, dilation)[0][index][-1]
+
+
+def window_end(front, rank, start, length, kernel_size, dilation):
+    """One beyond the last key, as natten-mlx counts."""
+    return min(start + kernel_size * dilation, length)
+
+
+def bias_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
+    return _window_rows(length, kernel_size, dilation)[1][index][0]
+
+
+def window_start_vectorized(front, rank, indices, length, kernel_size, dilation):
+    rows = _window_rows(length, kernel_size, dilation)[0]
+    return indices.new_tensor([row[0] for row in rows])[indices]
+
+
+def bias_start_vectorized(front, rank, indices, length, kernel_size, dilation):
+    rows = _window_rows(length, kernel_size, dilation)[1]
+    return indices.new_tensor([row[0] for row in rows])[indices]

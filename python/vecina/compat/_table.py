@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: MIT
+"""What each release of NATTEN, natten-mps and natten-mlx called what, with which arguments.
+
+One row for each function and release; ``_build`` makes the functions from it, ``_operations`` and
+``_modules`` carry them out. Releases: natten (0.21), v020, v017 (0.17.x), v015, v014 (those of
+NATTEN), natten_mps, natten_mlx, and ports_v014, ports_v017, ports_v020 (the ports' own
+``compat``). A new release is rows here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Function(NamedTuple):
+    releases: tuple[str, ...]
+    name: str  # {rank} stands for each of ranks
+    arguments: str  # as in a def
+    run: str  # the function of _operations that carries it out, given the arguments by name
+    ranks: tuple[int, ...] = (0,)  # 0: does not depend on one
+    module: str = "functional"
+
+
+class Module(NamedTuple):
+    releases: tuple[str, ...]
+    arguments: str  # of __init__, after self
+    ranks: tuple[int, ...]
+    base: str  # class of _modules
+    renamed: dict[str, str]  # argument -> that of vecina.torch's modules; the rest is the same
+
+
+ALL, PLANE = (1, 2, 3), (1, 2)
+PORTS = ("natten_mps", "natten_mlx")
+
+_QKV = "query, key, value"
+_TILES = (
+    "backend=None, q_tile_{0}=None, kv_tile_{0}=None, backward_q_tile_{0}=None, "
+    "backward_kv_tile_{0}=None, backward_kv_splits=None, backward_use_pt_reduction=False, "
+    "run_persistent_kernel=True, kernel_schedule=None, torch_compile=False"
+)
+_NEW = (
+    f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, "
+    f"additional_keys=None, additional_values=None, attention_kwargs=None, {_TILES.format('shape')}"
+)
+_REFERENCE = (
+    f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, "
+    "additional_keys=None, additional_values=None, return_lse=False"
+)
+_SEQLENS = (
+    "seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None, cumulative_seqlen_KV=None, "
+    "max_seqlen_Q=None, max_seqlen_KV=None"
+)
+_OLD_QK = "query, key, {}kernel_size, dilation{}"
+_3D = "kernel_size_d, kernel_size, dilation_d, dilation"
+_PORT_NA = (
+    f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, return_lse=False, "
+    "additional_keys=None, additional_values=None"
+)
+
+FUNCTIONS = (
+    # NATTEN 0.20 and later
+    Function(("natten",), "na{rank}d", f"{_NEW}, return_lse=False", "natten_na", ALL),
+    Function(
+        ("natten",), "neighborhood_attention_generic", f"{_NEW}, return_lse=False", "natten_na"
+    ),
+    Function(("v020",), "na{rank}d", f"{_NEW}, try_fuse_additional_kv=False", "natten_na", ALL),
+    Function(
+        ("v020",), "neighborhood_attention_generic", f"{_NEW}, try_fuse_additional_kv=False",
+        "natten_na",
+    ),
+    Function(
+        ("natten",), "attention",
+        f"{_QKV}, is_causal=False, scale=None, {_SEQLENS}, {_TILES.format('size')}, "
+        "return_lse=False",
+        "natten_attention",
+    ),
+    Function(
+        ("v020",), "attention",
+        f"{_QKV}, scale=None, {_TILES.format('size')}, return_lse=False", "natten_attention",
+    ),
+    Function(
+        ("natten",), "merge_attentions",
+        "outputs, lse_tensors, torch_compile=True, use_autograd_fix=True", "natten_merge",
+    ),
+    Function(("v020",), "merge_attentions", "outputs, lse_tensors, torch_compile=True",
+             "natten_merge"),
+    Function(("natten", "v020"), "reference_fna_generic", _REFERENCE, "natten_reference",
+             module="backends.reference"),
+    Function(("natten", "v020"), "na{rank}d_reference", _REFERENCE, "natten_reference", ALL,
+             "backends.reference"),
+    Function(
+        ("natten",), "generate_varlen_parameters",
+        f"{_QKV}, seqlens_Q=None, seqlens_KV=None", "varlen_parameters", module="utils.varlen",
+    ),
+    # NATTEN 0.17
+    Function(
+        ("v017",), "na{rank}d",
+        f"{_QKV}, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None, "
+        "additional_keys=None, additional_values=None, xformers_kwargs=None",
+        "natten_na", ALL,
+    ),
+    Function(
+        ("v017",), "na{rank}d_qk",
+        "query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False, rpb=None",
+        "heads_first_qk", ALL,
+    ),
+    Function(
+        ("v017",), "na{rank}d_av",
+        "attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False",
+        "heads_first_av", ALL,
+    ),
+    # NATTEN 0.15
+    Function(("v015",), "na{rank}d_qk", _OLD_QK.format("", ", additional_keys=None"),
+             "heads_first_qk", PLANE),
+    Function(("v015",), "na{rank}d_qk_with_bias",
+             _OLD_QK.format("bias, ", ", additional_keys=None"), "heads_first_qk", PLANE),
+    Function(("v015",), "na{rank}d_av", "attn, value, kernel_size, dilation, "
+             "additional_values=None", "heads_first_av", PLANE),
+    Function(("v015",), "na{rank}d_qk", f"query, key, {_3D}, additional_keys=None",
+             "heads_first_qk", (3,)),
+    Function(("v015",), "na{rank}d_qk_with_bias", f"query, key, bias, {_3D}, additional_keys=None",
+             "heads_first_qk", (3,)),
+    Function(("v015",), "na{rank}d_av", f"attn, value, {_3D}, additional_values=None",
+             "heads_first_av", (3,)),
+    # NATTEN 0.14, kept until 0.17.0
+    Function(("v014", "v015", "v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
+             "heads_first_qk", PLANE),
+    Function(("v014", "v015", "v017"), "natten{rank}dqk", _OLD_QK.format("", ""),
+             "heads_first_qk", PLANE),
+    Function(("v014", "v015", "v017"), "natten{rank}dav", "attn, value, kernel_size, dilation",
+             "heads_first_av", PLANE),
+    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "heads_first_qk",
+             (3,)),
+    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "heads_first_qk", (3,)),
+    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "heads_first_av", (3,)),
+    # The ports
+    Function(PORTS, "na{rank}d", _PORT_NA, "port_na", ALL),
+    Function(("natten_mps",), "na{rank}d_qk",
+             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
+             "mps_qk", ALL),
+    Function(("natten_mlx",), "na{rank}d_qk",
+             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
+             "port_qk", ALL),
+    Function(PORTS, "na{rank}d_av",
+             "attn, value, kernel_size, dilation=1, *, stride=1, is_causal=False", "port_av", ALL),
+    Function(PORTS, "na{rank}d_varlen",
+             f"{_QKV}, seq_lens, kernel_size, dilation=1, scale=None", "port_varlen", (1,)),
+    Function(PORTS, "na{rank}d_varlen",
+             f"{_QKV}, spatial_sizes, kernel_size, dilation=1, scale=None", "port_varlen", (2, 3)),
+    Function(("natten_mps",), "merge_attentions", "outputs, lse_tensors, use_autograd_fix=True",
+             "port_merge", module="merge"),
+    Function(("natten_mlx",), "merge_attentions", "outputs, lse_tensors", "port_merge",
+             module="merge"),
+    Function(PORTS, "na{rank}d_qk_rpb", "query, key, rpb, kernel_size, dilation=1, *, scale=None",
+             "port_qk_rpb", PLANE, "extras.allin1"),
+    Function(PORTS, "na{rank}d_av_fused", "attn, value, kernel_size, dilation=1", "port_av_fused",
+             PLANE, "extras.allin1"),
+    Function(PORTS, "natten{rank}dqkrpb", "query, key, rpb, kernel_size, dilation", "port_qk_rpb",
+             PLANE, "extras.allin1.functional"),
+    Function(PORTS, "natten{rank}dav", "attention_probs, value, kernel_size, dilation",
+             "port_av_fused", PLANE, "extras.allin1.functional"),
+    Function(("natten_mps",), "get_support_matrix", "", "mps_support_matrix",
+             module="support_matrix"),
+    Function(("natten_mlx",), "get_support_matrix", "", "mlx_support_matrix",
+             module="support_matrix"),
+    Function(("natten_mps",), "get_window_start", "index, length, kernel_size, dilation",
+             "window_start", module="utils.window"),
+    Function(("natten_mps",), "get_window_end", "index, length, kernel_size, dilation",
+             "window_last", module="utils.window"),
+    Function(("natten_mps",), "get_pb_start", "index, length, kernel_size, dilation",
+             "bias_start", module="utils.window"),
+    Function(("natten_mps",), "get_window_start_vectorized",
+             "indices, length, kernel_size, dilation", "window_start_vectorized",
+             module="utils.window"),
+    Function(("natten_mps",), "get_pb_start_vectorized",
+             "indices, length, kernel_size, dilation", "bias_start_vectorized",
+             module="utils.window"),
+    Function(("natten_mlx",), "get_window_start",
+             "index, length, kernel_size, neighborhood_size, dilation", "window_start",
+             module="utils.window"),
+    Function(("natten_mlx",), "get_window_end", "start, length, kernel_size, dilation",
+             "window_end", module="utils.window"),
+    Function(("natten_mlx",), "get_pb_start",
+             "index, length, kernel_size, neighborhood_size, dilation", "bias_start",
+             module="utils.window"),
+    # The ports' compat
+    Function(("ports_v014", "ports_v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
+             "heads_first_qk", PLANE),
+    Function(("ports_v014", "ports_v017"), "natten{rank}dav",
+             "attn, value, kernel_size, dilation", "heads_first_av", PLANE),
+    Function(("ports_v017",), "na{rank}d",
+             f"{_QKV}, kernel_size, dilation=1, is_causal=False, scale=None", "port_na", ALL),
+    Function(("ports_v020",), "na{rank}d", _PORT_NA, "port_na", ALL),
+    Function(("ports_v017", "ports_v020"), "na{rank}d_qk",
+             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
+             "mps_qk", ALL),
+    Function(("ports_v017", "ports_v020"), "na{rank}d_av",
+             "attn, value, kernel_size, dilation=1, *, stride=1, is_causal=False", "port_av", ALL),
+)  # fmt: skip
+
+_DROPS = "qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0"
+_MODERN = "embed_dim, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, "
+_DIM = {"dim": "embed_dim"}
+
+MODULES = (
+    Module(("natten", "v020"), f"{_MODERN}qkv_bias=True, qk_scale=None, proj_drop=0.0", ALL,
+           "Natten", {}),
+    Module(
+        ("v017",),
+        "dim, num_heads, kernel_size, dilation=1, is_causal=False, rel_pos_bias=False, "
+        f"{_DROPS}, use_experimental_ops=False",
+        ALL, "Natten17", _DIM,
+    ),
+    Module(("v014", "v015"), f"dim, num_heads, kernel_size, dilation=1, bias=True, {_DROPS}",
+           PLANE, "Natten14", {**_DIM, "bias": "rel_pos_bias"}),
+    Module(
+        ("v015",),
+        "dim, num_heads, kernel_size, kernel_size_d=None, dilation=1, dilation_d=None, bias=True, "
+        f"{_DROPS}",
+        (3,), "Natten14", {**_DIM, "bias": "rel_pos_bias"},
+    ),
+    Module(("natten_mps", "ports_v020"), f"{_MODERN}num_kv_heads=None, {_DROPS}", ALL, "Port",
+           {"stride": "output_stride"}),
+    Module(("ports_v014", "ports_v017"),
+           f"dim, kernel_size, dilation=1, num_heads=1, {_DROPS}", PLANE, "Port", _DIM),
+    Module(("ports_v017",), f"{_MODERN}num_kv_heads=None, {_DROPS}", (3,), "Port",
+           {"stride": "output_stride"}),
+)  # fmt: skip
+
+# Where a release keeps its modules, besides its top.
+MODULE_PLACES = {
+    "natten": "modules", "v020": "modules", "v017": "na{rank}d", "v015": "natten{rank}d",
+    "v014": "natten{rank}d", "natten_mps": "nn",
+}  # fmt: skip
+
+# The context's functions (and constants) of a release, in its module and where it shows them again.
+_MEMORY = (
+    "set_memory_usage_preference get_memory_usage_preference is_memory_usage_default "
+    "is_memory_usage_strict is_memory_usage_unrestricted use_deterministic_algorithms "
+    "are_deterministic_algorithms_enabled use_kv_parallelism_in_fused_na "
+    "is_kv_parallelism_in_fused_na_enabled"
+).split()
+_HAS = "has_cuda has_half has_bfloat has_gemm has_tf32_gemm has_fp32_gemm has_fp64_gemm".split()
+_GEMM = (
+    "enable_tf32 disable_tf32 enable_gemm_na disable_gemm_na enable_tiled_na disable_tiled_na"
+).split()
+_FLEX = (
+    "allow_flex_compile allow_flex_compile_backprop disable_flex_compile "
+    "disable_flex_compile_backprop is_flex_compile_allowed is_flex_compile_backprop_allowed"
+).split()
+_SWITCHES = (
+    "has_fna has_fused_na use_fna is_fna_enabled use_fused_na is_fused_na_enabled use_autotuner "
+    "disable_autotuner is_autotuner_enabled is_autotuner_enabled_for_forward "
+    "is_autotuner_enabled_for_backward is_autotuner_thorough_for_forward "
+    "is_autotuner_thorough_for_backward use_tf32_in_gemm_na is_tf32_in_gemm_na_enabled "
+    "use_tiled_na is_tiled_na_enabled use_gemm_na is_gemm_na_enabled use_flex_attention "
+    "force_flex_attention"
+).split()
+_CONFIGS = [
+    f"get_{way}configs_for_{kind}"
+    for kind in ("cutlass_fna", "cutlass_fmha", "cutlass_hopper_fna", "cutlass_hopper_fmha",
+                 "cutlass_blackwell_fna", "cutlass_blackwell_fmha", "flex_fna", "flex_fmha")
+    for way in ("", "bwd_") if not (way and kind.startswith("flex"))
+]  # fmt: skip
+_CHOICES = (
+    "choose_backend choose_fmha_backend get_compatible_backends get_compatible_fmha_backends"
+).split()
+
+#: release -> {submodule: (real module of this package, names; None: all public ones)}
+SUPPORT = {
+    "natten": {
+        "context": ("_context", [*_MEMORY, *_FLEX, "NattenContext", "MemoryUsagePreference"]),
+        "backends": ("_backends", [*_CONFIGS, *_CHOICES]),
+        "types": ("_types", None),
+        "utils.checks": ("_checks", None),
+        "utils.testing": ("_testing", None),
+        "_environment": ("_backends", ["HAS_LIBNATTEN"]),
+    },
+    "v017": {
+        "context": (
+            "_context",
+            [*_MEMORY, *_HAS, *_GEMM, *_SWITCHES, "NattenContext", "AutotunerContext",
+             "MemoryUsagePreference"],
+        ),
+        "types": ("_types", None),
+        "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "utils": ("_checks", ["check_all_args", "get_num_na_weights"]),
+        "utils.testing": ("_testing", None),
+    },
+    "v015": {
+        "context": ("_context", [*_HAS, *_GEMM]),
+        "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "utils.testing": ("_testing", None),
+    },
+    "v014": {"flops": ("_flops", ["add_natten_handle", "get_flops"])},
+    "natten_mps": {
+        "_core": ("_port_backends", ["get_backend", "set_backend"]),
+        "_core.ops": ("_port_backends", None),
+        "_core.metal": ("_port_backends", ["is_available"]),
+        "utils.params": ("_port_utils", None),
+        "": ("_port_backends", ["has_mps", "has_metal"]),
+    },
+    "natten_mlx": {
+        "_core": ("_port_backends", ["get_backend", "set_backend"]),
+        "_core.ops": ("_port_backends", None),
+        "utils.params": ("_port_utils", None),
+        "": ("_port_backends", ["has_metal", "has_nanobind"]),
+    },
+    "ports_v014": {"": ("_flops", ["add_natten_handle"])},
+    "ports_v017": {
+        "": ("_flops", ["add_natten_handle"]),
+        "has": ("_port_backends", ["has_cuda", "has_mps", "has_gemm", "has_fna"]),
+    },
+    "ports_v020": {"has": ("_port_backends", ["has_cuda", "has_mps", "has_fna"])},
+}  # fmt: skip
+SUPPORT["v020"] = SUPPORT["natten"]
+
+#: release -> submodules whose public names its top shows again
+SHOWN = {
+    "natten": ("functional", "context", "backends", "_environment", "modules"),
+    "v020": ("functional", "context", "backends", "_environment", "modules"),
+    "v017": ("context",),
+    "v015": ("context",),
+    "v014": (),
+    "natten_mps": ("functional", "merge", "_core", "support_matrix"),
+    "natten_mlx": ("functional", "merge", "_core", "support_matrix"),
+    "ports_v014": ("functional",),
+    "ports_v017": ("functional", "has"),
+    "ports_v020": ("functional", "has"),
+}

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""The interface of NATTEN 0.17. Its functions and submodules are rows of ``_table``."""
+
+from vecina.compat import _build
+
+_build.fill(__name__, "v017")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""python -m vecina.bench: rows, contestants that compute the same, forms of the results."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vecina  # noqa: E402
+from vecina import bench  # noqa: E402
+from vecina.bench import contestants, report, rows  # noqa: E402
+
+SMALL = [
+    rows.Row("a", "baseline", "A", "1D", "1d 12 kernel_size 5 batch 2 heads 4 head_dim 8",
+             "output"),
+    rows.Row(
+        "b", "gqa", "B", "2D",
+        "2d 6x7 kernel_size 3 batch 1 heads 4 head_dim 8 heads_kv 2 additional 3", "output",
+    ),
+    rows.Row("c", "fmha", "C", "1D", "1d 8 kernel_size 8 batch 1 heads 2 head_dim 8", "output"),
+    rows.Row("d", "return_lse", "D", "1D", "1d 9 kernel_size 3 heads 2 head_dim 8", "with_lse"),
+    rows.Row("e", "merge", "E", "1D", "1d 9 kernel_size 3 heads 2 head_dim 8", "merge"),
+]  # fmt: skip
+
+
+def test_rows_are_the_seeds():
+    found = rows.rows()
+    assert len(found) == 21 and len({row.name for row in found}) == 21
+    assert {row.feature for row in found} == set(rows.features())
+    assert [row.name for row in rows.rows(["merge"])] == ["merge2_1d_L256", "merge2_2d_32x32"]
+    for row in found:
+        assert not vecina.why_not("reference", row.problem)  # a line that the library reads
+    by_name = {row.name: row for row in found}
+    assert by_name["bf16_gqa4_1d_L256_K7"].dtype == "bfloat16"
+    assert by_name["bf16_gqa4_1d_L256_K7"].number("heads_kv", 0) == 2
+    assert by_name["fmha_2d_16x16_Kfull"].is_dense and not by_name["lse_1d_L256_K7"].is_dense
+
+
+@pytest.mark.parametrize("row", SMALL, ids=lambda row: row.name)
+def test_contestants_compute_the_same(row):
+    inputs = contestants.draw(row)
+    wanted = contestants.find("reference")(row, inputs)()
+    assert isinstance(wanted, tuple) == (row.kind != "output")
+    for name in ("cpu", "sdpa", "flex"):
+        if name != "cpu" and row.kind != "output":
+            with pytest.raises(contestants.Unavailable, match="no lse"):
+                contestants.find(name)(row, inputs)
+            continue
+        if name == "flex":  # a minute of compilation: by hand
+            continue
+        torch.testing.assert_close(contestants.find(name)(row, inputs)(), wanted)
+
+
+def test_who_is_not_there_says_so():
+    with pytest.raises(ValueError, match="'nobody' is none of cpu, "):
+        contestants.find("nobody")
+    inputs = contestants.draw(SMALL[0])
+    import vecina.compat
+
+    for name, module in (("natten", "natten"), ("natten-mps", "natten_mps")):
+        if importlib.util.find_spec(module) is None:
+            with pytest.raises(contestants.Unavailable, match="cannot be imported"):
+                contestants.find(name)(SMALL[0], inputs)
+            vecina.compat.install(module)
+            try:
+                with pytest.raises(contestants.Unavailable, match="vecina.compat's"):
+                    contestants.find(name)(SMALL[0], inputs)
+            finally:
+                for key in [k for k in sys.modules if k.partition(".")[0] == module]:
+                    del sys.modules[key]
+
+
+def test_times_and_winner():
+    times = report.Times.of([4.0, 1.0, 2.0, 3.0])
+    assert (times.median_ms, times.min_ms, times.spread) == (3.0, 1.0, 2 / 3)
+    result = report.Result(SMALL[0], {"cpu": times, "sdpa": report.Times(6.0, 6.0, 0.0)})
+    assert result.winner == "cpu" and result.ratio == 2.0
+    alone = report.Result(SMALL[0], {"cpu": times, "sdpa": None})
+    assert alone.winner is None and alone.ratio is None
+
+
+def test_table_and_json(capsys, tmp_path):
+    path = tmp_path / "now.json"
+    arguments = ["--features", "fmha", "return_lse", "--warmup", "1", "--repeats", "2"]
+    assert bench.main([*arguments, "--json", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "1D L=16 full" in text and "n/a on sdpa: torch's" in text
+    written = json.loads(path.read_text())
+    assert [item["name"] for item in written] == [r.name for r in rows.rows(["return_lse", "fmha"])]
+    for item in written:
+        assert item["cpu_ms"] > 0 and item["dim"] in ("1d", "2d") and item["dtype"] == "f32"
+        assert (item["sdpa_ms"] is None) == (item["feature"] == "return_lse")
+        if item["sdpa_ms"]:
+            pair = item["cpu_ms"], item["sdpa_ms"]
+            assert item["ratio"] == max(pair) / min(pair)
+            assert item[item["winner"] + "_ms"] == min(pair)
+    assert bench.main([*arguments, "--backends", "cpu", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == len(written) and "Feature" in captured.err
+
+
+def test_plot(capsys, tmp_path):
+    path = tmp_path / "bars.png"
+    arguments = ["--features", "fmha", "--warmup", "0", "--repeats", "1", "--plot", str(path)]
+    if importlib.util.find_spec("matplotlib"):
+        assert bench.main(arguments) == 0
+        assert path.read_bytes()[:4] == b"\x89PNG"
+    else:
+        assert bench.main(arguments) == 2
+        assert "pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["--backends", "nobody"], "'nobody' is none of"), (["--repeats", "0"], "--repeats 0")],
+)
+def test_wrong_arguments(capsys, arguments, words):
+    assert bench.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_overhead(capsys):
+    assert bench.main(["--overhead", "--calls", "20", "--json"]) == 0
+    times = json.loads(capsys.readouterr().out)
+    assert len(times) == 8 and all(time > 0 for time in list(times.values())[:6])
+    # Parts and whole of one run: a wrapper cannot cost less than what it calls, noise aside.
+    assert times["na1d with autograd"] > times["empty autograd.Function"] / 2

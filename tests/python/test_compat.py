@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: MIT
+"""vecina.compat: each release's names and meaning, against vecina's own functions."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vecina.compat  # noqa: E402
+import vecina.torch as vt  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_aliases():
+    yield
+    for name in [k for k in sys.modules if k.partition(".")[0] in ("natten", "natten_mps")]:
+        del sys.modules[name]
+
+
+def randn(*shape, seed=0, **keywords):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), **keywords)
+
+
+def qkv(*shape, **keywords):
+    return [randn(*shape, seed=seed, **keywords) for seed in (1, 2, 3)]
+
+
+def heads_first(tensor):
+    return tensor.movedim(-2, 1)
+
+
+@pytest.mark.parametrize(
+    "version, path, name, arguments",
+    [
+        ("0.21.6", "", "na1d", "query key value kernel_size stride dilation is_causal scale "
+         "additional_keys additional_values attention_kwargs backend q_tile_shape kv_tile_shape "
+         "backward_q_tile_shape backward_kv_tile_shape backward_kv_splits "
+         "backward_use_pt_reduction run_persistent_kernel kernel_schedule torch_compile "
+         "return_lse"),
+        ("0.21.6", "functional", "merge_attentions",
+         "outputs lse_tensors torch_compile use_autograd_fix"),
+        ("0.20.1", "", "attention", "query key value scale backend q_tile_size kv_tile_size "
+         "backward_q_tile_size backward_kv_tile_size backward_kv_splits backward_use_pt_reduction "
+         "run_persistent_kernel kernel_schedule torch_compile return_lse"),
+        ("0.17.5", "functional", "na3d", "query key value kernel_size dilation is_causal rpb scale "
+         "additional_keys additional_values xformers_kwargs"),
+        ("0.17.5", "functional", "na2d_qk",
+         "query key kernel_size dilation additional_keys is_causal rpb"),
+        ("0.15.1", "functional", "na3d_qk_with_bias", "query key bias kernel_size_d kernel_size "
+         "dilation_d dilation additional_keys"),
+        ("0.14.6", "functional", "natten2dqkrpb", "query key rpb kernel_size dilation"),
+        ("0.14.6", "", "NeighborhoodAttention2D", "dim num_heads kernel_size dilation bias "
+         "qkv_bias qk_scale attn_drop proj_drop"),
+        ("0.17.5", "na2d", "NeighborhoodAttention2D", "dim num_heads kernel_size dilation "
+         "is_causal rel_pos_bias qkv_bias qk_scale attn_drop proj_drop use_experimental_ops"),
+    ],
+)  # fmt: skip
+def test_installed_names_have_the_arguments_of_the_release(version, path, name, arguments):
+    top = vecina.compat.install("natten", version)
+    assert importlib.import_module("natten") is top and top.__version__ == version
+    module = importlib.import_module(f"natten.{path}") if path else top
+    assert list(inspect.signature(getattr(module, name)).parameters) == arguments.split()
+
+
+def test_releases_without_a_name_do_not_have_it():
+    assert not hasattr(vecina.compat.for_version("0.21.6"), "na1d_qk")
+    assert not hasattr(vecina.compat.for_version("0.14.6"), "na1d")
+    assert hasattr(vecina.compat.for_version("0.17.1"), "is_fna_enabled")
+    with pytest.raises(ValueError, match="0.13"):
+        vecina.compat.install("natten", "0.13.0")
+    with pytest.raises(ValueError, match="'flash'"):
+        vecina.compat.install("flash")
+    with pytest.raises(ValueError, match="natten_mps has no versions"):
+        vecina.compat.install("natten_mps", "0.3.3")
+
+
+def test_unmodified_code_and_reading_no_framework():
+    code = (
+        "import sys, vecina.compat; assert 'torch' not in sys.modules; "
+        "vecina.compat.install('natten', version='0.17.5'); "
+        "from natten.functional import na2d_av, na2d_qk; import natten.context; "
+        "from natten import NeighborhoodAttention2D as Layer, has_cuda; import torch; "
+        "assert Layer(8, 2, 3)(torch.zeros(1, 4, 4, 8)).shape == (1, 4, 4, 8)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_today():
+    natten = vecina.compat.install("natten")
+    query, key, value = qkv(1, 6, 8, 2, 4)
+    more = qkv(1, 3, 2, 4)[:2]
+    wanted = vt.na2d(
+        query, key, value, (3, 4), (1, 2), (2, 1), (True, False), 0.3, additional_keys=more[0],
+        additional_values=more[1], return_lse=True,
+    )  # fmt: skip
+    got = natten.na2d(
+        query, key, value, (3, 4), (1, 2), (2, 1), (True, False), 0.3, *more,
+        backend="hopper-fna", q_tile_shape=(8, 8), run_persistent_kernel=False,
+        torch_compile=True, return_lse=True,
+    )  # fmt: skip
+    for mine, his in zip(got, wanted):
+        torch.testing.assert_close(mine, his, rtol=0, atol=0)
+    given = vecina.compat.recorded()["na2d"]
+    assert given == dict(
+        backend="hopper-fna", q_tile_shape=(8, 8), run_persistent_kernel=False, torch_compile=True
+    )
+    generic = natten.functional.neighborhood_attention_generic(query, key, value, 3)
+    torch.testing.assert_close(generic, vt.na2d(query, key, value, 3), rtol=0, atol=0)
+    reference = natten.backends.reference.na2d_reference(query, key, value, 3)
+    torch.testing.assert_close(reference, generic)
+    names = natten.backends.get_compatible_backends(query, key, value, torch_compile=False)
+    assert names and natten.backends.choose_backend(query, key, value, False) == names[0]
+    assert natten.get_configs_for_cutlass_fna(query, key, value) == [((8, 8), (8, 8))]
+    assert natten.HAS_LIBNATTEN == ("cuda" in vecina.backends() and not vecina.why_not("cuda"))
+
+
+@pytest.mark.parametrize(
+    "keywords, error",
+    [
+        (dict(kernel_size=1), ValueError),
+        (dict(kernel_size=9), ValueError),
+        (dict(kernel_size=(3, 3)), ValueError),
+        (dict(kernel_size=3, stride=4), ValueError),
+        (dict(kernel_size=3, dilation=0), ValueError),
+        (dict(kernel_size=3, is_causal=1), ValueError),
+        (dict(kernel_size=3, backend="nonesuch"), NotImplementedError),
+        (dict(kernel_size=3, kernel_schedule="nonesuch"), ValueError),
+        (dict(kernel_size=3, additional_keys=torch.zeros(1, 1, 2, 4)), ValueError),
+        (dict(kernel_size=3, nonesuch=1), TypeError),
+    ],
+)
+def test_errors_of_today(keywords, error):
+    with pytest.raises(error):
+        vecina.compat.for_version("0.21").na1d(*qkv(1, 8, 2, 4), **keywords)
+
+
+def test_attention_and_packed_sequences():
+    natten = vecina.compat.for_version("0.21")
+    query, key, value = randn(1, 9, 2, 4), *qkv(1, 12, 2, 4)[:2]
+    lengths = [torch.tensor(n, dtype=torch.int32) for n in ([4, 5], [7, 5])]
+    whole, lse = natten.attention(
+        query, key, value, is_causal=True, seqlens_Q=lengths[0], seqlens_KV=lengths[1],
+        return_lse=True,
+    )  # fmt: skip
+    first = vt.attention(query[:, :4], key[:, :7], value[:, :7], True, return_lse=True)
+    torch.testing.assert_close(whole[:, :4], first[0], rtol=0, atol=0)
+    torch.testing.assert_close(lse[:, :4], first[1], rtol=0, atol=0)
+    sums = importlib.import_module("vecina.compat.natten.utils.varlen").generate_varlen_parameters(
+        query, key, value, *lengths
+    )
+    assert sums[0].tolist() == [0, 4, 9] and sums[1].tolist() == [0, 7, 12] and sums[2:] == (5, 7)
+    packed = dict(cumulative_seqlen_Q=sums[0], cumulative_seqlen_KV=sums[1])
+    torch.testing.assert_close(natten.attention(query, key, value, True, **packed), whole)
+    with pytest.raises(ValueError, match="belong together"):
+        natten.attention(query, key, value, seqlens_Q=lengths[0])
+    with pytest.raises(ValueError, match="rise from 0 to 9"):
+        natten.attention(query, key, value, cumulative_seqlen_Q=sums[1],
+                         cumulative_seqlen_KV=sums[1])  # fmt: skip
+    parts = [natten.attention(query, part, part, return_lse=True) for part in (key, value)]
+    merged = natten.merge_attentions(*zip(*parts))
+    torch.testing.assert_close(merged, vt.merge_attentions(*map(list, zip(*parts))))
+    leaves = [[t.detach().requires_grad_() for t in some] for some in zip(*parts)]
+    found = natten.merge_attentions(*leaves)  # composed, for its gradient
+    torch.testing.assert_close(found, merged)
+    (found[0].square().sum() + found[1].sum()).backward()
+    again = [[t.detach().clone().requires_grad_() for t in some] for some in leaves]
+    wanted = vt.merge_attentions(*again, backend="reference")
+    (wanted[0].square().sum() + wanted[1].sum()).backward()
+    for mine, his in zip(leaves[0] + leaves[1], again[0] + again[1]):
+        torch.testing.assert_close(mine.grad, his.grad, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="two or more"):
+        natten.merge_attentions([whole], [lse])
+
+
+def test_context():
+    natten = vecina.compat.install("natten", "0.17.5")
+    natten.context.NattenContext.reset()
+    assert not natten.is_fna_enabled() and natten.is_memory_usage_default()
+    natten.use_fused_na()
+    natten.set_memory_usage_preference("strict")
+    assert natten.is_fna_enabled() and natten.is_memory_usage_strict()
+    natten.use_deterministic_algorithms()
+    assert not natten.is_kv_parallelism_in_fused_na_enabled()
+    with pytest.raises(RuntimeError):
+        natten.use_kv_parallelism_in_fused_na()
+    natten.use_autotuner(forward_pass=True)
+    assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
+    natten.disable_tiled_na()
+    assert not natten.is_tiled_na_enabled()
+    with pytest.raises(ValueError, match="'much'"):
+        natten.set_memory_usage_preference("much")
+    natten.context.NattenContext.reset()
+    assert not natten.is_fna_enabled() and natten.is_tiled_na_enabled()
+    today = vecina.compat.for_version("0.21")
+    today.allow_flex_compile(True, backprop=True)
+    assert today.is_flex_compile_allowed() and today.is_flex_compile_backprop_allowed()
+    today.disable_flex_compile()
+    assert not today.is_flex_compile_allowed()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_heads_first_halves(rank):
+    tokens = (6, 5, 5)[:rank]
+    query, key, value = qkv(2, *tokens, 3, 4, dtype=torch.float64)
+    bias = randn(3, *(5,) * rank, dtype=torch.float64)
+    wanted = vt.neighborhood_attention(query, key, value, 3, scale=1.0, bias=bias)
+    tensors = [heads_first(t) for t in (query, key, value)]
+    ways = [("0.17.5", "na{}d_qk", "na{}d_av", (3, 1), dict(rpb=bias))]
+    sizes = (3, 3, 1, 1) if rank == 3 else (3, 1)
+    ways.append(("0.15.1", "na{}d_qk_with_bias", "na{}d_av", (bias, *sizes), {}))
+    for version in ("0.14.6",) * (rank < 3) + ("0.17.0",):
+        ways.append((version, "natten{}dqkrpb", "natten{}dav", (bias, *sizes), {}))
+    for version, qk, av, arguments, keywords in ways:
+        module = vecina.compat.for_version(version).functional
+        logits = getattr(module, qk.format(rank))(*tensors[:2], *arguments, **keywords)
+        assert logits.shape == (2, 3, *tokens, 3**rank)
+        sizes_of_av = [a for a in arguments if not torch.is_tensor(a)]
+        output = getattr(module, av.format(rank))(logits.softmax(-1), tensors[2], *sizes_of_av)
+        torch.testing.assert_close(output, heads_first(wanted))
+
+
+def test_halves_with_additional_tokens_and_causality():
+    functional = vecina.compat.for_version("0.17.5").functional
+    query, key, value = qkv(1, 7, 2, 4)
+    keys, values = qkv(1, 3, 2, 4)[:2]
+    wanted = vt.na1d(query, key, value, 3, 1, 2, True, 1.0, additional_keys=keys,
+                     additional_values=values)  # fmt: skip
+    first = [heads_first(t) for t in (query, key, value, keys, values)]
+    logits = functional.na1d_qk(*first[:2], 3, 2, first[3], True)
+    assert logits.shape[-1] == 6 and torch.isinf(logits[..., 0, 1:3]).all()
+    output = functional.na1d_av(logits.softmax(-1), first[2], 3, 2, first[4], True)
+    torch.testing.assert_close(output, heads_first(wanted))
+    with pytest.raises(NotImplementedError, match="bias with is_causal"):
+        functional.na1d_qk(*first[:2], 3, is_causal=True, rpb=torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("version", ["0.14.6", "0.15.1", "0.17.5"])
+def test_old_modules_train_their_bias(version):
+    kind = vecina.compat.for_version(version).NeighborhoodAttention2D
+    named = {"rel_pos_bias": True} if version == "0.17.5" else {}
+    torch.manual_seed(0)
+    module = kind(8, 2, 3, dilation=2, **named)
+    keys = {"rpb", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+    assert set(module.state_dict()) == keys
+    assert module.rpb.shape == (2, 5, 5)
+    ours = vt.NeighborhoodAttention2D(8, 2, 3, dilation=2, rel_pos_bias=True, backend="reference")
+    ours.load_state_dict(module.state_dict())
+    x = randn(1, 6, 7, 8)
+    for layer in (module, ours):
+        layer(x).square().sum().backward()
+    for mine, his in zip(ours.parameters(), module.parameters()):
+        torch.testing.assert_close(his.grad, mine.grad, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), ours(x))
+    if version == "0.17.5":
+        with pytest.raises(NotImplementedError, match="rel_pos_bias with is_causal"):
+            kind(8, 2, 3, is_causal=True, rel_pos_bias=True)
+    else:
+        small = x[:, :4]  # padded to the window
+        assert module(small).shape == small.shape
+        with pytest.raises(AssertionError, match="kernel_size 4"):
+            kind(8, 2, 4)
+
+
+def test_modules_of_today_load_strictly():
+    kind = vecina.compat.for_version("0.21").NeighborhoodAttention1D
+    module = kind(8, 2, 3, 1, 2, False, False, 0.5, 0.1)
+    assert module.scale == 0.5 and module.proj_drop.p == 0.1 and module.qkv.bias is None
+    vt.NeighborhoodAttention1D(8, 2, 3, qkv_bias=False).load_state_dict(module.state_dict())
+    with pytest.raises(ValueError, match="kernel_size"):
+        kind(8, 2, 1)
+
+
+def test_natten_mps():
+    port = vecina.compat.install("natten_mps")
+    query, key, value = qkv(2, 9, 2, 4)
+    got = port.na1d(query, key, value, 3, 2, 1, True, None, True)
+    wanted = vt.na1d(query, key, value, 3, is_causal=True, output_stride=2, return_lse=True)
+    for mine, his in zip(got, wanted):
+        torch.testing.assert_close(mine, his, rtol=0, atol=0)
+    logits = port.na1d_qk(query, key, 3, stride=2, is_causal=True)  # no scale by default
+    assert torch.isinf(logits[:, 0, :, :2]).all() and torch.isfinite(logits[:, 0, :, 2]).all()
+    output = port.na1d_av((logits / 2).softmax(-1), value, 3, stride=2, is_causal=True)
+    torch.testing.assert_close(output, wanted[0])
+    sizes = torch.tensor([9, 5])
+    varlen = port.na1d_varlen(query, key, value, sizes, 3)
+    assert not varlen[1, 5:].any()
+    alone = vt.na1d(*(t[1:, :5] for t in (query, key, value)), 3)
+    torch.testing.assert_close(varlen[1:, :5], alone)
+    with pytest.raises(ValueError, match="seq_lens holds"):
+        port.na1d_varlen(query, key, value, torch.tensor([9, 2]), 3)
+    layer = port.nn.NeighborhoodAttention1D(8, 2, 3, stride=2, num_kv_heads=1)
+    assert layer(randn(1, 9, 8)).shape == (1, 5, 8) and "kv_proj.weight" in layer.state_dict()
+    same = port.NeighborhoodAttention1D(8, 2, 3).eval()
+    x = randn(2, 9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(same(x, sizes)[1:, :5], same(x[1:, :5]))
+    rpb = randn(2, 5)
+    fused = port.extras.allin1.na1d_qk_rpb(query, key, rpb, 3, scale=0.5)
+    torch.testing.assert_close(fused, vt.qk(query, key, 3, scale=0.5, bias=rpb))
+    from natten_mps.utils.window import get_pb_start, get_window_end, get_window_start
+
+    assert [get_window_start(i, 7, 3, 2) for i in range(7)] == [0, 1, 0, 1, 2, 1, 2]
+    assert get_window_end(6, 7, 3, 2) == 6 and get_pb_start(6, 7, 3, 2) == 0
+    old = port.compat.for_version("0.14.6")
+    assert old.NeighborhoodAttention2D(dim=8, kernel_size=3, num_heads=2).num_heads == 2
+
+
+def test_backends_of_natten_mps():
+    port = vecina.compat.install("natten_mps")
+    assert port.get_backend() == "pure" and not port.has_metal()
+    with pytest.raises(ValueError, match="'nonesuch'"):
+        port.set_backend("nonesuch")
+    with pytest.raises(NotImplementedError, match="'metal'"):
+        port.set_backend("metal")
+    from natten_mps._core import ops
+
+    with pytest.raises(ValueError, match="no function na1d_forward"):
+        ops.register_backend("mine", ops)
+
+    class Mine:
+        """A plug-in; only the fused 1-D call is used here."""
+
+    for name in ops._FUNCTIONS:
+        setattr(Mine, name, None)
+    Mine.na1d_forward = staticmethod(lambda q, k, v, *rest: (q, *rest))
+    ops.register_backend("mine", Mine)
+    try:
+        port.set_backend("mine")
+        query, key, value = qkv(1, 8, 2, 4)
+        assert port.na1d(query, key, value, 3)[1:] == ((3,), (1,), (1,), (False,), 0.5)
+    finally:
+        port.set_backend("auto")
+        del ops._registered["mine"]
+    assert set(port.get_support_matrix()) == {"pure", "metal"}
+
+
+def test_natten_mlx_on_arrays():
+    port = importlib.import_module("vecina.compat.natten_mlx")
+    query, key, value = (t.numpy() for t in qkv(1, 9, 2, 4))
+    output, lse = port.na1d(query, key, value, 3, stride=2, return_lse=True)
+    logits = port.na1d_qk(query, key, 3, stride=2)  # scaled by default
+    np.testing.assert_allclose(np.log(np.exp(logits).sum(-1)), lse, atol=1e-5)
+    weights = np.exp(logits - lse[..., None])
+    np.testing.assert_allclose(port.na1d_av(weights, value, 3, stride=2), output, atol=1e-5)
+    varlen = port.na1d_varlen(query, key, value, np.array([5]), 3)
+    assert not varlen[:, 5:].any() and varlen[:, :5].any()
+    assert set(port.get_support_matrix()) == {"pure", "fast_metal", "nanobind"}

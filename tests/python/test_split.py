@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""qk() and av() against the whole, and what they exist for: the logits, other derivatives."""
+
+import numpy as np
+import pytest
+
+import vecina.numpy as vn
+
+CASES = {
+    "1d dilation, causal": ((2, 9), dict(kernel_size=4, dilation=2, is_causal=True)),
+    "2d stride, one causal axis": (
+        (1, 6, 7),
+        dict(kernel_size=(4, 3), stride=(2, 1), is_causal=(False, True)),
+    ),
+    "3d output_stride": ((1, 5, 4, 4), dict(kernel_size=3, output_stride=(1, 2, 1))),
+}
+
+
+def inputs(case, rng):
+    tokens, keywords = CASES[case]
+    kernel = keywords["kernel_size"]
+    kernel = (kernel,) * (len(tokens) - 1) if isinstance(kernel, int) else kernel
+    arrays = [
+        rng.standard_normal((*tokens, 4, 3)),
+        rng.standard_normal((*tokens, 2, 3)),
+        rng.standard_normal((*tokens, 2, 5)),
+        rng.standard_normal((tokens[0], 2, 2, 3)),
+        rng.standard_normal((tokens[0], 2, 2, 5)),
+        rng.standard_normal((4, *(2 * k - 1 for k in kernel))),
+    ]
+    return arrays, keywords
+
+
+@pytest.mark.parametrize("right_aligned", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_halves_make_the_whole(case, right_aligned):
+    (query, key, value, keys, values, bias), keywords = inputs(case, np.random.default_rng(0))
+    logits = vn.qk(
+        query, key, **keywords, additional_keys=keys, bias=bias, right_aligned=right_aligned
+    )
+    assert (logits == -np.inf).any() == bool(np.any(keywords.get("is_causal", False)))
+    lse = np.log(np.exp(logits).sum(-1))
+    weights = np.exp(logits - lse[..., None])
+    output = vn.av(
+        weights, value, **keywords, additional_values=values, right_aligned=right_aligned
+    )
+    wanted, wanted_lse = vn.neighborhood_attention(
+        query, key, value, **keywords, additional_keys=keys, additional_values=values, bias=bias,
+        return_lse=True, backend="reference",
+    )  # fmt: skip
+    np.testing.assert_allclose(output, wanted, atol=1e-12)
+    np.testing.assert_allclose(lse, wanted_lse, atol=1e-12)
+    torch = pytest.importorskip("torch")
+    import vecina.torch as vt
+
+    tensors = [torch.from_numpy(array) for array in (query, key, value, keys, values, bias)]
+    same = vt.qk(
+        *tensors[:2], **keywords, additional_keys=tensors[3], bias=tensors[5],
+        right_aligned=right_aligned,
+    )  # fmt: skip
+    np.testing.assert_allclose(same, logits, atol=1e-12)
+    same = vt.av(
+        same.softmax(-1), tensors[2], **keywords, additional_values=tensors[4],
+        right_aligned=right_aligned,
+    )  # fmt: skip
+    np.testing.assert_allclose(same, wanted, atol=1e-12)
+
+
+def test_where_the_empty_slots_lie():
+    ones = np.ones((1, 4, 1, 1))
+    first = vn.qk(ones, ones, 3, is_causal=True, scale=1.0)[0, :, 0]
+    np.testing.assert_array_equal(first[:2], [[1, -np.inf, -np.inf], [1, 1, -np.inf]])
+    last = vn.qk(ones, ones, 3, is_causal=True, scale=1.0, right_aligned=True)[0, :, 0]
+    np.testing.assert_array_equal(last[:2], [[-np.inf, -np.inf, 1], [-np.inf, 1, 1]])
+    # What stands in an empty slot does not count.
+    np.testing.assert_array_equal(
+        vn.av(np.ones((1, 4, 1, 3)), ones, 3, is_causal=True)[0, :, 0, 0], [1, 2, 3, 3]
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(dynamic):
+    torch = pytest.importorskip("torch")
+    import vecina.torch as vt
+
+    def call(query, key):
+        return vt.av(vt.qk(query, key, 3).softmax(-1), key, 3)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for length in (6, 9):
+        x = torch.randn(1, length, 2, 4)
+        torch.testing.assert_close(compiled(x, x), call(x, x))
+
+
+def test_other_derivatives():
+    torch = pytest.importorskip("torch")
+    import vecina.torch as vt
+
+    def call(query, key, bias):
+        return vt.av(vt.qk(query, key, 3, bias=bias).softmax(-1), key, 3)
+
+    tensors = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((1, 5, 2, 2), (1, 5, 2, 2), (2, 5))
+    ]
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+X = np.zeros((1, 8, 2, 4))
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: vn.qk(X, X, 9), ["kernel_size 9", "8 tokens"]),
+        (lambda: vn.qk(X, X, 3.0), ["kernel_size is 3.0"]),
+        (lambda: vn.qk(X, X, 3, is_causal=1), ["is_causal is 1", "bool"]),
+        (lambda: vn.qk(X, X, (3, 3)), ["kernel_size is (3, 3)", "axis"]),
+        (lambda: vn.qk(X, X[:, :7], 3), ["query has shape", "key"]),
+        (lambda: vn.qk(X[:, :, :1], X, 3), ["heads 1", "heads_kv 2"]),
+        (lambda: vn.qk(X, X, 3, bias=np.zeros((2, 4))), ["bias has shape (2, 4)", "(2, 5)"]),
+        (lambda: vn.qk(X, X, 3, additional_keys=X[..., :3]), ["additional_keys has shape"]),
+        (lambda: vn.av(np.zeros((1, 8, 2, 4)), X, 3), ["4 slots", "window has 3"]),
+        (lambda: vn.av(np.zeros((1, 7, 2, 3)), X, 3), ["attention has shape", "queries (8,)"]),
+    ],
+)
+def test_wrong_arguments_raise_a_sentence(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    for word in words:
+        assert word in str(error.value)

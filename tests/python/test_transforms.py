@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""vecina.torch under PyTorch's transforms: vmap, export, checkpointing, FLOP counting."""
+
+import importlib.util
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+import vecina.torch as vt  # noqa: E402
+
+
+def leaves(*shape, count=3, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(count)
+    ]
+
+
+def test_vmap_is_one_by_one():
+    def call(query, key, value):
+        return vt.na1d(query, key, value, 3, is_causal=True, return_lse=True)
+
+    tensors = leaves(4, 2, 7, 2, 4)
+    again = [t.detach().clone().requires_grad_() for t in tensors]
+    output, lse = torch.vmap(call)(*tensors)
+    singles = [call(*parts) for parts in zip(*again)]
+    torch.testing.assert_close(output, torch.stack([s[0] for s in singles]))
+    torch.testing.assert_close(lse, torch.stack([s[1] for s in singles]))
+    (output.square().sum() + lse.sum()).backward()
+    sum(s[0].square().sum() + s[1].sum() for s in singles).backward()
+    for mine, his in zip(tensors, again):
+        torch.testing.assert_close(mine.grad, his.grad)
+    # One key and value for all queries, another axis of the query.
+    query, key, value = tensors
+    found = torch.vmap(lambda q: call(q, key[0], value[0])[0], in_dims=1, out_dims=1)(
+        query.movedim(0, 1)
+    )
+    torch.testing.assert_close(found[:, 3], call(query[3], key[0], value[0])[0])
+
+
+def test_vmap_over_a_bias_says_no():
+    query, key, value = leaves(1, 7, 2, 4)
+    bias = torch.zeros(3, 2, 5)
+    call = torch.vmap(lambda b: vt.na1d(query, key, value, 3, bias=b, backend="reference"))
+    with pytest.raises(NotImplementedError, match="vmap over a bias"):
+        call(bias)
+
+
+class Net(torch.nn.Module):
+    """Two layers of attention, the second without a bias and with dilation."""
+
+    def __init__(self, **keywords):
+        super().__init__()
+        self.first = vt.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True, **keywords)
+        self.second = vt.NeighborhoodAttention2D(8, 2, (3, 2), dilation=2, **keywords)
+
+    def forward(self, x):
+        return self.second(x + self.first(x))
+
+
+def ops_of_vecina(program):
+    return [node for node in program.graph.nodes if "vecina" in str(node.target)]
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_export(decomposed):
+    net, x = Net().eval(), torch.randn(2, 6, 7, 8)
+    with torch.no_grad():
+        if decomposed:
+            with vt.decompose():
+                program = torch.export.export(net, (x,))
+        else:
+            program = torch.export.export(net, (x,))
+        assert len(ops_of_vecina(program)) == (0 if decomposed else 2)
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(m) for m in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime",
+)
+def test_onnx(tmp_path):
+    import onnxruntime
+
+    net, x = Net().eval(), torch.randn(2, 6, 7, 8)
+    path = tmp_path / "net.onnx"
+    with torch.no_grad(), vt.decompose(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_decompose_is_the_same_and_ends():
+    query, key, value = leaves(1, 6, 4, 4, dtype=torch.float64)
+    more = leaves(1, 2, 4, 4, count=2, dtype=torch.float64)
+    extra = dict(additional_keys=more[0], additional_values=more[1], return_lse=True)
+    for call in (
+        lambda: vt.na1d(query, key, value, 3, is_causal=True, output_stride=2, **extra),
+        lambda: vt.attention(query[:, :5], key[:, :, :2], value[:, :, :2], return_lse=True),
+        lambda: vt.attention(query[:, :5], key, value, **extra),
+    ):
+        wanted = call()
+        with vt.decompose():
+            found = call()
+        for mine, his in zip(found, wanted):
+            torch.testing.assert_close(mine, his)
+        # Only the composed one has second derivatives.
+        (slope,) = torch.autograd.grad(found[0].square().sum(), query, create_graph=True)
+        slope.square().sum().backward()
+    with vt.decompose():
+        with pytest.raises(NotImplementedError, match="lengths inside decompose"):
+            vt.na1d(query, key, value, 3, lengths=torch.tensor([[6]]))
+        with pytest.raises(NotImplementedError, match="causal attention"):
+            vt.attention(query, key, value, True)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(use_reentrant):
+    torch.manual_seed(0)
+    layer = vt.NeighborhoodAttention1D(8, 2, 3)
+    x, again = torch.randn(2, 9, 8, requires_grad=True), None
+    layer(x).square().sum().backward()
+    wanted = [p.grad.clone() for p in [x, *layer.parameters()]]
+    layer.zero_grad()
+    again = x.detach().requires_grad_()
+    checkpoint(layer, again, use_reentrant=use_reentrant).square().sum().backward()
+    for mine, his in zip([again, *layer.parameters()], wanted):
+        torch.testing.assert_close(mine.grad, his)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains(dtype):
+    torch.manual_seed(0)
+    layer = vt.NeighborhoodAttention1D(8, 2, 3)
+    x = torch.randn(2, 9, 8)
+    layer(x).square().sum().backward()
+    wanted = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    with torch.autocast("cpu", dtype=dtype):
+        output = layer(x)
+    assert output.dtype == dtype
+    output.float().square().sum().backward()
+    for parameter, his in zip(layer.parameters(), wanted):
+        assert parameter.grad.dtype == torch.float32
+        error = (parameter.grad - his).norm() / his.norm()
+        assert error < 0.05
+
+
+def test_flops():
+    tensors = leaves(1, 8, 8, 2, 4)
+    with FlopCounterMode(display=False) as counter:
+        vt.na2d(*tensors, (3, 5), return_lse=True)[0].sum().backward()
+    forward = 2 * 64 * 2 * 15 * (4 + 4)  # products x tokens x heads x window x dims
+    assert counter.get_total_flops() == forward + forward * 5 // 2
+    query, key = torch.randn(1, 5, 2, 4), torch.randn(1, 9, 2, 4)
+    value, more = torch.randn(1, 9, 2, 3), torch.randn(1, 2, 2, 4)
+    with FlopCounterMode(display=False) as counter:
+        vt.attention(query, key, value, additional_keys=more, additional_values=more[..., :3])
+        vt.na1d(key, key, key, 3, output_stride=2)
+    assert counter.get_total_flops() == 2 * 5 * 2 * 11 * 7 + 2 * 5 * 2 * 3 * 8
