@@ -84,7 +84,8 @@ GradientParams make_gradient_params(const Problem& problem, const vecina_backwar
                       static_cast<int>(axis.stride),
                       static_cast<int>(axis.dilation),
                       static_cast<int>(axis.output_stride),
-                      axis.is_causal ? 1 : 0};
+                      axis.is_causal ? 1 : 0,
+                      0};
     params.query_extent[a] = static_cast<int>(axis.query_extent);
   }
   params.batch = static_cast<int>(problem.batch());
