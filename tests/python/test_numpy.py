@@ -251,7 +251,7 @@ ONE = np.zeros((1, 8, 2, 4), "float32")
         ((ONE.transpose(0, 1, 3, 2), *(np.zeros((1, 8, 4, 2), "float32"),) * 2, 3), {},
          ["query has stride 4"]),
         ((ONE, ONE, ONE, 3), {"additional_keys": ONE}, ["additional_values belong together"]),
-        ((ONE, ONE, ONE, 3), {"backend": "nonesuch"}, ["nonesuch", "known are cpu, reference"]),
+        ((ONE, ONE, ONE, 3), {"backend": "nonesuch"}, ["nonesuch", "known are cpu, cuda, reference"]),
     ],
 )  # fmt: skip
 def test_wrong_arguments_raise_a_sentence(arguments, keywords, words):
