@@ -156,59 +156,107 @@ TEST(Merge, LargeLsesDoNotOverflow) {
   }
 }
 
+// Those of backend_names() that have the gradient of a merge.
+std::vector<std::string> backends_with_backward() {
+  std::vector<std::string> names;
+  for (const std::string& backend : backend_names()) {
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    const vecina_status status = Branches(2, {3, 4}, VECINA_F32, 1).merge_backward(context.get());
+    if (status == VECINA_OK) names.push_back(backend);
+    // Only where it says so may it be missing.
+    else
+      EXPECT_TRUE(status == VECINA_UNSUPPORTED && backend == "cuda") << vecina_last_error();
+  }
+  return names;
+}
+
+void expect_gradients(const Branches& branches, int32_t dtype) {
+  const OracleMerge expected = branches.expected();
+  for (size_t i = 0; i < branches.outputs.size(); ++i) {
+    expect_close("grad_outputs", branches.grad_outputs[i], expected.grad_outputs[i],
+                 relative_error(dtype));
+    expect_close("grad_lses", branches.grad_lses[i], expected.grad_lses[i],
+                 relative_lse_error(dtype));
+    EXPECT_TRUE(branches.grad_outputs[i].gaps_intact());
+    EXPECT_TRUE(branches.grad_lses[i].gaps_intact());
+  }
+}
+
 TEST(MergeBackward, FollowsTheFormula) {
-  const cli::ContextPtr context = cli::make_context("reference", 1);
-  for (int count : {2, 3, 5}) {
-    for (int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
-      for (bool has_grad_lse : {true, false}) {
-        Branches branches(count, {2, 5, 3, 7}, dtype, 32, {2, 0});
-        if (!has_grad_lse) branches.grad_lse = {};
-        ASSERT_EQ(branches.merge_backward(context.get()), VECINA_OK) << vecina_last_error();
-        const OracleMerge expected = branches.expected();
-        for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
-          expect_close("grad_outputs", branches.grad_outputs[i], expected.grad_outputs[i],
-                       relative_error(dtype));
-          expect_close("grad_lses", branches.grad_lses[i], expected.grad_lses[i],
-                       relative_lse_error(dtype));
-          EXPECT_TRUE(branches.grad_outputs[i].gaps_intact());
+  for (const std::string& backend : backends_with_backward()) {
+    const cli::ContextPtr context = cli::make_context(backend, 2);
+    for (int count : {2, 3, 5}) {
+      for (int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
+        for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
+                 {2, 5, 3, 7}, {3, 8}, {2, 2, 3, 2, 2, 33}, {700, 2, 16}, {0, 3, 2, 8}}) {
+          for (bool has_grad_lse : {true, false}) {
+            SCOPED_TRACE(backend + " count " + std::to_string(count) + " dtype " +
+                         std::to_string(dtype) + " rank " + std::to_string(shape.size()));
+            Branches branches(count, shape, dtype, 32, {2, 0});
+            if (!has_grad_lse) branches.grad_lse = {};
+            ASSERT_EQ(branches.merge_backward(context.get()), VECINA_OK) << vecina_last_error();
+            expect_gradients(branches, dtype);
+          }
         }
       }
     }
   }
 }
 
+TEST(MergeBackward, BranchesThatSawNothing) {
+  for (const std::string& backend : backends_with_backward()) {
+    SCOPED_TRACE(backend);
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    Branches branches(3, {4, 2, 8}, VECINA_F32, 4);
+    branches.lses[0].set(0, -kInfinity);
+    branches.outputs[0].set(3, NAN);
+    for (auto& lse : branches.lses) lse.set(5, -kInfinity);
+    ASSERT_EQ(branches.merge_backward(context.get()), VECINA_OK) << vecina_last_error();
+    expect_gradients(branches, VECINA_F32);
+    for (int64_t column = 0; column < 8; ++column) {
+      EXPECT_EQ(branches.grad_outputs[0].get(column), 0.0);
+      EXPECT_EQ(branches.grad_outputs[1].get(5 * 8 + column), 0.0);
+    }
+    EXPECT_EQ(branches.grad_lses[0].get(0), 0.0);
+    EXPECT_EQ(branches.grad_lses[2].get(5), 0.0);
+  }
+}
+
 TEST(MergeBackward, FollowsFiniteDifferences) {
-  const cli::ContextPtr context = cli::make_context("reference", 1);
-  constexpr double kStep = 1e-5;
-  Branches branches(4, {2, 3, 2, 3}, VECINA_F64, 33);
-  ASSERT_EQ(branches.merge_backward(context.get()), VECINA_OK) << vecina_last_error();
-  const auto loss = [&] {
-    EXPECT_EQ(branches.merge(context.get()), VECINA_OK);
-    double sum = 0.0;
-    for (int64_t i = 0; i < branches.output.size(); ++i) {
-      sum += branches.output.get(i) * branches.grad_output.get(i);
+  for (const std::string& backend : backends_with_backward()) {
+    SCOPED_TRACE(backend);
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    constexpr double kStep = 1e-5;
+    Branches branches(4, {2, 3, 2, 3}, VECINA_F64, 33);
+    ASSERT_EQ(branches.merge_backward(context.get()), VECINA_OK) << vecina_last_error();
+    const auto loss = [&] {
+      EXPECT_EQ(branches.merge(context.get()), VECINA_OK);
+      double sum = 0.0;
+      for (int64_t i = 0; i < branches.output.size(); ++i) {
+        sum += branches.output.get(i) * branches.grad_output.get(i);
+      }
+      for (int64_t i = 0; i < branches.lse.size(); ++i) {
+        sum += branches.lse.get(i) * branches.grad_lse.get(i);
+      }
+      return sum;
+    };
+    const auto expect_gradient = [&](cli::HostTensor& input, const cli::HostTensor& gradient) {
+      std::vector<double> expected;
+      for (int64_t i = 0; i < input.size(); ++i) {
+        const double value = input.get(i);
+        input.set(i, value + kStep);
+        const double above = loss();
+        input.set(i, value - kStep);
+        const double below = loss();
+        input.set(i, value);
+        expected.push_back((above - below) / (2 * kStep));
+      }
+      expect_close("gradient", gradient, expected, 1e-8, 1e-9);
+    };
+    for (size_t i = 0; i < 4; ++i) {
+      expect_gradient(branches.outputs[i], branches.grad_outputs[i]);
+      expect_gradient(branches.lses[i], branches.grad_lses[i]);
     }
-    for (int64_t i = 0; i < branches.lse.size(); ++i) {
-      sum += branches.lse.get(i) * branches.grad_lse.get(i);
-    }
-    return sum;
-  };
-  const auto expect_gradient = [&](cli::HostTensor& input, const cli::HostTensor& gradient) {
-    std::vector<double> expected;
-    for (int64_t i = 0; i < input.size(); ++i) {
-      const double value = input.get(i);
-      input.set(i, value + kStep);
-      const double above = loss();
-      input.set(i, value - kStep);
-      const double below = loss();
-      input.set(i, value);
-      expected.push_back((above - below) / (2 * kStep));
-    }
-    expect_close("gradient", gradient, expected, 1e-8, 1e-9);
-  };
-  for (size_t i = 0; i < 4; ++i) {
-    expect_gradient(branches.outputs[i], branches.grad_outputs[i]);
-    expect_gradient(branches.lses[i], branches.grad_lses[i]);
   }
 }
 

@@ -169,6 +169,10 @@ class CpuBackend : public Backend {
     cpu::merge(args, &resources_.threads);
     return {};
   }
+  Status merge_backward(const MergeBackwardArgs& args, void*) override {
+    cpu::merge_backward(args, &resources_.threads);
+    return {};
+  }
 
   std::string info() const override {
     return fmt::format(
