@@ -58,15 +58,15 @@ void choose_twins(int lanes, int rows, AxisGroup* group) {
   }
 }
 
-// True if the tensor's token axes are one axis in memory: stepping over the end of a row leads to
-// the next row.
+// True if the tensor's token axes are one axis in memory, with the innermost one's stride: stepping
+// over the end of a row leads to the next row. An axis of one token may have any stride, the
+// innermost too; then the others cannot be walked with it.
 bool is_flat(const vecina_tensor& tensor, int rank) {
   if (!given(tensor)) return true;
-  for (int a = 0; a + 1 < rank; ++a) {
-    if (tensor.shape[1 + a] > 1 &&
-        tensor.strides[1 + a] != tensor.strides[2 + a] * tensor.shape[2 + a]) {
-      return false;
-    }
+  int64_t stride = tensor.strides[rank];
+  for (int d = rank; d > 0; --d) {
+    if (tensor.shape[d] > 1 && tensor.strides[d] != stride) return false;
+    stride *= tensor.shape[d];
   }
   return true;
 }
