@@ -86,8 +86,10 @@ int print_manual(const CLI::App& root) {
   fmt::print(
       ".SH EXIT STATUS\n0 done, 1 failed, 2 wrong usage or something needed is missing.\n"
       ".SH ENVIRONMENT\n"
-      ".TP\n.B VECINA_BACKEND\nBackend to use: cpu, reference, ...\n"
+      ".TP\n.B VECINA_BACKEND\nBackend to use: cpu, cuda, reference.\n"
       ".TP\n.B VECINA_NUM_THREADS\nThreads of the CPU backend.\n"
+      ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels lie.\n"
+      ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
       ".TP\n.B VECINA_LOG\nplan, jit, ...: log lines on standard error.\n");
   return 0;
 }

@@ -13,48 +13,55 @@ export VECINA_CACHE_DIR="${VECINA_CACHE_DIR:-$out/cache}"
 vecina=$build/vecina
 failures=0
 
-# report LABEL LOG PATTERN: the line that tells; failed if there is none.
+# report LABEL STATUS LOG PATTERN: the line that tells. gtest prints "PASSED" beside failures, so the
+# exit status decides.
 report() {
-  line=$(grep -h "$3" "$2" | tail -n 1)
-  [ -n "$line" ] || { line="FAILED, see $2"; failures=$((failures + 1)); tail -n 5 "$2"; }
-  printf '%-28s %s\n' "$1" "$line"
+  if [ "$2" = 0 ]; then
+    printf '%-28s %s\n' "$1" "$(grep -h "$4" "$3" | tail -n 1)"
+  else
+    printf '%-28s %s\n' "$1" "FAILED, see $3"
+    failures=$((failures + 1))
+    tail -n 5 "$3"
+  fi
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 $vecina info > "$out/info.txt" 2>&1
 $vecina bench --backends cuda,cpu --json "$out/bench.json" > "$out/bench.txt" 2>&1
-report "bench" "$out/bench.txt" '|'
+report "bench" $? "$out/bench.txt" '|'
 
 "$build"/tests/conformance_test --gtest_filter='*cuda*' --gtest_brief=1 \
   > "$out/conformance.txt" 2>&1
-report "conformance, guard pages" "$out/conformance.txt" 'PASSED'
+report "conformance, guard pages" $? "$out/conformance.txt" 'PASSED'
 "$build"/tests/reference_test --gtest_filter='*Golden*:*Merge*' --gtest_brief=1 > "$out/golden.txt" 2>&1
-report "golden, merge" "$out/golden.txt" 'PASSED'
+report "golden, merge" $? "$out/golden.txt" 'PASSED'
 
 i=0
 while [ $i -lt "$processes" ]; do
   (
     $vecina check --backend cuda --cases "${CASES:-250}" --seed $((100000 + 1000 * i)) \
       > "$out/check$i.txt" 2>&1
+    echo $? > "$out/check$i.status"
     $vecina check --backend cuda --backward --cases "${CASES:-250}" \
       --seed $((200000 + 1000 * i)) > "$out/backward$i.txt" 2>&1
+    echo $? > "$out/backward$i.status"
   ) &
   i=$((i + 1))
 done
 wait
 i=0
 while [ $i -lt "$processes" ]; do
-  report "random $i" "$out/check$i.txt" 'failures 0'
-  report "random backward $i" "$out/backward$i.txt" 'failures 0'
+  report "random $i" "$(cat "$out/check$i.status")" "$out/check$i.txt" 'failures'
+  report "random backward $i" "$(cat "$out/backward$i.status")" "$out/backward$i.txt" 'failures'
   i=$((i + 1))
 done
 
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     for pass in "" --backward; do
-      compute-sanitizer --tool $tool $vecina check --backend cuda $pass \
+      compute-sanitizer --error-exitcode 1 --tool $tool $vecina check --backend cuda $pass \
         --cases "${SANITIZED:-40}" --seed 7000 > "$out/$tool$pass.txt" 2>&1
-      report "$tool $pass" "$out/$tool$pass.txt" 'SUMMARY: 0 \(errors\|hazards\)'
+      report "$tool $pass" $? "$out/$tool$pass.txt" 'SUMMARY'
     done
   done
 fi
