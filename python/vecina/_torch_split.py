@@ -9,9 +9,11 @@ PyTorch's own operations on gathered windows.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina, _windows
 from vecina import torch as vt
@@ -154,7 +156,9 @@ class _Half:
         inputs = ", ".join(tensors)
         gradients = ", ".join(["Tensor"] * self.count)
         _library.define(f"{name}({inputs}, {parameters}) -> Tensor")
-        _library.define(f"{name}_backward({inputs}, Tensor gradient, {parameters}) -> ({gradients})")
+        _library.define(
+            f"{name}_backward({inputs}, Tensor gradient, {parameters}) -> ({gradients})"
+        )
 
         def op(*args):
             return run(args[: self.count], args[self.count :])
@@ -214,6 +218,31 @@ _av = _Half(
     "av", ["Tensor attention", "Tensor value", "Tensor? additional_values"],
     f"{_WINDOW}, str? backend", _run_av, _run_av_backward, _new_output, _composed_av,
 )  # fmt: skip
+
+
+def _flops(weights, head_dim: int) -> int:
+    """Of one product. A window that causality cuts counts whole."""
+    return 2 * math.prod(weights) * head_dim
+
+
+@register_flop_formula(torch.ops.vecina.qk)
+def _qk_flops(query, *rest, out_shape=None, **_) -> int:
+    return _flops(out_shape, query[-1])
+
+
+@register_flop_formula(torch.ops.vecina.qk_backward)
+def _qk_backward_flops(query, key, keys, bias, gradient, *rest, out_shape=None, **_) -> int:
+    return 2 * _flops(gradient, query[-1])
+
+
+@register_flop_formula(torch.ops.vecina.av)
+def _av_flops(attention, value, *rest, out_shape=None, **_) -> int:
+    return _flops(attention, value[-1])
+
+
+@register_flop_formula(torch.ops.vecina.av_backward)
+def _av_backward_flops(attention, value, *rest, out_shape=None, **_) -> int:
+    return 2 * _flops(attention, value[-1])
 
 
 class _Eager(torch.autograd.Function):

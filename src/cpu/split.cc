@@ -112,6 +112,7 @@ class Split {
     for (size_t a = 0; a < 3; ++a) {
       const SplitAxis::Query& axis = along(a, query);
       same = same && counts_[a] == axis.count;
+      is_bias_read_ = is_bias_read_ && same && bias_begin_[a] == axis.bias;
       counts_[a] = axis.count;
       bias_begin_[a] = axis.bias;
     }
@@ -145,9 +146,8 @@ class Split {
 
   // The biases of the window for all heads; kept while the next query's stand as its own do.
   void read_bias() {
-    if (bias_begin_ == bias_begin_read_ && counts_ == counts_read_) return;
-    bias_begin_read_ = bias_begin_;
-    counts_read_ = counts_;
+    if (is_bias_read_) return;
+    is_bias_read_ = true;
     const T* bias = reinterpret_cast<const T*>(step_.bias.data) + first_bias();
     for (int head = 0; head < plan_.heads; ++head, bias += step_.bias.head) {
       for (int64_t n = 0; n < num_keys_; ++n) {
@@ -253,7 +253,7 @@ class Split {
     }
   }
 
-  // Lists the queries that see a key: rows_ offsets in offsets_, weights in places_.
+  // Lists the queries that see a key: their rows in offsets_, their weights in places_.
   int64_t list_seers(const Token& key) {
     const auto& axes = plan_.axes;
     const auto seers = [&](size_t a) { return axes[a].keys[static_cast<size_t>(key[a])]; };
@@ -397,8 +397,8 @@ class Split {
   double* const table_;
   // Of the query that was looked from last.
   std::array<int64_t, 3> counts_ = {}, bias_begin_ = {};
-  std::array<int64_t, 3> counts_read_ = {}, bias_begin_read_ = {};  // of bias_rows_
   int64_t first_key_ = 0, num_keys_ = 0;
+  bool is_bias_read_ = false;
 };
 
 void run_unit(const SplitUnit& unit) {

@@ -158,6 +158,21 @@ def test_autocast_and_the_backend():
         vt.qk(x, x, 3, backend="nothing")
 
 
+def test_flops():
+    torch = pytest.importorskip("torch")
+    import vecina.torch as vt
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(1, 8, 2, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        logits = vt.qk(x, x, 3)
+        assert counter.get_total_flops() == 2 * 8 * 2 * 3 * 4
+        output = vt.av(logits, x, 3)
+        assert counter.get_total_flops() == 2 * 2 * 8 * 2 * 3 * 4
+        output.sum().backward()
+    assert counter.get_total_flops() == 6 * 2 * 8 * 2 * 3 * 4
+
+
 def test_where_the_empty_slots_lie():
     ones = np.ones((1, 4, 1, 1))
     first = vn.qk(ones, ones, 3, is_causal=True, scale=1.0)[0, :, 0]
