@@ -161,8 +161,6 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
     if (axis.output_stride > kMaxStep) {
       return fmt::format("output_stride {}: up to {} only", axis.output_stride, kMaxStep);
     }
-    // Counted and compiled, but no GPU has run it yet.
-    if (axis.query_extent != axis.extent) return "queries of another extent than keys: not yet";
     is_dilated = is_dilated || axis.dilation > 1;
     has_output_stride = has_output_stride || axis.output_stride > 1;
   }
