@@ -144,7 +144,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     // keys are wanted before the last values are given back, so `stage` is of the next keys and
     // `before` of the next values. Keys can be passed over meanwhile as far as no other warpgroup
     // comes to wait for those values.
-    constexpr int kMostAhead = kConfig.is_ping_pong ? kConfig.stages : 2 * kConfig.stages - 1;
+    constexpr int kMostAhead = kConfig.is_ping_pong ? kConfig.stages - 1 : 2 * kConfig.stages - 1;
     int owed = 0;  // values to pass over
     const auto pass_over_keys = [&](int count) {
       owed += count;
