@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Times Vecina's forward on a Hopper GPU beside NATTEN's Hopper kernels and cuDNN, in one process.
 
-    python benchmarks/hopper.py --library build/libvecina.so [--natten FOLDER] [--json FILE] [NAME...]
+    python benchmarks/hopper.py --library build/libvecina.so [--natten FOLDER] [NAME...]
 
 Needs PyTorch with CUDA; the library is called through its C interface. FOLDER holds a module
 ``natten_hopper`` with ``Problem(query, key, value, kernel_size, stride, schedule)`` whose
@@ -171,8 +171,9 @@ def elapsed_ms(call, count):
     return begin.elapsed_time(end)
 
 
-def steady_ms(call, seconds=0.5):
+def steady_ms(call, seconds=None):
     """Of one call: back to back for so long, the second half counted."""
+    seconds = seconds or options.seconds
     elapsed_ms(call, 1)
     one = elapsed_ms(call, 3) / 3
     per_replay = 1
@@ -254,14 +255,18 @@ def print_row(row):
     print(text, flush=True)
 
 
-def main():
+def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", required=True, help="libvecina.so")
     parser.add_argument("--natten", help="folder of the module natten_hopper")
     parser.add_argument("--json", help="where to write the raw figures")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a measurement")
     parser.add_argument("names", nargs="*", metavar="NAME", help="problems; default: all")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
     natten = None
     if options.natten:
         sys.path.insert(0, options.natten)
@@ -285,4 +290,5 @@ def main():
 
 
 if __name__ == "__main__":
+    options = parse()
     main()

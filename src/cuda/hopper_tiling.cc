@@ -38,12 +38,12 @@ constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
 constexpr double kProductCycles = 1.142;
 // Of softmax that nothing hides; two warpgroups hide less of it beside short products.
 constexpr double kCyclesPerKeyOfThree = 0.106, kCyclesPerKeyOfNarrowHead = 0.63;
-constexpr double kCyclesPerKeyOfWideTile = 0.155;
+constexpr double kCyclesPerKeyOfWideTile = 0.35;
 constexpr double kCyclesPerMaskedKey = 1.062;
 constexpr double kCyclesPerTile = 303.0;
 constexpr double kCyclesPerBlock = 2576.0, kCyclesPerDilatedBlock = 4562.0;
-constexpr double kCyclesPerFirstKey = 4.0;      // of a block with too few tiles to hide the first
-constexpr double kCyclesPerUnbuffered = 874.0;  // of a block whose output has no buffer
+constexpr double kCyclesPerFirstKey = 4.0;  // of a block with too few tiles to hide the first
+constexpr double kCyclesPerWait = 874.0;    // for queries, if their memory is not free early
 constexpr double kCyclesPerMs = 1.6e6;
 constexpr double kLaunchMs = 0.003;
 constexpr int kNarrowHead = 64, kWideTile = 128;
@@ -157,7 +157,7 @@ double predict(const Problem& problem, const HopperConfig& config,
       kProductCycles * product + cycles_per_key(config, keys) * keys + kCyclesPerTile;
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
                        (has_few_tiles ? kCyclesPerFirstKey * keys : 0.0) +
-                       (config.has_output_buffer ? 0.0 : kCyclesPerUnbuffered);
+                       (hopper_frees_query_early(config) ? 0.0 : kCyclesPerWait);
   const double cycles = work.tiles * tile + work.blocks * block +
                         (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys;
   const double rounds = std::ceil(work.blocks / facts.multiprocessors);
@@ -338,7 +338,10 @@ class Search {
       config.has_output_buffer = true;  // the least that it may cost
       if (!is_better(predict(problem_, config, key_box, work, facts_))) continue;
       if (!fits_registers(config)) continue;
-      if (!fit_memory(facts_, work.tiles / (work.blocks * config.warpgroups), &config)) continue;
+      const double tiles = work.tiles / (work.blocks * config.warpgroups);
+      // Measured on an H200: slower than two.
+      if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
+      if (!fit_memory(facts_, tiles, &config)) continue;
       const double ms = predict(problem_, config, key_box, work, facts_);
       if (is_better(ms)) best_ = {config, work, ms};
     }
