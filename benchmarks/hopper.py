@@ -105,7 +105,7 @@ class ForwardArgs(ctypes.Structure):  # vecina_forward_args
 
 
 class Library:
-    PROBLEM_BYTES = 1024  # more than vecina_problem has
+    PROBLEM_BYTES = 240  # of vecina_problem
 
     def __init__(self, path):
         self.c = ctypes.CDLL(path)
@@ -133,6 +133,7 @@ class Vecina:
         if additional:
             self.args.additional_key, self.args.additional_value = map(Tensor.of, additional)
         parsed = (ctypes.c_char * Library.PROBLEM_BYTES)()
+        library.c.vecina_problem_init(parsed, ctypes.c_size_t(len(parsed)), len(p["shape"]))
         library.check(library.c.vecina_problem_parse(line(p).encode(), parsed))
         self.plan = ctypes.c_void_p()
         library.check(library.c.vecina_plan_forward(library.context, parsed,
@@ -249,7 +250,7 @@ def print_row(row):
     for peer in ("natten", "cudnn"):
         if peer + "_ms" in row:
             text += f"  {peer} {row[peer + '_ms']:9.4f} ms {row['times_' + peer]:5.2f}x"
-    kernel = row["plan"]["kernels"][0]
+    kernel = row["plan"]["details"]["kernels"][0]
     if "predicted_ms" in kernel:
         text += f"  predicted {kernel['predicted_ms']:.4f}"
     print(text, flush=True)

@@ -26,8 +26,9 @@ constexpr double kLimitSeconds = 5.0;
 
 // How far the time that a kernel's planner predicted lies above the measured one, of that.
 void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan) {
-  if (!plan->contains("kernels") || (*plan)["kernels"].size() != 1) return;
-  const nlohmann::ordered_json& kernel = (*plan)["kernels"][0];
+  const nlohmann::ordered_json& details = (*plan)["details"];
+  if (!details.contains("kernels") || details["kernels"].size() != 1) return;
+  const nlohmann::ordered_json& kernel = details["kernels"][0];
   if (!kernel.contains("predicted_ms")) return;
   (*plan)["prediction_error"] = kernel["predicted_ms"].get<double>() / measured_ms - 1.0;
 }
