@@ -36,12 +36,13 @@ constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory 
 // steady-state times on an H200 (docs/hopper.md says how to fit it again).
 constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
 constexpr double kProductCycles = 1.142;
-// Of softmax that nothing hides; two warpgroups hide less of it beside short products.
+// Two warpgroups hide less of the softmax beside short products.
 constexpr double kCyclesPerKeyOfThree = 0.106, kCyclesPerKeyOfNarrowHead = 0.63;
-constexpr double kCyclesPerKeyOfWideTile = 0.35;
+constexpr double kCyclesPerKeyOfWideTile = 1.28;  // beyond kWideTile
 constexpr double kCyclesPerMaskedKey = 1.062;
 constexpr double kCyclesPerTile = 303.0;
 constexpr double kCyclesPerBlock = 2576.0, kCyclesPerDilatedBlock = 4562.0;
+constexpr double kCyclesHidden = 1500.0;    // of a block that is chained, with an output buffer
 constexpr double kCyclesPerFirstKey = 4.0;  // of a block with too few tiles to hide the first
 constexpr double kCyclesPerWait = 874.0;    // for queries, if their memory is not free early
 constexpr double kCyclesPerMs = 1.6e6;
@@ -140,10 +141,11 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
   return work;
 }
 
-double cycles_per_key(const HopperConfig& config, double keys) {
-  if (config.warpgroups == 3) return kCyclesPerKeyOfThree;
-  return (config.head_dim <= kNarrowHead ? kCyclesPerKeyOfNarrowHead : 0.0) +
-         (keys > kWideTile ? kCyclesPerKeyOfWideTile : 0.0);
+// Of softmax that nothing hides, for a tile.
+double softmax_cycles(const HopperConfig& config, double keys) {
+  if (config.warpgroups == 3) return kCyclesPerKeyOfThree * keys;
+  return (config.head_dim <= kNarrowHead ? kCyclesPerKeyOfNarrowHead * keys : 0.0) +
+         kCyclesPerKeyOfWideTile * std::max(0.0, keys - kWideTile);
 }
 
 double predict(const Problem& problem, const HopperConfig& config,
@@ -153,10 +155,10 @@ double predict(const Problem& problem, const HopperConfig& config,
   const double columns = problem.head_dim() + problem.head_dim_value();
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
   const bool has_few_tiles = work.tiles < kFewTiles * work.blocks * config.warpgroups;
-  const double tile =
-      kProductCycles * product + cycles_per_key(config, keys) * keys + kCyclesPerTile;
+  const double tile = kProductCycles * product + softmax_cycles(config, keys) + kCyclesPerTile;
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
-                       (has_few_tiles ? kCyclesPerFirstKey * keys : 0.0) +
+                       (has_few_tiles ? kCyclesPerFirstKey * keys : 0.0) -
+                       (config.is_chained && config.has_output_buffer ? kCyclesHidden : 0.0) +
                        (hopper_frees_query_early(config) ? 0.0 : kCyclesPerWait);
   const double cycles = work.tiles * tile + work.blocks * block +
                         (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys;
@@ -335,7 +337,7 @@ class Search {
                                       {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])});
       HopperConfig config = base_;
       std::copy(key_box.begin(), key_box.end(), config.key_box);
-      config.has_output_buffer = true;  // the least that it may cost
+      config.has_output_buffer = config.is_chained = true;  // the least that it may cost
       if (!is_better(predict(problem_, config, key_box, work, facts_))) continue;
       if (!fits_registers(config)) continue;
       const double tiles = work.tiles / (work.blocks * config.warpgroups);
