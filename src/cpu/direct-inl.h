@@ -47,8 +47,8 @@ class DirectLogits {
   template <int... kKeys>
   static constexpr std::array<Function, sizeof...(kKeys)> rows_table(
       std::integer_sequence<int, kKeys...>) {
-    return {&direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, kPacked, D,
-                           Query>...};
+    return {
+        &direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, kPacked, D, Query>...};
   }
   using AllKeys = std::make_integer_sequence<int, kLanes>;
   static constexpr auto kOfRow = row_table(AllKeys());
@@ -235,7 +235,8 @@ class DirectUnit {
     for (int t = 0; t < block_.num_queries; ++t) {
       const int p = axis.position(x + t);
       begins_[t] = axis.begin(p);
-      counts_[t] = std::min(axis.end(p), axis.window.extent) - begins_[t];
+      counts_[t] = axis.window.is_causal ? std::min(axis.end(p), axis.window.extent) - begins_[t]
+                                         : block_.row_keys;
       is_masked_ = is_masked_ || counts_[t] != block_.row_keys;
       if (!direct().in_place) place_window(static_cast<size_t>(t));
     }
@@ -244,9 +245,9 @@ class DirectUnit {
       const bool is_pair = t + 1 < block_.num_queries && counts_[t] == block_.row_keys &&
                            counts_[t + 1] == block_.row_keys && begins_[t + 1] <= begins_[t] + 1;
       length = is_pair ? 2 : 1;
-      const auto kind = !is_pair                          ? Run::single
+      const auto kind = !is_pair                       ? Run::single
                         : begins_[t + 1] == begins_[t] ? Run::same
-                                                          : Run::shifted;
+                                                       : Run::shifted;
       if (num_runs_ > 0 && runs_[num_runs_ - 1].kind == kind) {
         runs_[num_runs_ - 1].last += length;
       } else {
@@ -292,15 +293,14 @@ class DirectUnit {
   void run_block(int x, int z, int y, int head) {
     const D d;
     const AxisGroup& axis = row_axis();
-    const Element* query = query_ + head * plan_.query.head +
-                           token_offset(plan_.query, axes_[0]->query_token(z, 0),
-                                        axes_[1]->query_token(y, 0)) +
-                           axis.query_token(x, 0) * plan_.query.token[2];
+    const Element* query =
+        query_ + head * plan_.query.head +
+        token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
+        axis.query_token(x, 0) * plan_.query.token[2];
     const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
     const auto nothing = hn::Set(d, -hwy::HighestValue<T>() * 2);
-    unroll<kLanes>([&](auto t) HWY_ATTR {
-      hn::Store(nothing, d, maxima_ + static_cast<int>(t) * kLanes);
-    });
+    unroll<kLanes>([&](auto t)
+                       HWY_ATTR { hn::Store(nothing, d, maxima_ + static_cast<int>(t) * kLanes); });
     if (plan_.head_dim == kDirectHeadDim) {
       if (direct().in_place) {
         logits<Element, kFixedVectors, false>(query, query_stride);
@@ -369,8 +369,8 @@ class DirectUnit {
       }
       Table::of_rows(keys)(D(), block_, query, query_stride, vectors, j, 0, grouped, scale);
       if (grouped < block_.num_rows) {
-        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, grouped,
-                            block_.num_rows, scale);
+        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, grouped, block_.num_rows,
+                            scale);
       }
     }
     if (plan_.additional_tokens > 0) {

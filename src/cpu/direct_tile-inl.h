@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The steps of a block of the direct form: logits, softmax, sums of values. Lanes run along head_dim
-// in both products; a block is as many neighbouring queries of a row as a vector has lanes, so that
-// their softmax has one query in each lane where it goes across keys.
-// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+// The steps of a block of the direct form: logits, softmax, sums of values. Lanes run along
+// head_dim in both products; a block is as many neighbouring queries of a row as a vector has
+// lanes, so that their softmax has one query in each lane where it goes across keys. Part of each
+// forward_<dtype>.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_DIRECT_TILE_INL_H_
 #undef VECINA_CPU_DIRECT_TILE_INL_H_
@@ -53,8 +53,7 @@ HWY_INLINE hn::Vec<D> across_lanes(D d, const hn::Vec<D>* v, const Op& op) {
   };
   const auto by_four = [&](V a, V b) HWY_ATTR {
     const auto x = hn::BitCast(pairs, a), y = hn::BitCast(pairs, b);
-    return op(hn::BitCast(d, hn::OddEven(y, x)),
-              hn::BitCast(d, hn::Shuffle01(hn::OddEven(x, y))));
+    return op(hn::BitCast(d, hn::OddEven(y, x)), hn::BitCast(d, hn::Shuffle01(hn::OddEven(x, y))));
   };
   const V low = by_four(by_two(v[0], v[1]), by_two(v[2], v[3]));
   if constexpr (hn::MaxLanes(D()) == 4) {
@@ -74,8 +73,9 @@ HWY_INLINE hn::Vec<D> maxima_across(D d, const hn::Vec<D>* v) {
 }
 
 // Logits of kKeys keys from `first_key` on in each row, kRows rows at a time: their keys follow
-// each other in groups of kLanes, of which the last may be partly empty (-infinity). kVectors: those
-// of head_dim, 0 if only `vectors` knows. kPacked: keys of kVectors vectors follow each other.
+// each other in groups of kLanes, of which the last may be partly empty (-infinity). kVectors:
+// those of head_dim, 0 if only `vectors` knows. kPacked: keys of kVectors vectors follow each
+// other.
 template <int kKeys, int kRows, int kVectors, bool kPacked, class D, typename Query>
 HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block, const Query* queries,
                                 ptrdiff_t query_stride, int vectors, int first_key, int first_row,
@@ -88,8 +88,8 @@ HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block, const Query* q
   const auto factor = hn::Set(d, scale);
   // Of the last group, where it is partly empty: 0, then -infinity.
   constexpr size_t kLast = static_cast<size_t>(kCount - (kGroups - 1) * kLanes);
-  const auto hidden = hn::IfThenElse(hn::FirstN(d, kLast), hn::Zero(d),
-                                     hn::Set(d, -hwy::HighestValue<T>() * 2));
+  const auto hidden =
+      hn::IfThenElse(hn::FirstN(d, kLast), hn::Zero(d), hn::Set(d, -hwy::HighestValue<T>() * 2));
   const ptrdiff_t stride = kPacked && kVectors > 0 ? kVectors * kLanes : block.key_stride;
   const int64_t* HWY_RESTRICT key_rows = block.key_rows;
   const int* HWY_RESTRICT row_slots = block.row_slots;
@@ -104,9 +104,7 @@ HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block, const Query* q
     T* HWY_RESTRICT logits = block.weights + t * block.weights_pitch + first_key;
     for (int row = first_row; row < last_row; row += kRows) {
       const T* rows[kRows];
-      unroll<kRows>([&](auto r) HWY_ATTR {
-        rows[r] = keys + key_rows[row + static_cast<int>(r)];
-      });
+      unroll<kRows>([&](auto r) HWY_ATTR { rows[r] = keys + key_rows[row + static_cast<int>(r)]; });
       T* to = logits + row_slots[row];
       unroll<kGroups>([&](auto g) HWY_ATTR {
         constexpr int kFirst = static_cast<int>(g) * kLanes;
@@ -152,8 +150,8 @@ HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block, const Query* q
 template <int kVectors, class D, typename Query>
 HWY_NOINLINE void direct_additional_logits(D d, const Query* first, ptrdiff_t query_stride,
                                            int num_queries, int vectors,
-                                           const hn::TFromD<D>* HWY_RESTRICT keys,
-                                           ptrdiff_t pitch, int64_t count, hn::TFromD<D> scale,
+                                           const hn::TFromD<D>* HWY_RESTRICT keys, ptrdiff_t pitch,
+                                           int64_t count, hn::TFromD<D> scale,
                                            hn::TFromD<D>* HWY_RESTRICT logits) {
   constexpr size_t kLanes = hn::MaxLanes(D());
   const auto factor = hn::Set(d, scale);
@@ -193,9 +191,8 @@ HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
   using T = hn::TFromD<D>;
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   hn::Vec<D> each[kLanes];
-  unroll<kLanes>([&](auto t) HWY_ATTR {
-    each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes);
-  });
+  unroll<kLanes>([&](auto t)
+                     HWY_ATTR { each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes); });
   auto maximum = maxima_across(d, each);
   for (int64_t j = 0; j < count; ++j) {
     maximum = hn::Max(maximum, hn::Load(d, additional + j * kLanes));
@@ -216,9 +213,8 @@ HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
     }
     hn::Store(sum, d, maxima + t * kLanes);
   }
-  unroll<kLanes>([&](auto t) HWY_ATTR {
-    each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes);
-  });
+  unroll<kLanes>([&](auto t)
+                     HWY_ATTR { each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes); });
   auto sum = sums_across(d, each);
   for (int64_t j = 0; j < count; ++j) {
     const auto weight = exp2_negative(d, hn::Sub(hn::Load(d, additional + j * kLanes), bases));
@@ -226,8 +222,7 @@ HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
     sum = hn::Add(sum, weight);
   }
   sum = hn::IfThenZeroElse(is_empty, sum);
-  const auto inverse =
-      hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum));
+  const auto inverse = hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum));
   return {{maximum, sum}, inverse};
 }
 

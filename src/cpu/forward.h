@@ -168,8 +168,8 @@ struct ForwardPlan : Partition {
 // True if the problem is attention over all tokens and every token axis of the tensors is one axis
 // in memory: then vectors may span rows.
 bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors);
-// Sizes, groups, and one box for each combination of groups that has queries. `has_phases`: a stride
-// of the innermost axis makes phases.
+// Sizes, groups, and one box for each combination of groups that has queries. `has_phases`: a
+// stride of the innermost axis makes phases.
 void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes, Partition* plan);
 // Halves boxes that are too large, and all of them until there are `enough` units, as long as that
 // packs little twice. The axis with the most windows is cut.
