@@ -67,11 +67,12 @@ def _prototype(query: Tensor, shape, is_lse: bool) -> Tensor:
     return query.new_empty((1,), dtype=_lse_dtype(query) if is_lse else None).expand(shape)
 
 
+_transforms = torch._C._functorch.peek_interpreter_stack
 _vecina.set_framework(
     (Tensor, nn.Parameter),
     (
         torch._C._len_torch_dispatch_stack,
-        torch._C._functorch.peek_interpreter_stack,
+        _transforms,
     ),
     torch._C._is_any_autocast_enabled,
     torch.is_grad_enabled,
@@ -359,6 +360,11 @@ def _composed(tensors, parameters, return_lse: bool):
     return (output, logits.to(_lse_dtype(query)).logsumexp(-1)) if return_lse else output
 
 
+def _is_plain(tensors) -> bool:
+    """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
+    return not (_is_compiling() or _vecina.is_watched(*tensors))
+
+
 def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
@@ -370,7 +376,7 @@ def _call(tensors, parameters, return_lse: bool):
         tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), *tensors[6:])
     if _is_decomposing:
         return _composed(tensors, parameters, return_lse)
-    if _is_compiling() or _vecina.is_watched(*tensors):
+    if not _is_plain(tensors):
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
         return (output, lse) if return_lse else output
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
