@@ -178,7 +178,7 @@ vecina_forward_args args_of(const vecina_tensor* tensors) {
 }
 
 nb::object empty_like(PyObject* prototype) {
-  PyObject* made = PyObject_CallOneArg(framework->empty_like.ptr(), prototype);
+  PyObject* made = PyObject_Vectorcall(framework->empty_like.ptr(), &prototype, 1, nullptr);
   if (made == nullptr) throw nb::python_error();
   return nb::steal(made);
 }
