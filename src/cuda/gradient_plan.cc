@@ -192,6 +192,18 @@ class LaunchList {
   std::vector<BackwardLaunch>* launches_;
 };
 
+// The list reads *params.
+void add_additional(const Problem& problem, const vecina_backward_args& example,
+                    GradientParams* params, LaunchList* list) {
+  using Args = vecina_backward_args;
+  if (!given(example.grad_additional_key) && !given(example.grad_additional_value)) return;
+  params->grad_key = token_rows(example.grad_additional_key, 1);
+  params->grad_value = token_rows(example.grad_additional_value, 1);
+  list->add("gradient_key", count_rows(problem).additional, 1,
+            {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
+            /*of_additional=*/true);
+}
+
 }  // namespace
 
 std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts&) {
@@ -210,6 +222,14 @@ size_t gradient_workspace_bytes(const Problem& problem) {
   return facts * static_cast<size_t>(problem.batch() * problem.heads() * problem.num_queries());
 }
 
+void gradient_plan_additional(const Problem& problem, const vecina_backward_args& example,
+                              const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  const GradientConfig config = make_config(problem, example);
+  GradientParams params = make_gradient_params(problem, example);
+  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
+  add_additional(problem, example, &params, &list);
+}
+
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   using Args = vecina_backward_args;
@@ -226,13 +246,7 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
     list.add("gradient_key", rows.key, kWarps,
              {.key = &Args::grad_key, .value = &Args::grad_value});
   }
-  if (given(example.grad_additional_key) || given(example.grad_additional_value)) {
-    params.grad_key = token_rows(example.grad_additional_key, 1);
-    params.grad_value = token_rows(example.grad_additional_value, 1);
-    list.add("gradient_key", rows.additional, 1,
-             {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
-             /*of_additional=*/true);
-  }
+  add_additional(problem, example, &params, &list);
   if (given(example.grad_bias)) {
     list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
   }

@@ -9,6 +9,7 @@
 #include <numbers>
 
 #include "core/tensor.h"
+#include "cuda/gradient_plan.h"
 #include "cuda/kernels/halo_params.h"
 #include "cuda/small_common.h"
 
@@ -23,7 +24,8 @@ constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
 constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
 constexpr int kMinKeys = 17;    // fewer in a window are faster without tensor cores
-constexpr int kMaxHeads = 8;    // that a block walks
+constexpr double kSetup = 1.2;        // of a block, in items
+constexpr int kMaxItems = 32;         // of a block
 constexpr double kMinWarps = 2048.0;  // below, halo and barriers cost more than they save
 
 // Partners along an axis that neighbouring owners meet together, at most.
@@ -70,7 +72,7 @@ HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShap
   config.of_keys = kernel == HaloKernel::gradient_key;
   config.heads = row_heads(problem, kernel);
   config.head_group = problem.head_group();
-  config.heads_of_block = shape.heads_of_block;
+  config.items_of_block = shape.items_of_block;
   for (int a = 0; a < 3; ++a) {
     const auto i = static_cast<size_t>(a);
     const Axis axis = small_axis(problem, a);
@@ -84,7 +86,7 @@ HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShap
     config.is_causal[a] = axis.is_causal;
   }
   config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
-  config.stages = config.halo_size[0] > 1 || shape.heads_of_block > 1 ? 2 : 1;
+  config.stages = config.halo_size[0] > 1 || shape.items_of_block > 1 || config.of_keys ? 2 : 1;
   return config;
 }
 
@@ -198,10 +200,10 @@ std::string print(const HaloConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .of_keys = {}, .heads = {}, .head_group = {}, "
-      ".heads_of_block = {}, .box = {}, .boxes = {}, .union_size = {}, .halo_size = {}, "
+      ".items_of_block = {}, .box = {}, .boxes = {}, .union_size = {}, .halo_size = {}, "
       ".kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
       ".additional_tokens = {}, .stages = {}, .blocks = {}, .has_grad_lse = {}}}",
-      c.dtype, c.rank, c.head_dim, c.of_keys, c.heads, c.head_group, c.heads_of_block, ints(c.box),
+      c.dtype, c.rank, c.head_dim, c.of_keys, c.heads, c.head_group, c.items_of_block, ints(c.box),
       ints(c.boxes), ints(c.union_size), ints(c.halo_size), ints(c.kernel_size), ints(c.stride),
       ints(c.dilation), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
       c.stages, c.blocks, c.has_grad_lse);
@@ -214,16 +216,20 @@ HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
            static_cast<int>(wide.token[2])}};
 }
 
+int items_of_sample(const Problem& problem, const HaloConfig& config) {
+  return (config.of_keys ? problem.heads_kv() : problem.heads()) / config.heads;
+}
+
 // Everything but tensors.
 HaloParams make_params(const Problem& problem, const HaloConfig& config, double* blocks) {
   HaloParams params = {};
-  const int heads = config.of_keys ? problem.heads_kv() : problem.heads();
-  params.num_head_blocks = heads / (config.heads * config.heads_of_block);
-  params.head_blocks = divider(params.num_head_blocks);
+  params.num_items_of_sample = items_of_sample(problem, config);
+  params.items_of_sample = divider(params.num_items_of_sample);
+  params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
   params.heads = problem.heads();
   params.scale = static_cast<float>(problem.scale());
   params.scale_to_powers = static_cast<float>(problem.scale() * std::numbers::log2e);
-  *blocks = static_cast<double>(problem.batch()) * params.num_head_blocks;
+  *blocks = static_cast<double>(divide_up(params.num_items, config.items_of_block));
   for (int a = 0; a < 3; ++a) {
     const Axis axis = small_axis(problem, a);
     const int64_t tiles = count_tiles(axis, config.box[a] * config.boxes[a]);
@@ -245,22 +251,24 @@ void set_launch(const HaloConfig& config, const char* kernel, double blocks,
   launch->params_bytes = sizeof(HaloParams);
   launch->description = fmt::format(
       R"("form": "halo", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
-      R"("heads_of_block": {}, "tokens_of_box": {}, "tokens_of_block": {}, "blocks": {}, )"
+      R"("items_of_block": {}, "tokens_of_box": {}, "tokens_of_block": {}, "blocks": {}, )"
       R"("why": "neighbouring windows share their tokens in shared memory")",
       config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
-      config.boxes[2], config.heads * config.heads_of_block, 8 * tiles_of(config),
+      config.boxes[2], config.items_of_block, 8 * tiles_of(config),
       stage_rows(config) * config.halo_size[0], blocks);
 }
 
 }  // namespace
 
 std::string halo_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
-  if (pass == Pass::backward) return "gradients: not yet";
   if (std::string why = unsuitable(problem, pass); !why.empty()) return why;
-  const HaloKernel kernel =
-      pass == Pass::forward ? HaloKernel::forward : HaloKernel::gradient_query;
-  if (choose_halo_shape(problem, kernel, facts).box[2] == 0) return "many keys in a window";
-  return {};
+  const auto fits = [&](HaloKernel kernel) {
+    return choose_halo_shape(problem, kernel, facts).box[2] > 0;
+  };
+  const bool is_taken = pass == Pass::forward
+                            ? fits(HaloKernel::forward)
+                            : fits(HaloKernel::gradient_query) && fits(HaloKernel::gradient_key);
+  return is_taken ? "" : "many keys in a window";
 }
 
 HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const DeviceFacts& facts) {
@@ -288,24 +296,27 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
     }
   }
   if (least == 0.0) return best;
-  // Blocks walk heads as far as there are enough of them; of a key head, all query heads are
-  // walked anyway.
-  if (kernel == HaloKernel::gradient_key) return best;
-  double blocks = static_cast<double>(problem.batch()) * (problem.heads() / heads);
+  // A block's setup wants many items, an even load of the device many blocks.
+  const HaloConfig config = make_config(problem, kernel, best);
+  const double items = static_cast<double>(problem.batch()) * items_of_sample(problem, config);
+  double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    const auto i = static_cast<size_t>(a);
-    blocks *= static_cast<double>(
-        count_tiles(small_axis(problem, a), best.box[i] * best.boxes[i]));
+    tiles *= static_cast<double>(
+        count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
-  for (int count = kMaxHeads; count > 1 && !is_3d; --count) {
-    if (problem.heads() / heads % count != 0 || blocks / count < 8.0 * facts.multiprocessors) {
-      continue;
-    }
+  double least_time = 0.0;
+  for (int count = 1; count <= std::min<double>(kMaxItems, items); ++count) {
     HaloShape shape = best;
-    shape.heads_of_block = count;
-    if (cost_of(problem, kernel, make_config(problem, kernel, shape), facts) == 0.0) continue;
-    best = shape;
-    break;
+    shape.items_of_block = count;
+    const int resident = blocks_of(make_config(problem, kernel, shape), kernel, facts);
+    if (resident == 0) continue;
+    const double waves =
+        std::ceil(tiles * std::ceil(items / count) / (resident * facts.multiprocessors));
+    const double time = waves * resident * (count + kSetup);
+    if (least_time == 0.0 || time < least_time) {
+      least_time = time;
+      best = shape;
+    }
   }
   return best;
 }
@@ -350,6 +361,69 @@ Status halo_plan_forward(const Problem& problem, const vecina_forward_args& exam
   if (!why.empty()) return unsupported(why);
   launches->push_back(halo_forward_launch(
       problem, example, facts, choose_halo_shape(problem, HaloKernel::forward, facts)));
+  return {};
+}
+
+BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
+                                    const vecina_backward_args& example, const DeviceFacts& facts,
+                                    const HaloShape& shape) {
+  HaloConfig config = make_config(problem, kernel, shape);
+  config.blocks = blocks_of(config, kernel, facts);
+  config.has_grad_lse = given(example.grad_lse);
+  double blocks = 0.0;
+  HaloParams params = make_params(problem, config, &blocks);
+  const int rank = problem.rank();
+  params.query = halo_rows(example.query, rank);
+  params.key = halo_rows(example.key, rank);
+  params.value = halo_rows(example.value, rank);
+  params.additional_key = halo_rows(example.additional_key, 1);
+  params.additional_value = halo_rows(example.additional_value, 1);
+  params.output = halo_rows(example.output, rank);
+  params.grad_output = halo_rows(example.grad_output, rank);
+  params.grad_lse = halo_rows(example.grad_lse, rank);
+  params.grad_query = halo_rows(example.grad_query, rank);
+  params.grad_key = halo_rows(example.grad_key, rank);
+  params.grad_value = halo_rows(example.grad_value, rank);
+  BackwardLaunch launch;
+  const bool is_of_query = kernel == HaloKernel::gradient_query;
+  set_launch(config, is_of_query ? "halo_gradient_query" : "halo_gradient_key", blocks, facts,
+             &launch);
+  launch.workspace_bytes = gradient_workspace_bytes(problem);
+  launch.fill = [params](const vecina_backward_args& args, void* memory) -> Status {
+    HaloParams filled = params;
+    filled.query.data = pointer(args.query);
+    filled.key.data = pointer(args.key);
+    filled.value.data = pointer(args.value);
+    filled.additional_key.data = pointer(args.additional_key);
+    filled.additional_value.data = pointer(args.additional_value);
+    filled.output.data = pointer(args.output);
+    filled.grad_output.data = pointer(args.grad_output);
+    filled.grad_lse.data = pointer(args.grad_lse);
+    filled.grad_query.data = pointer(args.grad_query);
+    filled.grad_key.data = pointer(args.grad_key);
+    filled.grad_value.data = pointer(args.grad_value);
+    filled.facts = static_cast<char*>(args.workspace);
+    std::memcpy(memory, &filled, sizeof filled);
+    return {};
+  };
+  return launch;
+}
+
+Status halo_plan_backward(const Problem& problem, const vecina_backward_args& example,
+                          const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  const std::string why = unsuitable_strides(
+      {&example.query, &example.key, &example.value, &example.additional_key,
+       &example.additional_value, &example.output, &example.grad_output, &example.grad_query,
+       &example.grad_key, &example.grad_value},
+      problem.head_dim());
+  if (!why.empty()) return unsupported(why);
+  const auto add = [&](HaloKernel kernel) {
+    launches->push_back(halo_gradient_launch(problem, kernel, example, facts,
+                                             choose_halo_shape(problem, kernel, facts)));
+  };
+  add(HaloKernel::gradient_query);  // it leaves the facts of each query to the others
+  if (given(example.grad_key) || given(example.grad_value)) add(HaloKernel::gradient_key);
+  gradient_plan_additional(problem, example, facts, launches);
   return {};
 }
 

@@ -22,7 +22,7 @@ enum class HaloKernel { forward, gradient_query, gradient_key };
 struct HaloShape {
   std::array<int, 3> box = {1, 1, 1};    // of a warp
   std::array<int, 3> boxes = {1, 1, 1};  // of a block
-  int heads_of_block = 1;                // which a block walks
+  int items_of_block = 1;                // which a block walks
 };
 
 // Why the kernels do not take the problem, whatever the strides; empty if they do.
@@ -36,6 +36,13 @@ Status halo_plan_forward(const Problem& problem, const vecina_forward_args& exam
                          const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
 ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_args& example,
                                   const DeviceFacts& facts, const HaloShape& shape);
+
+// Gradients of additional tokens are left to the family `gradient`, whose workspace is used.
+Status halo_plan_backward(const Problem& problem, const vecina_backward_args& example,
+                          const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
+                                    const vecina_backward_args& example, const DeviceFacts& facts,
+                                    const HaloShape& shape);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_HALO_PLAN_H_

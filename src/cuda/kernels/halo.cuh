@@ -91,7 +91,7 @@ VECINA_DEVICE Range partners_of(int a, int length, int i) {
 
 // A block's tokens. Coordinates of a dilation group.
 struct Tile {
-  int batch, head_block;
+  int first_item, num_items;  // that the block walks
   int residue[3], length[3];  // of the group
   int first[3];               // owner
   Range halo[3];              // partners
@@ -116,9 +116,17 @@ VECINA_DEVICE Tile make_tile(const HaloParams& params) {
     tile.halo[a].end =
         partners_of(a, tile.length[a], na_min(tile.first[a] + size - 1, last)).end;
   }
-  tile.batch = divide(block, params.head_blocks);
-  tile.head_block = block - tile.batch * params.num_head_blocks;
+  tile.first_item = block * kConfig.items_of_block;
+  tile.num_items = na_min(kConfig.items_of_block, params.num_items - tile.first_item);
   return tile;
+}
+
+struct Item {
+  int batch, head;  // the first of its heads
+};
+VECINA_DEVICE Item make_item(const HaloParams& params, int number) {
+  const int batch = divide(number, params.items_of_sample);
+  return {batch, (number - batch * params.num_items_of_sample) * kConfig.heads};
 }
 
 // A warp's box.
@@ -269,6 +277,26 @@ struct Sources {
   const char *additional_first, *additional_second;
   int additional_step_first, additional_step_second;
 };
+VECINA_DEVICE int plane_token(const Tile& tile, int plane) {
+  return na_group_to_axis(tile.halo[0].begin + plane, kConfig.dilation[0], tile.residue[0]);
+}
+VECINA_DEVICE Sources plane_sources(const HaloParams& params, const Tile& tile, int batch, int head,
+                                    const HaloRows& first, const HaloRows& second, int plane) {
+  Sources from = {head_rows(first, batch, head), head_rows(second, batch, head), nullptr, nullptr,
+                  0, 0};
+  if constexpr (kConfig.rank == 3) {
+    const long long token = plane_token(tile, plane);
+    from.first += token * first.token[0];
+    from.second += token * second.token[0];
+  }
+  if constexpr (kAdditional > 0) {
+    from.additional_first = head_rows(params.additional_key, batch, head);
+    from.additional_second = head_rows(params.additional_value, batch, head);
+    from.additional_step_first = params.additional_key.token[2];
+    from.additional_step_second = params.additional_value.token[2];
+  }
+  return from;
+}
 VECINA_DEVICE void load_stage(const Sources& from, const HaloTable& table, unsigned stage) {
   constexpr int kAtOnce = 4;  // offsets are read before their copies begin
   constexpr int kCopies = (kStageRows * kChunks + kThreads - 1) / kThreads;
@@ -361,6 +389,25 @@ VECINA_DEVICE bool store_row(const float (&sums)[kColumns / 8][4], int i, float 
     if (is_owner) store<Element, 2>(columns, row + 16 * t + 4 * q);
   }
   return is_finite(all);
+}
+
+// What a pair's gradients need of its query beside the rows; the first three as other kernels of
+// gradients have them (gradient_pairs.cuh).
+struct alignas(16) HaloFacts {
+  float maximum, inverse, delta;
+  float dot;  // grad_output . output
+};
+VECINA_DEVICE HaloFacts* head_facts(const HaloParams& params, int batch, int head) {
+  long long number = static_cast<long long>(batch) * params.heads + head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number *= params.axes[a].extent;
+  return reinterpret_cast<HaloFacts*>(params.facts) + number;
+}
+VECINA_DEVICE int token_number(const HaloParams& params, const int (&token)[3]) {
+  int number = 0;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number = number * params.axes[a].extent + token[a];
+  return number;
 }
 
 VECINA_DEVICE float over_quad(float x, bool is_sum) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warp computes one query's output anew, key by key, for the forms whose tensor-core products let
-// what is not finite in a masked value into other rows.
+// A warp computes one owner's results anew, partner by partner, where tensor-core products let what
+// is not finite in a masked partner into other rows.
 #ifndef VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
 #define VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
 
@@ -18,8 +18,8 @@ struct SpreadRow {
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
       vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
-      is_good = is_good && is_finite(columns[m]);
     }
+    is_good = is_good && is_finite();
   }
   VECINA_DEVICE void store(char* row) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -37,6 +37,12 @@ struct SpreadRow {
       sum += __shfl_xor_sync(0xffffffffu, sum, distance);
     }
     return sum;
+  }
+  VECINA_DEVICE bool is_finite() const {
+    bool is_good = true;
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) is_good = is_good && vecina::cuda::is_finite(columns[m]);
+    return is_good;
   }
   VECINA_DEVICE void clear() {
 #pragma unroll
@@ -75,52 +81,6 @@ VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3],
         visit(partner);
       }
     }
-  }
-}
-
-// Stores output and lse of the query if anything that it sees, or what was stored, is not finite.
-VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
-                                const int (&token)[3]) {
-  const int head_kv = head / kConfig.head_group;
-  bool is_good = true;
-  SpreadRow query, output;
-  query.load(row_at(params.query, batch, head, token), is_good);
-  output.clear();
-  float maximum = -infinity(), total = 0.0f;
-  const auto add = [&](const char* key_row, const char* value_row) {
-    SpreadRow key, value;
-    key.load(key_row, is_good);
-    value.load(value_row, is_good);
-    const float logit = query.dot(key) * params.scale_to_powers;
-    const float next = larger(maximum, logit);
-    const float shift = next == -infinity() ? 0.0f : next;
-    const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
-    maximum = next;
-    total = total * kept + weight;
-    output.scale(kept);
-    output.add_scaled(weight, value);
-  };
-  for_partners(params, token, [&](const int(&partner)[3]) {
-    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
-  });
-#pragma unroll 1
-  for (int i = 0; i < kAdditional; ++i) {
-    add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
-        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
-  }
-  output.scale(total == 0.0f ? 0.0f : 1.0f / total);
-  const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
-                    static_cast<float>(kLn2);
-  char* stored = row_at(params.output, batch, head, token);
-  SpreadRow before;
-  before.load(stored, is_good);
-#pragma unroll
-  for (int m = 0; m < SpreadRow::kCount; ++m) is_good = is_good && is_finite(output.columns[m]);
-  is_good = is_good && is_finite(lse);
-  if (__all_sync(0xffffffffu, is_good)) return;
-  output.store(stored);
-  if (params.lse.data != nullptr && threadIdx.x % 32 == 0) {
-    *reinterpret_cast<float*>(row_at(params.lse, batch, head, token)) = lse;
   }
 }
 

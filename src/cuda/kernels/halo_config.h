@@ -14,7 +14,7 @@ struct HaloConfig {
   bool of_keys;        // owners are keys
   int heads;           // query heads among a warp's rows; divide head_group
   int head_group;      // query heads of a key head
-  int heads_of_block;  // a block walks so many times `heads`
+  int items_of_block;  // which a block walks: an item is `heads` neighbouring heads of a sample
   int box[3];          // owners among a warp's rows; box times heads is 16. Rank 3: one plane
   int boxes[3];        // of a block along each axis
   int union_size[3];   // partners along each axis that a box may meet; of a warp, one plane

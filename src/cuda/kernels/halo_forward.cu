@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Forward with tensor cores for many small windows: keys and values of a tile of queries lie in
-// shared memory (halo.cuh), one head and plane after the other, the next one's copies under way.
+// shared memory (halo.cuh), one item and plane after the other, the next one's copies under way.
 // Planes meet in a running maximum (Milakov and Gimelshein, arXiv:1805.02867).
 //
 // A masked key counts 0 times its value, which is not 0 for a NaN or infinity. Where a result is
@@ -13,7 +13,7 @@ namespace vecina::cuda {
 namespace {
 
 constexpr int kStageBytes = 2 * kSideBytes;
-static_assert(kConfig.stages > 1 || (kConfig.heads_of_block == 1 && !kHasPlanes),
+static_assert(kConfig.stages > 1 || (kConfig.items_of_block == 1 && !kHasPlanes),
               "a stage is not overwritten while it is read");
 
 // What a warp has of its 16 rows: sums relative to 2^maximum.
@@ -71,19 +71,19 @@ VECINA_DEVICE void softmax(const unsigned (&bits)[2], float scale, float (&logit
   }
 }
 
-// Of a whole warp: stores the rows of one head; false if a result is not finite.
-VECINA_DEVICE bool store_head(const HaloParams& params, int batch, int head,
+// Of a whole warp: stores the rows of one item; false if a result is not finite.
+VECINA_DEVICE bool store_item(const HaloParams& params, const Item& item,
                               const unsigned (&output)[2], const unsigned (&lse)[2],
                               const bool (&is_owner)[2], const Sums& sums) {
   bool is_good = true;
-  char* outputs = head_rows(params.output, batch, head);
+  char* outputs = head_rows(params.output, item.batch, item.head);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float total = over_quad(sums.total[i], true);
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     is_good = store_row(sums.output, i, inverse, outputs + output[i], is_owner[i]) && is_good;
     if (params.lse.data != nullptr && is_owner[i] && threadIdx.x % 4 == 0) {
-      *reinterpret_cast<float*>(head_rows(params.lse, batch, head) + lse[i]) =
+      *reinterpret_cast<float*>(head_rows(params.lse, item.batch, item.head) + lse[i]) =
           (sums.maximum[i] + logarithm_of_two(total)) * static_cast<float>(kLn2);
     }
   }
@@ -113,42 +113,29 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
   const Places places = make_places(box);
 
   const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
-  const int first_head = tile.head_block * (kConfig.heads * kConfig.heads_of_block);
   const auto start = [&](int step) {
-    const int head_kv = (first_head + step / planes * kConfig.heads) / kConfig.head_group;
-    Sources from = {head_rows(params.key, tile.batch, head_kv),
-                    head_rows(params.value, tile.batch, head_kv), nullptr, nullptr, 0, 0};
-    if constexpr (kConfig.rank == 3) {
-      const long long token = na_group_to_axis(tile.halo[0].begin + step % planes,
-                                               kConfig.dilation[0], tile.residue[0]);
-      from.first += token * params.key.token[0];
-      from.second += token * params.value.token[0];
-    }
-    if constexpr (kAdditional > 0) {
-      from.additional_first = head_rows(params.additional_key, tile.batch, head_kv);
-      from.additional_second = head_rows(params.additional_value, tile.batch, head_kv);
-      from.additional_step_first = params.additional_key.token[2];
-      from.additional_step_second = params.additional_value.token[2];
-    }
-    load_stage(from, table, stages + static_cast<unsigned>(step % kConfig.stages * kStageBytes));
+    const Item item = make_item(params, tile.first_item + step / planes);
+    load_stage(plane_sources(params, tile, item.batch, item.head / kConfig.head_group,
+                             params.key, params.value, step % planes),
+               table, stages + static_cast<unsigned>(step % kConfig.stages * kStageBytes));
   };
   unsigned query[2][kWords];
-  const auto load_query = [&](int head) {
-    const char* first = head_rows(params.query, tile.batch, head);
+  const auto load_query = [&](const Item& item) {
+    const char* first = head_rows(params.query, item.batch, item.head);
 #pragma unroll
     for (int i = 0; i < 2; ++i) load_row(first + query_offset[i], query[i]);
   };
 
-  const int steps = kConfig.heads_of_block * planes;
+  const int steps = tile.num_items * planes;
 #pragma unroll
   for (int step = 0; step < na_max(kConfig.stages - 1, 1); ++step) {
     if (step < steps) start(step);
     end_copies();
   }
-  load_query(first_head);
+  int plane = 0, number = tile.first_item;
+  load_query(make_item(params, number));
   Sums sums;
   bool is_good = true;
-  int plane = 0, head = first_head;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<na_max(kConfig.stages - 2, 0)>();
@@ -179,27 +166,70 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
       }
     }
     if (is_last) {
-      if (step + 1 < steps) load_query(head + kConfig.heads);
-      is_good = store_head(params, tile.batch, head, output_offset, lse_offset, is_owner, sums) &&
-                is_good;
+      const Item item = make_item(params, number++);
+      if (step + 1 < steps) load_query(make_item(params, number));
+      is_good =
+          store_item(params, item, output_offset, lse_offset, is_owner, sums) && is_good;
     }
     plane = is_last ? 0 : plane + 1;
-    head += is_last ? kConfig.heads : 0;
   }
   return is_good;
+}
+
+// Stores output and lse of the query if anything that it sees, or what was stored, is not finite.
+VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
+                                const int (&token)[3]) {
+  const int head_kv = head / kConfig.head_group;
+  bool is_good = true;
+  SpreadRow query, output;
+  query.load(row_at(params.query, batch, head, token), is_good);
+  output.clear();
+  float maximum = -infinity(), total = 0.0f;
+  const auto add = [&](const char* key_row, const char* value_row) {
+    SpreadRow key, value;
+    key.load(key_row, is_good);
+    value.load(value_row, is_good);
+    const float logit = query.dot(key) * params.scale_to_powers;
+    const float next = larger(maximum, logit);
+    const float shift = next == -infinity() ? 0.0f : next;
+    const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
+    maximum = next;
+    total = total * kept + weight;
+    output.scale(kept);
+    output.add_scaled(weight, value);
+  };
+  for_partners(params, token, [&](const int(&partner)[3]) {
+    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
+  });
+#pragma unroll 1
+  for (int i = 0; i < kAdditional; ++i) {
+    add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
+        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
+  }
+  output.scale(total == 0.0f ? 0.0f : 1.0f / total);
+  const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
+                    static_cast<float>(kLn2);
+  char* stored = row_at(params.output, batch, head, token);
+  SpreadRow before;
+  before.load(stored, is_good);
+  is_good = is_good && output.is_finite() && is_finite(lse);
+  if (__all_sync(0xffffffffu, is_good)) return;
+  output.store(stored);
+  if (params.lse.data != nullptr && threadIdx.x % 32 == 0) {
+    *reinterpret_cast<float*>(row_at(params.lse, batch, head, token)) = lse;
+  }
 }
 
 __device__ __noinline__ void attend_rows_alone(const HaloParams& params) {
   const Tile tile = make_tile(params);
   const Box box = make_box(tile);
-  const int first_head = tile.head_block * (kConfig.heads * kConfig.heads_of_block);
 #pragma unroll 1
-  for (int i = 0; i < kConfig.heads_of_block; ++i) {
+  for (int i = 0; i < tile.num_items; ++i) {
+    const Item item = make_item(params, tile.first_item + i);
 #pragma unroll 1
     for (int r = 0; r < 16; ++r) {
       const Row row = make_row(tile, box, r);
-      const int head = first_head + i * kConfig.heads + row.head;
-      if (row.is_owner) attend_alone(params, tile.batch, head, row.token);
+      if (row.is_owner) attend_alone(params, item.batch, item.head + row.head, row.token);
     }
   }
 }

@@ -26,14 +26,15 @@ struct HaloParams {
   HaloRows output, lse, grad_output, grad_lse, grad_query, grad_key, grad_value;
   char* facts;  // QueryFacts of every query: [batch, heads, tokens...]
   HaloAxis axes[3];
-  // Blocks are numbered by batch, block of heads, tiles of axes 0, 1 and 2.
-  Divider head_blocks;
-  int num_head_blocks;
+  // Blocks are numbered by part of the items, tiles of axes 0, 1 and 2.
+  Divider items_of_sample;
+  int num_items_of_sample, num_items;
   int heads;
   float scale;            // of the logits
   float scale_to_powers;  // scale * log2(e): softmax is computed in powers of two
+  int reserved;
 };
-static_assert(sizeof(HaloParams) == 12 * 32 + 8 + 3 * 16 + 8 + 4 * 4,
+static_assert(sizeof(HaloParams) == 12 * 32 + 8 + 3 * 16 + 8 + 5 * 4 + 4,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda
