@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 
 #include "cuda/gradient_plan.h"
-#include "cuda/halo_plan.h"
 #include "cuda/hopper_plan.h"
 #include "cuda/small_plan.h"
 
@@ -48,7 +47,6 @@ Status plan(const Problem& problem, const Args& example, const DeviceFacts& fact
 std::span<const Family> families() {
   static constexpr Family kFamilies[] = {
       {"hopper", hopper_why_not, hopper_plan_forward, nullptr},
-      {"halo", halo_why_not, halo_plan_forward, halo_plan_backward},
       {"small", small_why_not, small_plan_forward, nullptr},
       {"gradient", gradient_why_not, nullptr, gradient_plan_backward},
   };

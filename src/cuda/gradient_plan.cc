@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one launch for each other kind that is wanted: key with value; those of additional tokens;
-// bias.
+// bias. The first two run on tensor cores where halo_plan.h takes the problem.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -11,6 +11,7 @@
 #include <numbers>
 
 #include "core/tensor.h"
+#include "cuda/halo_plan.h"
 #include "cuda/kernels/gradient_config.h"
 #include "cuda/kernels/gradient_params.h"
 #include "cuda/small_common.h"
@@ -222,14 +223,6 @@ size_t gradient_workspace_bytes(const Problem& problem) {
   return facts * static_cast<size_t>(problem.batch() * problem.heads() * problem.num_queries());
 }
 
-void gradient_plan_additional(const Problem& problem, const vecina_backward_args& example,
-                              const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
-  const GradientConfig config = make_config(problem, example);
-  GradientParams params = make_gradient_params(problem, example);
-  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
-  add_additional(problem, example, &params, &list);
-}
-
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   using Args = vecina_backward_args;
@@ -237,14 +230,17 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
-  Written of_query;
-  if (given(example.grad_query)) of_query.query = &Args::grad_query;
-  list.add("gradient_query", rows.query, kWarps, of_query);
-  if (given(example.grad_key) || given(example.grad_value)) {
-    params.grad_key = token_rows(example.grad_key, problem.rank());
-    params.grad_value = token_rows(example.grad_value, problem.rank());
-    list.add("gradient_key", rows.key, kWarps,
-             {.key = &Args::grad_key, .value = &Args::grad_value});
+  const std::string why_not_halo = plan_halo_backward(problem, example, facts, launches);
+  if (!why_not_halo.empty()) {
+    Written of_query;
+    if (given(example.grad_query)) of_query.query = &Args::grad_query;
+    list.add("gradient_query", rows.query, kWarps, of_query);
+    if (given(example.grad_key) || given(example.grad_value)) {
+      params.grad_key = token_rows(example.grad_key, problem.rank());
+      params.grad_value = token_rows(example.grad_value, problem.rank());
+      list.add("gradient_key", rows.key, kWarps,
+               {.key = &Args::grad_key, .value = &Args::grad_value});
+    }
   }
   add_additional(problem, example, &params, &list);
   if (given(example.grad_bias)) {

@@ -19,9 +19,5 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
 // What a call needs of the caller's device memory.
 size_t gradient_workspace_bytes(const Problem& problem);
 
-// Those of additional tokens alone, if they are wanted, after a launch that left QueryFacts.
-void gradient_plan_additional(const Problem& problem, const vecina_backward_args& example,
-                              const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
-
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_GRADIENT_PLAN_H_

@@ -23,37 +23,9 @@ using vecina::cuda::HaloRows;
 constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
 constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
-constexpr int kMinKeys = 17;    // fewer in a window are faster without tensor cores
+constexpr int kMinKeys = 17;    // fewer in a window leave most of a product unused
 constexpr double kSetup = 1.2;        // of a block, in items
 constexpr int kMaxItems = 32;         // of a block
-constexpr double kMinWarps = 2048.0;  // below, halo and barriers cost more than they save
-
-// Partners along an axis that neighbouring owners meet together, at most.
-int most_partners(const Axis& axis, bool of_keys, int owners) {
-  int most = 0;
-  const auto scan = [&](const NaAxis& dense, int from, int to) {
-    for (int first = from / owners * owners; first < to; first += owners) {
-      const int last = std::min(first + owners, dense.extent) - 1;
-      const int size =
-          of_keys ? na_query_end(dense, last) - na_query_begin(dense, first)
-                  : std::min(na_window_end(dense, last), dense.extent) -
-                        na_window_begin(dense, first);
-      most = std::max(most, size);
-    }
-  };
-  for (const int64_t group : {int64_t{0}, axis.dilation - 1}) {  // the longest and the shortest
-    const NaAxis dense = {
-        na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation),
-                        static_cast<int>(group)),
-        static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride), axis.is_causal};
-    // Both ends, and all that repeats between them.
-    const int ends = 4 * (dense.kernel_size + dense.stride) + owners * dense.stride;
-    const int middle = std::min(dense.extent, ends);
-    scan(dense, 0, middle);
-    scan(dense, std::max(middle, dense.extent - middle), dense.extent);
-  }
-  return most;
-}
 
 int row_heads(const Problem& problem, HaloKernel kernel) {
   if (kernel != HaloKernel::forward) return 1;
@@ -106,16 +78,16 @@ int stage_bytes(const HaloConfig& config) {
 }
 int table_bytes(const HaloConfig& config) { return stage_rows(config) * 12; }
 
-// Registers that a thread's sums, rows and the rest need, roughly.
+// Registers that a thread needs, roughly: sums, rows, places and the rest.
 int registers_of(const HaloConfig& config, HaloKernel kernel) {
   const int tiles = tiles_of(config), columns = config.head_dim;
   switch (kernel) {
     case HaloKernel::forward:
-      return 45 + 4 * tiles + columns / 2 + columns / 4;
+      return 45 + 4 * tiles + columns * 3 / 4;
     case HaloKernel::gradient_query:
-      return 50 + 8 * tiles + columns / 2 + columns / 2;
+      return 80 + 8 * tiles + columns;
     case HaloKernel::gradient_key:
-      return 66 + columns + columns / 2;
+      return 52 + 4 * tiles + columns * 3 / 2;
   }
   return 255;
 }
@@ -123,9 +95,10 @@ int registers_of(const HaloConfig& config, HaloKernel kernel) {
 // Blocks that a multiprocessor has room for; 0 if not one.
 int blocks_of(const HaloConfig& config, HaloKernel kernel, const DeviceFacts& facts) {
   const int shared = config.stages * stage_bytes(config) + table_bytes(config) + 1024;
-  const int registers = std::min(registers_of(config, kernel), 255);
-  const int by_registers = 65536 / (32 * warps_of(config) * registers);
-  return std::min({facts.shared_bytes_per_block / shared, std::max(by_registers, 1), 8});
+  const int registers = static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8));
+  const int warps = 4 * (512 / (8 * registers));  // of a multiprocessor, from its four parts
+  return std::min({facts.shared_bytes_per_block / shared, std::max(warps / warps_of(config), 1),
+                   8});
 }
 
 // What a problem costs with this shape, in cycles of a multiprocessor, roughly; 0: it does not fit.
@@ -148,8 +121,9 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   return tiles * (products + loads) / std::sqrt(busy);
 }
 
-std::string unsuitable(const Problem& problem, Pass pass) {
+std::string unsuitable(const Problem& problem) {
   if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
+  if (problem.batch() == 0) return "an empty batch";
   if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
   if (problem.has_bias()) return "relative position bias";
   if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";
@@ -159,7 +133,7 @@ std::string unsuitable(const Problem& problem, Pass pass) {
   if (!(problem.scale() > 0.0)) return "a scale of 0 or less";
   if (problem.additional_tokens() > 64) return "more than 64 additional tokens";
   double keys = static_cast<double>(problem.additional_tokens()), window = 1.0;
-  double queries = static_cast<double>(problem.batch()) * problem.heads();
+  double tokens = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
     if (axis.output_stride > 1) return "output_stride";
@@ -169,11 +143,13 @@ std::string unsuitable(const Problem& problem, Pass pass) {
       return "additional tokens in 3-D";
     }
     window *= static_cast<double>(axis.kernel_size);
-    queries *= static_cast<double>(axis.extent);
+    tokens *= static_cast<double>(axis.extent);
+  }
+  if (static_cast<double>(problem.batch()) * problem.heads() * tokens > kMaxBlocks) {
+    return "2^31 rows or more";
   }
   keys += window;
   if (keys < kMinKeys) return "few keys in a window";
-  if (pass == Pass::forward && queries < kMinWarps * kRows) return "few queries";
   return {};
 }
 
@@ -260,15 +236,30 @@ void set_launch(const HaloConfig& config, const char* kernel, double blocks,
 
 }  // namespace
 
-std::string halo_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
-  if (std::string why = unsuitable(problem, pass); !why.empty()) return why;
-  const auto fits = [&](HaloKernel kernel) {
-    return choose_halo_shape(problem, kernel, facts).box[2] > 0;
+int most_partners(const Axis& axis, bool of_keys, int owners) {
+  int most = 0;
+  const auto scan = [&](const NaAxis& dense, int from, int to) {
+    for (int first = from / owners * owners; first < to; first += owners) {
+      const int last = std::min(first + owners, dense.extent) - 1;
+      const int size =
+          of_keys ? na_query_end(dense, last) - na_query_begin(dense, first)
+                  : std::min(na_window_end(dense, last), dense.extent) -
+                        na_window_begin(dense, first);
+      most = std::max(most, size);
+    }
   };
-  const bool is_taken = pass == Pass::forward
-                            ? fits(HaloKernel::forward)
-                            : fits(HaloKernel::gradient_query) && fits(HaloKernel::gradient_key);
-  return is_taken ? "" : "many keys in a window";
+  for (const int64_t group : {int64_t{0}, axis.dilation - 1}) {  // the longest and the shortest
+    const NaAxis dense = {
+        na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation),
+                        static_cast<int>(group)),
+        static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride), axis.is_causal};
+    // Both ends, and all that repeats between them.
+    const int ends = 4 * (dense.kernel_size + dense.stride) + owners * dense.stride;
+    const int middle = std::min(dense.extent, ends);
+    scan(dense, 0, middle);
+    scan(dense, std::max(middle, dense.extent - middle), dense.extent);
+  }
+  return most;
 }
 
 HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const DeviceFacts& facts) {
@@ -352,15 +343,17 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
   return launch;
 }
 
-Status halo_plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
+std::string plan_halo_forward(const Problem& problem, const vecina_forward_args& example,
+                              const DeviceFacts& facts, ForwardLaunch* launch) {
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
   const std::string why =
       unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output},
                          problem.head_dim());
-  if (!why.empty()) return unsupported(why);
-  launches->push_back(halo_forward_launch(
-      problem, example, facts, choose_halo_shape(problem, HaloKernel::forward, facts)));
+  if (!why.empty()) return why;
+  const HaloShape shape = choose_halo_shape(problem, HaloKernel::forward, facts);
+  if (!shape.is_possible()) return "many keys in a window";
+  *launch = halo_forward_launch(problem, example, facts, shape);
   return {};
 }
 
@@ -409,21 +402,24 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
   return launch;
 }
 
-Status halo_plan_backward(const Problem& problem, const vecina_backward_args& example,
-                          const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+std::string plan_halo_backward(const Problem& problem, const vecina_backward_args& example,
+                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
   const std::string why = unsuitable_strides(
       {&example.query, &example.key, &example.value, &example.additional_key,
        &example.additional_value, &example.output, &example.grad_output, &example.grad_query,
        &example.grad_key, &example.grad_value},
       problem.head_dim());
-  if (!why.empty()) return unsupported(why);
-  const auto add = [&](HaloKernel kernel) {
-    launches->push_back(halo_gradient_launch(problem, kernel, example, facts,
-                                             choose_halo_shape(problem, kernel, facts)));
-  };
-  add(HaloKernel::gradient_query);  // it leaves the facts of each query to the others
-  if (given(example.grad_key) || given(example.grad_value)) add(HaloKernel::gradient_key);
-  gradient_plan_additional(problem, example, facts, launches);
+  if (!why.empty()) return why;
+  const HaloShape of_query = choose_halo_shape(problem, HaloKernel::gradient_query, facts);
+  const HaloShape of_key = choose_halo_shape(problem, HaloKernel::gradient_key, facts);
+  if (!of_query.is_possible() || !of_key.is_possible()) return "many keys in a window";
+  launches->push_back(
+      halo_gradient_launch(problem, HaloKernel::gradient_query, example, facts, of_query));
+  if (given(example.grad_key) || given(example.grad_value)) {
+    launches->push_back(
+        halo_gradient_launch(problem, HaloKernel::gradient_key, example, facts, of_key));
+  }
   return {};
 }
 

@@ -8,9 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "core/backend.h"
 #include "core/problem.h"
-#include "core/status.h"
 #include "cuda/kernels/halo_config.h"
 #include "cuda/launch.h"
 
@@ -22,24 +20,28 @@ enum class HaloKernel { forward, gradient_query, gradient_key };
 struct HaloShape {
   std::array<int, 3> box = {1, 1, 1};    // of a warp
   std::array<int, 3> boxes = {1, 1, 1};  // of a block
-  int items_of_block = 1;                // which a block walks
+  int items_of_block = 1;                // heads of samples, which a block walks
+
+  bool is_possible() const { return box[2] > 0; }
 };
 
-// Why the kernels do not take the problem, whatever the strides; empty if they do.
-std::string halo_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
+// Partners along an axis that neighbouring owners of a box meet together, at most: keys of queries,
+// or queries of keys.
+int most_partners(const Axis& axis, bool of_keys, int owners);
 
-// The shape with the least estimated cost; without boxes if none fits the device.
+// The shape with the least estimated cost; not possible if none fits the device.
 HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const DeviceFacts& facts);
 
-// UNSUPPORTED: strides or addresses do not suit.
-Status halo_plan_forward(const Problem& problem, const vecina_forward_args& example,
-                         const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
+// Sets *launch, or says why the form does not take the problem with these strides.
+std::string plan_halo_forward(const Problem& problem, const vecina_forward_args& example,
+                              const DeviceFacts& facts, ForwardLaunch* launch);
 ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_args& example,
                                   const DeviceFacts& facts, const HaloShape& shape);
 
-// Gradients of additional tokens are left to the family `gradient`, whose workspace is used.
-Status halo_plan_backward(const Problem& problem, const vecina_backward_args& example,
-                          const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+// Adds the launches of the gradients of query, key and value; the first leaves the facts of each
+// query in the workspace, as gradient_query does.
+std::string plan_halo_backward(const Problem& problem, const vecina_backward_args& example,
+                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
                                     const vecina_backward_args& example, const DeviceFacts& facts,
                                     const HaloShape& shape);
