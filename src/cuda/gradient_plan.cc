@@ -22,7 +22,7 @@ namespace {
 using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
 
-constexpr int kWarps = 4;       // of a block, as in gradient_pairs.cuh
+constexpr int kWarps = vecina::cuda::kGradientWarps;
 constexpr int kLoadBytes = 16;  // of a thread at once
 constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
 constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
@@ -85,8 +85,7 @@ GradientParams make_gradient_params(const Problem& problem, const vecina_backwar
                       static_cast<int>(axis.stride),
                       static_cast<int>(axis.dilation),
                       static_cast<int>(axis.output_stride),
-                      axis.is_causal ? 1 : 0,
-                      0};
+                      axis.is_causal ? 1 : 0};
     params.query_extent[a] = static_cast<int>(axis.query_extent);
   }
   params.batch = static_cast<int>(problem.batch());

@@ -5,6 +5,8 @@
 
 namespace vecina::cuda {
 
+inline constexpr int kGradientWarps = 4;  // of a block
+
 struct GradientConfig {
   int dtype;  // vecina_dtype
   int rank;

@@ -32,9 +32,8 @@ struct HaloParams {
   int heads;
   float scale;            // of the logits
   float scale_to_powers;  // scale * log2(e): softmax is computed in powers of two
-  int reserved;
 };
-static_assert(sizeof(HaloParams) == 12 * 32 + 8 + 3 * 16 + 8 + 5 * 4 + 4,
+static_assert(sizeof(HaloParams) == 12 * 32 + 8 + 3 * 16 + 8 + 6 * 4,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda
