@@ -22,8 +22,10 @@ namespace {
 using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
 
-constexpr int kWarps = vecina::cuda::kGradientWarps;
-constexpr int kLoadBytes = 16;  // of a thread at once
+constexpr int kWarps = 4;                  // of a block
+constexpr int kMostWarps = 16;             // of a block that owns one row and walks all queries
+constexpr int kGatheredBytes = 20 * 1024;  // of shared memory, where its warps meet
+constexpr int kLoadBytes = 16;             // of a thread at once
 constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
 constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
 constexpr double kMaxNumber = 2147483647.0;
@@ -31,10 +33,11 @@ constexpr double kMaxNumber = 2147483647.0;
 std::string print(const GradientConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
-      ".lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, .of_additional = {}, "
+      ".warps = {}, .lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, "
+      ".of_additional = {}, "
       ".has_wide_number = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.lanes, c.has_bias,
-      c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes,
+      c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
 }
 
 GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
@@ -61,6 +64,16 @@ GradientConfig make_config(const Problem& problem, const vecina_backward_args& e
   config.has_bias = problem.has_bias();
   config.has_grad_lse = given(example.grad_lse);
   return config;
+}
+
+int most_warps(const GradientConfig& config) {
+  const auto bytes = static_cast<int>(dtype_bytes(lse_dtype(config.dtype)));
+  int warps = config.dtype == VECINA_F64 ? kMostWarps / 2 : kMostWarps;
+  while (warps > kWarps &&
+         warps * bytes * std::max(config.head_dim, config.head_dim_value) > kGatheredBytes) {
+    warps /= 2;
+  }
+  return warps;
 }
 
 GradientParams make_gradient_params(const Problem& problem, const vecina_backward_args& example) {
@@ -161,6 +174,7 @@ class LaunchList {
     GradientConfig config = config_;
     config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
+    config.warps = of_additional ? most_warps(config) : kWarps;
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
     params.num_rows = static_cast<long long>(rows);
@@ -168,7 +182,7 @@ class LaunchList {
     launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
                      print(config)};
     launch.grid[0] = static_cast<uint32_t>(divide_up(params.num_rows, rows_of_block));
-    launch.block[0] = 32 * kWarps;
+    launch.block[0] = static_cast<uint32_t>(32 * config.warps);
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
     launch.workspace_bytes = workspace_bytes_;
@@ -180,7 +194,7 @@ class LaunchList {
     };
     launch.description =
         fmt::format(R"("rows": {}, "threads_per_row": {}, "why": "takes every problem")",
-                    params.num_rows, of_additional ? 32 * kWarps : 32);
+                    params.num_rows, of_additional ? 32 * config.warps : 32);
     launches_->push_back(std::move(launch));
   }
 

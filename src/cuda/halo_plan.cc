@@ -24,8 +24,8 @@ constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
 constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
 constexpr int kMinKeys = 17;    // fewer in a window leave most of a product unused
-constexpr double kSetup = 1.2;        // of a block, in items
-constexpr int kMaxItems = 32;         // of a block
+constexpr double kSetup = 1.2;  // of a block, in items
+constexpr int kMaxItems = 32;   // of a block
 
 int row_heads(const Problem& problem, HaloKernel kernel) {
   if (kernel != HaloKernel::forward) return 1;
@@ -97,8 +97,8 @@ int blocks_of(const HaloConfig& config, HaloKernel kernel, const DeviceFacts& fa
   const int shared = config.stages * stage_bytes(config) + table_bytes(config) + 1024;
   const int registers = static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8));
   const int warps = 4 * (512 / (8 * registers));  // of a multiprocessor, from its four parts
-  return std::min({facts.shared_bytes_per_block / shared, std::max(warps / warps_of(config), 1),
-                   8});
+  return std::min(
+      {facts.shared_bytes_per_block / shared, std::max(warps / warps_of(config), 1), 8});
 }
 
 // What a problem costs with this shape, in cycles of a multiprocessor, roughly; 0: it does not fit.
@@ -108,8 +108,8 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   if (tiles_of(config) > kMaxTiles || blocks == 0) return 0.0;
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *= static_cast<double>(
-        count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *=
+        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   const int planes = config.halo_size[0];
   // Rows skip planes that they do not see, but wait for those that do.
@@ -187,7 +187,9 @@ std::string print(const HaloConfig& c) {
 
 HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
   const SmallRows wide = token_rows(tensor, rank);
-  return {nullptr, wide.batch, static_cast<int>(wide.head),
+  return {nullptr,
+          wide.batch,
+          static_cast<int>(wide.head),
           {static_cast<int>(wide.token[0]), static_cast<int>(wide.token[1]),
            static_cast<int>(wide.token[2])}};
 }
@@ -241,18 +243,17 @@ int most_partners(const Axis& axis, bool of_keys, int owners) {
   const auto scan = [&](const NaAxis& dense, int from, int to) {
     for (int first = from / owners * owners; first < to; first += owners) {
       const int last = std::min(first + owners, dense.extent) - 1;
-      const int size =
-          of_keys ? na_query_end(dense, last) - na_query_begin(dense, first)
-                  : std::min(na_window_end(dense, last), dense.extent) -
-                        na_window_begin(dense, first);
+      const int size = of_keys ? na_query_end(dense, last) - na_query_begin(dense, first)
+                               : std::min(na_window_end(dense, last), dense.extent) -
+                                     na_window_begin(dense, first);
       most = std::max(most, size);
     }
   };
   for (const int64_t group : {int64_t{0}, axis.dilation - 1}) {  // the longest and the shortest
-    const NaAxis dense = {
-        na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation),
-                        static_cast<int>(group)),
-        static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride), axis.is_causal};
+    const NaAxis dense = {na_group_length(static_cast<int>(axis.extent),
+                                          static_cast<int>(axis.dilation), static_cast<int>(group)),
+                          static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
+                          axis.is_causal};
     // Both ends, and all that repeats between them.
     const int ends = 4 * (dense.kernel_size + dense.stride) + owners * dense.stride;
     const int middle = std::min(dense.extent, ends);
@@ -292,8 +293,8 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
   const double items = static_cast<double>(problem.batch()) * items_of_sample(problem, config);
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *= static_cast<double>(
-        count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *=
+        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   double least_time = 0.0;
   for (int count = 1; count <= std::min<double>(kMaxItems, items); ++count) {
@@ -405,11 +406,11 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
 std::string plan_halo_backward(const Problem& problem, const vecina_backward_args& example,
                                const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
-  const std::string why = unsuitable_strides(
-      {&example.query, &example.key, &example.value, &example.additional_key,
-       &example.additional_value, &example.output, &example.grad_output, &example.grad_query,
-       &example.grad_key, &example.grad_value},
-      problem.head_dim());
+  const std::string why =
+      unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
+                          &example.additional_value, &example.output, &example.grad_output,
+                          &example.grad_query, &example.grad_key, &example.grad_value},
+                         problem.head_dim());
   if (!why.empty()) return why;
   const HaloShape of_query = choose_halo_shape(problem, HaloKernel::gradient_query, facts);
   const HaloShape of_key = choose_halo_shape(problem, HaloKernel::gradient_key, facts);

@@ -33,8 +33,8 @@ Status small_plan_forward(const Problem& problem, const vecina_forward_args& exa
   ForwardLaunch launch;
   const double queries = static_cast<double>(problem.batch()) * problem.heads() *
                          static_cast<double>(problem.num_queries());
-  std::string why = queries < kManyQueries ? plan_fragments(problem, example, facts, &launch)
-                                           : "many queries";
+  std::string why =
+      queries < kManyQueries ? plan_fragments(problem, example, facts, &launch) : "many queries";
   if (!why.empty()) {
     const std::string why_not_halo = plan_halo_forward(problem, example, facts, &launch);
     if (!why_not_halo.empty() && queries >= kManyQueries) {
@@ -42,8 +42,8 @@ Status small_plan_forward(const Problem& problem, const vecina_forward_args& exa
     }
     if (!why_not_halo.empty() && !why.empty()) {
       launch = plan_lanes(problem, example, facts);
-      launch.description += fmt::format(R"(, "why_not_fragments": "{}", "why_not_halo": "{}")", why,
-                                        why_not_halo);
+      launch.description +=
+          fmt::format(R"(, "why_not_fragments": "{}", "why_not_halo": "{}")", why, why_not_halo);
     }
   }
   launches->push_back(std::move(launch));

@@ -58,14 +58,14 @@ TEST(HaloPlan, TakesManyQueriesAndWhatFragmentsDoNot) {
 
 TEST(HaloPlan, LeavesToOthersWhatItDoesNotTake) {
   for (const char* line : {
-           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128",                      // f32
-           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 48 dtype f16",             // columns
-           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128 dtype f16 bias",       // bias
-           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128 dtype f16 scale -1",   // scale
-           "2d 56x56 kernel_size 7 heads 4 head_dim 128 dtype f16 output_stride 2",     // queries
-           "2d 56x56 kernel_size 40 heads 4 head_dim 128 dtype f16",                    // keys
-           "2d 56x56 kernel_size 3 heads 4 head_dim 128 dtype f16",                     // few keys
-           "3d 9x20x22 kernel_size 5 heads 4 head_dim 128 dtype f16 additional 2",      // planes
+           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128",                     // f32
+           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 48 dtype f16",            // columns
+           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128 dtype f16 bias",      // bias
+           "2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 128 dtype f16 scale -1",  // scale
+           "2d 56x56 kernel_size 7 heads 4 head_dim 128 dtype f16 output_stride 2",    // queries
+           "2d 56x56 kernel_size 40 heads 4 head_dim 128 dtype f16",                   // keys
+           "2d 56x56 kernel_size 3 heads 4 head_dim 128 dtype f16",                    // few keys
+           "3d 9x20x22 kernel_size 5 heads 4 head_dim 128 dtype f16 additional 2",     // planes
        }) {
     EXPECT_EQ(forward_file(line), "small_lanes.cu") << line;
     EXPECT_EQ(backward_files(line).front(), "gradient_query.cu") << line;
@@ -79,7 +79,8 @@ TEST(HaloPlan, GradientsOfAdditionalTokensComeFromTheirOwnKernel) {
 }
 
 TEST(HaloPlan, NothingIsLaunchedForAnEmptyBatch) {
-  EXPECT_TRUE(backward_files("2d 12x12 kernel_size 5 batch 0 heads 2 head_dim 32 dtype f16").empty());
+  EXPECT_TRUE(
+      backward_files("2d 12x12 kernel_size 5 batch 0 heads 2 head_dim 32 dtype f16").empty());
 }
 
 // From the first partner of a box's first owner on.
