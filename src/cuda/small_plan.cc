@@ -13,8 +13,14 @@
 namespace vecina::internal::cuda {
 namespace {
 
-// Rows of queries from which on tokens in shared memory save more than barriers cost.
-constexpr double kManyQueries = 65536.0;
+// Whether tokens in shared memory save more than barriers cost, if another form takes the problem
+// too. In 1-D neighbouring windows find their keys in the cache.
+bool prefers_halo(const Problem& problem) {
+  constexpr double kManyQueries = 100000.0;
+  const double queries = static_cast<double>(problem.batch()) * problem.heads() *
+                         static_cast<double>(problem.num_queries());
+  return problem.rank() > 1 && queries >= kManyQueries;
+}
 
 }  // namespace
 
@@ -31,20 +37,14 @@ Status small_plan_forward(const Problem& problem, const vecina_forward_args& exa
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
   ForwardLaunch launch;
-  const double queries = static_cast<double>(problem.batch()) * problem.heads() *
-                         static_cast<double>(problem.num_queries());
-  std::string why =
-      queries < kManyQueries ? plan_fragments(problem, example, facts, &launch) : "many queries";
-  if (!why.empty()) {
-    const std::string why_not_halo = plan_halo_forward(problem, example, facts, &launch);
-    if (!why_not_halo.empty() && queries >= kManyQueries) {
-      why = plan_fragments(problem, example, facts, &launch);
-    }
-    if (!why_not_halo.empty() && !why.empty()) {
-      launch = plan_lanes(problem, example, facts);
-      launch.description +=
-          fmt::format(R"(, "why_not_fragments": "{}", "why_not_halo": "{}")", why, why_not_halo);
-    }
+  const bool is_halo_first = prefers_halo(problem);
+  const auto plan_first = is_halo_first ? plan_halo_forward : plan_fragments;
+  const auto plan_second = is_halo_first ? plan_fragments : plan_halo_forward;
+  const std::string why = plan_first(problem, example, facts, &launch);
+  const std::string why_second = why.empty() ? "" : plan_second(problem, example, facts, &launch);
+  if (!why_second.empty()) {
+    launch = plan_lanes(problem, example, facts);
+    launch.description += fmt::format(R"(, "why_not_tensor_cores": ["{}", "{}"])", why, why_second);
   }
   launches->push_back(std::move(launch));
   return {};
