@@ -120,7 +120,7 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
                           static_cast<double>(small_axis(problem, 0).kernel_size);
   const double loads = planes * stage_rows(config) * config.head_dim * 0.08;
   const double busy = std::min(1.0, blocks * warps_of(config) / 16.0);
-  const double barriers = 1.0 + 0.03 * warps_of(config);
+  const double barriers = kernel == HaloKernel::forward ? 1.0 + 0.03 * warps_of(config) : 1.0;
   return tiles * (products + loads) * barriers / std::sqrt(busy);
 }
 
@@ -345,6 +345,22 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
     return {};
   };
   return launch;
+}
+
+bool pays_for_halo(const Problem& problem) {
+  constexpr double kManyQueries = 100000.0;
+  const double queries = static_cast<double>(problem.batch()) * problem.heads() *
+                         static_cast<double>(problem.num_queries());
+  return problem.rank() > 1 && queries >= kManyQueries;
+}
+
+bool halo_beats_hopper(const Problem& problem, const DeviceFacts& facts) {
+  constexpr int kFewElements = 4096;  // of the partners of a box
+  if (problem.rank() != 2 || !pays_for_halo(problem) || !unsuitable(problem).empty()) return false;
+  const HaloShape shape = choose_halo_shape(problem, HaloKernel::forward, facts);
+  if (!shape.is_possible()) return false;
+  const HaloConfig config = make_config(problem, HaloKernel::forward, shape);
+  return config.union_size[1] * config.union_size[2] * problem.head_dim() <= kFewElements;
 }
 
 std::string plan_halo_forward(const Problem& problem, const vecina_forward_args& example,

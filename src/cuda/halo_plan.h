@@ -32,6 +32,11 @@ int most_partners(const Axis& axis, bool of_keys, int owners);
 // The shape with the least estimated cost; not possible if none fits the device.
 HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const DeviceFacts& facts);
 
+// Whether the forward's tokens in shared memory save more than barriers cost. In 1-D neighbouring
+// windows find their keys in the cache.
+bool pays_for_halo(const Problem& problem);
+// Whether it is faster than Hopper's own instructions: in 2-D, where windows and rows are short.
+bool halo_beats_hopper(const Problem& problem, const DeviceFacts& facts);
 // Sets *launch, or says why the form does not take the problem with these strides.
 std::string plan_halo_forward(const Problem& problem, const vecina_forward_args& example,
                               const DeviceFacts& facts, ForwardLaunch* launch);

@@ -11,18 +11,6 @@
 #include "cuda/small_lanes_plan.h"
 
 namespace vecina::internal::cuda {
-namespace {
-
-// Whether tokens in shared memory save more than barriers cost, if another form takes the problem
-// too. In 1-D neighbouring windows find their keys in the cache.
-bool prefers_halo(const Problem& problem) {
-  constexpr double kManyQueries = 100000.0;
-  const double queries = static_cast<double>(problem.batch()) * problem.heads() *
-                         static_cast<double>(problem.num_queries());
-  return problem.rank() > 1 && queries >= kManyQueries;
-}
-
-}  // namespace
 
 std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& /*facts*/) {
   if (pass == Pass::backward) return "gradients: not yet";
@@ -37,7 +25,7 @@ Status small_plan_forward(const Problem& problem, const vecina_forward_args& exa
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
   ForwardLaunch launch;
-  const bool is_halo_first = prefers_halo(problem);
+  const bool is_halo_first = pays_for_halo(problem);
   const auto plan_first = is_halo_first ? plan_halo_forward : plan_fragments;
   const auto plan_second = is_halo_first ? plan_fragments : plan_halo_forward;
   const std::string why = plan_first(problem, example, facts, &launch);
