@@ -26,38 +26,6 @@ struct BenchOptions {
   int warmup = 5, repeats = 30, threads = 0;
 };
 
-// Two passes and their merge, the whole chain on the same inputs.
-class MergeCall {
- public:
-  MergeCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs)
-      : context_(context),
-        parts_{make_outputs(problem), make_outputs(problem)},
-        merged_(make_outputs(problem)),
-        passes_{ForwardCall(context, problem, inputs, parts_[0]),
-                ForwardCall(context, problem, inputs, parts_[1])} {}
-
-  Times time(const TimingOptions& options) const {
-    if (passes_[0].describe().at("device") != "host") {
-      throw Unsupported("a merge of host tensors is copied to the device, not timed there");
-    }
-    return time_calls([this] { run(); }, options);
-  }
-
- private:
-  void run() const {
-    const vecina_tensor outputs[] = {parts_[0].output.view(), parts_[1].output.view()};
-    const vecina_tensor lses[] = {parts_[0].lse.view(), parts_[1].lse.view()};
-    const vecina_tensor output = merged_.output.view(), lse = merged_.lse.view();
-    for (const ForwardCall& pass : passes_) pass.run();
-    throw_if_failed(
-        vecina_merge_attentions(context_, 2, outputs, lses, &output, &lse, /*queue=*/nullptr));
-  }
-
-  vecina_context* context_;
-  Outputs parts_[2], merged_;
-  ForwardCall passes_[2];
-};
-
 Times measure(vecina_context* context, const BenchSetup& setup, const BenchRow& row,
               const vecina_problem& problem, const Inputs& inputs) {
   const auto time = [&](const auto& call) { return call.time({setup.warmup, setup.repeats}); };

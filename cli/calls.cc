@@ -67,4 +67,27 @@ BackwardCall::BackwardCall(vecina_context* context, const vecina_problem& proble
   args_.workspace_bytes = plan_.workspace_bytes();
 }
 
+MergeCall::MergeCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs)
+    : context_(context),
+      parts_{make_outputs(problem), make_outputs(problem)},
+      merged_(make_outputs(problem)),
+      passes_{ForwardCall(context, problem, inputs, parts_[0]),
+              ForwardCall(context, problem, inputs, parts_[1])} {}
+
+void MergeCall::run() const {
+  const vecina_tensor outputs[] = {parts_[0].output.view(), parts_[1].output.view()};
+  const vecina_tensor lses[] = {parts_[0].lse.view(), parts_[1].lse.view()};
+  const vecina_tensor output = merged_.output.view(), lse = merged_.lse.view();
+  for (const ForwardCall& pass : passes_) pass.run();
+  throw_if_failed(
+      vecina_merge_attentions(context_, 2, outputs, lses, &output, &lse, /*queue=*/nullptr));
+}
+
+Times MergeCall::time(const TimingOptions& options) const {
+  if (passes_[0].describe().at("device") != "host") {
+    throw Unsupported("a merge of host tensors is copied to the device, not timed there");
+  }
+  return time_calls([this] { run(); }, options);
+}
+
 }  // namespace vecina::cli

@@ -71,5 +71,19 @@ class BackwardCall {
   HeldPlan plan_;
 };
 
+// Two passes and their merge, the whole chain on the same inputs.
+class MergeCall {
+ public:
+  MergeCall(vecina_context* context, const vecina_problem& problem, const Inputs& inputs);
+  void run() const;
+  // Throws Unsupported where host tensors are copied to a device for a call.
+  Times time(const TimingOptions& options) const;
+
+ private:
+  vecina_context* context_;
+  Outputs parts_[2], merged_;
+  ForwardCall passes_[2];
+};
+
 }  // namespace vecina::cli
 #endif  // VECINA_CLI_CALLS_H_

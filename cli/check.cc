@@ -23,7 +23,11 @@ struct CheckOptions {
   uint64_t seed = 1;
   double time_limit_s = 0.0;  // 0: none
   int threads = 0;
-  bool is_backward = false;
+  bool is_backward = false, is_split = false;
+
+  const char* pass_option() const {
+    return is_split ? " --split" : is_backward ? " --backward" : "";
+  }
 };
 
 constexpr int kDefaultCases = 500;
@@ -44,7 +48,12 @@ struct Tally {
 vecina_problem problem_of_case(const CheckOptions& options, const Checker& checker, uint64_t seed) {
   if (!options.problem.empty()) return parse_problem(options.problem);
   Random random(seed);
-  const vecina_problem problem = random_problem(random, /*everything=*/true);
+  vecina_problem problem = random_problem(random, /*everything=*/true);
+  if (options.is_split) {  // has no lengths
+    problem.lengths = VECINA_LENGTHS_EQUAL;
+    problem.samples = 0;
+    return problem;
+  }
   return checker.why_not(problem).empty() ? problem : random_problem(random);
 }
 
@@ -55,8 +64,9 @@ void check_case(const CheckOptions& options, Checker& checker, uint64_t seed, Ta
   if (!why_not.empty()) return tally.refuse(why_not);
   Verdict verdict;
   try {
-    verdict = options.is_backward ? checker.check_backward(problem, seed)
-                                  : checker.check_forward(problem, seed);
+    verdict = options.is_split      ? checker.check_split(problem, seed)
+              : options.is_backward ? checker.check_backward(problem, seed)
+                                    : checker.check_forward(problem, seed);
   } catch (const Unsupported& refusal) {
     return tally.refuse(refusal.what());
   }
@@ -68,7 +78,7 @@ void check_case(const CheckOptions& options, Checker& checker, uint64_t seed, Ta
   progress.clear();
   fmt::print("FAILED  {}\n        seed {}: {}\n", line, seed, verdict.detail);
   fmt::print("        again: vecina check --backend {}{} --seed {} --problem \"{}\"\n",
-             checker.backend(), options.is_backward ? " --backward" : "", seed, line);
+             checker.backend(), options.pass_option(), seed, line);
   std::fflush(stdout);
 }
 
@@ -104,7 +114,10 @@ int run_check(const CheckOptions& options) {
                tally.last_refusal);
   }
   fmt::print("{}{}: cases {}, failures {}, worst error {:.2f} of what is allowed\n", backend,
-             options.is_backward ? " backward" : "", tally.checked, tally.failed, tally.worst);
+             options.is_split      ? " split"
+             : options.is_backward ? " backward"
+                                   : "",
+             tally.checked, tally.failed, tally.worst);
   return tally.failed > 0 ? 1 : 0;
 }
 
@@ -123,6 +136,9 @@ Command add_check(CLI::App& root) {
       ->check(CLI::PositiveNumber);
   add_option(*app, "--problem", options->problem, "LINE", "Check this problem, not random ones");
   app->add_flag("--backward", options->is_backward, "Check the gradients instead of the output");
+  app->add_flag("--split", options->is_split,
+                "Check the split form, qk and av with their gradients, instead of the output")
+      ->excludes("--backward");
   add_threads_option(*app, options->threads);
   app->footer(
       "An error counts as a share of what is allowed: twice the error of the same maths carried "

@@ -14,6 +14,7 @@
 
 #include "cli/dtypes.h"
 #include "cli/errors.h"
+#include "cli/split.h"
 #include "cli/text.h"
 
 namespace vecina::cli {
@@ -99,6 +100,17 @@ vecina_problem widened(vecina_problem problem) {
   problem.flags &= ~static_cast<uint32_t>(VECINA_ALLOW_TF32);
   return problem;
 }
+
+struct NamedGradient {
+  const char* name;
+  HostTensor Gradients::*tensor;
+};
+constexpr NamedGradient kGradients[] = {{"grad_query", &Gradients::query},
+                                        {"grad_key", &Gradients::key},
+                                        {"grad_value", &Gradients::value},
+                                        {"grad_additional_key", &Gradients::additional_key},
+                                        {"grad_additional_value", &Gradients::additional_value},
+                                        {"grad_bias", &Gradients::bias}};
 
 Placement random_placement(uint64_t seed) {
   Random random(seed + 1);
@@ -250,22 +262,41 @@ Verdict Checker::check_backward(const vecina_problem& problem, uint64_t seed) {
   const Gradients plain = both_passes(plain_.get(), {});
   const Gradients actual = both_passes(actual_.get(), placement);
 
-  struct Named {
-    const char* name;
-    HostTensor Gradients::*tensor;
-  };
   Verdict verdict = {true, 0.0, {}};
-  for (const Named& gradient : {Named{"grad_query", &Gradients::query},
-                                {"grad_key", &Gradients::key},
-                                {"grad_value", &Gradients::value},
-                                {"grad_additional_key", &Gradients::additional_key},
-                                {"grad_additional_value", &Gradients::additional_value},
-                                {"grad_bias", &Gradients::bias}}) {
+  for (const NamedGradient& gradient : kGradients) {
     const HostTensor& tensor = actual.*gradient.tensor;
     if (!tensor.given()) continue;
     add(verdict, compare(gradient.name, tensor, exact.*gradient.tensor, plain.*gradient.tensor,
                          problem.dtype));
     check_gaps(verdict, gradient.name, tensor);
+  }
+  return verdict;
+}
+
+Verdict Checker::check_split(const vecina_problem& problem, uint64_t seed) {
+  const Placement placement = random_placement(seed);
+  const bool right_aligned = seed % 3 == 0;
+  const Inputs inputs = random_inputs(problem, seed, placement);
+  const HostTensor logits = run_qk(reference_.get(), problem, inputs, right_aligned);
+  const SplitInputs split = random_split_inputs(logits, right_aligned, seed, placement);
+  const SplitInputs wide = {widened(split.weights), widened(split.grad_weights), right_aligned};
+  const SplitResults exact = run_split(reference_.get(), widened(problem), widened(inputs), wide);
+  const SplitResults plain = run_split(plain_.get(), problem, inputs, split);
+  const SplitResults actual = run_split(actual_.get(), problem, inputs, split, placement);
+
+  Verdict verdict = {true, 0.0, {}};
+  const auto judge = [&](const char* name, const HostTensor& tensor, const HostTensor& right,
+                         const HostTensor& yardstick) {
+    if (!tensor.given()) return;
+    add(verdict, compare(name, tensor, right, yardstick, problem.dtype));
+    check_gaps(verdict, name, tensor);
+  };
+  judge("weights", actual.logits, exact.logits, plain.logits);
+  judge("output", actual.output, exact.output, plain.output);
+  judge("grad_weights", actual.grad_weights, exact.grad_weights, plain.grad_weights);
+  for (const NamedGradient& gradient : kGradients) {
+    judge(gradient.name, actual.gradients.*gradient.tensor, exact.gradients.*gradient.tensor,
+          plain.gradients.*gradient.tensor);
   }
   return verdict;
 }

@@ -72,6 +72,9 @@ class Checker {
   // Every gradient, in the placement that the seed picks; each backend starts from its own output
   // and lse. Throws Unsupported (errors.h) if the backend has no backward of this problem.
   Verdict check_backward(const vecina_problem& problem, uint64_t seed);
+  // The split form: qk, av and the gradients of both, of a problem with equal lengths. Throws
+  // Unsupported if the backend has none.
+  Verdict check_split(const vecina_problem& problem, uint64_t seed);
   const std::string& backend() const { return backend_; }
   vecina_context* context() const { return actual_.get(); }
 

@@ -112,5 +112,26 @@ VECINA_AT(vecina_backward_args, workspace, 2312);
 VECINA_AT(vecina_backward_args, workspace_bytes, 2320);
 static_assert(sizeof(vecina_backward_args) == 2328, "vecina_backward_args of 0.1");
 
+VECINA_AT(vecina_split_args, struct_size, 0);
+VECINA_AT(vecina_split_args, query, 8);
+VECINA_AT(vecina_split_args, key, 136);
+VECINA_AT(vecina_split_args, additional_key, 264);
+VECINA_AT(vecina_split_args, bias, 392);
+VECINA_AT(vecina_split_args, value, 520);
+VECINA_AT(vecina_split_args, additional_value, 648);
+VECINA_AT(vecina_split_args, weights, 776);
+VECINA_AT(vecina_split_args, output, 904);
+VECINA_AT(vecina_split_args, grad_weights, 1032);
+VECINA_AT(vecina_split_args, grad_output, 1160);
+VECINA_AT(vecina_split_args, grad_query, 1288);
+VECINA_AT(vecina_split_args, grad_key, 1416);
+VECINA_AT(vecina_split_args, grad_additional_key, 1544);
+VECINA_AT(vecina_split_args, grad_bias, 1672);
+VECINA_AT(vecina_split_args, grad_value, 1800);
+VECINA_AT(vecina_split_args, grad_additional_value, 1928);
+VECINA_AT(vecina_split_args, right_aligned, 2056);
+VECINA_AT(vecina_split_args, reserved, 2060);
+static_assert(sizeof(vecina_split_args) == 2064, "vecina_split_args of 0.1");
+
 #undef VECINA_AT
 #endif /* VECINA_TESTS_ABI_LAYOUT_H_ */

@@ -117,6 +117,20 @@ TEST_F(Sizes, OlderContextOptions) {
   expect_last_error({"struct_size", "8"});
 }
 
+TEST_F(Sizes, OlderSplitArgs) {
+  const cli::HostTensor weights({1, 9, 2, 3}, VECINA_F32);
+  vecina_split_args full = {};
+  full.query = inputs_.query.view();
+  full.key = inputs_.key.view();
+  full.weights = weights.view();
+  for (size_t size : {offsetof(vecina_split_args, right_aligned), sizeof(vecina_split_args)}) {
+    SCOPED_TRACE(size);
+    const Resized<vecina_split_args> args(full, size);
+    EXPECT_EQ(vecina_qk(context_.get(), &problem_, args.get(), nullptr), VECINA_OK)
+        << vecina_last_error();
+  }
+}
+
 // A caller of a later version: taken if what we do not know is zero, else refused.
 TEST_F(Sizes, NewerStructs) {
   const cli::Outputs outputs = cli::make_outputs(problem_);

@@ -15,6 +15,7 @@
  *   additional_key    [batch, additional_tokens, heads_kv, head_dim]
  *   additional_value  [batch, additional_tokens, heads_kv, head_dim_value]
  *   bias              [heads, 2 * kernel_size - 1, ...], one axis for each rank (relative position)
+ *   weights           [batch, query extents..., heads, slots], see vecina_split_args
  * Packed lengths: [1, total tokens, ...] instead of [batch, extents...], and the additional tensors
  * have one row for each sample instead of each batch.
  * With output_stride s the query tensor keeps the full extents (only every s-th token is read);
@@ -237,6 +238,43 @@ VECINA_API vecina_status vecina_merge_attentions_backward(
     vecina_context* context, int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
     const vecina_tensor* grad_output, const vecina_tensor* grad_lse,
     const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses, void* queue);
+
+/* The split form, for models that change the logits or the weights between the two products.
+ *   weights  [batch, query extents..., heads, slots] in the problem's dtype; slots is the product
+ * of the kernel_sizes (VECINA_ATTENTION: the keys) + additional_tokens. Slots are row-major over
+ * the axes of the window, first key first, then the additional tokens. Causality may leave slots
+ * without a key, after the keys of their axis, or with right_aligned before them: -inf after qk, of
+ * gradient 0 after av's backward, otherwise not looked at. Lengths must be equal. Each call reads
+ * and writes the tensors named for it and ignores the others; shapes and dtypes are those of
+ * vecina_forward_args and vecina_backward_args. */
+typedef struct vecina_split_args {
+  size_t struct_size;
+  vecina_tensor query, key, additional_key, bias; /* qk; its backward without bias */
+  vecina_tensor value, additional_value;          /* av and its backward */
+  vecina_tensor weights;                          /* qk writes; av and its backward read */
+  vecina_tensor output;                           /* av writes */
+  vecina_tensor grad_weights;                     /* qk's backward reads, av's writes if given */
+  vecina_tensor grad_output;                      /* av's backward reads */
+  /* Wanted if given; overwritten, never accumulated. */
+  vecina_tensor grad_query, grad_key, grad_additional_key, grad_bias; /* qk's backward */
+  vecina_tensor grad_value, grad_additional_value;                    /* av's backward */
+  int32_t right_aligned; /* 1: empty slots come before the keys of their axis; 0: after */
+  int32_t reserved;      /* 0 */
+} vecina_split_args;
+/* weights = scale * query . key + bias in the window, scale * query . additional_key beyond it.
+ * Plans are cached and queues used as in vecina_forward. VECINA_INVALID_ARGUMENT: a tensor is
+ * missing or does not fit, and nothing was written. VECINA_UNSUPPORTED: no usable backend has the
+ * split form where the tensors are. */
+VECINA_API vecina_status vecina_qk(vecina_context* context, const vecina_problem* problem,
+                                   const vecina_split_args* args, void* queue);
+/* output = sum over the slots with a key of weights * value; the problem's scale and bias do not
+ * enter. */
+VECINA_API vecina_status vecina_av(vecina_context* context, const vecina_problem* problem,
+                                   const vecina_split_args* args, void* queue);
+VECINA_API vecina_status vecina_qk_backward(vecina_context* context, const vecina_problem* problem,
+                                            const vecina_split_args* args, void* queue);
+VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecina_problem* problem,
+                                            const vecina_split_args* args, void* queue);
 
 /* For tools. text is JSON; same rule as _print. what:
  *   "info", "peak" (measures)

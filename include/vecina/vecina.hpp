@@ -433,6 +433,15 @@ class Problem {
     return tokens("output", true, true, fields_.heads, head_dim_value_or());
   }
   Sizes lse_shape() const { return tokens("lse", true, true, fields_.heads, 0); }
+  Sizes weights_shape() const {
+    Sizes shape = lse_shape();
+    std::int64_t slots = 1;
+    for (int a = 0; a < rank(); ++a) {
+      slots *= fields_.kind == VECINA_ATTENTION ? fields_.extent[a] : fields_.kernel_size[a];
+    }
+    shape.append(slots + fields_.additional_tokens);
+    return shape;
+  }
   Sizes additional_key_shape() const {
     return {fields_.batch, fields_.additional_tokens, heads_kv_or(), fields_.head_dim};
   }
@@ -607,6 +616,21 @@ struct BackwardArgs {
   std::size_t workspace_bytes = 0;
 };
 
+// Tensors of the split form, vecina_split_args: each call reads and writes those named for it and
+// ignores the others. weights [batch, queries..., heads, slots] have the problem's dtype.
+struct SplitArgs {
+  ConstTensorView query = {}, key = {}, additional_key = {};  // qk, qk_backward
+  ConstTensorView bias = {};                                  // qk
+  ConstTensorView value = {}, additional_value = {};          // av, av_backward
+  TensorView weights = {};                                    // written by qk, else read
+  TensorView output = {};                                     // written by av
+  TensorView grad_weights = {};      // read by qk_backward; av_backward writes it if given
+  ConstTensorView grad_output = {};  // av_backward
+  TensorView grad_query = {}, grad_key = {}, grad_additional_key = {}, grad_bias = {};
+  TensorView grad_value = {}, grad_additional_value = {};
+  bool right_aligned = false;  // empty slots of a causal window come first, not last
+};
+
 namespace detail {
 
 // The C form of the arguments: spans get the shapes that the problem says.
@@ -655,6 +679,29 @@ inline vecina_backward_args to_c(const Problem& problem, const BackwardArgs& arg
   VECINA_FILL(grad_bias, bias_shape);
   return c;
 }
+
+inline vecina_split_args to_c(const Problem& problem, const SplitArgs& args) {
+  vecina_split_args c = {};
+  c.struct_size = sizeof(c);
+  VECINA_FILL(query, query_shape);
+  VECINA_FILL(key, key_shape);
+  VECINA_FILL(additional_key, additional_key_shape);
+  VECINA_FILL(bias, bias_shape);
+  VECINA_FILL(value, value_shape);
+  VECINA_FILL(additional_value, additional_value_shape);
+  VECINA_FILL(weights, weights_shape);
+  VECINA_FILL(output, output_shape);
+  VECINA_FILL(grad_weights, weights_shape);
+  VECINA_FILL(grad_output, output_shape);
+  VECINA_FILL(grad_query, query_shape);
+  VECINA_FILL(grad_key, key_shape);
+  VECINA_FILL(grad_additional_key, additional_key_shape);
+  VECINA_FILL(grad_bias, bias_shape);
+  VECINA_FILL(grad_value, value_shape);
+  VECINA_FILL(grad_additional_value, additional_value_shape);
+  c.right_aligned = args.right_aligned;
+  return c;
+}
 #undef VECINA_FILL
 
 }  // namespace detail
@@ -680,6 +727,31 @@ inline void backward(const Context& context, const Problem& problem, const Backw
                      void* queue = nullptr) {
   const vecina_backward_args c = detail::to_c(problem, args);
   detail::check(vecina_backward(context.get(), &problem.fields(), &c, queue));
+}
+
+// The split form: weights = scale * query . key + bias over each query's window, -inf in slots that
+// causality leaves empty; then output = sum of weights * value. vecina_split_args says how weights
+// are laid out. Errors as in forward; lengths must be equal.
+inline void qk(const Context& context, const Problem& problem, const SplitArgs& args,
+               void* queue = nullptr) {
+  const vecina_split_args c = detail::to_c(problem, args);
+  detail::check(vecina_qk(context.get(), &problem.fields(), &c, queue));
+}
+inline void av(const Context& context, const Problem& problem, const SplitArgs& args,
+               void* queue = nullptr) {
+  const vecina_split_args c = detail::to_c(problem, args);
+  detail::check(vecina_av(context.get(), &problem.fields(), &c, queue));
+}
+// The gradients that args asks for.
+inline void qk_backward(const Context& context, const Problem& problem, const SplitArgs& args,
+                        void* queue = nullptr) {
+  const vecina_split_args c = detail::to_c(problem, args);
+  detail::check(vecina_qk_backward(context.get(), &problem.fields(), &c, queue));
+}
+inline void av_backward(const Context& context, const Problem& problem, const SplitArgs& args,
+                        void* queue = nullptr) {
+  const vecina_split_args c = detail::to_c(problem, args);
+  detail::check(vecina_av_backward(context.get(), &problem.fields(), &c, queue));
 }
 
 template <typename Args>

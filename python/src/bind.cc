@@ -13,6 +13,7 @@
 
 #include "contexts.h"
 #include "problem.h"
+#include "split.h"
 #include "tensors.h"
 #include "vecina/vecina.h"
 
@@ -261,6 +262,7 @@ NB_MODULE(_vecina, m) {
         "backend"_a.none());
   m.def("merge_backward", &merge_backward, "outputs"_a, "lses"_a, "grad_output"_a.none(),
         "grad_lse"_a.none(), "grad_outputs"_a, "grad_lses"_a, "backend"_a.none());
+  bind_split(m);
   m.def("version", &vecina_version);
   m.def("backends", &backends, "Names, in order of preference.");
   m.def("why_not", &why_not, "backend"_a, "line"_a = "",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 #: What a parameter with a value for each axis takes: one value for all, or one for each.
@@ -37,3 +38,14 @@ def rank_of(query, name: str = "neighborhood_attention") -> int:
             "with one, two or three axes of tokens."
         )
     return rank
+
+
+def weights_shape(query, kernel_size: tuple, output_stride: tuple, additional) -> tuple[int, ...]:
+    """Shape of the weights of qk(), from the shapes of query and additional_keys (None: none).
+
+    Wrong arguments give some shape, as in output_shape().
+    """
+    slots = math.prod(max(size, 0) for size in kernel_size)
+    slots += additional[1] if additional is not None and len(additional) == 4 else 0
+    tokens = (-(-n // max(step, 1)) for n, step in zip(query[1:-2], output_stride))
+    return (*query[:1], *tokens, *query[-2:-1], slots)

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""qk() and av(): the two halves of neighborhood attention, of PyTorch's own operations."""
+"""qk() and av(): the two halves of neighborhood attention.
+
+On the CPU they are the library's. Where it has none (other devices), and where a derivative is
+asked for that its gradients do not have (of a gradient, forward, torch.func), they are composed of
+PyTorch's own operations on gathered windows.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from vecina import _windows
-from vecina._shapes import Axes, Flags, rank_of
+from vecina import _vecina, _windows
+from vecina import torch as vt
+from vecina._shapes import Axes, Flags, rank_of, weights_shape
 
 # A compiler cannot look into the extension, so to it the tables are an op without tensors.
 _library = torch.library.Library("vecina", "FRAGMENT")
@@ -53,6 +61,240 @@ def _tables(axes, right_aligned, device):
     return _held_tables(axes, right_aligned, device)
 
 
+def _axes(tokens, parameters):
+    kernel_size, stride, dilation, is_causal, output_stride = parameters[:5]
+    return _windows.axes_of(tokens, kernel_size, stride, dilation, is_causal, output_stride)
+
+
+def _composed_qk(tensors, parameters):
+    query, key, additional_keys, bias = tensors
+    axes = _axes(query.shape[1:-2], parameters)
+    tables = _tables(axes, parameters[5], query.device)
+    scale = parameters[6]
+    return _windows.compose_qk(torch, tables, query, key, axes, scale, additional_keys, bias)
+
+
+def _composed_av(tensors, parameters):
+    attention, value, additional_values = tensors
+    axes = _axes(value.shape[1:-2], parameters)
+    tables = _tables(axes, parameters[5], value.device)
+    return _windows.compose_av(torch, tables, attention, value, axes, additional_values)
+
+
+def _new_weights(tensors, parameters):
+    query, additional_keys = tensors[0], tensors[2]
+    rank = query.ndim - 3
+    shape = weights_shape(
+        query.shape,
+        _windows.per_axis("kernel_size", int, parameters[0], rank),
+        _windows.per_axis("output_stride", int, parameters[4], rank),
+        None if additional_keys is None else additional_keys.shape,
+    )
+    return query.new_empty(shape)
+
+
+def _new_output(tensors, parameters):
+    attention, value, _ = tensors
+    return value.new_empty((*attention.shape[:-1], value.shape[-1]))
+
+
+def _new_gradients(tensors):
+    return [None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+            for t in tensors]  # fmt: skip
+
+
+def _contiguous(gradient):
+    if gradient.stride(-1) != 1 and gradient.shape[-1] > 1:  # expanded, as by sum()
+        return gradient.contiguous()
+    return gradient
+
+
+def _run_qk(tensors, parameters):
+    weights = _new_weights(tensors, parameters)
+    kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend = (
+        parameters
+    )
+    _vecina.qk(
+        *tensors, weights, weights.ndim - 3, kernel_size, stride, dilation, is_causal, scale,
+        output_stride, right_aligned, backend,
+    )  # fmt: skip
+    return weights
+
+
+def _run_qk_backward(tensors, grad_weights, parameters):
+    kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend = (
+        parameters
+    )
+    gradients = _new_gradients(tensors)
+    _vecina.qk_backward(
+        *tensors, _contiguous(grad_weights), *gradients, grad_weights.ndim - 3, kernel_size, stride,
+        dilation, is_causal, scale, output_stride, right_aligned, backend,
+    )  # fmt: skip
+    return gradients
+
+
+def _run_av(tensors, parameters):
+    output = _new_output(tensors, parameters)
+    _vecina.av(*tensors, output, tensors[1].ndim - 3, *parameters)
+    return output
+
+
+def _run_av_backward(tensors, grad_output, parameters):
+    gradients = _new_gradients(tensors)
+    _vecina.av_backward(
+        *tensors, _contiguous(grad_output), *gradients, tensors[1].ndim - 3, *parameters
+    )
+    return gradients
+
+
+class _Half:
+    """One of the two: its calls of the library and what it is composed of."""
+
+    def __init__(self, name, tensors, parameters, run, run_backward, new_result, composed):
+        self.name, self.count = name, len(tensors)
+        self.run, self.run_backward, self.composed = run, run_backward, composed
+        inputs = ", ".join(tensors)
+        gradients = ", ".join(["Tensor"] * self.count)
+        _library.define(f"{name}({inputs}, {parameters}) -> Tensor")
+        _library.define(
+            f"{name}_backward({inputs}, Tensor gradient, {parameters}) -> ({gradients})"
+        )
+
+        def op(*args):
+            return run(args[: self.count], args[self.count :])
+
+        def fake(*args):
+            return new_result(args[: self.count], args[self.count :])
+
+        def backward_op(*args):
+            gradients = run_backward(args[: self.count], args[self.count], args[self.count + 1 :])
+            return vt._or_empty(args[0], gradients)
+
+        def backward_fake(*args):
+            return vt._or_empty(args[0], _new_gradients(args[: self.count]))
+
+        def setup(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[: self.count])
+            ctx.parameters = inputs[self.count :]
+
+        def gradients_of(ctx, gradient):
+            tensors = ctx.saved_tensors
+            found = self.backward_op(*tensors, gradient, *ctx.parameters)
+            found = [None if t is None else g for t, g in zip(tensors, found)]
+            return (*found, *(None,) * len(ctx.parameters))
+
+        for suffix, function, fake_function in (
+            ("", op, fake),
+            ("_backward", backward_op, backward_fake),
+        ):
+            _library.impl(f"{name}{suffix}", function, "CPU")
+            torch.library.register_fake(f"vecina::{name}{suffix}", fake_function, lib=_library)
+        torch.library.register_autograd(
+            f"vecina::{name}", gradients_of, setup_context=setup, lib=_library
+        )
+        self.op = getattr(torch.ops.vecina, name)
+        self.backward_op = getattr(torch.ops.vecina, f"{name}_backward")
+
+    def gradients(self, tensors, gradient, parameters):
+        if not torch.is_grad_enabled():
+            return self.run_backward(tensors, gradient, parameters)
+        # The gradient will be derived in turn.
+        wanted = [t for t in tensors if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(
+            self.composed(tensors, parameters), wanted, gradient, create_graph=True
+        ))  # fmt: skip
+        return [next(found) if t is not None and t.requires_grad else None for t in tensors]
+
+
+_WINDOW = (
+    "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, int[] output_stride, "
+    "bool right_aligned"
+)
+_qk = _Half(
+    "qk", ["Tensor query", "Tensor key", "Tensor? additional_keys", "Tensor? bias"],
+    f"{_WINDOW}, float? scale, str? backend", _run_qk, _run_qk_backward, _new_weights, _composed_qk,
+)  # fmt: skip
+_av = _Half(
+    "av", ["Tensor attention", "Tensor value", "Tensor? additional_values"],
+    f"{_WINDOW}, str? backend", _run_av, _run_av_backward, _new_output, _composed_av,
+)  # fmt: skip
+
+
+def _flops(weights, head_dim: int) -> int:
+    """Of one product. A window that causality cuts counts whole."""
+    return 2 * math.prod(weights) * head_dim
+
+
+@register_flop_formula(torch.ops.vecina.qk)
+def _qk_flops(query, *rest, out_shape=None, **_) -> int:
+    return _flops(out_shape, query[-1])
+
+
+@register_flop_formula(torch.ops.vecina.qk_backward)
+def _qk_backward_flops(query, key, keys, bias, gradient, *rest, out_shape=None, **_) -> int:
+    return 2 * _flops(gradient, query[-1])
+
+
+@register_flop_formula(torch.ops.vecina.av)
+def _av_flops(attention, value, *rest, out_shape=None, **_) -> int:
+    return _flops(attention, value[-1])
+
+
+@register_flop_formula(torch.ops.vecina.av_backward)
+def _av_backward_flops(attention, value, *rest, out_shape=None, **_) -> int:
+    return 2 * _flops(attention, value[-1])
+
+
+class _Eager(torch.autograd.Function):
+    """The eager path with autograd: no op, no dispatcher."""
+
+    @staticmethod
+    def forward(ctx, half, parameters, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.half, ctx.parameters = half, parameters
+        return half.run(tensors, parameters)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (None, None, *ctx.half.gradients(ctx.saved_tensors, gradient, ctx.parameters))
+
+
+def _has_tangent(tensors) -> bool:
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def _call(half, tensors, parameters):
+    first, backend = tensors[0], parameters[-1]
+    if vt._is_decomposing or (backend is None and first.device.type != "cpu"):
+        return half.composed(tensors, parameters)
+    if torch.compiler.is_compiling():
+        return _call_op(half, tensors, parameters)
+    if vt._transforms() is not None or _has_tangent(tensors):
+        return half.composed(tensors, parameters)
+    if not vt._is_plain(tensors):
+        return _call_op(half, tensors, parameters)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Eager.apply(half, parameters, *tensors)
+    return half.run(tensors, parameters)
+
+
+def _call_op(half, tensors, parameters):
+    rank = tensors[1].ndim - 3
+    return half.op(*tensors, *(vt._listed(p, rank) for p in parameters[:5]), *parameters[5:])
+
+
+def _cast(tensors):
+    """As autocast does with the products of the framework."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
 def qk(
     query: Tensor,
     key: Tensor,
@@ -66,27 +308,31 @@ def qk(
     bias: Tensor | None = None,
     output_stride: Axes = 1,
     right_aligned: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Logits of every query over its window: the first half of neighborhood_attention().
 
-    Composed of PyTorch's operations on gathered windows: differentiable any number of times, also
-    forward, on every device; it takes tokens x window x head_dim numbers of memory and many times
-    the time of neighborhood_attention(). Use it where the logits themselves are needed.
+    On the CPU the library computes them and their gradients. On other devices, for gradients of
+    gradients and forward derivatives, PyTorch's operations on gathered windows do: slower, and
+    tokens x window x head_dim numbers of memory.
 
     Args:
         right_aligned: a causal window that the border cuts has its empty slots first, not last.
+        backend: a name of ``vecina.backends()``; None is the best for the tensors.
         The others are those of neighborhood_attention().
 
     Returns:
-        ``[batch, queries..., heads, slots]``, slots row-major over the axes of the window, then the
-        additional tokens; -inf in slots without a key.
+        ``[batch, queries..., heads, slots]`` in the dtype of query, slots row-major over the axes
+        of the window, then the additional tokens; -inf in slots without a key.
     """
-    rank = rank_of(query.shape, "qk")
-    axes = _windows.axes_of(
-        query.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
-    )
-    tables = _tables(axes, right_aligned, query.device)
-    return _windows.compose_qk(torch, tables, query, key, axes, scale, additional_keys, bias)
+    rank_of(query.shape, "qk")
+    query, key, additional_keys = _cast((query, key, additional_keys))
+    if bias is not None:
+        bias = bias.to(vt._lse_dtype(query))
+    return _call(
+        _qk, (query, key, additional_keys, bias),
+        (kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend),
+    ).to(query.dtype)  # fmt: skip
 
 
 def av(
@@ -100,15 +346,17 @@ def av(
     additional_values: Tensor | None = None,
     output_stride: Axes = 1,
     right_aligned: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Weighted sums of values over the windows: the second half of neighborhood_attention().
 
-    attention is ``[batch, queries..., heads, slots]`` as qk() lays it; slots without a key count
-    as 0. Returns ``[batch, queries..., heads, head_dim_value]``. Memory and speed as with qk().
+    attention is ``[batch, queries..., heads, slots]`` as qk() lays it, in the dtype of value; slots
+    without a key are not looked at. Returns ``[batch, queries..., heads, head_dim_value]``. Memory
+    and speed as with qk().
     """
-    rank = rank_of(value.shape, "av")
-    axes = _windows.axes_of(
-        value.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
-    )
-    tables = _tables(axes, right_aligned, value.device)
-    return _windows.compose_av(torch, tables, attention, value, axes, additional_values)
+    rank_of(value.shape, "av")
+    tensors = _cast((attention, value, additional_values))
+    return _call(
+        _av, tensors,
+        (kernel_size, stride, dilation, is_causal, output_stride, right_aligned, backend),
+    )  # fmt: skip

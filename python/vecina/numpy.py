@@ -15,7 +15,6 @@ ValueError says what does not fit. NotImplementedError says why the backend does
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 try:
@@ -24,7 +23,7 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("vecina.numpy needs NumPy: pip install numpy") from error
 
 from vecina import _vecina, _windows
-from vecina._shapes import Axes, Flags, output_shape, rank_of
+from vecina._shapes import Axes, Flags, output_shape, rank_of, weights_shape
 
 _ATTENTION = 0
 _INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "bias")
@@ -252,10 +251,15 @@ def merge_attentions_backward(
     return grad_outputs, grad_lses
 
 
-@functools.lru_cache(maxsize=64)
-def _tables(axes, right_aligned):
-    parts = [map(np.asarray, _windows.axis_lists(axis, right_aligned)) for axis in axes]
-    return _windows.combine(axes, [tuple(part) for part in parts])
+def _new_weights(query, kernel_size, output_stride, additional_keys):
+    shape = np.shape(query)
+    rank = rank_of(shape, "qk")
+    axes = (
+        _windows.per_axis("kernel_size", int, kernel_size, rank),
+        _windows.per_axis("output_stride", int, output_stride, rank),
+    )
+    additional = None if additional_keys is None else np.shape(additional_keys)
+    return np.empty(weights_shape(shape, *axes, additional), np.asanyarray(query).dtype)
 
 
 def qk(
@@ -271,26 +275,52 @@ def qk(
     bias=None,
     output_stride: Axes = 1,
     right_aligned: bool = False,
+    backend: str | None = None,
 ):
     """Logits of every query over its window: the first half of neighborhood_attention().
-
-    Composed of NumPy's operations on gathered windows (float16, float32, float64): for checks and
-    for the logits themselves, not for speed.
 
     Args:
         right_aligned: a causal window that the border cuts has its empty slots first, not last.
         The others are those of neighborhood_attention().
 
     Returns:
-        ``[batch, queries..., heads, slots]``, slots row-major over the axes of the window, then the
-        additional tokens; -inf in slots without a key.
+        ``[batch, queries..., heads, slots]`` in the dtype of query, slots row-major over the axes
+        of the window, then the additional tokens; -inf in slots without a key.
     """
-    rank = rank_of(np.shape(query), "qk")
-    axes = _windows.axes_of(
-        query.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
-    )
-    tables = _tables(axes, right_aligned)
-    return _windows.compose_qk(np, tables, query, key, axes, scale, additional_keys, bias)
+    weights = _new_weights(query, kernel_size, output_stride, additional_keys)
+    _vecina.qk(
+        *map(_buffer, (query, key, additional_keys, bias, weights)), np.ndim(query) - 3,
+        kernel_size, stride, dilation, is_causal, scale, output_stride, right_aligned, backend,
+    )  # fmt: skip
+    return weights
+
+
+def qk_backward(
+    query,
+    key,
+    grad_weights,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    additional_keys=None,
+    bias=None,
+    output_stride: Axes = 1,
+    right_aligned: bool = False,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of qk() for every array that it was given, by name, from that of its result."""
+    arrays = (query, key, additional_keys, bias)
+    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
+    rank = rank_of(np.shape(query), "qk_backward")
+    _vecina.qk_backward(
+        *map(_buffer, (*arrays, grad_weights, *wanted)), rank, kernel_size, stride, dilation,
+        is_causal, scale, output_stride, right_aligned, backend,
+    )  # fmt: skip
+    names = ("grad_query", "grad_key", "grad_additional_keys", "grad_bias")
+    return {name: grad for name, grad in zip(names, wanted) if grad is not None}
 
 
 def av(
@@ -304,24 +334,53 @@ def av(
     additional_values=None,
     output_stride: Axes = 1,
     right_aligned: bool = False,
+    backend: str | None = None,
 ):
     """Weighted sums of values over the windows: the second half of neighborhood_attention().
 
-    attention is ``[batch, queries..., heads, slots]`` as qk() lays it; slots without a key count
-    as 0. Returns ``[batch, queries..., heads, head_dim_value]``.
+    attention is ``[batch, queries..., heads, slots]`` as qk() lays it; slots without a key are not
+    looked at. Returns ``[batch, queries..., heads, head_dim_value]``.
     """
     rank = rank_of(np.shape(value), "av")
-    axes = _windows.axes_of(
-        value.shape[1 : 1 + rank], kernel_size, stride, dilation, is_causal, output_stride
-    )
-    tables = _tables(axes, right_aligned)
-    return _windows.compose_av(np, tables, attention, value, axes, additional_values)
+    output = np.empty((*np.shape(attention)[:-1], np.shape(value)[-1]), np.asanyarray(value).dtype)
+    _vecina.av(
+        *map(_buffer, (attention, value, additional_values, output)), rank, kernel_size, stride,
+        dilation, is_causal, output_stride, right_aligned, backend,
+    )  # fmt: skip
+    return output
+
+
+def av_backward(
+    attention,
+    value,
+    grad_output,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    *,
+    additional_values=None,
+    output_stride: Axes = 1,
+    right_aligned: bool = False,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of av() for every array that it was given, by name; 0 in slots without a key."""
+    arrays = (attention, value, additional_values)
+    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
+    rank = rank_of(np.shape(value), "av_backward")
+    _vecina.av_backward(
+        *map(_buffer, (*arrays, grad_output, *wanted)), rank, kernel_size, stride, dilation,
+        is_causal, output_stride, right_aligned, backend,
+    )  # fmt: skip
+    names = ("grad_attention", "grad_value", "grad_additional_values")
+    return {name: grad for name, grad in zip(names, wanted) if grad is not None}
 
 
 __all__ = [
     "attention",
     "attention_backward",
     "av",
+    "av_backward",
     "merge_attentions",
     "merge_attentions_backward",
     "na1d",
@@ -330,4 +389,5 @@ __all__ = [
     "neighborhood_attention",
     "neighborhood_attention_backward",
     "qk",
+    "qk_backward",
 ]

@@ -22,6 +22,7 @@
 #include "vecina/vecina.h"
 
 using vecina::internal::invalid;
+using vecina::internal::Pass;
 using vecina::internal::Problem;
 using vecina::internal::Status;
 
@@ -87,6 +88,9 @@ constexpr size_t least_size(const vecina_forward_args*) {
 }
 constexpr size_t least_size(const vecina_backward_args*) {
   return offsetof(vecina_backward_args, grad_lse);
+}
+constexpr size_t least_size(const vecina_split_args*) {
+  return offsetof(vecina_split_args, right_aligned);
 }
 
 // A struct as the caller compiled it, shorter or longer, becomes ours: missing fields are zero,
@@ -197,6 +201,21 @@ Status plan_and_run(vecina_context* context, const vecina_problem* problem, cons
   std::shared_ptr<const vecina::internal::PlanRecord> record;
   VECINA_RETURN_IF_ERROR(context->context->cached_plan(*read_problem, *read, &record));
   return record->run(*read, queue);
+}
+
+Status plan_and_run_split(vecina_context* context, const vecina_problem* problem, Pass pass,
+                          const vecina_split_args* args, void* queue) {
+  VECINA_RETURN_IF_ERROR(check_context(context));
+  vecina_problem problem_storage;
+  const vecina_problem* read_problem = nullptr;
+  VECINA_RETURN_IF_ERROR(read_struct("problem", problem, &problem_storage, &read_problem));
+  vecina_split_args storage;
+  const vecina_split_args* read = nullptr;
+  VECINA_RETURN_IF_ERROR(read_struct("args", args, &storage, &read));
+  const vecina::internal::SplitArgs split = {pass, *read};
+  std::shared_ptr<const vecina::internal::PlanRecord> record;
+  VECINA_RETURN_IF_ERROR(context->context->cached_plan(*read_problem, split, &record));
+  return record->run(split, queue);
 }
 
 Status check_not_null(std::initializer_list<std::pair<const char*, const void*>> pointers) {
@@ -424,6 +443,28 @@ vecina_status vecina_merge_attentions_backward(
     return context->context->merge_backward(
         {count, outputs, lses, grad_output, grad_lse, grad_outputs, grad_lses}, queue);
   });
+}
+
+vecina_status vecina_qk(vecina_context* context, const vecina_problem* problem,
+                        const vecina_split_args* args, void* queue) {
+  return guarded([&] { return plan_and_run_split(context, problem, Pass::qk, args, queue); });
+}
+
+vecina_status vecina_av(vecina_context* context, const vecina_problem* problem,
+                        const vecina_split_args* args, void* queue) {
+  return guarded([&] { return plan_and_run_split(context, problem, Pass::av, args, queue); });
+}
+
+vecina_status vecina_qk_backward(vecina_context* context, const vecina_problem* problem,
+                                 const vecina_split_args* args, void* queue) {
+  return guarded(
+      [&] { return plan_and_run_split(context, problem, Pass::qk_backward, args, queue); });
+}
+
+vecina_status vecina_av_backward(vecina_context* context, const vecina_problem* problem,
+                                 const vecina_split_args* args, void* queue) {
+  return guarded(
+      [&] { return plan_and_run_split(context, problem, Pass::av_backward, args, queue); });
 }
 
 size_t vecina_info(vecina_context* context, const char* what, char* text, size_t size) {

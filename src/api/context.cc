@@ -76,6 +76,25 @@ Status read_threads(int32_t option, int* threads) {
   return {};
 }
 
+constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
+constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
+constexpr Pass pass_of(const SplitArgs& args) { return args.pass; }
+
+// What a call says besides problem and tensors.
+constexpr int64_t options_of(const vecina_forward_args&) { return 0; }
+constexpr int64_t options_of(const vecina_backward_args&) { return 0; }
+constexpr int64_t options_of(const SplitArgs& args) {
+  return int64_t{args.c.right_aligned} | int64_t{args.c.reserved} << 32;
+}
+
+// Where the tensors are: the device of one that every call has.
+int32_t device_of(const vecina_forward_args& args) { return args.query.device; }
+int32_t device_of(const vecina_backward_args& args) { return args.query.device; }
+int32_t device_of(const SplitArgs& args) {
+  const bool is_qk = args.pass == Pass::qk || args.pass == Pass::qk_backward;
+  return is_qk ? args.c.query.device : args.c.value.device;
+}
+
 // All that a plan depends on: the problem and, of each tensor, everything but the address.
 template <typename Args>
 void write_key(uint64_t context, const vecina_problem& problem, const Args& args,
@@ -83,10 +102,11 @@ void write_key(uint64_t context, const vecina_problem& problem, const Args& args
   static_assert(sizeof(vecina_problem) % sizeof(int64_t) == 0);
   NamedTensor list[kMaxTensors];
   const int count = list_tensors(args, list);
-  key->assign({static_cast<int64_t>(context), count});
-  const size_t words = sizeof(problem) / sizeof(int64_t);
-  key->resize(2 + words);
-  std::memcpy(key->data() + 2, &problem, sizeof(problem));
+  key->assign(
+      {static_cast<int64_t>(context), static_cast<int64_t>(pass_of(args)), options_of(args)});
+  const size_t words = sizeof(problem) / sizeof(int64_t), begin = key->size();
+  key->resize(begin + words);
+  std::memcpy(key->data() + begin, &problem, sizeof(problem));
   for (int i = 0; i < count; ++i) {
     const vecina_tensor& tensor = *list[i].tensor;
     if (!given(tensor) && tensor.ndim == 0) {
@@ -112,8 +132,10 @@ void set_example(const vecina_backward_args& args, PlanRecord* record) {
   record->pass = Pass::backward;
   record->backward_example = args;
 }
-constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
-constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
+void set_example(const SplitArgs& args, PlanRecord* record) {
+  record->pass = args.pass;
+  record->split_example = args;
+}
 
 }  // namespace
 
@@ -128,6 +150,11 @@ Status PlanRecord::run(const vecina_backward_args& args, void* queue) const {
   VECINA_RETURN_IF_ERROR(check_run(problem, backward_example, args));
   VECINA_RETURN_IF_ERROR(
       check_workspace(plan->workspace_bytes(), args.workspace, args.workspace_bytes));
+  return plan->run(args, queue);
+}
+
+Status PlanRecord::run(const SplitArgs& args, void* queue) const {
+  VECINA_RETURN_IF_ERROR(check_run(problem, split_example, args));
   return plan->run(args, queue);
 }
 
@@ -193,7 +220,7 @@ Status Context::choose(const Problem& problem, Pass pass, int32_t device, Backen
   return unsupported(fmt::format(
       "{} this {}problem ({}): {}.",
       backend_.empty() ? "no backend takes" : "backend '" + backend_ + "' does not take",
-      pass == Pass::backward ? "backward " : "", problem.line(), sentences));
+      pass_words(pass), problem.line(), sentences));
 }
 
 template <typename Args>
@@ -201,7 +228,7 @@ Status Context::make_plan(const Problem& problem, const Args& example,
                           std::shared_ptr<const PlanRecord>* record) {
   VECINA_RETURN_IF_ERROR(check_arguments(problem, example));
   Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), example.query.device, &backend));
+  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), device_of(example), &backend));
   auto made = std::make_shared<PlanRecord>();
   made->problem = problem;
   made->backend = backend->name();
@@ -259,6 +286,11 @@ Status Context::cached_plan(const vecina_problem& problem, const vecina_forward_
   return find_plan(problem, args, record);
 }
 Status Context::cached_plan(const vecina_problem& problem, const vecina_backward_args& args,
+                            std::shared_ptr<const PlanRecord>* record) {
+  return find_plan(problem, args, record);
+}
+
+Status Context::cached_plan(const vecina_problem& problem, const SplitArgs& args,
                             std::shared_ptr<const PlanRecord>* record) {
   return find_plan(problem, args, record);
 }

@@ -17,7 +17,8 @@
 
 namespace vecina::internal {
 
-// A plan with what it was made from. Args is vecina_forward_args or vecina_backward_args.
+// A plan with what it was made from. Args is vecina_forward_args, vecina_backward_args or
+// SplitArgs.
 struct PlanRecord {
   Problem problem;
   Pass pass = Pass::forward;
@@ -26,9 +27,11 @@ struct PlanRecord {
   std::unique_ptr<Plan> plan;
   vecina_forward_args forward_example = {};
   vecina_backward_args backward_example = {};
+  SplitArgs split_example = {};
 
   Status run(const vecina_forward_args& args, void* queue) const;
   Status run(const vecina_backward_args& args, void* queue) const;
+  Status run(const SplitArgs& args, void* queue) const;
 };
 
 class Context {
@@ -45,6 +48,8 @@ class Context {
   Status cached_plan(const vecina_problem& problem, const vecina_forward_args& args,
                      std::shared_ptr<const PlanRecord>* record);
   Status cached_plan(const vecina_problem& problem, const vecina_backward_args& args,
+                     std::shared_ptr<const PlanRecord>* record);
+  Status cached_plan(const vecina_problem& problem, const SplitArgs& args,
                      std::shared_ptr<const PlanRecord>* record);
 
   Status merge(const MergeArgs& args, void* queue);

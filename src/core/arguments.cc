@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdlib>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include "core/tensor.h"
@@ -293,6 +294,11 @@ class Shapes {
                   {problem_.heads(), problem_.head_dim_value()});
   }
   Shape lse() const { return tokens(totals_.outputs, &Axis::num_queries, {problem_.heads()}); }
+  Shape weights() const {
+    Shape shape = lse();
+    shape.push_back(problem_.num_slots());
+    return shape;
+  }
   Shape additional(int head_dim) const {
     const int64_t samples =
         problem_.lengths() == VECINA_LENGTHS_PACKED ? problem_.samples() : problem_.batch();
@@ -378,7 +384,7 @@ Status compare_to_example(const Args& example, const Args& args) {
 
 // The example's tensors at the run's addresses.
 template <typename Args>
-Status check_addresses(const Problem& problem, const Args& example, const Args& args) {
+Status check_moved(const Args& example, const Args& args) {
   VECINA_RETURN_IF_ERROR(compare_to_example(example, args));
   NamedTensor shapes[kMaxTensors], addresses[kMaxTensors];
   const int count = list_tensors(example, shapes);
@@ -390,7 +396,12 @@ Status check_addresses(const Problem& problem, const Args& example, const Args& 
     merged[i].byte_offset = addresses[i].tensor->byte_offset;
     shapes[i].tensor = &merged[i];
   }
-  VECINA_RETURN_IF_ERROR(check_overlap(shapes, static_cast<size_t>(count)));
+  return check_overlap(shapes, static_cast<size_t>(count));
+}
+
+template <typename Args>
+Status check_addresses(const Problem& problem, const Args& example, const Args& args) {
+  VECINA_RETURN_IF_ERROR(check_moved(example, args));
   if (problem.lengths() == VECINA_LENGTHS_EQUAL) return {};
   Totals then, now;
   VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &now));
@@ -450,7 +461,73 @@ int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTenso
   return static_cast<int>(std::size(all));
 }
 
+int list_tensors(const SplitArgs& args, NamedTensor (&list)[kMaxTensors]) {
+  const vecina_split_args& c = args.c;
+  const auto write = [&](std::initializer_list<NamedTensor> all) {
+    std::copy(all.begin(), all.end(), list);
+    return static_cast<int>(all.size());
+  };
+  if (args.pass == Pass::qk) {
+    return write({{"query", &c.query, false},
+                  {"key", &c.key, false},
+                  {"additional_key", &c.additional_key, false},
+                  {"bias", &c.bias, false},
+                  {"weights", &c.weights, true}});
+  }
+  if (args.pass == Pass::av) {
+    return write({{"weights", &c.weights, false},
+                  {"value", &c.value, false},
+                  {"additional_value", &c.additional_value, false},
+                  {"output", &c.output, true}});
+  }
+  if (args.pass == Pass::qk_backward) {
+    return write({{"query", &c.query, false},
+                  {"key", &c.key, false},
+                  {"additional_key", &c.additional_key, false},
+                  {"grad_weights", &c.grad_weights, false},
+                  {"grad_query", &c.grad_query, true},
+                  {"grad_key", &c.grad_key, true},
+                  {"grad_additional_key", &c.grad_additional_key, true},
+                  {"grad_bias", &c.grad_bias, true}});
+  }
+  return write({{"weights", &c.weights, false},
+                {"value", &c.value, false},
+                {"additional_value", &c.additional_value, false},
+                {"grad_output", &c.grad_output, false},
+                {"grad_weights", &c.grad_weights, true},
+                {"grad_value", &c.grad_value, true},
+                {"grad_additional_value", &c.grad_additional_value, true}});
+}
+
 namespace {
+
+// Of a tensor that the split form has under this name.
+Expected expected_tensor(const Problem& problem, const Shapes& shapes, const NamedTensor& named) {
+  const std::string_view whole = named.name;
+  const bool is_gradient = whole.starts_with("grad_");
+  const std::string_view name = is_gradient ? whole.substr(5) : whole;
+  Expected expected = {named.name, named.tensor,    problem.dtype(),
+                       {},         named.is_output, is_gradient && named.is_output};
+  if (name == "query") expected.shape = shapes.query();
+  if (name == "key") expected.shape = shapes.key(problem.head_dim());
+  if (name == "value") expected.shape = shapes.key(problem.head_dim_value());
+  if (name == "additional_key") expected.shape = shapes.additional(problem.head_dim());
+  if (name == "additional_value") expected.shape = shapes.additional(problem.head_dim_value());
+  if (name == "weights") expected.shape = shapes.weights();
+  if (name == "output") expected.shape = shapes.output();
+  if (name == "bias") {
+    expected.shape = shapes.bias();
+    expected.dtype = lse_dtype(problem.dtype());
+  }
+  return expected;
+}
+
+// Empty, or what the problem lacks for this tensor.
+const char* missing_for(const Problem& problem, std::string_view name) {
+  if (name.ends_with("bias") && !problem.has_bias()) return "has_bias";
+  const bool is_additional = name.find("additional") != std::string_view::npos;
+  return is_additional && problem.additional_tokens() == 0 ? "additional_tokens" : "";
+}
 
 Status expected_tensors(const Problem& problem, const vecina_forward_args& args,
                         const Totals& totals, std::vector<Expected>* expected) {
@@ -544,6 +621,35 @@ Status check_arguments(const Problem& problem, const vecina_backward_args& args)
   return check_all(problem, args);
 }
 
+Status check_arguments(const Problem& problem, const SplitArgs& args) {
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) {
+    return invalid(
+        "the problem's lengths are not equal, but qk and av take samples that fill the extents. "
+        "Call them for each sample.");
+  }
+  if (args.c.right_aligned != 0 && args.c.right_aligned != 1) {
+    return invalid(fmt::format("right_aligned is {}; 0 or 1 is allowed.", args.c.right_aligned));
+  }
+  if (args.c.reserved != 0) {
+    return invalid(fmt::format("reserved is {}; it must be 0.", args.c.reserved));
+  }
+  NamedTensor tensors[kMaxTensors];
+  const int count = list_tensors(args, tensors);
+  const Totals no_totals;  // only packed lengths have them
+  const Shapes shapes(problem, no_totals);
+  std::vector<Expected> list;
+  for (int i = 0; i < count; ++i) {
+    const std::string_view missing = missing_for(problem, tensors[i].name);
+    if (missing.empty()) {
+      list.push_back(expected_tensor(problem, shapes, tensors[i]));
+    } else if (given(*tensors[i].tensor)) {
+      return invalid(
+          fmt::format("{} is given, but the problem has {} 0.", tensors[i].name, missing));
+    }
+  }
+  return check_list(list);
+}
+
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args) {
   *args = imagine<vecina_forward_args>(problem, device);
 }
@@ -571,6 +677,10 @@ Status check_run(const Problem& problem, const vecina_forward_args& example,
 Status check_run(const Problem& problem, const vecina_backward_args& example,
                  const vecina_backward_args& args) {
   return check_addresses(problem, example, args);
+}
+
+Status check_run(const Problem& /*problem*/, const SplitArgs& example, const SplitArgs& args) {
+  return check_moved(example, args);
 }
 
 namespace {

@@ -5,14 +5,22 @@
 #ifndef VECINA_CORE_ARGUMENTS_H_
 #define VECINA_CORE_ARGUMENTS_H_
 
+#include "core/pass.h"
 #include "core/problem.h"
 #include "core/status.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal {
 
+// One call of the split form: qk, av or the backward of one of them.
+struct SplitArgs {
+  Pass pass;
+  vecina_split_args c;
+};
+
 Status check_arguments(const Problem& problem, const vecina_forward_args& args);
 Status check_arguments(const Problem& problem, const vecina_backward_args& args);
+Status check_arguments(const Problem& problem, const SplitArgs& args);
 Status check_merge(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
                    const vecina_tensor& output, const vecina_tensor& lse);
 Status check_merge_backward(int32_t count, const vecina_tensor* outputs, const vecina_tensor* lses,
@@ -33,6 +41,7 @@ struct NamedTensor {
 inline constexpr int kMaxTensors = 19;
 int list_tensors(const vecina_forward_args& args, NamedTensor (&list)[kMaxTensors]);
 int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTensors]);
+int list_tensors(const SplitArgs& args, NamedTensor (&list)[kMaxTensors]);  // those of its pass
 
 // What may change between a plan's example and a run is the addresses only: the same tensors given,
 // at least as aligned (16 bytes) as the example's, outputs still apart from everything else.
@@ -40,6 +49,7 @@ Status check_run(const Problem& problem, const vecina_forward_args& example,
                  const vecina_forward_args& args);
 Status check_run(const Problem& problem, const vecina_backward_args& example,
                  const vecina_backward_args& args);
+Status check_run(const Problem& problem, const SplitArgs& example, const SplitArgs& args);
 
 // Device memory that a plan works in: enough of it, aligned.
 Status check_workspace(size_t needed_bytes, const void* workspace, size_t workspace_bytes);

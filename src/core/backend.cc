@@ -12,6 +12,10 @@ Status Plan::run(const vecina_backward_args&, void*) const {
   return unsupported("this plan has no backward");
 }
 
+Status Plan::run(const SplitArgs&, void*) const {
+  return unsupported("this plan has no split form");
+}
+
 Status Plan::measure(const vecina_forward_args&, int, std::vector<double>*) const {
   return unsupported("no clock of its own");
 }
@@ -22,6 +26,10 @@ Status Plan::measure(const vecina_backward_args&, int, std::vector<double>*) con
 
 Status Backend::plan(const Problem&, const vecina_backward_args&, std::unique_ptr<Plan>*) {
   return unsupported("no backward");
+}
+
+Status Backend::plan(const Problem&, const SplitArgs&, std::unique_ptr<Plan>*) {
+  return unsupported("no split form");
 }
 
 Status Backend::merge(const MergeArgs&, void*) { return unsupported("no merge"); }

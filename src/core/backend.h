@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "core/arguments.h"
+#include "core/pass.h"
 #include "core/problem.h"
 #include "core/status.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal {
-
-enum class Pass { forward, backward };
 
 // Everything decided once for one problem and one set of shapes and strides. Immutable; run() may
 // be called from many threads at once. Only the tensors' data pointers may differ from the example.
@@ -25,6 +25,7 @@ class Plan {
   virtual ~Plan() = default;
   virtual Status run(const vecina_forward_args& args, void* queue) const;
   virtual Status run(const vecina_backward_args& args, void* queue) const;
+  virtual Status run(const SplitArgs& args, void* queue) const;
   // Times of `repeats` calls by the device's own clock. UNSUPPORTED: the host's clock is as good.
   virtual Status measure(const vecina_forward_args& args, int repeats,
                          std::vector<double>* times_us) const;
@@ -62,6 +63,8 @@ class Backend {
   virtual Status plan(const Problem& problem, const vecina_forward_args& example,
                       std::unique_ptr<Plan>* plan) = 0;
   virtual Status plan(const Problem& problem, const vecina_backward_args& example,
+                      std::unique_ptr<Plan>* plan);
+  virtual Status plan(const Problem& problem, const SplitArgs& example,
                       std::unique_ptr<Plan>* plan);
   // UNSUPPORTED if the backend has no merge of this dtype or pass; the next one is asked then.
   virtual Status merge(const MergeArgs& args, void* queue);

@@ -309,6 +309,12 @@ int64_t Problem::num_queries() const {
   return count;
 }
 
+int64_t Problem::num_slots() const {
+  int64_t count = 1;
+  for (int a = 0; a < rank_; ++a) count *= axis(a).kernel_size;
+  return count + additional_tokens_;
+}
+
 Problem Problem::of_sample(const std::array<int64_t, 3>& extent,
                            const std::array<int64_t, 3>& query_extent) const {
   Problem sample = *this;

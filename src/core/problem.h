@@ -72,6 +72,8 @@ class Problem {
 
   int64_t num_keys() const;     // tokens of key, product over the axes
   int64_t num_queries() const;  // tokens of output, product over the axes
+  // Of one query and head in the split form: the window at full size, then the additional tokens.
+  int64_t num_slots() const;
   // (query, key) pairs of one head of one sample, additional tokens included; equal lengths
   // assumed.
   double visible_pairs() const;

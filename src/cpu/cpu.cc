@@ -14,6 +14,7 @@
 #include "cpu/peak.h"
 #include "cpu/sample_plans.h"
 #include "cpu/scratch.h"
+#include "cpu/split.h"
 
 namespace vecina::internal {
 namespace {
@@ -162,6 +163,12 @@ class CpuBackend : public Backend {
     } else {
       *plan = cpu::make_samples_plan(problem, example, &resources_);
     }
+    return {};
+  }
+
+  Status plan(const Problem& problem, const SplitArgs& example,
+              std::unique_ptr<Plan>* plan) override {
+    *plan = cpu::make_split_plan(problem, example, &resources_);
     return {};
   }
 

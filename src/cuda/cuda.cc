@@ -71,6 +71,7 @@ class CudaBackend : public Backend {
   std::string why_not() const override { return cuda::Driver::get().why_not; }
 
   std::string why_not(const Problem& problem, Pass pass) const override {
+    if (is_split(pass)) return "the split form (qk and av) on a GPU: not yet; `cpu` has it";
     std::shared_ptr<const DeviceState> state;
     const Status status = open(device_index_, &state);
     if (!status.ok() && cuda::Driver::get().why_not.empty()) return status.message();

@@ -33,6 +33,7 @@ Inputs inputs_of(const Args& args) {
 struct VisibleKey {
   bool is_additional;
   Position token;  // in key and value; of an additional token, its number
+  Position place;  // in the window, along each axis; not for additional tokens
   Position bias;   // index into the bias; not for additional tokens
 };
 
@@ -70,48 +71,54 @@ class Attention {
   // Lists the keys that the query behind a token of the output sees: the product of the axes'
   // windows, then every additional token.
   void look_from(const Position& output_token) {
-    std::array<Window, 3> windows;
-    windows.fill({0, 1, 1});
+    windows_.fill({0, 1, 1});
     for (size_t a = 0; a < static_cast<size_t>(problem_.rank()); ++a) {
       const int axis = static_cast<int>(a);
       query_token_[a] = output_token[a] * problem_.axis(axis).output_stride;
-      windows[a] = window_of(problem_, axis, output_token[a], sample_.key.extent[a]);
+      windows_[a] = window_of(problem_, axis, output_token[a], sample_.key.extent[a]);
     }
 
     visible_.clear();
-    for_each_index(
-        Position{windows[0].count, windows[1].count, windows[2].count}, [&](const Position& index) {
-          VisibleKey visible = {false, {}, {}};
-          for (size_t a = 0; a < 3; ++a) {
-            const Axis& axis = problem_.axis(static_cast<int>(a));
-            visible.token[a] = windows[a].begin + index[a] * windows[a].step;
-            // Key and query lie in the same dilation group, so this division has no remainder.
-            visible.bias[a] =
-                (visible.token[a] - query_token_[a]) / axis.dilation + axis.kernel_size - 1;
-          }
-          visible_.push_back(visible);
-        });
+    for_each_index(Position{windows_[0].count, windows_[1].count, windows_[2].count},
+                   [&](const Position& index) {
+                     VisibleKey visible = {false, {}, index, {}};
+                     for (size_t a = 0; a < 3; ++a) {
+                       const Axis& axis = problem_.axis(static_cast<int>(a));
+                       visible.token[a] = windows_[a].begin + index[a] * windows_[a].step;
+                       // Key and query lie in the same dilation group, so this division has no
+                       // remainder.
+                       visible.bias[a] = (visible.token[a] - query_token_[a]) / axis.dilation +
+                                         axis.kernel_size - 1;
+                     }
+                     visible_.push_back(visible);
+                   });
     for (int64_t n = 0; n < problem_.additional_tokens(); ++n) {
-      visible_.push_back({true, {n, 0, 0}, {}});
+      visible_.push_back({true, {n, 0, 0}, {}, {}});
     }
   }
 
+  // Takes up one head of the query.
+  void turn_to(int head) {
+    head_ = head;
+    if (query_.given()) load(query_.at(query_token_, head), query_row_);
+  }
+  Real logit(const VisibleKey& visible) const {
+    Real logit = scale_ * dot(query_row_, key_row(visible));
+    if (bias_.given() && !visible.is_additional) {
+      logit += static_cast<Real>(*bias_.at(visible.bias, head_));
+    }
+    return A::rounded(logit);
+  }
   // Computes the probability of every visible key for one head; returns the query's lse.
   Real attend(int head) {
-    head_ = head;
-    load(query_.at(query_token_, head), query_row_);
+    turn_to(head);
     probabilities_.clear();
-    for (const VisibleKey& visible : visible_) {
-      Real logit = scale_ * dot(query_row_, key_row(visible));
-      if (bias_.given() && !visible.is_additional) {
-        logit += static_cast<Real>(*bias_.at(visible.bias, head));
-      }
-      probabilities_.push_back(A::rounded(logit));
-    }
+    for (const VisibleKey& visible : visible_) probabilities_.push_back(logit(visible));
     return softmax<A>(probabilities_);
   }
 
   // What look_from and attend found; keys and probabilities have the same order.
+  const std::array<Window, 3>& windows() const { return windows_; }  // along each axis
   const Position& query_token() const { return query_token_; }
   const std::vector<VisibleKey>& visible_keys() const { return visible_; }
   const std::vector<Real>& probabilities() const { return probabilities_; }
@@ -135,6 +142,7 @@ class Attention {
   Rows<const Element> query_, key_, value_, additional_key_, additional_value_;
   Rows<const Lse> bias_;
   Position query_token_ = {};
+  std::array<Window, 3> windows_ = {};
   int head_ = 0;
   std::vector<VisibleKey> visible_;
   std::vector<Real> query_row_, probabilities_;

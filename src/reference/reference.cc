@@ -15,6 +15,7 @@
 #include "reference/backward.h"
 #include "reference/forward.h"
 #include "reference/merge.h"
+#include "reference/split.h"
 
 namespace vecina::internal {
 namespace {
@@ -62,8 +63,23 @@ void compute(const Problem& problem, const vecina_backward_args& args) {
   reference::backward<A>(problem, args);
 }
 
+template <class A>
+void compute(const Problem& problem, const SplitArgs& args) {
+  switch (args.pass) {
+    case Pass::qk:
+      return reference::qk<A>(problem, args.c);
+    case Pass::av:
+      return reference::av<A>(problem, args.c);
+    case Pass::qk_backward:
+      return reference::qk_backward<A>(problem, args.c);
+    default:
+      return reference::av_backward<A>(problem, args.c);
+  }
+}
+
 constexpr const char* pass_name(const vecina_forward_args&) { return "forward"; }
 constexpr const char* pass_name(const vecina_backward_args&) { return "backward"; }
+constexpr const char* pass_name(const SplitArgs&) { return "split"; }
 
 // The example's tensors at the addresses of args.
 template <class Args>
@@ -88,6 +104,8 @@ void move_to(const vecina_backward_args& args, vecina_backward_args& example) {
     (example.*tensor).byte_offset = (args.*tensor).byte_offset;
   }
 }
+// A split call comes through the cache of plans: its strides are the example's.
+void move_to(const SplitArgs& args, SplitArgs& example) { example.c = args.c; }
 
 template <template <class> class ArithmeticOf, class Args>
 class DefinitionPlan final : public Plan {
@@ -130,6 +148,10 @@ class DefinitionBackend final : public Backend {
     return make_plan(problem, example, plan);
   }
   Status plan(const Problem& problem, const vecina_backward_args& example,
+              std::unique_ptr<Plan>* plan) override {
+    return make_plan(problem, example, plan);
+  }
+  Status plan(const Problem& problem, const SplitArgs& example,
               std::unique_ptr<Plan>* plan) override {
     return make_plan(problem, example, plan);
   }

@@ -122,6 +122,28 @@ void gradients(const vecina::Context& context) {
   expect(near(grad_value[0], 2.0 / 3) && near(grad_value[16], 1.0), "backward");
 }
 
+// Weights of 1 add up the values of a window; the logits of queries of 0 are 0.
+void split(const vecina::Context& context) {
+  Data data;
+  std::vector<float> logits(data.problem.weights_shape().count(), -1.0f);
+  vecina::qk(context, data.problem, {.query = data.query, .key = data.key, .weights = logits});
+  expect(logits.size() == 24 && near(logits[7], 0.0), "qk");
+  std::vector<float> ones(24, 1.0f), grad_weights(24), grad_value(32), grad_query(32);
+  vecina::av(context, data.problem, {.value = data.value, .weights = ones, .output = data.output});
+  expect(near(data.output[8], 6.0), "av");
+  vecina::av_backward(context, data.problem,
+                      {.value = data.value,
+                       .weights = ones,
+                       .grad_weights = grad_weights,
+                       .grad_output = data.key,
+                       .grad_value = grad_value});
+  expect(near(grad_weights[7], 8.0) && near(grad_value[16], 3.0), "av_backward");
+  vecina::qk_backward(
+      context, data.problem,
+      {.query = data.query, .key = data.key, .grad_weights = ones, .grad_query = grad_query});
+  expect(near(grad_query[8], 1.5), "qk_backward");
+}
+
 void merges(const vecina::Context& context) {
   const std::vector<float> a(8, 1.0f), b(8, 4.0f), lse_a(2, 0.0f), lse_b(2, std::log(2.0f));
   std::vector<float> output(8), lse(2), grad_a(8), grad_lse_b(2);
@@ -158,6 +180,7 @@ int main() {
       forward_and_plan(*each);
       views(*each);
       gradients(*each);
+      split(*each);
       merges(*each);
     }
     problems();
