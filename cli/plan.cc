@@ -24,6 +24,15 @@ struct PlanOptions {
 constexpr int kWarmup = 3, kRepeats = 20;
 constexpr double kLimitSeconds = 5.0;
 
+// How far the time that a kernel's planner predicted lies above the measured one, of that.
+void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan) {
+  const nlohmann::ordered_json& details = (*plan)["details"];
+  if (!details.contains("kernels") || details["kernels"].size() != 1) return;
+  const nlohmann::ordered_json& kernel = details["kernels"][0];
+  if (!kernel.contains("predicted_ms")) return;
+  (*plan)["prediction_error"] = kernel["predicted_ms"].get<double>() / measured_ms - 1.0;
+}
+
 template <typename Call>
 nlohmann::ordered_json describe(const Call& call, bool is_measured) {
   nlohmann::ordered_json plan = call.describe();
@@ -31,6 +40,7 @@ nlohmann::ordered_json describe(const Call& call, bool is_measured) {
     const Times times = call.time({kWarmup, kRepeats, kLimitSeconds});
     plan["measured_us"] = times.median_ms * 1000.0;
     plan["measured_best_us"] = times.min_ms * 1000.0;
+    add_prediction_error(times.median_ms, &plan);
   }
   return plan;
 }

@@ -282,14 +282,15 @@ TEST_P(SplitOfBackend, BitsDoNotDependOnThreads) {
 // An infinity or NaN in a token reaches the rows that the definition says, and no other.
 TEST_P(SplitOfBackend, NonFiniteTokensStayInTheirWindows) {
   const vecina_problem problem =
-      cli::parse_problem("2d 6x7 kernel_size 3 causal 0x1 heads 2 heads_kv 1 head_dim 12");
+      cli::parse_problem("2d 6x7 kernel_size 3 causal 0x1 heads 2 heads_kv 1 head_dim 13");
   cli::Inputs inputs = cli::random_inputs(problem, 4);
   const cli::SplitInputs split =
       cli::random_split_inputs(cli::run_qk(checker_.context(), problem, inputs, false), false, 5);
   const auto clean = cli::run_split(checker_.context(), problem, inputs, split);
   const int64_t token = 17;
   for (const double value : {kInfinity, std::numeric_limits<double>::quiet_NaN()}) {
-    for (int64_t i : {token * 12, token * 12 + 9}) {  // of key and value, which have one head
+    // Of key and value, which have one head. The last vector of a row of 13 begins at 5 or 9.
+    for (int64_t i : {token * 13, token * 13 + 6, token * 13 + 10}) {
       inputs.key.set(i, value);
       inputs.value.set(i, value);
       const auto dirty = cli::run_split(checker_.context(), problem, inputs, split);

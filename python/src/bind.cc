@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "attend.h"
 #include "contexts.h"
 #include "problem.h"
 #include "split.h"
@@ -271,7 +272,14 @@ NB_MODULE(_vecina, m) {
   m.def("window", &window, "line"_a, "axis"_a, "index"_a,
         "(begin, step, count) of the keys that a query sees along an axis.");
   m.def("windows", &windows, "line"_a, "axis"_a, "window() of every query of an axis, in order.");
-  m.def("set_num_threads", &set_num_threads, "threads"_a);
+  m.def(
+      "set_num_threads",
+      [](int threads) {
+        set_num_threads(threads);
+        forget_held_plans();
+      },
+      "threads"_a);
+  add_attend(&m);
 }
 
 }  // namespace

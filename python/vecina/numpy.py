@@ -219,6 +219,124 @@ def attention_backward(
     )
 
 
+def _packed(lengths, max_lengths):
+    """(rank, the largest extents) of samples that lie one after another."""
+    shape = np.shape(lengths)
+    rank = shape[1] if len(shape) == 2 else 1
+    if len(shape) not in (1, 2) or rank not in (1, 2, 3) or shape[0] == 0:
+        raise ValueError(f"lengths has shape {shape}; [samples, rank] is needed.")
+    if max_lengths is None:
+        max_lengths = np.reshape(lengths, (shape[0], -1)).max(0).tolist()
+    return rank, max_lengths
+
+
+def neighborhood_attention_varlen(
+    query,
+    key,
+    value,
+    lengths,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    max_lengths: Axes | None = None,
+    additional_keys=None,
+    additional_values=None,
+    bias=None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """neighborhood_attention() of samples that lie one after another, each of its own extents.
+
+    Args:
+        query, key, value: ``[1, tokens of all samples, heads, head_dim]``; each sample's tokens are
+            row-major.
+        lengths: int32 or int64 ``[samples, rank]`` (``[samples]`` for one axis): the extents.
+        max_lengths: the largest extents; None looks at lengths.
+        additional_keys, additional_values: ``[samples, n, heads_kv, head_dim]``.
+        The others: as in neighborhood_attention().
+
+    Returns:
+        output ``[1, tokens, heads, head_dim_value]``, with return_lse also lse
+        ``[1, tokens, heads]``.
+    """
+    rank, extents = _packed(lengths, max_lengths)
+    return _forward(
+        rank,
+        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        (kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
+        return_lse,
+    )
+
+
+def neighborhood_attention_varlen_backward(
+    query,
+    key,
+    value,
+    output,
+    lse,
+    grad_output,
+    lengths,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    grad_lse=None,
+    max_lengths: Axes | None = None,
+    additional_keys=None,
+    additional_values=None,
+    bias=None,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of neighborhood_attention_varlen(), as in neighborhood_attention_backward()."""
+    rank, extents = _packed(lengths, max_lengths)
+    return _backward(
+        rank,
+        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        output,
+        lse,
+        grad_output,
+        grad_lse,
+        (kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
+    )
+
+
+def attention_varlen(
+    query,
+    key,
+    value,
+    lengths,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    query_lengths=None,
+    additional_keys=None,
+    additional_values=None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """attention() of samples that lie one after another, each of its own length.
+
+    Args:
+        query, key, value: ``[1, tokens of all samples, heads, head_dim]``.
+        lengths: int32 or int64 ``[samples]``: keys of each sample.
+        query_lengths: ``[samples]``: queries of each sample; None: as many as keys.
+        The others: as in attention().
+    """
+    extents = _packed(lengths, None)[1]
+    query_extent = None if query_lengths is None else _packed(query_lengths, None)[1]
+    return _forward(
+        _ATTENTION,
+        (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
+        (None, 1, 1, is_causal, scale, 1, extents, query_extent, backend),
+        return_lse,
+    )
+
+
 def merge_attentions(outputs: Sequence, lses: Sequence, *, backend: str | None = None):
     """Attentions over different keys, made one: (output, lse).
 
@@ -379,6 +497,7 @@ def av_backward(
 __all__ = [
     "attention",
     "attention_backward",
+    "attention_varlen",
     "av",
     "av_backward",
     "merge_attentions",
@@ -388,6 +507,8 @@ __all__ = [
     "na3d",
     "neighborhood_attention",
     "neighborhood_attention_backward",
+    "neighborhood_attention_varlen",
+    "neighborhood_attention_varlen_backward",
     "qk",
     "qk_backward",
 ]

@@ -36,50 +36,61 @@ from vecina import _vecina
 from vecina._shapes import Axes, Flags, output_shape, rank_of
 
 _ATTENTION = 0
-_NUM_TENSORS = 7  # query, key, value, additional_keys, additional_values, bias, lengths
+# query, key, value, additional_keys, additional_values, bias, lengths, query_lengths
+_NUM_TENSORS = 8
+_NUM_GRADIENTS = 6
+# rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent,
+# backend; extents are the largest ones of packed samples, else None
+_NUM_PARAMETERS = 10
 
 
 def _lse_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def _new_output(query: Tensor, shape) -> Tensor:
-    if shape == query.shape:  # empty_like() costs half of new_empty()
-        return torch.empty_like(query, memory_format=torch.contiguous_format)
-    return query.new_empty(shape)
-
-
 def _new_outputs(tensors, parameters):
     query = tensors[0]
-    shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-    return _new_output(query, shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
+    step = 1 if parameters[7] else parameters[6]  # packed: every token is a query
+    shape = output_shape(query.shape, tensors[2].shape, step)
+    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
 
 
 def _new_gradients(tensors):
     return [
         None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device)
-        for t in tensors[:6]
+        for t in tensors[:_NUM_GRADIENTS]
     ]
 
 
-def _run_forward(tensors, output, lse, parameters) -> None:
-    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
-    _vecina.forward(
-        *tensors, None, output, lse, rank, kernel_size, stride, dilation, is_causal, scale,
-        output_stride, None, None, backend,
-    )  # fmt: skip
+def _prototype(query: Tensor, shape, is_lse: bool) -> Tensor:
+    """What empty_like() makes an output of: one element seen as many."""
+    return query.new_empty((1,), dtype=_lse_dtype(query) if is_lse else None).expand(shape)
+
+
+_transforms = torch._C._functorch.peek_interpreter_stack
+_vecina.set_framework(
+    (Tensor, nn.Parameter),
+    (
+        torch._C._len_torch_dispatch_stack,
+        _transforms,
+    ),
+    torch._C._is_any_autocast_enabled,
+    torch.is_grad_enabled,
+    torch.empty_like,
+    _prototype,
+)
+_attend, _attend_plain = _vecina.attend, _vecina.attend_plain
+_is_compiling = torch.compiler.is_compiling
 
 
 def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
-    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
         grad_output = grad_output.contiguous()
     if grad_lse is not None and grad_lse.ndim and grad_lse.stride(-1) != 1:
         grad_lse = grad_lse.contiguous()
     gradients = _new_gradients(tensors)
     _vecina.backward(
-        *tensors, None, output, lse, grad_output, grad_lse, *gradients, rank, kernel_size, stride,
-        dilation, is_causal, scale, output_stride, None, None, backend,
+        *tensors, output, lse, grad_output, grad_lse, *gradients, *parameters,
         lambda bytes: tensors[0].new_empty((bytes + 3) // 4, dtype=torch.float32),
     )  # fmt: skip
     return gradients
@@ -89,11 +100,11 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
 
 _PARAMETERS = (
     "int rank, int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float? scale, "
-    "int[] output_stride, str? backend"
+    "int[] output_stride, int[]? extents, int[]? query_extent, str? backend"
 )
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? additional_keys, Tensor? additional_values, "
-    "Tensor? bias, Tensor? lengths"
+    "Tensor? bias, Tensor? lengths, Tensor? query_lengths"
 )
 _library = torch.library.Library("vecina", "DEF")
 _library.define(f"forward({_INPUTS}, {_PARAMETERS}) -> (Tensor, Tensor)")
@@ -109,10 +120,7 @@ _library.define(
 
 
 def _forward_op(*args):
-    tensors, parameters = args[:_NUM_TENSORS], args[_NUM_TENSORS:]
-    output, lse = _new_outputs(tensors, parameters)
-    _run_forward(tensors, output, lse, parameters)
-    return output, lse
+    return _attend_plain(*args, True)
 
 
 def _forward_fake(*args):
@@ -124,8 +132,8 @@ def _or_empty(query, gradients):
 
 
 def _backward_op(*args):
-    tensors, (output, lse, grad_output, grad_lse) = args[:_NUM_TENSORS], args[7:11]
-    gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, args[11:])
+    results, parameters = args[_NUM_TENSORS:-_NUM_PARAMETERS], args[-_NUM_PARAMETERS:]
+    gradients = _run_backward(args[:_NUM_TENSORS], *results, parameters)
     return _or_empty(args[0], gradients)
 
 
@@ -188,7 +196,8 @@ def _forward_gradients(ctx, grad_output, grad_lse):
         *tensors, output, lse, grad_output, grad_lse, *ctx.parameters
     )
     gradients = [None if t is None else g for t, g in zip(tensors, gradients)]
-    return (*gradients, None, *(None,) * len(ctx.parameters))
+    rest = _NUM_TENSORS - _NUM_GRADIENTS + len(ctx.parameters)
+    return (*gradients, *(None,) * rest)
 
 
 torch.library.register_autograd(
@@ -227,6 +236,8 @@ def _forward_vmap(info, in_dims, *args):
     # One call over a larger batch; autograd is below, so that gradients are one call too.
     if in_dims[5] is not None:
         raise NotImplementedError("vmap over a bias: not yet.")
+    if args[-3] is not None:
+        raise NotImplementedError("vmap over packed samples: not yet; pack them all instead.")
     tensors = [
         args[i] if i == 5 else _fold(args[i], in_dims[i], info.batch_size)
         for i in range(_NUM_TENSORS)
@@ -249,63 +260,40 @@ def _flops(query, value, key, additional, parameters) -> int:
 
 @register_flop_formula(torch.ops.vecina.forward)
 def _forward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
-    return _flops(query, value, key, additional, rest[3:])
+    return _flops(query, value, key, additional, rest[4:])
 
 
 @register_flop_formula(torch.ops.vecina.backward)
 def _backward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
     """Five products: the logits once more, and four gradients."""
     dims = 3 * query[-1] + 2 * value[-1]
-    return _flops(query, value, key, additional, rest[7:]) * dims // (query[-1] + value[-1])
+    return _flops(query, value, key, additional, rest[8:]) * dims // (query[-1] + value[-1])
 
 
 class _Forward(torch.autograd.Function):
-    """The eager path with autograd: no op, no dispatcher."""
+    """The eager path with autograd: no op, no dispatcher. Tensors at the end may be left out."""
 
     @staticmethod
-    def forward(ctx, parameters, *tensors):
-        output, lse = _new_outputs(tensors, parameters)
-        _run_forward(tensors, output, lse, parameters)
+    def forward(ctx, return_lse, parameters, *tensors):
+        missing = (None,) * (_NUM_TENSORS - len(tensors))
+        output, lse = _attend_plain(*tensors, *missing, *parameters, True)
         ctx.save_for_backward(*tensors, output, lse)
         ctx.parameters = parameters
         ctx.set_materialize_grads(False)
-        return output, lse
+        return (output, lse) if return_lse else output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output, grad_lse):
+    def backward(ctx, grad_output, grad_lse=None):
         *tensors, output, lse = ctx.saved_tensors
+        count = len(tensors)
         if grad_output is None:
             if grad_lse is None:
-                return (None,) * (_NUM_TENSORS + 1)
+                return (None,) * (2 + count)
             grad_output = torch.zeros_like(output)
+        tensors += [None] * (_NUM_TENSORS - count)
         gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, ctx.parameters)
-        return (None, *gradients, None)
-
-
-_plain_types = frozenset((Tensor, nn.Parameter, type(None)))
-_is_compiling = torch.compiler.is_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._functorch.peek_interpreter_stack
-_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-
-
-def _is_plain(tensors) -> bool:
-    """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
-    return not (
-        _is_compiling() or _dispatch_modes() or _transforms() is not None
-    ) and _plain_types.issuperset(map(type, tensors))
-
-
-def _needs_gradient(tensors) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    if tensors[0].requires_grad or tensors[1].requires_grad or tensors[2].requires_grad:
-        return True
-    for tensor in tensors[3:]:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+        return (None, None, *(gradients + [None, None])[:count])
 
 
 def _listed(value, rank: int):
@@ -313,6 +301,15 @@ def _listed(value, rank: int):
     if isinstance(value, (bool, int)):
         return [value] * max(rank, 1)
     return list(value) if value is not None else []
+
+
+def _schema_parameters(parameters):
+    rank, *axes, scale, output_stride, extents, query_extent, backend = parameters
+    return (
+        rank, *(_listed(axis, rank) for axis in axes), scale, _listed(output_stride, rank),
+        *(None if extent is None else _listed(extent, rank) for extent in (extents, query_extent)),
+        backend,
+    )  # fmt: skip
 
 
 _is_decomposing = False
@@ -335,8 +332,8 @@ def decompose():
 
 
 def _composed(tensors, parameters, return_lse: bool):
-    query, key, value, additional_keys, additional_values, bias, lengths = tensors
-    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, _ = parameters
+    query, key, value, additional_keys, additional_values, bias, lengths, _ = tensors
+    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, *_ = parameters
     if lengths is not None:
         raise NotImplementedError("lengths inside decompose(): not yet.")
     if rank == _ATTENTION:
@@ -363,36 +360,36 @@ def _composed(tensors, parameters, return_lse: bool):
     return (output, logits.to(_lse_dtype(query)).logsumexp(-1)) if return_lse else output
 
 
+def _is_plain(tensors) -> bool:
+    """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
+    return not (_is_compiling() or _vecina.is_watched(*tensors))
+
+
 def _call(tensors, parameters, return_lse: bool):
+    """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
-    if (
-        _is_any_autocast_enabled()
-        and torch.is_autocast_enabled(query.device.type)
-        and query.dtype != torch.float64
-    ):
+    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(query.device.type)
         tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
     bias = tensors[5]
     if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
-        tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), tensors[6])
+        tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), *tensors[6:])
     if _is_decomposing:
         return _composed(tensors, parameters, return_lse)
     if not _is_plain(tensors):
-        rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend = parameters
-        output, lse = torch.ops.vecina.forward(
-            *tensors, rank, _listed(kernel_size, rank), _listed(stride, rank),
-            _listed(dilation, rank), _listed(is_causal, rank), scale,
-            _listed(output_stride, rank), backend,
-        )  # fmt: skip
-    elif _needs_gradient(tensors):
-        output, lse = _Forward.apply(parameters, *tensors)
-    else:
-        query = tensors[0]
-        shape = output_shape(query.shape, tensors[2].shape, parameters[6])
-        output = _new_output(query, shape)
-        lse = output.new_empty(shape[:-1], dtype=_lse_dtype(output)) if return_lse else None
-        _run_forward(tensors, output, lse, parameters)
-    return (output, lse) if return_lse else output
+        output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
+        return (output, lse) if return_lse else output
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Forward.apply(return_lse, parameters, *tensors)
+    return _attend_plain(*tensors, *parameters, return_lse)
+
+
+def _dispatch(tensors, parameters, return_lse: bool):
+    if not (_is_compiling() or _is_decomposing):
+        found = _attend(*tensors, *parameters, return_lse)
+        if found is not None and found is not False:
+            return found
+    return _call(tensors, parameters, return_lse)
 
 
 def neighborhood_attention(
@@ -432,16 +429,16 @@ def neighborhood_attention(
         output ``[batch, tokens..., heads, head_dim_value]``, with return_lse also the natural
         logarithm of the sum of exp(logits), ``[batch, tokens..., heads]``.
     """
-    rank = rank_of(query.shape)
-    return _call(
-        (query, key, value, additional_keys, additional_values, bias, lengths),
-        (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend),
-        return_lse,
-    )
+    return _neighborhood_attention(
+        query, key, value, kernel_size, stride, dilation, is_causal, scale,
+        additional_keys=additional_keys, additional_values=additional_values, bias=bias,
+        lengths=lengths, output_stride=output_stride, return_lse=return_lse, backend=backend,
+    )  # fmt: skip
 
 
-def _of_rank(rank: int):
-    name, dimensions = f"na{rank}d", rank + 3
+def _of_rank(rank: int | None):
+    """The function with so many axes of tokens; None: as many as query has."""
+    name = "neighborhood_attention" if rank is None else f"na{rank}d"
 
     def function(
         query: Tensor,
@@ -461,23 +458,37 @@ def _of_rank(rank: int):
         return_lse: bool = False,
         backend: str | None = None,
     ):
-        if query.ndim != dimensions:
+        found = None
+        if not (_is_compiling() or _is_decomposing):
+            found = _attend(
+                query, key, value, additional_keys, additional_values, bias, lengths, None, rank,
+                kernel_size, stride, dilation, is_causal, scale, output_stride, None, None,
+                backend, return_lse,
+            )  # fmt: skip
+            if found is not None and found is not False:
+                return found
+        if rank is not None and query.ndim != rank + 3:
             raise ValueError(
-                f"query has {query.ndim} dimensions; {name} takes {dimensions}: "
+                f"query has {query.ndim} dimensions; {name} takes {rank + 3}: "
                 "[batch, tokens..., heads, head_dim]."
             )
-        return _call(
-            (query, key, value, additional_keys, additional_values, bias, lengths),
-            (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, backend),
-            return_lse,
-        )
+        parameters = (
+            rank or rank_of(query.shape), kernel_size, stride, dilation, is_causal, scale,
+            output_stride, None, None, backend,
+        )  # fmt: skip
+        if found is False and bias is additional_keys is additional_values is lengths is None:
+            return _Forward.apply(return_lse, parameters, query, key, value)
+        tensors = (query, key, value, additional_keys, additional_values, bias, lengths, None)
+        return _call(tensors, parameters, return_lse)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"neighborhood_attention() with {rank} axes of tokens."
     return function
 
 
+_neighborhood_attention = _of_rank(None)
 na1d, na2d, na3d = _of_rank(1), _of_rank(2), _of_rank(3)
+for _rank, _function in enumerate((na1d, na2d, na3d), 1):
+    _function.__doc__ = f"neighborhood_attention() with {_rank} axes of tokens."
 
 
 def attention(
@@ -497,9 +508,100 @@ def attention(
     is_causal: query i sees keys 0 to i, also when there are more or fewer keys than queries.
     The rest is as in neighborhood_attention().
     """
-    return _call(
-        (query, key, value, additional_keys, additional_values, None, None),
-        (_ATTENTION, None, 1, 1, is_causal, scale, 1, backend),
+    return _dispatch(
+        (query, key, value, additional_keys, additional_values, None, None, None),
+        (_ATTENTION, None, 1, 1, is_causal, scale, 1, None, None, backend),
+        return_lse,
+    )
+
+
+def _largest(lengths: Tensor | None, given, name: str):
+    """The largest extent along each axis; on a device that has to wait for it."""
+    if given is not None or lengths is None:
+        return given
+    if _is_compiling() or _vecina.is_watched(lengths):
+        raise ValueError(f"{name} must be given inside torch.compile, torch.export and the like.")
+    if lengths.numel() == 0:
+        raise ValueError("lengths is empty; one row for each sample is needed.")
+    return lengths.reshape(len(lengths), -1).amax(0).tolist()
+
+
+def neighborhood_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    kernel_size: Axes,
+    stride: Axes = 1,
+    dilation: Axes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    max_lengths: Axes | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    bias: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """neighborhood_attention() of samples that lie one after another, each of its own extents.
+
+    Args:
+        query, key, value: ``[1, tokens of all samples, heads, head_dim]``; each sample's tokens are
+            row-major.
+        lengths: int32 or int64 ``[samples, rank]`` (``[samples]`` for one axis): the extents.
+        max_lengths: the largest extents, of which no sample may have more; None looks at lengths,
+            for which tensors on a device are waited for. torch.compile needs them.
+        additional_keys, additional_values: ``[samples, n, heads_kv, head_dim]``.
+        The others: as in neighborhood_attention().
+
+    Returns:
+        output ``[1, tokens, heads, head_dim_value]``, with return_lse also lse
+        ``[1, tokens, heads]``.
+    """
+    if lengths.ndim not in (1, 2):
+        raise ValueError(f"lengths has {lengths.ndim} dimensions; [samples, rank] is needed.")
+    rank = 1 if lengths.ndim == 1 else lengths.shape[1]
+    if rank not in (1, 2, 3):
+        raise ValueError(f"lengths has {rank} columns; one, two or three axes are possible.")
+    extents = _largest(lengths, max_lengths, "max_lengths")
+    return _dispatch(
+        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        (rank, kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
+        return_lse,
+    )
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    query_lengths: Tensor | None = None,
+    max_length: int | None = None,
+    max_query_length: int | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """attention() of samples that lie one after another, each of its own length.
+
+    Args:
+        query, key, value: ``[1, tokens of all samples, heads, head_dim]``.
+        lengths: int32 or int64 ``[samples]``: keys of each sample.
+        query_lengths: ``[samples]``: queries of each sample; None: as many as keys.
+        max_length, max_query_length: the largest ones; None as in neighborhood_attention_varlen().
+        The others: as there and in attention().
+    """
+    extents = _largest(lengths, max_length, "max_length")
+    query_extent = _largest(query_lengths, max_query_length, "max_query_length")
+    return _dispatch(
+        (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
+        (_ATTENTION, None, 1, 1, is_causal, scale, 1, extents, query_extent, backend),
         return_lse,
     )
 
@@ -529,6 +631,7 @@ __all__ = [
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
     "attention",
+    "attention_varlen",
     "av",
     "decompose",
     "merge_attentions",
@@ -536,5 +639,6 @@ __all__ = [
     "na2d",
     "na3d",
     "neighborhood_attention",
+    "neighborhood_attention_varlen",
     "qk",
 ]

@@ -185,7 +185,7 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
                          &example.lse, &example.grad_output, &example.grad_lse, &example.grad_query,
                          &example.grad_key, &example.grad_value});
   BackwardPlan plan;
-  partition(problem, dense, kernel.lanes, &plan);
+  partition(problem, dense, /*has_phases=*/true, kernel.lanes, &plan);
   const int rank = problem.rank();
   plan.key_pitch = round_up(plan.head_dim, kernel.lanes);
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);

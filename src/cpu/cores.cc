@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <sstream>
+#include <cstdlib>
+#include <string>
 #include <thread>
+#include <vector>
+
+#include "core/file.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -24,20 +27,35 @@ int affinity_cores() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-// Cores that "QUOTA PERIOD" (cgroup v2 cpu.max; "max" for no limit) grants; infinity if unlimited.
-double granted(const std::string& quota_text, double period) {
-  std::istringstream text(quota_text);
-  double quota = 0.0;
-  if (!(text >> quota) || quota <= 0.0 || period <= 0.0) return INFINITY;
-  return quota / period;
+// The lines of a text, without their ends.
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    lines.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+// Cores that a quota and a period grant, both in microseconds; infinity if unlimited ("max", -1).
+double granted(const char* quota_text, const char* period_text) {
+  char* end = nullptr;
+  const double quota = std::strtod(quota_text, &end);
+  const double period = std::strtod(period_text, nullptr);
+  return end == quota_text || quota <= 0.0 || period <= 0.0 ? INFINITY : quota / period;
+}
+
+// "QUOTA PERIOD", as in cpu.max of cgroup v2.
+double granted_v2(const std::string& text) {
+  const size_t space = text.find(' ');
+  return granted(text.c_str(), space == std::string::npos ? "100000" : text.c_str() + space);
 }
 
 // The tightest quota from this process's cgroup up to the root.
 double cgroup_cores() {
   double cores = INFINITY;
-  std::ifstream groups("/proc/self/cgroup");
-  std::string line;
-  while (std::getline(groups, line)) {
+  for (const std::string& line : lines_of(read_file("/proc/self/cgroup"))) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
@@ -46,14 +64,10 @@ double cgroup_cores() {
     if (!is_v2 && controllers.find("cpu") == std::string::npos) continue;
     const std::string root = is_v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controllers;
     while (true) {
-      std::string quota, period = "100000";
-      if (is_v2) {
-        std::ifstream(root + path + "/cpu.max") >> quota >> period;
-      } else {
-        std::ifstream(root + path + "/cpu.cfs_quota_us") >> quota;
-        std::ifstream(root + path + "/cpu.cfs_period_us") >> period;
-      }
-      cores = std::min(cores, granted(quota, std::strtod(period.c_str(), nullptr)));
+      cores =
+          std::min(cores, is_v2 ? granted_v2(read_file(root + path + "/cpu.max"))
+                                : granted(read_file(root + path + "/cpu.cfs_quota_us").c_str(),
+                                          read_file(root + path + "/cpu.cfs_period_us").c_str()));
       if (path.empty() || path == "/") break;
       path.resize(path.rfind('/'));
     }
@@ -80,9 +94,7 @@ int64_t cache_bytes(int level) {
 }
 
 std::string cpu_model() {
-  std::ifstream info("/proc/cpuinfo");
-  std::string line;
-  while (std::getline(info, line)) {
+  for (const std::string& line : lines_of(read_file("/proc/cpuinfo"))) {
     if (line.rfind("model name", 0) != 0) continue;
     const size_t colon = line.find(": ");
     return colon == std::string::npos ? "" : line.substr(colon + 2);

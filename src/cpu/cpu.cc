@@ -37,11 +37,11 @@ class CpuForwardPlan : public Plan {
 
   std::string describe() const override {
     return fmt::format(
-        R"({{"kernel": "forward", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
+        R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
         R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, "why": "first in order that takes )"
         R"(the problem"}})",
-        kernel_.target, kernel_.lanes, resources_.threads.threads(), plan_.num_units(),
-        plan_.max_slots, scratch_bytes());
+        plan_.direct.is_used ? "forward_direct" : "forward", kernel_.target, plan_.lanes,
+        resources_.threads.threads(), plan_.num_units(), plan_.max_slots, scratch_bytes());
   }
 
  private:

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "cpu/bias-inl.h"
+#include "cpu/direct-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
@@ -618,16 +619,25 @@ class ForwardUnit {
   LseType* lse_;
 };
 
+// Where vectors are longer, additions across their lanes cost more than what packing costs.
+template <typename Element>
+inline constexpr bool kHasDirectForm =
+    sizeof(typename ComputeType<Element>::type) == 4 && HWY_TARGET != HWY_AVX3;
+
 template <typename Element>
 void run_forward_unit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit,
                       void* scratch) {
+  if constexpr (kHasDirectForm<Element>) {
+    if (plan.direct.is_used) return DirectUnit<Element>(plan, pointers, unit, scratch).run();
+  }
   ForwardUnit<Element>(plan, pointers, unit, scratch).run();
 }
 
 template <typename Element>
 ForwardKernel make_forward_kernel() {
   using T = typename ComputeType<Element>::type;
-  return {&run_forward_unit<Element>, static_cast<int>(hn::Lanes(hn::ScalableTag<T>())), sizeof(T),
+  const int lanes = static_cast<int>(hn::Lanes(hn::ScalableTag<T>()));
+  return {&run_forward_unit<Element>, lanes, kHasDirectForm<Element> ? lanes : 0, sizeof(T),
           hwy::TargetName(HWY_TARGET)};
 }
 

@@ -5,6 +5,8 @@
 // and values its windows touch, then walks tiles of a few query rows x one vector of queries
 // along the innermost axis. Lanes are queries, so the logits and the softmax need no reduction
 // across lanes; the values are added up with lanes along head_dim, so nothing is transposed back.
+//
+// The direct form, for small windows and short vectors, has head_dim in the lanes of both products.
 #ifndef VECINA_CPU_FORWARD_H_
 #define VECINA_CPU_FORWARD_H_
 
@@ -105,8 +107,11 @@ struct Partition {
   std::array<std::vector<AxisGroup>, kRank> groups;  // groups[axis][residue]
   std::vector<Box> boxes;  // of every (batch, key head); those of one combination follow each other
   int lanes = 0;           // of the kernel that this was planned for
+  int heads_at_once = 1;   // key heads of one unit
 
-  int64_t num_units() const { return batch * heads_kv * static_cast<int64_t>(boxes.size()); }
+  int64_t num_units() const {
+    return batch * (heads_kv / heads_at_once) * static_cast<int64_t>(boxes.size());
+  }
 };
 
 // Relative position bias: a table of 2 * kernel_size - 1 entries along each axis for each head.
@@ -117,6 +122,33 @@ struct BiasTable {
   std::array<int64_t, kRank> strides = {};
 
   int size() const { return sizes[0] * sizes[1] * sizes[2]; }
+};
+
+// The direct form: the widest vector that it uses, the head_dim that it has kernels for of its own,
+// and the most weights of one query that it holds.
+inline constexpr int kMaxDirectLanes = 8;
+inline constexpr int kDirectHeadDim = 32;
+inline constexpr int kMaxDirectSlots = 256;
+// Rows of keys whose logits are computed together because one would leave vectors half empty.
+constexpr int grouped_rows(int row_keys, int lanes) {
+  if (2 * row_keys <= lanes) return lanes / row_keys;
+  return lanes == 8 && row_keys == 5 ? 3 : 1;
+}
+// Weights of one query whose window has that many rows, in whole vectors, and where those of each
+// row begin.
+int direct_slots(int row_keys, int num_rows, int grouped_rows, int lanes, int* row_slots);
+
+struct DirectForm {
+  bool is_used = false;
+  bool in_place = false;  // keys and values are read where they lie
+  int grouped_rows = 1;
+  int64_t key_row = 0, value_row = 0;  // elements of one packed row
+  ptrdiff_t weights_pitch = 0;         // of one query
+  // Places in scratch.
+  size_t keys = 0, values = 0, additional_keys = 0, additional_values = 0;
+  size_t queries = 0, weights = 0, additional_weights = 0;
+  size_t key_rows = 0, value_rows = 0;  // int64_t: offsets of the rows of a window
+  size_t row_slots = 0;                 // int
 };
 
 struct ForwardPlan : Partition {
@@ -130,13 +162,15 @@ struct ForwardPlan : Partition {
   int max_slots = 0;      // keys of a row whose logits are held at once
   int queries_pitch = 0;  // elements of a vector of queries
   ForwardScratch scratch;
+  DirectForm direct;
 };
 
 // True if the problem is attention over all tokens and every token axis of the tensors is one axis
 // in memory: then vectors may span rows.
 bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*> tensors);
-// Sizes, groups, and one box for each combination of groups that has queries.
-void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan);
+// Sizes, groups, and one box for each combination of groups that has queries. `has_phases`: a
+// stride of the innermost axis makes phases.
+void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes, Partition* plan);
 // Halves boxes that are too large, and all of them until there are `enough` units, as long as that
 // packs little twice. The axis with the most windows is cut.
 void cut_boxes(Partition* plan, int64_t enough,
@@ -156,6 +190,7 @@ struct KeyRange {
 };
 KeyRange key_range(const AxisGroup& axis, int begin, int end);                  // outer axes
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes);  // innermost axis
+KeyRange direct_key_range(const AxisGroup& axis, int begin, int end);  // the same, direct form
 
 // Packed transposed keys of the shifted layout: for each head_dim entry step * twins runs of
 // columns, run r holding the positions r, r + step * twins, ... of the range. Neighbouring lanes
@@ -178,6 +213,7 @@ using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers&
 struct ForwardKernel {
   ForwardFunction run;
   int lanes;           // elements of one vector
+  int direct_lanes;    // of the direct form; 0: this kernel has none
   int element_bytes;   // of scratch and vectors
   const char* target;  // instruction set, as Highway names it
 };
@@ -190,6 +226,11 @@ ForwardKernel forward_kernel_bf16();
 // Fills in everything; cut into `enough` units if that packs little twice.
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
                          const ForwardKernel& kernel, int64_t enough);
+
+// The choice between the forms, and the rest of a plan for the direct one.
+bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel);
+void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t enough,
+                 ForwardPlan* plan);
 
 }  // namespace vecina::internal::cpu
 #endif  // VECINA_CPU_FORWARD_H_

@@ -286,7 +286,7 @@ bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*
   return problem.rank() > 1;
 }
 
-void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan) {
+void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes, Partition* plan) {
   plan->batch = problem.batch();
   plan->heads_kv = problem.heads_kv();
   plan->head_group = problem.head_group();
@@ -306,7 +306,7 @@ void partition(const Problem& problem, bool is_dense, int lanes, Partition* plan
     const bool is_attention = problem.is_attention() && a == kRank - 1;
     for (int residue = 0; residue < axis.dilation; ++residue) {
       plan->groups[a].push_back(make_group(axis, is_attention, residue));
-      if (a == kRank - 1) split_phases(&plan->groups[a].back());
+      if (a == kRank - 1 && has_phases) split_phases(&plan->groups[a].back());
     }
   }
   for (size_t z = 0; z < plan->groups[0].size(); ++z) {
@@ -332,9 +332,23 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   const bool dense = is_dense(
       problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
-  partition(problem, dense, kernel.lanes, &plan);
+  plan.direct.is_used = takes_direct_form(problem, kernel);
+  partition(problem, dense, /*has_phases=*/!plan.direct.is_used,
+            plan.direct.is_used ? kernel.direct_lanes : kernel.lanes, &plan);
   plan.has_lse = given(example.lse);
   const int rank = problem.rank();
+  plan.query = strides_of(example.query, rank);
+  plan.key = strides_of(example.key, rank);
+  plan.value = strides_of(example.value, rank);
+  plan.output = strides_of(example.output, rank);
+  plan.lse = strides_of(example.lse, rank);
+  plan.additional_key = strides_of(example.additional_key, 1);
+  plan.additional_value = strides_of(example.additional_value, 1);
+  if (plan.direct.is_used) {
+    plan_direct(problem, kernel, enough, &plan);
+    return plan;
+  }
+
   plan.key_pitch = plan.head_dim;
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
   // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
@@ -351,13 +365,6 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
   // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
   plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
-  plan.query = strides_of(example.query, rank);
-  plan.key = strides_of(example.key, rank);
-  plan.value = strides_of(example.value, rank);
-  plan.output = strides_of(example.output, rank);
-  plan.lse = strides_of(example.lse, rank);
-  plan.additional_key = strides_of(example.additional_key, 1);
-  plan.additional_value = strides_of(example.additional_value, 1);
 
   cut_boxes(&plan, enough, [&](const Box& box) {
     const PackedSize size = packed_size(plan, box);

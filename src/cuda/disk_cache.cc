@@ -7,11 +7,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/file.h"
 #include "cuda/digest.h"
 
 namespace vecina::internal::cuda {
@@ -33,11 +32,6 @@ fs::path default_folder() {
   if (home != nullptr && home[0] == '/') return fs::path(home) / ".cache" / "vecina";
   std::error_code ignored;
   return fs::temp_directory_path(ignored) / fmt::format("vecina-{}", getuid());
-}
-
-std::string read_file(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 std::string checksum(std::string_view image) { return Digest().add(image).hex(); }
@@ -140,12 +134,7 @@ void DiskCache::write_file(const std::string& name, const std::string& bytes) co
   if (!make_folder()) return;
   const fs::path draft = folder_ / fmt::format("{}.{}.{}", name, getpid(), serial++);
   std::error_code error;
-  {
-    std::ofstream stream(draft, std::ios::binary);
-    stream.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    stream.flush();
-    if (!stream) error = std::make_error_code(std::errc::io_error);
-  }
+  if (!internal::write_file(draft, bytes)) error = std::make_error_code(std::errc::io_error);
   if (!error) fs::rename(draft, folder_ / name, error);
   if (error) fs::remove(draft, error);
 }

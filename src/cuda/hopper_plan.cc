@@ -95,8 +95,10 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
                       axis.is_causal ? 1 : 0,
                       static_cast<int>((longest + box - 1) / box * axis.dilation)};
   }
+  const int rank = problem.rank();
+  params.output_batch = example.output.strides[0];
+  for (int a = 0; a < rank; ++a) params.output_token[3 - rank + a] = example.output.strides[1 + a];
   if (given(example.lse)) {
-    const int rank = problem.rank();
     params.lse_batch = example.lse.strides[0];
     for (int a = 0; a < rank; ++a) params.lse_token[3 - rank + a] = example.lse.strides[1 + a];
     params.lse_head = example.lse.strides[1 + rank];
@@ -134,11 +136,12 @@ std::string print(const HopperConfig& c) {
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .warpgroups = {}, "
       ".pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, .stages = {}, "
       ".is_ping_pong = {}, "
-      ".has_output_buffer = {}, .is_causal = {}, .is_strided = {}, .is_dilated = {}, "
+      ".has_output_buffer = {}, .is_chained = {}, .is_causal = {}, .is_strided = {}, .is_dilated = "
+      "{}, "
       ".has_additional = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.warpgroups, c.pair_axis, braces(c.query_box),
-      c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_causal,
-      c.is_strided, c.is_dilated, c.has_additional);
+      c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer,
+      c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
@@ -162,8 +165,6 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
     if (axis.output_stride > kMaxStep) {
       return fmt::format("output_stride {}: up to {} only", axis.output_stride, kMaxStep);
     }
-    // Counted and compiled, but no GPU has run it yet.
-    if (axis.query_extent != axis.extent) return "queries of another extent than keys: not yet";
     is_dilated = is_dilated || axis.dilation > 1;
     has_output_stride = has_output_stride || axis.output_stride > 1;
   }
@@ -197,6 +198,7 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
                      const vecina_forward_args& args, void* memory) -> Status {
     auto* filled = static_cast<HopperParams*>(memory);
     *filled = params;
+    filled->output_data = address(args.output);
     filled->lse = given(args.lse) ? reinterpret_cast<float*>(address(args.lse)) : nullptr;
     Status encoded = encode_map(maps.query, args.query, &filled->query);
     if (encoded.ok()) encoded = encode_map(maps.key, args.key, &filled->key);

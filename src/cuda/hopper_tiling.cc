@@ -24,22 +24,31 @@ constexpr size_t kMaxQueryBoxes = 12;
 // Registers for sums, logits and weights that compile without spills; tests look.
 constexpr int kMaxSums = 196, kMaxSumsWithThreeAxes = 184, kMaxSumsOfThree = 128;
 constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
+constexpr int kMaxSumsOfChainedWithThreeAxes = 172;
+constexpr int kStoredColumns = 32;  // that four lanes store from registers
 // Below, warpgroups that take turns wait more than they gain (measured on an H200).
 constexpr double kPingPongTiles = 10.0;
-// Above, storing output while the next queries load gains nothing.
+// Above, two stages and a buffer for output are slower than none.
 constexpr double kOutputBufferTiles = 50.0;
 constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory is swizzled
 
 // The cost model: cycles of a multiprocessor, fitted by least squares of relative errors to
 // steady-state times on an H200 (docs/hopper.md says how to fit it again).
 constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
-constexpr double kProductCycles = 0.901;
-constexpr double kCyclesPerKey = 2.26, kCyclesPerKeyOfThree = 0.80;  // softmax that nothing hides
-constexpr double kCyclesPerMaskedKey = 0.78;
-constexpr double kCyclesPerTile = 301.0;
-constexpr double kCyclesPerBlock = 2460.0, kCyclesPerDilatedBlock = 4562.0;
+constexpr double kProductCycles = 1.142;
+// Two warpgroups hide less of the softmax beside short products.
+constexpr double kCyclesPerKeyOfThree = 0.106, kCyclesPerKeyOfNarrowHead = 0.63;
+constexpr double kCyclesPerKeyOfWideTile = 1.28;  // beyond kWideTile
+constexpr double kCyclesPerMaskedKey = 1.062;
+constexpr double kCyclesPerTile = 303.0;
+constexpr double kCyclesPerBlock = 2576.0, kCyclesPerDilatedBlock = 4562.0;
+constexpr double kCyclesHidden = 1500.0;    // of a block that is chained, with an output buffer
+constexpr double kCyclesPerFirstKey = 4.0;  // of a block with too few tiles to hide the first
+constexpr double kCyclesPerWait = 874.0;    // for queries, if their memory is not free early
 constexpr double kCyclesPerMs = 1.6e6;
 constexpr double kLaunchMs = 0.003;
+constexpr int kNarrowHead = 64, kWideTile = 128;
+constexpr double kFewTiles = 4.0;
 
 int divide_up(int n, int d) { return (n + d - 1) / d; }
 
@@ -132,17 +141,27 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
   return work;
 }
 
+// Of softmax that nothing hides, for a tile.
+double softmax_cycles(const HopperConfig& config, double keys) {
+  if (config.warpgroups == 3) return kCyclesPerKeyOfThree * keys;
+  return (config.head_dim <= kNarrowHead ? kCyclesPerKeyOfNarrowHead * keys : 0.0) +
+         kCyclesPerKeyOfWideTile * std::max(0.0, keys - kWideTile);
+}
+
 double predict(const Problem& problem, const HopperConfig& config,
                const std::array<int, 3>& key_box, const HopperWork& work,
                const DeviceFacts& facts) {
   const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
   const double columns = problem.head_dim() + problem.head_dim_value();
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
-  const double softmax = (config.warpgroups == 3 ? kCyclesPerKeyOfThree : kCyclesPerKey) * keys;
-  const double cycles =
-      work.tiles * (kProductCycles * product + softmax + kCyclesPerTile) +
-      (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
-      work.blocks * (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock);
+  const bool has_few_tiles = work.tiles < kFewTiles * work.blocks * config.warpgroups;
+  const double tile = kProductCycles * product + softmax_cycles(config, keys) + kCyclesPerTile;
+  const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
+                       (has_few_tiles ? kCyclesPerFirstKey * keys : 0.0) -
+                       (config.is_chained && config.has_output_buffer ? kCyclesHidden : 0.0) +
+                       (hopper_frees_query_early(config) ? 0.0 : kCyclesPerWait);
+  const double cycles = work.tiles * tile + work.blocks * block +
+                        (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys;
   const double rounds = std::ceil(work.blocks / facts.multiprocessors);
   return kLaunchMs + rounds * cycles / work.blocks / kCyclesPerMs;
 }
@@ -166,12 +185,29 @@ HopperConfig base_config(const Problem& problem) {
   return config;
 }
 
-// Stages and output buffer that fit: the buffer first, if two stages remain. False: nothing does.
-// `tiles` of keys for a warpgroup and box of queries.
+int count_sums(const HopperConfig& config) {
+  return hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
+}
+
+// Registers leave room for what is chained.
+bool may_chain(const HopperConfig& config) {
+  return !config.has_additional && config.packed_heads == 1 && config.head_dim_value <= 128 &&
+         config.head_dim_value % kStoredColumns == 0 &&
+         (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
+}
+
+// How output leaves, and stages that fit: through a buffer, if there is room; for many tiles only
+// if three stages remain. Without one, from registers. Chaining pays for many tiles (measured on an
+// H200: 5 to 7% at head_dim 64, 1% at 128; fewer than ten tiles gain or lose up to 3%) and where
+// nothing else frees the query's memory early (1 to 3%). `tiles` of keys for a warpgroup and box of
+// queries. False: nothing fits.
 bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
-  for (const bool has_buffer : {tiles < kOutputBufferTiles, false}) {
+  config->is_ping_pong = tiles >= kPingPongTiles;
+  for (const bool has_buffer : {true, false}) {
     config->has_output_buffer = has_buffer;
-    for (config->stages = kMaxStages; config->stages >= 2; --config->stages) {
+    config->is_chained = may_chain(*config) && (config->is_ping_pong || !has_buffer);
+    const int least = has_buffer && tiles >= kOutputBufferTiles ? 3 : 2;
+    for (config->stages = kMaxStages; config->stages >= least; --config->stages) {
       if (hopper_layout(*config).bytes <= facts.shared_bytes_per_block) return true;
     }
   }
@@ -179,7 +215,7 @@ bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
 }
 
 bool fits_registers(const HopperConfig& config) {
-  const int sums = hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
+  const int sums = count_sums(config);
   if (config.warpgroups == 2) return sums <= (config.rank == 3 ? kMaxSumsWithThreeAxes : kMaxSums);
   return sums <= (config.is_dilated || config.packed_heads > 1 ? kMaxSumsOfThreeWithPlaces
                                                                : kMaxSumsOfThree);
@@ -218,7 +254,8 @@ class Search {
   }
 
   HopperChoice run() {
-    const bool may_have_three = problem_.head_dim() <= 64 && problem_.head_dim_value() <= 64;
+    const int widest = std::max(problem_.head_dim(), problem_.head_dim_value());
+    const bool may_have_three = widest <= (problem_.rank() == 1 ? 2 * kNarrowHead : kNarrowHead);
     const std::vector<Box> key_boxes = list_key_boxes();
     base_.packed_heads = most_packed_heads(problem_.head_group());
     for (const Box& query_box : list_query_boxes()) {
@@ -298,16 +335,20 @@ class Search {
     for (const Box& key_box : key_boxes) {
       const HopperWork work = work_of(problem_, base_, key_box,
                                       {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])});
-      const double ms = predict(problem_, base_, key_box, work, facts_);
-      if (best_.predicted_ms > 0 && ms >= best_.predicted_ms) continue;
       HopperConfig config = base_;
       std::copy(key_box.begin(), key_box.end(), config.key_box);
+      config.has_output_buffer = config.is_chained = true;  // the least that it may cost
+      if (!is_better(predict(problem_, config, key_box, work, facts_))) continue;
       if (!fits_registers(config)) continue;
       const double tiles = work.tiles / (work.blocks * config.warpgroups);
-      config.is_ping_pong = tiles >= kPingPongTiles;
-      if (fit_memory(facts_, tiles, &config)) best_ = {config, work, ms};
+      // Measured on an H200: slower than two.
+      if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
+      if (!fit_memory(facts_, tiles, &config)) continue;
+      const double ms = predict(problem_, config, key_box, work, facts_);
+      if (is_better(ms)) best_ = {config, work, ms};
     }
   }
+  bool is_better(double ms) const { return best_.predicted_ms == 0 || ms < best_.predicted_ms; }
 
   // Sums of one axis and box of queries, by the key box's size; made on demand.
   class SumsByKeyBox {

@@ -29,6 +29,7 @@ inline constexpr Chosen kChosen[] = {
     {"2d 256x256 kernel_size 80 heads 24 head_dim 128 head_dim_value 64 dtype bf16", 0.8},
     {"2d 128x128 kernel_size 32 heads 8 head_dim 256 dtype f16", 0.5},
     {"2d 128x128 kernel_size 32 heads 8 head_dim 80 head_dim_value 112 dtype f16", 0.5},
+    {"attention 1000x9000 heads 8 head_dim 128 dtype bf16", 0.9},
     {"attention 6000x6000 heads 8 head_dim 128 dtype bf16", 0.9},
 };
 

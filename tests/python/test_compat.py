@@ -3,6 +3,8 @@
 
 import importlib
 import inspect
+import itertools
+import math
 import subprocess
 import sys
 
@@ -351,3 +353,43 @@ def test_natten_mlx_on_arrays():
     varlen = port.na1d_varlen(query, key, value, np.array([5]), 3)
     assert not varlen[:, 5:].any() and varlen[:, :5].any()
     assert set(port.get_support_matrix()) == {"pure", "fast_metal", "nanobind"}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    "layout, tile, dilation",
+    [((7,), (2,), (3,)), ((5, 6), (2, 3), (2, 1)), ((3, 4, 5), (2,) * 3, None)],
+)
+def test_token_permutation(layout, tile, dilation, flip):
+    from vecina.compat import natten
+
+    permute = natten.token_permute.token_permute_operation
+    unpermute = natten.token_permute.token_unpermute_operation
+    tensor = torch.randn(2, *layout, 2, 3)
+    permuted, given, group = permute(tensor, tile, dilation, flip)
+    assert given == layout and permuted.shape[1] == math.prod(group)
+    assert torch.equal(unpermute(permuted, layout, tile, dilation, flip), tensor)
+    # Token by token: where each must have come to.
+    steps = dilation or (1,) * len(layout)
+    order = range(len(layout))[:: -1 if flip else 1]
+
+    def rank_in(places, sizes):  # row-major over the axes in their order
+        number = 0
+        for axis in order:
+            number = number * sizes[axis] + places[axis]
+        return number
+
+    tiles = [g // t for g, t in zip(group, tile)]
+    for token in itertools.product(*map(range, layout)):
+        groups = [n % d for n, d in zip(token, steps)]
+        inner = [n // d for n, d in zip(token, steps)]
+        at = rank_in([n // t for n, t in zip(inner, tile)], tiles) * math.prod(tile)
+        at += rank_in([n % t for n, t in zip(inner, tile)], tile)
+        row = math.prod(steps) + rank_in(groups, steps)  # of the second batch
+        assert torch.equal(permuted[row, at], tensor[(1, *token)])
+    with pytest.raises(ValueError, match="dimensions"):
+        permute(tensor[0, 0, 0], tile)
+    with pytest.raises(ValueError, match="tile_shape"):
+        permute(tensor, (*tile, 2))
+    with pytest.raises(ValueError, match="groups"):
+        unpermute(permuted[:, 1:], layout, tile, dilation, flip)

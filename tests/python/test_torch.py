@@ -118,7 +118,8 @@ def test_gradient_of_lse_alone_and_of_expanded_sums():
 def test_opcheck():
     arguments = (
         *tensors((1, 5, 4, 4, 3), (1, 5, 4, 2, 3), (1, 5, 4, 2, 2), (1, 2, 2, 3), (1, 2, 2, 2)),
-        None, None, 2, [3, 3], [1, 1], [1, 1], [False, True], None, [1, 1], "reference",
+        None, None, None, 2, [3, 3], [1, 1], [1, 1], [False, True], None, [1, 1], None, None,
+        "reference",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.vecina.forward, arguments)
     parts = tensors(*[(2, 3, 2, 4)] * 2, *[(2, 3, 2)] * 2)

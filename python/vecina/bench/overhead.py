@@ -41,25 +41,51 @@ def measure_overhead(calls: int) -> dict[str, float]:
         def backward(ctx, gradient):
             return gradient
 
+    class Saving(torch.autograd.Function):  # the arguments and the saved tensors of ours, no more
+        @staticmethod
+        def forward(ctx, return_lse, parameters, *tensors):
+            output = torch.empty_like(tensors[0])
+            ctx.save_for_backward(*tensors, output, lse)
+            ctx.parameters = parameters
+            ctx.set_materialize_grads(False)
+            return output
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return (None, None, gradient, None, None)
+
     tensor = torch.randn(1, 4, 1, 1)
     output, leaf = torch.empty_like(tensor), tensor.clone().requires_grad_()
-    inputs = (tensor, tensor, tensor, None, None, None, None)
+    lse = output[..., 0].contiguous()
+    nothing = (None,) * 5
+    inputs, parameters = (tensor, tensor, tensor, *nothing), (1, 1, 1, 1, False, None, 1)
+    parameters += (None, None, None)
+    leaves = (leaf, tensor, tensor)
+    ours = vt.na1d
     times = {
         "allocate the output": best_us(lambda: torch.empty_like(tensor), calls),
         "empty autograd.Function": best_us(lambda: Empty.apply(leaf), calls),
-        "extension, plan and kernel": best_us(
-            lambda: _vecina.forward(
-                *inputs, None, output, None, 1, 1, 1, 1, False, None, 1, None, None, None
+        "na1d": best_us(lambda: ours(tensor, tensor, tensor, 1), calls),
+        "na1d with autograd": best_us(lambda: ours(leaf, tensor, tensor, 1), calls),
+        "defined op": best_us(
+            lambda: torch.ops.vecina.forward(
+                *inputs, 1, [1], [1], [1], [False], None, [1], None, None, None
             ),
             calls,
         ),
-        "na1d": best_us(lambda: vt.na1d(tensor, tensor, tensor, 1), calls),
-        "na1d with autograd": best_us(lambda: vt.na1d(leaf, tensor, tensor, 1), calls),
-        "defined op": best_us(
-            lambda: torch.ops.vecina.forward(
-                *inputs, 1, [1], [1], [1], [False], None, [1], None
-            ),
-            calls,
+        # Parts of na1d, each with those before it.
+        "- extension, output, kernel": best_us(
+            lambda: _vecina.attend_plain(*inputs, *parameters, False), calls
+        ),
+        "- the same, who watches": best_us(
+            lambda: _vecina.attend(*inputs, *parameters, False), calls
+        ),
+        # Parts of na1d with autograd.
+        "- Function of our arguments": best_us(
+            lambda: Saving.apply(False, parameters, *leaves), calls
+        ),
+        "- extension, two outputs": best_us(
+            lambda: _vecina.attend_plain(*inputs, *parameters, True), calls
         ),
     }
     times["na1d, beyond"] = times["na1d"] - times["allocate the output"]

@@ -7,8 +7,8 @@ earlier releases; ``natten_mps`` and ``natten_mlx`` are the ports, the last one 
 written for it runs unchanged.
 
 Names, order of arguments, defaults and types of errors are those of the release. Arguments that
-tune its kernels are taken and recorded (``recorded()``) and change nothing. ``qk`` and ``av``, and
-so the modules with a bias while they train, are ``vecina.torch.qk`` and ``av``. Each module needs its framework; this one needs none.
+tune its kernels are taken and recorded (``recorded()``) and change nothing. ``qk`` and ``av`` are
+``vecina.torch.qk`` and ``av``. Each module needs its framework; this one needs none.
 """
 
 from __future__ import annotations

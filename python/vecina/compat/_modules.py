@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from vecina import torch as vt
-from vecina.compat import _checks, _context, _operations, _port_utils
+from vecina.compat import _checks, _operations, _port_utils
 
 
 class Natten:
@@ -18,18 +16,7 @@ class Natten:
         super().__init__(**ours)
 
 
-class Halves:
-    """Trains with a bias as these releases did, by qk and av; in evaluation, in one call."""
-
-    def _attend(self, query, key, value, lengths):
-        if self.rpb is None or not torch.is_grad_enabled() or _context.is_fna_enabled():
-            return super()._attend(query, key, value, lengths)
-        window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
-        weights = vt.qk(query, key, *window, self.scale, bias=self.rpb).softmax(-1)
-        return vt.av(self.attn_drop(weights), value, *window)
-
-
-class Natten17(Halves):
+class Natten17:
     """0.17. use_experimental_ops changes nothing."""
 
     def __init__(self, use_experimental_ops: bool = False, **ours):
@@ -41,7 +28,7 @@ class Natten17(Halves):
         super().__init__(**ours)
 
 
-class Natten14(Halves):
+class Natten14:
     """0.14 and 0.15: odd windows; inputs smaller than the window are padded."""
 
     def __init__(self, kernel_size, dilation=1, kernel_size_d=None, dilation_d=None, **ours):

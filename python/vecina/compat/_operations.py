@@ -39,6 +39,10 @@ def _dense(*tensors) -> None:
             raise NotImplementedError("nested and sparse tensors: not yet; use dense ones.")
 
 
+def _is_on_host(tensor) -> bool:
+    return str(getattr(tensor, "device", "cpu")) == "cpu"
+
+
 # NATTEN
 
 
@@ -131,7 +135,7 @@ def natten_attention(
     seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None, cumulative_seqlen_KV=None,
     max_seqlen_Q=None, max_seqlen_KV=None, **tuning,
 ):  # fmt: skip
-    """Packed sequences are one call of attention() each."""
+    """Packed sequences are one call on the CPU; on a device one call each."""
     from vecina.compat import _backends
 
     _dense(query, key, value)
@@ -153,6 +157,13 @@ def natten_attention(
         return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
     import torch
 
+    if _is_on_host(query) and all(a < b for a, b, _, _ in bounds):
+        queries = torch.tensor([b - a for a, b, _, _ in bounds])
+        keys = torch.tensor([d - c for _, _, c, d in bounds])
+        return front.attention_varlen(
+            query, key, value, keys, bool(is_causal), scale, query_lengths=queries,
+            return_lse=return_lse,
+        )  # fmt: skip
     parts = [
         front.attention(
             query[:, a:b], key[:, c:d], value[:, c:d], bool(is_causal), scale, return_lse=True
@@ -351,7 +362,7 @@ def port_varlen(
     front, rank, query, key, value, kernel_size, dilation=1, scale=None, seq_lens=None,
     spatial_sizes=None,
 ):  # fmt: skip
-    """One call for each sample; what lies beyond its length is 0."""
+    """One call on the CPU, one for each sample on a device; what lies beyond a length is 0."""
     _check_rank(rank, query, key, value)
     if query.shape != key.shape or query.shape != value.shape:
         raise ValueError("query, key and value must have one shape.")
@@ -374,6 +385,11 @@ def port_varlen(
                 f"{name} holds {row}; each must lie between kernel_size {kernel} and {most} "
                 f"{tuple(tokens)}."
             )
+    if _is_on_host(query):
+        return front.neighborhood_attention(
+            query, key, value, kernel, 1, dilation, scale=scale,
+            lengths=lengths.reshape(batch, rank),
+        )  # fmt: skip
     xp = sys.modules[front.__name__.rpartition(".")[2]]  # torch or numpy
     samples = []
     for b, row in enumerate(rows):

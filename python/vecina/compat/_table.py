@@ -271,6 +271,9 @@ SUPPORT = {
     "natten": {
         "context": ("_context", [*_MEMORY, *_FLEX, "NattenContext", "MemoryUsagePreference"]),
         "backends": ("_backends", [*_CONFIGS, *_CHOICES]),
+        "token_permute": (
+            "_token_permute", ["token_permute_operation", "token_unpermute_operation"]
+        ),
         "types": ("_types", None),
         "utils.checks": ("_checks", None),
         "utils.testing": ("_testing", None),

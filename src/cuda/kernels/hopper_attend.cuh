@@ -62,6 +62,8 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const unsigned keys = descriptor_low(shared + kLayout.key, 16);
   const unsigned values = descriptor_low(shared + kLayout.value, kKeys * kColumnsValue * 2);
 
+  const unsigned work_words = shared + kLayout.tiles + warpgroup * 64;
+
   Stage stage;
   unsigned query_parity = 0;
 
@@ -82,94 +84,144 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     }
   };
 
-  while (true) {
-    wait(query_full, query_parity);
-    query_parity ^= 1;
-    const Work work(shared + kLayout.tiles + warpgroup * 64);
-    if (work.tiles == kNoMore) break;
-    float sums[kHeadDimValue / 2], logits[kKeys / 2];
-    unsigned weights[kKeys / 4];
-    RunningSum rows[2];
+  float sums[kHeadDimValue / 2], logits[kKeys / 2];
+  unsigned weights[kKeys / 4];
+  RunningSum rows[2];
+  Stage before;  // of the tile whose values are due
+  unsigned words[2][kMaskWords];
+  bool is_partial = false;
+  const auto wait_for_keys = [&] {
+    wait(key_full + stage.index * 8, stage.parity);
+    is_partial = (shared_word(interior + stage.index * 4) >> warpgroup & 1) == 0;
+  };
+  const auto multiply_keys = [&] {
+    const unsigned tile = keys + stage.index * (kLayout.key_bytes >> 4);
+#pragma unroll
+    for (int c = 0; c < kHeadDim; c += 16) {
+      const int box = c / kColumns, within = c % kColumns / 8;
+      Products<kKeys>::template shared<kConfig.dtype>(
+          logits, descriptor<kColumns>(query + box * (kHopperRows * kColumns / 8) + within),
+          descriptor<kColumns>(tile + box * (kKeys * kColumns / 8) + within), c > 0);
+    }
+    close_products();
+  };
+  const auto multiply_values = [&] {
+    const unsigned tile = values + before.index * (kLayout.value_bytes >> 4);
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      Products<kHeadDimValue>::template registers<kConfig.dtype>(
+          sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
+          descriptor<kColumnsValue>(tile + k * (kColumnsValue * 2)));
+    }
+    close_products();
+  };
+  const auto load_words = [&] {
+    if (is_partial) {
+      const unsigned from = mask + stage.index * (kWarpgroups * kHopperRows * kMaskBytes);
+      shared_words(from, words[0]);
+      shared_words(from + 8 * kMaskBytes, words[1]);
+    }
+  };
+  const auto give_keys_back = [&](bool is_last) {
+    if (is_first_lane) {
+      arrive(key_empty + stage.index * 8);
+      if (hopper_frees_query_early(kConfig) && is_last) arrive(query_empty);
+    }
+  };
+  const auto rescale = [&] {
+    if (__any_sync(0xffffffffu, rows[0].kept != 1.0f || rows[1].kept != 1.0f)) {
+      scale_rows(sums, rows);
+    }
+  };
+  const auto clear = [&] {
 #pragma unroll
     for (int i = 0; i < kHeadDimValue / 2; ++i) sums[i] = 0.0f;
-    pass_over(work.before);
-    if (work.tiles == 0) {  // all queries lie beyond the last: no warp may miss the phase
-      if constexpr (kConfig.has_additional) pass_over(params.additional_tiles);
-      if constexpr (kConfig.has_output_buffer) {
-        if (is_first_lane) arrive(query_empty);
-      } else {
-        sync_threads(4 + warpgroup, 128);
-        if (thread == 0) arrive(query_empty);
-      }
-      continue;
-    }
+    rows[0] = rows[1] = RunningSum();
+  };
 
-    Stage before;  // of the tile whose values are due
-    unsigned words[2][kMaskWords];
-    bool is_partial = false;
-    const auto wait_for_keys = [&] {
-      wait(key_full + stage.index * 8, stage.parity);
-      is_partial = (shared_word(interior + stage.index * 4) >> warpgroup & 1) == 0;
-    };
-    const auto multiply_keys = [&] {
-      const unsigned tile = keys + stage.index * (kLayout.key_bytes >> 4);
-#pragma unroll
-      for (int c = 0; c < kHeadDim; c += 16) {
-        const int box = c / kColumns, within = c % kColumns / 8;
-        Products<kKeys>::template shared<kConfig.dtype>(
-            logits, descriptor<kColumns>(query + box * (kHopperRows * kColumns / 8) + within),
-            descriptor<kColumns>(tile + box * (kKeys * kColumns / 8) + within), c > 0);
-      }
-      close_products();
-    };
-    const auto multiply_values = [&] {
-      const unsigned tile = values + before.index * (kLayout.value_bytes >> 4);
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        Products<kHeadDimValue>::template registers<kConfig.dtype>(
-            sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
-            descriptor<kColumnsValue>(tile + k * (kColumnsValue * 2)));
-      }
-      close_products();
-    };
-    const auto load_words = [&] {
-      if (is_partial) {
-        const unsigned from = mask + stage.index * (kWarpgroups * kHopperRows * kMaskBytes);
-        shared_words(from, words[0]);
-        shared_words(from + 8 * kMaskBytes, words[1]);
+  if constexpr (kConfig.is_chained) {
+    // The next queries' first products run beside the last values' and while output leaves. Their
+    // keys are wanted before the last values are given back, so `stage` is of the next keys and
+    // `before` of the next values. Keys can be passed over meanwhile as far as no other warpgroup
+    // comes to wait for those values.
+    constexpr int kMostAhead = kConfig.is_ping_pong ? kConfig.stages - 1 : 2 * kConfig.stages - 1;
+    int owed = 0;  // values to pass over
+    const auto pass_over_keys = [&](int count) {
+      owed += count;
+#pragma unroll 1
+      for (; count > 0; --count) {
+        turns.take();
+        turns.pass();
+        wait(key_full + stage.index * 8, stage.parity);
+        __syncwarp();
+        if (is_first_lane) arrive(key_empty + stage.index * 8);
+        stage.advance();
       }
     };
-    const auto give_keys_back = [&](bool is_last) {
-      if (is_first_lane) {
-        arrive(key_empty + stage.index * 8);
-        if (kConfig.has_output_buffer && is_last) arrive(query_empty);
+    const auto give_values_back = [&] {
+      if (is_first_lane) arrive(value_empty + before.index * 8);
+      before.advance();
+    };
+    const auto pass_over_values = [&] {
+#pragma unroll 1
+      for (; owed > 0; --owed) {
+        wait(value_full + before.index * 8, before.parity);
+        __syncwarp();
+        give_values_back();
       }
     };
-    const auto rescale = [&] {
-      if (__any_sync(0xffffffffu, rows[0].kept != 1.0f || rows[1].kept != 1.0f)) {
-        scale_rows(sums, rows);
+    int found = 0, skipped = 0;  // tiles of the next queries, and to pass over before them
+    const auto look = [&] {
+      wait(query_full, query_parity);
+      query_parity ^= 1;
+      const uint4 next = shared_quad(work_words);
+      found = static_cast<int>(next.z);
+      if (found != kNoMore) skipped += static_cast<int>(next.w);
+    };
+    const auto pass_over_both = [&](int count) {
+#pragma unroll 1
+      for (; count > 0; --count) {
+        pass_over_keys(1);
+        pass_over_values();
       }
     };
-    // Tiles that follow one another. The first's keys and the last's values have no partner.
-    const auto attend_run = [&](int tiles, bool is_first_run, bool is_last_run) {
-      wait_for_keys();
-      turns.take();
+    const auto pass_over_idle = [&] {
+      pass_over_both(skipped);
+      while (found == 0) {  // these queries lie beyond the last
+        __syncwarp();
+        if (is_first_lane) arrive(query_empty);
+        skipped = 0;
+        look();
+        pass_over_both(skipped);
+      }
+    };
+    const auto begin = [&] {  // products of nothing, where there is no more
+      if (found != kNoMore) {
+        wait_for_keys();
+        turns.take();
+      }
       pin(logits);
       open_products();
       multiply_keys();
-      turns.pass();
+      if (found != kNoMore) turns.pass();
+    };
+    look();
+    pass_over_idle();
+    begin();
+    while (found != kNoMore) {
+      const Work work(work_words);
+      clear();
       load_words();
       wait_for_products<0>();
       pin(logits);
-      give_keys_back(is_last_run && tiles == 1);
+      give_keys_back(work.tiles == 1);
       if (is_partial) hide(words, logits);
       exponentiate(logits, scale, rows);
       pack_rows<Element>(logits, weights);
-      if (!is_first_run) rescale();
-      before = stage;
       stage.advance();
+      pass_over_values();
 #pragma unroll 1
-      for (int left = tiles - 1; left > 0; --left) {
+      for (int left = work.tiles - 1; left > 0; --left) {
         wait_for_keys();
         turns.take();
         pin(logits);
@@ -183,45 +235,134 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         load_words();
         wait_for_products<1>();
         pin(logits);
-        give_keys_back(is_last_run && left == 1);
+        give_keys_back(left == 1);
         if (is_partial) hide(words, logits);
         exponentiate(logits, scale, rows);
         wait_for_products<0>();
         pin(sums);
-        if (is_first_lane) arrive(value_empty + before.index * 8);
+        give_values_back();
         pack_rows<Element>(logits, weights);
         rescale();
-        before = stage;
         stage.advance();
       }
       wait(value_full + before.index * 8, before.parity);
       pin(sums);
       open_products();
       multiply_values();
-      wait_for_products<0>();
-      pin(sums);
-      if (is_first_lane) arrive(value_empty + before.index * 8);
-    };
-
-    if constexpr (kConfig.has_additional) {
-#pragma unroll 1
-      for (int run = 0; run < 2; ++run) {
-        attend_run(run == 0 ? work.tiles : params.additional_tiles, run == 0, run == 1);
-        if (run == 0) pass_over(work.after);
+      skipped = work.after;
+      look();
+      const bool is_far = skipped > kMostAhead || found == 0;
+      if (is_far) {
+        wait_for_products<0>();
+        give_values_back();
+        pass_over_idle();
+      } else {
+        pass_over_keys(skipped);
       }
-    } else {
-      attend_run(work.tiles, true, true);
+      begin();
+      wait_for_products<1>();
+      pin(sums);
+      if (!is_far) give_values_back();
+      rows[0].close();
+      rows[1].close();
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
     }
-    rows[0].close();
-    rows[1].close();
-    store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
-    if (!kConfig.has_output_buffer && thread == 0) {
-      wait_until_stores_have_read();
-      arrive(query_empty);
+    wait_for_products<0>();
+    pin(logits);
+    pass_over_values();
+    turns.close();
+  } else {
+    while (true) {
+      wait(query_full, query_parity);
+      query_parity ^= 1;
+      const Work work(work_words);
+      if (work.tiles == kNoMore) break;
+      clear();
+      pass_over(work.before);
+      if (work.tiles == 0) {  // all queries lie beyond the last: no warp may miss the phase
+        if constexpr (kConfig.has_additional) pass_over(params.additional_tiles);
+        if constexpr (kConfig.has_output_buffer) {
+          if (is_first_lane) arrive(query_empty);
+        } else {
+          sync_threads(4 + warpgroup, 128);
+          if (thread == 0) arrive(query_empty);
+        }
+        continue;
+      }
+
+      // Tiles that follow one another. The first's keys and the last's values have no partner.
+      const auto attend_run = [&](int tiles, bool is_first_run, bool is_last_run) {
+        wait_for_keys();
+        turns.take();
+        pin(logits);
+        open_products();
+        multiply_keys();
+        turns.pass();
+        load_words();
+        wait_for_products<0>();
+        pin(logits);
+        give_keys_back(is_last_run && tiles == 1);
+        if (is_partial) hide(words, logits);
+        exponentiate(logits, scale, rows);
+        pack_rows<Element>(logits, weights);
+        if (!is_first_run) rescale();
+        before = stage;
+        stage.advance();
+#pragma unroll 1
+        for (int left = tiles - 1; left > 0; --left) {
+          wait_for_keys();
+          turns.take();
+          pin(logits);
+          pin(sums);
+          open_products();
+          multiply_keys();
+          wait(value_full + before.index * 8, before.parity);
+          open_products();
+          multiply_values();
+          turns.pass();
+          load_words();
+          wait_for_products<1>();
+          pin(logits);
+          give_keys_back(is_last_run && left == 1);
+          if (is_partial) hide(words, logits);
+          exponentiate(logits, scale, rows);
+          wait_for_products<0>();
+          pin(sums);
+          if (is_first_lane) arrive(value_empty + before.index * 8);
+          pack_rows<Element>(logits, weights);
+          rescale();
+          before = stage;
+          stage.advance();
+        }
+        wait(value_full + before.index * 8, before.parity);
+        pin(sums);
+        open_products();
+        multiply_values();
+        wait_for_products<0>();
+        pin(sums);
+        if (is_first_lane) arrive(value_empty + before.index * 8);
+      };
+
+      if constexpr (kConfig.has_additional) {
+#pragma unroll 1
+        for (int run = 0; run < 2; ++run) {
+          attend_run(run == 0 ? work.tiles : params.additional_tiles, run == 0, run == 1);
+          if (run == 0) pass_over(work.after);
+        }
+      } else {
+        attend_run(work.tiles, true, true);
+      }
+      rows[0].close();
+      rows[1].close();
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
+      if (!kConfig.has_output_buffer && thread == 0) {
+        wait_until_stores_have_read();
+        arrive(query_empty);
+      }
+      if constexpr (!kConfig.has_additional) pass_over(work.after);
     }
-    if constexpr (!kConfig.has_additional) pass_over(work.after);
+    turns.close();
   }
-  turns.close();
   if (thread == 0) wait_for_stores();
 }
 

@@ -22,12 +22,21 @@ struct HopperConfig {
   int key_box[3];     // keys of a tile
   int stages;         // tiles of key and of value in shared memory
   bool is_ping_pong;  // warpgroups take turns at issuing their products
-  bool has_output_buffer;  // else output leaves through the query's memory
-  bool is_causal;          // along some axis; which, comes with the run
-  bool is_strided;         // queries share windows
+  bool has_output_buffer;  // else output leaves through the query's memory, or as below
+  // The next queries' first products do not wait for the last ones' output, which leaves through
+  // the output buffer or straight from registers (head_dim_value a multiple of 32). Not with
+  // additional tokens.
+  bool is_chained;
+  bool is_causal;   // along some axis; which, comes with the run
+  bool is_strided;  // queries share windows
   bool is_dilated;
   bool has_additional;  // tokens
 };
+
+// The query's memory is free when its last product is done.
+NA_FN bool hopper_frees_query_early(const HopperConfig& config) {
+  return config.has_output_buffer || config.is_chained;
+}
 
 inline constexpr int kHopperRows = 64;  // of a warpgroup's product
 
@@ -63,7 +72,7 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
     layout.table[a] = layout.table_words;
     layout.table_words += (config.key_box[a] + 1) * 4 * layout.mask_words;
   }
-  const int widest = config.head_dim > config.head_dim_value || config.has_output_buffer
+  const int widest = config.head_dim > config.head_dim_value || hopper_frees_query_early(config)
                          ? config.head_dim
                          : config.head_dim_value;
   layout.query_bytes = kHopperRows * widest * 2;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warpgroup's output leaves through shared memory in one copy, which stops at the borders.
+// A warpgroup's output leaves through shared memory in one copy, which stops at the borders; or,
+// where there is no memory that is free in time, straight from registers.
 #ifndef VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
 #define VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
 
@@ -47,12 +48,73 @@ VECINA_DEVICE int swizzled(int row, int piece) {
                           : piece ^ (row >> 2 & 1);
 }
 
+// Of one row of a thread.
+struct Place {
+  bool is_query;
+  int head;      // among the packed heads
+  int token[3];  // of the output
+
+  VECINA_DEVICE Place(const HopperParams& params, const Work& work, int row) {
+    constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
+    head = kConfig.packed_heads > 1 ? row / kLayout.query_tokens : 0;
+    const int query = kConfig.packed_heads > 1 ? row % kLayout.query_tokens : row;
+    const int along[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
+    is_query = row < kLayout.query_rows;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      token[a] = work.token(params, a, work.query[a] + along[a]);
+      is_query = is_query && token[a] < params.axes[a].num_queries;
+    }
+  }
+};
+
+// Four lanes have two columns each of four pieces of eight; each gets one piece.
+VECINA_DEVICE uint4 exchange_pieces(unsigned w0, unsigned w1, unsigned w2, unsigned w3, int lane) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const bool is_odd = (lane & 1) != 0, is_upper = (lane & 2) != 0;
+  const unsigned x0 = __shfl_xor_sync(kAll, is_odd ? w0 : w1, 1);
+  const unsigned x2 = __shfl_xor_sync(kAll, is_odd ? w2 : w3, 1);
+  w0 = is_odd ? x0 : w0;
+  w1 = is_odd ? w1 : x0;
+  w2 = is_odd ? x2 : w2;
+  w3 = is_odd ? w3 : x2;
+  const unsigned y0 = __shfl_xor_sync(kAll, is_upper ? w0 : w2, 2);
+  const unsigned y1 = __shfl_xor_sync(kAll, is_upper ? w1 : w3, 2);
+  return is_upper ? make_uint4(y0, y1, w2, w3) : make_uint4(w0, w1, y0, y1);
+}
+
+template <class Element>
+VECINA_DEVICE void store_from_registers(const HopperParams& params, const Work& work, int warp,
+                                        int lane, const float (&sums)[kConfig.head_dim_value / 2],
+                                        const RunningSum (&rows)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const Place place(params, work, warp * 16 + (lane >> 2) + 8 * h);
+    long long offset = work.batch * params.output_batch +
+                       (work.head + place.head) * static_cast<long long>(params.output_head);
+#pragma unroll
+    for (int a = 0; a < 3; ++a) offset += place.token[a] * params.output_token[a];
+    char* to = params.output_data + (offset + (lane & 3) * 8) * 2;
+    const float scale = 1.0f / rows[h].sum;
+#pragma unroll
+    for (int c = 0; c < kConfig.head_dim_value; c += 32) {
+      const float* from = sums + c / 2 + 2 * h;
+      const uint4 piece =
+          exchange_pieces(pack(Element{}, from[0] * scale, from[1] * scale),
+                          pack(Element{}, from[4] * scale, from[5] * scale),
+                          pack(Element{}, from[8] * scale, from[9] * scale),
+                          pack(Element{}, from[12] * scale, from[13] * scale), lane);
+      if (place.is_query) *reinterpret_cast<uint4*>(to + c * 2) = piece;
+    }
+  }
+}
+
 // `thread` counts within the warpgroup. Ends with the copy under way, of which thread 0 knows.
 template <class Element>
-VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned memory,
-                                int warpgroup, int thread,
-                                const float (&sums)[kConfig.head_dim_value / 2],
-                                const RunningSum (&rows)[2]) {
+VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& work,
+                                        unsigned memory, int warpgroup, int thread,
+                                        const float (&sums)[kConfig.head_dim_value / 2],
+                                        const RunningSum (&rows)[2]) {
   constexpr int kHeadDim = kConfig.head_dim_value, kColumns = hopper_columns(kHeadDim);
   const int lane = thread & 31, warp = thread >> 5;
   const float scale0 = 1.0f / rows[0].sum, scale1 = 1.0f / rows[1].sum;
@@ -89,23 +151,27 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
     }
     commit_stores();
   }
+}
+
+template <class Element>
+VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned memory,
+                                int warpgroup, int thread,
+                                const float (&sums)[kConfig.head_dim_value / 2],
+                                const RunningSum (&rows)[2]) {
+  const int lane = thread & 31, warp = thread >> 5;
+  if constexpr (kConfig.is_chained && !kConfig.has_output_buffer) {
+    store_from_registers<Element>(params, work, warp, lane, sums, rows);
+  } else {
+    store_through_memory<Element>(params, work, memory, warpgroup, thread, sums, rows);
+  }
   if (params.lse != nullptr && (lane & 3) == 0) {
-    constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int place = warp * 16 + (lane >> 2) + 8 * h;
-      const int head = kConfig.packed_heads > 1 ? place / kLayout.query_tokens : 0;
-      const int query = kConfig.packed_heads > 1 ? place % kLayout.query_tokens : place;
-      const int along[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
-      bool is_query = place < kLayout.query_rows;
-      long long offset = work.batch * params.lse_batch + (work.head + head) * params.lse_head;
+      const Place place(params, work, warp * 16 + (lane >> 2) + 8 * h);
+      long long offset = work.batch * params.lse_batch + (work.head + place.head) * params.lse_head;
 #pragma unroll
-      for (int a = 0; a < 3; ++a) {
-        const int token = work.token(params, a, work.query[a] + along[a]);
-        is_query = is_query && token < params.axes[a].num_queries;
-        offset += token * params.lse_token[a];
-      }
-      if (is_query) {
+      for (int a = 0; a < 3; ++a) offset += place.token[a] * params.lse_token[a];
+      if (place.is_query) {
         params.lse[offset] = (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
                              static_cast<float>(kLn2);
       }

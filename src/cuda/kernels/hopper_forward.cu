@@ -18,7 +18,7 @@ VECINA_DEVICE void init_barriers(unsigned shared) {
   // Given back by a lane of each warp; or by one thread, once the output has left.
   for (int w = 0; w < kWarpgroups; ++w) {
     init_barrier(shared + kLayout.query_full + w * 8, 1);
-    init_barrier(shared + kLayout.query_empty + w * 8, kConfig.has_output_buffer ? 4 : 1);
+    init_barrier(shared + kLayout.query_empty + w * 8, hopper_frees_query_early(kConfig) ? 4 : 1);
   }
   for (int i = 0; i < kConfig.stages; ++i) {
     init_barrier(shared + kLayout.key_full + i * 8, 2);  // keys and masks

@@ -26,6 +26,8 @@ struct HopperParams {
   HopperMap query, key, value, output;
   HopperMap additional_key, additional_value;  // tokens along axis 2
   HopperAxis axes[3];
+  char* output_data;
+  long long output_batch, output_token[3];            // strides in elements
   float* lse;                                         // null: not wanted
   long long lse_batch, lse_token[3], lse_head;        // strides in elements
   int query_head, key_head, value_head, output_head;  // from head to head, in elements
@@ -37,7 +39,7 @@ struct HopperParams {
   Divider tiles2, tiles1, tiles0, packs, packs_per_group, dilations[3];
   float scale;  // times log2(e): softmax is computed in powers of two; above 0
 };
-static_assert(sizeof(HopperParams) == 6 * 128 + 3 * 32 + 48 + 112,
+static_assert(sizeof(HopperParams) == 6 * 128 + 3 * 32 + 40 + 48 + 112 + 24,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: MIT
+// Walks one unit of the direct form: packs keys and values as rows, or reads them where they lie,
+// then blocks of neighbouring queries, each with its own window.
+// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_DIRECT_INL_H_
+#undef VECINA_CPU_DIRECT_INL_H_
+#else
+#define VECINA_CPU_DIRECT_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/direct_tile-inl.h"
+#include "cpu/forward.h"
+#include "cpu/pack-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// direct_logits() for every number of keys in a row, and the numbers of rows whose keys it groups.
+template <class D, typename Query, int kVectors, bool kPacked>
+class DirectLogits {
+ public:
+  using T = hn::TFromD<D>;
+  using Function = void (*)(D, const DirectBlock<D>&, const Query*, ptrdiff_t, int, int, int, int,
+                            T);
+  static Function of_row(int keys) { return kOfRow[static_cast<size_t>(keys - 1)]; }
+  // For grouped_rows(keys) of them.
+  static Function of_rows(int keys) { return kOfRows[static_cast<size_t>(keys - 1)]; }
+
+ private:
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+
+  template <int... kKeys>
+  static constexpr std::array<Function, sizeof...(kKeys)> row_table(
+      std::integer_sequence<int, kKeys...>) {
+    return {&direct_logits<kKeys + 1, 1, kVectors, kPacked, D, Query>...};
+  }
+  template <int... kKeys>
+  static constexpr std::array<Function, sizeof...(kKeys)> rows_table(
+      std::integer_sequence<int, kKeys...>) {
+    return {
+        &direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, kPacked, D, Query>...};
+  }
+  using AllKeys = std::make_integer_sequence<int, kLanes>;
+  static constexpr auto kOfRow = row_table(AllKeys());
+  static constexpr auto kOfRows = [] {
+    if constexpr (kPacked && kVectors > 0) {
+      return rows_table(AllKeys());
+    } else {
+      return kOfRow;
+    }
+  }();
+};
+
+template <typename Element>
+class DirectUnit {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::CappedTag<T, kMaxDirectLanes>;
+  using LseType = T;
+
+  DirectUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit, void* scratch)
+      : plan_(plan), pointers_(pointers), scratch_(static_cast<T*>(scratch)) {
+    const auto num_boxes = static_cast<int64_t>(plan.boxes.size());
+    const int64_t groups = plan.heads_kv / plan.heads_at_once;
+    box_ = plan.boxes[static_cast<size_t>(unit % num_boxes)];
+    batch_ = unit / num_boxes / groups;
+    first_head_ = unit / num_boxes % groups * plan.heads_at_once;
+    for (size_t a = 0; a < kRank; ++a) {
+      axes_[a] = &plan.groups[a][static_cast<size_t>(box_.group[a])];
+      ranges_[a] = a + 1 < kRank ? key_range(*axes_[a], box_.begin[a], box_.end[a])
+                                 : direct_key_range(*axes_[a], box_.begin[a], box_.end[a]);
+    }
+    block_.row_keys = row_axis().window.kernel_size;
+    block_.weights = scratch_ + direct().weights;
+    block_.weights_pitch = direct().weights_pitch;
+    block_.maxima = maxima_;
+    block_.key_rows = reinterpret_cast<const int64_t*>(scratch_ + direct().key_rows);
+    block_.value_rows = reinterpret_cast<const int64_t*>(scratch_ + direct().value_rows);
+    block_.row_slots = reinterpret_cast<const int*>(scratch_ + direct().row_slots);
+    if (direct().in_place) {
+      block_.key_stride = plan.key.token[2] * row_axis().token_step;
+      block_.value_stride = plan.value.token[2] * row_axis().token_step;
+    } else {
+      block_.key_stride = plan.key_pitch;
+      block_.value_stride = plan.value_pitch;
+    }
+  }
+
+  void run() {
+    if (direct().in_place) {
+      // Heads innermost: neighbouring tokens' heads are neighbours in memory.
+      for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
+        for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
+          find_rows(z, y);
+          for (int x = box_.begin[2]; x < box_.end[2]; x += kLanes) {
+            find_windows(x);
+            for (int h = 0; h < plan_.heads_at_once; ++h) {
+              choose_head(first_head_ + h);
+              run_heads(x, z, y);
+            }
+          }
+        }
+      }
+      return;
+    }
+    for (int h = 0; h < plan_.heads_at_once; ++h) {
+      choose_head(first_head_ + h);
+      pack();
+      // Columns of blocks: the next row of queries finds most keys in L1.
+      for (int x = box_.begin[2]; x < box_.end[2]; x += kLanes) {
+        find_windows(x);
+        for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
+          for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
+            find_rows(z, y);
+            run_heads(x, z, y);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kFixedVectors = kDirectHeadDim / kLanes;
+  static constexpr double kLog2E = 1.44269504088896340736;
+
+  // Neighbouring queries whose values are summed up in the same way.
+  struct Run {
+    enum Kind { same, shifted, single } kind;
+    int first, last;
+  };
+
+  template <typename U>
+  static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
+    return static_cast<U*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
+  }
+
+  const DirectForm& direct() const { return plan_.direct; }
+  const AxisGroup& row_axis() const { return *axes_[2]; }
+  int64_t packed_row(int z, int y) const {
+    return int64_t{z - ranges_[0].begin} * ranges_[1].size() + (y - ranges_[1].begin);
+  }
+  int64_t token_offset(const Strides& strides, int64_t z, int64_t y) const {
+    return z * strides.token[0] + y * strides.token[1];
+  }
+  // Of position 0 in the row of keys at (z, y).
+  int64_t row_offset(const Strides& strides, int z, int y) const {
+    return token_offset(strides, axes_[0]->to_token(z), axes_[1]->to_token(y)) +
+           int64_t{row_axis().token} * strides.token[2];
+  }
+
+  void choose_head(int64_t head_kv) {
+    const int64_t head = head_kv * plan_.head_group;
+    query_ = at<const Element>(pointers_.query, plan_.query, batch_, head);
+    key_ = at<const Element>(pointers_.key, plan_.key, batch_, head_kv);
+    value_ = at<const Element>(pointers_.value, plan_.value, batch_, head_kv);
+    output_ = at<Element>(pointers_.output, plan_.output, batch_, head);
+    lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
+    find_additional(head_kv);
+    if constexpr (std::is_same_v<T, Element>) {
+      keys_ = direct().in_place ? key_ : scratch_ + direct().keys;
+      values_ = direct().in_place ? value_ : scratch_ + direct().values;
+    } else {
+      keys_ = scratch_ + direct().keys;
+      values_ = scratch_ + direct().values;
+    }
+    for (size_t t = 0; t < static_cast<size_t>(block_.num_queries); ++t) place_window(t);
+  }
+
+  void find_additional(int64_t head_kv) {
+    const auto* keys =
+        at<const Element>(pointers_.additional_key, plan_.additional_key, batch_, head_kv);
+    const auto* values =
+        at<const Element>(pointers_.additional_value, plan_.additional_value, batch_, head_kv);
+    if constexpr (std::is_same_v<T, Element>) {
+      if (direct().in_place) {
+        additional_keys_ = keys;
+        additional_values_ = values;
+        additional_key_pitch_ = plan_.additional_key.token[2];
+        additional_value_pitch_ = plan_.additional_value.token[2];
+        return;
+      }
+    }
+    T* packed_keys = scratch_ + direct().additional_keys;
+    T* packed_values = scratch_ + direct().additional_values;
+    pack_rows(keys, plan_.additional_key.token[2], plan_.additional_tokens, plan_.head_dim,
+              plan_.key_pitch, packed_keys);
+    pack_rows(values, plan_.additional_value.token[2], plan_.additional_tokens,
+              plan_.head_dim_value, plan_.value_pitch, packed_values);
+    additional_keys_ = packed_keys;
+    additional_values_ = packed_values;
+    additional_key_pitch_ = plan_.key_pitch;
+    additional_value_pitch_ = plan_.value_pitch;
+  }
+
+  static void pack_rows(const Element* from, int64_t stride, int64_t count, int size, int pitch,
+                        T* to) {
+    for (int64_t i = 0; i < count; ++i) {
+      copy_row(D(), from + i * stride, static_cast<size_t>(size), static_cast<size_t>(pitch),
+               to + i * pitch);
+    }
+  }
+
+  void pack() {
+    const int count = ranges_[2].size(), first = ranges_[2].begin;
+    const int64_t key_stride = plan_.key.token[2] * row_axis().token_step;
+    const int64_t value_stride = plan_.value.token[2] * row_axis().token_step;
+    for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
+      for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) {
+        pack_rows(key_ + row_offset(plan_.key, z, y) + first * key_stride, key_stride, count,
+                  plan_.head_dim, plan_.key_pitch,
+                  scratch_ + direct().keys + packed_row(z, y) * direct().key_row);
+        pack_rows(value_ + row_offset(plan_.value, z, y) + first * value_stride, value_stride,
+                  count, plan_.head_dim_value, plan_.value_pitch,
+                  scratch_ + direct().values + packed_row(z, y) * direct().value_row);
+      }
+    }
+  }
+
+  // The windows of the queries from x on, and how their values are summed up.
+  void find_windows(int x) {
+    const AxisGroup& axis = row_axis();
+    block_.num_queries = std::min(kLanes, box_.end[2] - x);
+    is_masked_ = false;
+    for (int t = 0; t < block_.num_queries; ++t) {
+      const int p = axis.position(x + t);
+      begins_[t] = axis.begin(p);
+      counts_[t] = axis.window.is_causal ? std::min(axis.end(p), axis.window.extent) - begins_[t]
+                                         : block_.row_keys;
+      is_masked_ = is_masked_ || counts_[t] != block_.row_keys;
+      if (!direct().in_place) place_window(static_cast<size_t>(t));
+    }
+    num_runs_ = 0;
+    for (int t = 0, length; t < block_.num_queries; t += length) {
+      const bool is_pair = t + 1 < block_.num_queries && counts_[t] == block_.row_keys &&
+                           counts_[t + 1] == block_.row_keys && begins_[t + 1] <= begins_[t] + 1;
+      length = is_pair ? 2 : 1;
+      const auto kind = !is_pair                       ? Run::single
+                        : begins_[t + 1] == begins_[t] ? Run::same
+                                                       : Run::shifted;
+      if (num_runs_ > 0 && runs_[num_runs_ - 1].kind == kind) {
+        runs_[num_runs_ - 1].last += length;
+      } else {
+        runs_[num_runs_++] = {kind, t, t + length};
+      }
+    }
+  }
+  void place_window(size_t t) {
+    const int begin = begins_[t] - (direct().in_place ? 0 : ranges_[2].begin);
+    block_.keys[t] = keys_ + begin * block_.key_stride;
+    block_.values[t] = values_ + begin * block_.value_stride;
+  }
+
+  // The rows of keys of the queries at (z, y).
+  void find_rows(int z, int y) {
+    auto* key_rows = reinterpret_cast<int64_t*>(scratch_ + direct().key_rows);
+    auto* value_rows = reinterpret_cast<int64_t*>(scratch_ + direct().value_rows);
+    const int position_z = axes_[0]->position(z), position_y = axes_[1]->position(y);
+    const int end_z = std::min(axes_[0]->end(position_z), axes_[0]->window.extent);
+    const int end_y = std::min(axes_[1]->end(position_y), axes_[1]->window.extent);
+    int rows = 0;
+    for (int key_z = axes_[0]->begin(position_z); key_z < end_z; ++key_z) {
+      for (int key_y = axes_[1]->begin(position_y); key_y < end_y; ++key_y, ++rows) {
+        if (direct().in_place) {
+          key_rows[rows] = row_offset(plan_.key, key_z, key_y);
+          value_rows[rows] = row_offset(plan_.value, key_z, key_y);
+        } else {
+          key_rows[rows] = packed_row(key_z, key_y) * direct().key_row;
+          value_rows[rows] = packed_row(key_z, key_y) * direct().value_row;
+        }
+      }
+    }
+    if (rows == block_.num_rows) return;
+    block_.num_rows = rows;
+    slots_ = direct_slots(block_.row_keys, rows, direct().grouped_rows, kLanes,
+                          reinterpret_cast<int*>(scratch_ + direct().row_slots));
+  }
+
+  void run_heads(int x, int z, int y) {
+    for (int g = 0; g < plan_.head_group; ++g) run_block(x, z, y, g);
+  }
+
+  void run_block(int x, int z, int y, int head) {
+    const D d;
+    const AxisGroup& axis = row_axis();
+    const Element* query =
+        query_ + head * plan_.query.head +
+        token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
+        axis.query_token(x, 0) * plan_.query.token[2];
+    const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
+    const auto nothing = hn::Set(d, -hwy::HighestValue<T>() * 2);
+    unroll<kLanes>([&](auto t)
+                       HWY_ATTR { hn::Store(nothing, d, maxima_ + static_cast<int>(t) * kLanes); });
+    if (plan_.head_dim == kDirectHeadDim) {
+      if (direct().in_place) {
+        logits<Element, kFixedVectors, false>(query, query_stride);
+      } else {
+        logits<Element, kFixedVectors, true>(query, query_stride);
+      }
+    } else {
+      general_logits(query, query_stride);
+    }
+    if (is_masked_) hide();
+    T* additional = scratch_ + direct().additional_weights;
+    const DirectSoftmax<D> softmax =
+        direct_softmax(d, block_.num_queries, slots_, block_.weights, block_.weights_pitch,
+                       block_.maxima, plan_.additional_tokens, additional);
+    HWY_ALIGN T inverse[kLanes];
+    hn::Store(softmax.inverse, d, inverse);
+
+    const auto offset = [&](const Strides& strides) {
+      return head * strides.head +
+             token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
+             axis.output_token(x, 0) * strides.token[2];
+    };
+    if (plan_.has_lse) {
+      HWY_ALIGN T lse[kLanes];
+      hn::Store(log_sum_exp(d, softmax.state), d, lse);
+      LseType* to = lse_ + offset(plan_.lse);
+      const ptrdiff_t stride = plan_.lse.token[2] * axis.output_step;
+      for (int t = 0; t < block_.num_queries; ++t) to[t * stride] = lse[t];
+    }
+    const DirectOutput<T, Element> target = {inverse,
+                                             additional,
+                                             additional_values_,
+                                             additional_value_pitch_,
+                                             plan_.additional_tokens,
+                                             output_ + offset(plan_.output),
+                                             plan_.output.token[2] * axis.output_step,
+                                             plan_.head_dim_value};
+    ptrdiff_t column = 0;
+    for (; column + 4 * kLanes <= plan_.value_pitch; column += 4 * kLanes) {
+      sum_values<4>(target, column);
+    }
+    for (; column < plan_.value_pitch; column += kLanes) sum_values<1>(target, column);
+  }
+
+  void general_logits(const Element* query, ptrdiff_t query_stride) {
+    if constexpr (std::is_same_v<T, Element>) {
+      if (plan_.head_dim == plan_.key_pitch) return logits<T, 0, false>(query, query_stride);
+    }
+    T* queries = scratch_ + direct().queries;
+    pack_rows(query, query_stride, block_.num_queries, plan_.head_dim, plan_.key_pitch, queries);
+    logits<T, 0, false>(queries, plan_.key_pitch);
+  }
+
+  template <typename Query, int kVectors, bool kPacked>
+  void logits(const Query* query, ptrdiff_t query_stride) {
+    using Table = DirectLogits<D, Query, kVectors, kPacked>;
+    const auto scale = static_cast<T>(plan_.scale * kLog2E);
+    const int vectors = plan_.key_pitch / kLanes;
+    const int grouped = block_.num_rows - block_.num_rows % direct().grouped_rows;
+    for (int j = 0; j < block_.row_keys; j += kLanes) {
+      const int keys = std::min(kLanes, block_.row_keys - j);
+      if (direct().grouped_rows == 1) {
+        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, 0, block_.num_rows,
+                            scale);
+        continue;
+      }
+      Table::of_rows(keys)(D(), block_, query, query_stride, vectors, j, 0, grouped, scale);
+      if (grouped < block_.num_rows) {
+        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, grouped, block_.num_rows,
+                            scale);
+      }
+    }
+    if (plan_.additional_tokens > 0) {
+      direct_additional_logits<kVectors>(D(), query, query_stride, block_.num_queries, vectors,
+                                         additional_keys_, additional_key_pitch_,
+                                         plan_.additional_tokens, scale,
+                                         scratch_ + direct().additional_weights);
+    }
+  }
+
+  // Keys of a row behind those that a query sees.
+  void hide() {
+    const D d;
+    const T hidden = -hwy::HighestValue<T>() * 2;
+    for (int t = 0; t < block_.num_queries; ++t) {
+      T* weights = block_.weights + t * block_.weights_pitch;
+      for (int row = 0; row < block_.num_rows; ++row) {
+        std::fill(weights + block_.row_slots[row] + counts_[t],
+                  weights + block_.row_slots[row] + block_.row_keys, hidden);
+      }
+      auto maximum = hn::Set(d, hidden);
+      for (int slot = 0; slot < slots_; slot += kLanes) {
+        maximum = hn::Max(maximum, hn::Load(d, weights + slot));
+      }
+      hn::Store(maximum, d, maxima_ + ptrdiff_t{t} * kLanes);
+    }
+  }
+
+  template <int kVectors>
+  void sum_values(const DirectOutput<T, Element>& target, ptrdiff_t column) {
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[i];
+      if (run.kind == Run::same) {
+        direct_pairs<0, kVectors>(D(), block_, target, run.first, run.last, column);
+      } else if (run.kind == Run::shifted) {
+        direct_pairs<1, kVectors>(D(), block_, target, run.first, run.last, column);
+      } else {
+        for (int t = run.first; t < run.last; ++t) {
+          direct_single<kVectors>(D(), block_, target, t, counts_[t], column);
+        }
+      }
+    }
+  }
+
+  const ForwardPlan& plan_;
+  const ForwardPointers& pointers_;
+  T* scratch_;
+  Box box_;
+  int64_t batch_, first_head_;
+  std::array<const AxisGroup*, kRank> axes_;
+  std::array<KeyRange, kRank> ranges_;
+  const Element *query_, *key_, *value_;
+  Element* output_;
+  LseType* lse_;
+  const T *keys_, *values_;  // packed, or key_ and value_
+  const T *additional_keys_, *additional_values_;
+  ptrdiff_t additional_key_pitch_, additional_value_pitch_;
+  DirectBlock<D> block_ = {};
+  int slots_ = 0;  // of weights of one query
+  bool is_masked_ = false;
+  int begins_[kLanes], counts_[kLanes];  // of keys in a row that each query sees
+  Run runs_[kLanes];
+  int num_runs_ = 0;
+  HWY_ALIGN T maxima_[kLanes * kLanes];
+};
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_DIRECT_INL_H_
