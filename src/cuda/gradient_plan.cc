@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one launch for each other kind that is wanted: key with value; those of additional tokens;
-// bias.
+// bias. The first two run on tensor cores where halo_plan.h takes the problem.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -11,6 +11,7 @@
 #include <numbers>
 
 #include "core/tensor.h"
+#include "cuda/halo_plan.h"
 #include "cuda/kernels/gradient_config.h"
 #include "cuda/kernels/gradient_params.h"
 #include "cuda/small_common.h"
@@ -21,8 +22,10 @@ namespace {
 using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
 
-constexpr int kWarps = 4;       // of a block, as in gradient_pairs.cuh
-constexpr int kLoadBytes = 16;  // of a thread at once
+constexpr int kWarps = 4;                  // of a block
+constexpr int kMostWarps = 16;             // of a block that owns one row and walks all queries
+constexpr int kGatheredBytes = 20 * 1024;  // of shared memory, where its warps meet
+constexpr int kLoadBytes = 16;             // of a thread at once
 constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
 constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
 constexpr double kMaxNumber = 2147483647.0;
@@ -30,10 +33,11 @@ constexpr double kMaxNumber = 2147483647.0;
 std::string print(const GradientConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
-      ".lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, .of_additional = {}, "
+      ".warps = {}, .lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, "
+      ".of_additional = {}, "
       ".has_wide_number = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.lanes, c.has_bias,
-      c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes,
+      c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
 }
 
 GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
@@ -62,6 +66,16 @@ GradientConfig make_config(const Problem& problem, const vecina_backward_args& e
   return config;
 }
 
+int most_warps(const GradientConfig& config) {
+  const auto bytes = static_cast<int>(dtype_bytes(lse_dtype(config.dtype)));
+  int warps = config.dtype == VECINA_F64 ? kMostWarps / 2 : kMostWarps;
+  while (warps > kWarps &&
+         warps * bytes * std::max(config.head_dim, config.head_dim_value) > kGatheredBytes) {
+    warps /= 2;
+  }
+  return warps;
+}
+
 GradientParams make_gradient_params(const Problem& problem, const vecina_backward_args& example) {
   GradientParams params = {};
   const int rank = problem.rank();
@@ -84,8 +98,7 @@ GradientParams make_gradient_params(const Problem& problem, const vecina_backwar
                       static_cast<int>(axis.stride),
                       static_cast<int>(axis.dilation),
                       static_cast<int>(axis.output_stride),
-                      axis.is_causal ? 1 : 0,
-                      0};
+                      axis.is_causal ? 1 : 0};
     params.query_extent[a] = static_cast<int>(axis.query_extent);
   }
   params.batch = static_cast<int>(problem.batch());
@@ -161,6 +174,7 @@ class LaunchList {
     GradientConfig config = config_;
     config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
+    config.warps = of_additional ? most_warps(config) : kWarps;
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
     params.num_rows = static_cast<long long>(rows);
@@ -168,7 +182,7 @@ class LaunchList {
     launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
                      print(config)};
     launch.grid[0] = static_cast<uint32_t>(divide_up(params.num_rows, rows_of_block));
-    launch.block[0] = 32 * kWarps;
+    launch.block[0] = static_cast<uint32_t>(32 * config.warps);
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
     launch.workspace_bytes = workspace_bytes_;
@@ -180,7 +194,7 @@ class LaunchList {
     };
     launch.description =
         fmt::format(R"("rows": {}, "threads_per_row": {}, "why": "takes every problem")",
-                    params.num_rows, of_additional ? 32 * kWarps : 32);
+                    params.num_rows, of_additional ? 32 * config.warps : 32);
     launches_->push_back(std::move(launch));
   }
 
@@ -191,6 +205,18 @@ class LaunchList {
   const size_t workspace_bytes_;
   std::vector<BackwardLaunch>* launches_;
 };
+
+// The list reads *params.
+void add_additional(const Problem& problem, const vecina_backward_args& example,
+                    GradientParams* params, LaunchList* list) {
+  using Args = vecina_backward_args;
+  if (!given(example.grad_additional_key) && !given(example.grad_additional_value)) return;
+  params->grad_key = token_rows(example.grad_additional_key, 1);
+  params->grad_value = token_rows(example.grad_additional_value, 1);
+  list->add("gradient_key", count_rows(problem).additional, 1,
+            {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
+            /*of_additional=*/true);
+}
 
 }  // namespace
 
@@ -217,22 +243,19 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
-  Written of_query;
-  if (given(example.grad_query)) of_query.query = &Args::grad_query;
-  list.add("gradient_query", rows.query, kWarps, of_query);
-  if (given(example.grad_key) || given(example.grad_value)) {
-    params.grad_key = token_rows(example.grad_key, problem.rank());
-    params.grad_value = token_rows(example.grad_value, problem.rank());
-    list.add("gradient_key", rows.key, kWarps,
-             {.key = &Args::grad_key, .value = &Args::grad_value});
+  const std::string why_not_halo = plan_halo_backward(problem, example, facts, launches);
+  if (!why_not_halo.empty()) {
+    Written of_query;
+    if (given(example.grad_query)) of_query.query = &Args::grad_query;
+    list.add("gradient_query", rows.query, kWarps, of_query);
+    if (given(example.grad_key) || given(example.grad_value)) {
+      params.grad_key = token_rows(example.grad_key, problem.rank());
+      params.grad_value = token_rows(example.grad_value, problem.rank());
+      list.add("gradient_key", rows.key, kWarps,
+               {.key = &Args::grad_key, .value = &Args::grad_value});
+    }
   }
-  if (given(example.grad_additional_key) || given(example.grad_additional_value)) {
-    params.grad_key = token_rows(example.grad_additional_key, 1);
-    params.grad_value = token_rows(example.grad_additional_value, 1);
-    list.add("gradient_key", rows.additional, 1,
-             {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
-             /*of_additional=*/true);
-  }
+  add_additional(problem, example, &params, &list);
   if (given(example.grad_bias)) {
     list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
   }

@@ -9,6 +9,7 @@
 
 #include "core/tensor.h"
 #include "cuda/driver.h"
+#include "cuda/halo_plan.h"
 #include "cuda/hopper_map.h"
 #include "cuda/kernels/hopper_params.h"
 #include "cuda/small_common.h"  // divider
@@ -172,6 +173,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
   }
+  if (halo_beats_hopper(problem, facts)) return "small windows of short rows: others are faster";
   if (problem.forward_flops() < 2 * kMinWork) {
     return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
   }

@@ -3,6 +3,7 @@
 // problem, with which tiles. Needs no device.
 //   fragments  tensor cores on fragments straight from global memory: windows of some 20 to some
 //              hundred keys
+//   halo       tensor cores on the windows of a tile in shared memory: many queries, 16 bits
 //   lanes      no tensor cores; every problem of the definition (equal lengths)
 #ifndef VECINA_CUDA_SMALL_PLAN_H_
 #define VECINA_CUDA_SMALL_PLAN_H_

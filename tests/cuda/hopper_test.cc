@@ -224,6 +224,12 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
   EXPECT_EQ(
       hopper_why_not(parse("2d 16x16 kernel_size 7 head_dim 32 dtype bf16"), Pass::forward, {}),
       "at least 67 million multiply-adds only");
+  EXPECT_EQ(hopper_why_not(parse("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16"),
+                           Pass::forward, {}),
+            "small windows of short rows: others are faster");
+  EXPECT_EQ(hopper_why_not(parse("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
+                           Pass::forward, {}),
+            "");
 }
 
 Status plan(const Problem& problem, const vecina_forward_args& example) {

@@ -11,6 +11,7 @@ struct GradientConfig {
   int head_dim, head_dim_value;
   int vector;  // neighbouring elements of a thread; divides both head dims
   int piece;   // elements of one load or store, as alignment allows
+  int warps;   // of a block
   int lanes;   // threads that share a row, a power of two up to 32
   bool has_bias;
   bool has_grad_lse;

@@ -27,7 +27,7 @@ namespace vecina::cuda {
 using Element = Types<kConfig.dtype>::Element;
 using Real = Types<kConfig.dtype>::Real;
 
-inline constexpr int kWarps = 4;  // of a block
+inline constexpr int kWarps = kConfig.warps;
 inline constexpr int kLanes = kConfig.lanes;
 inline constexpr int kGroups = 32 / kLanes;  // of a warp: rows at the same time
 inline constexpr int kFirstAxis = 3 - kConfig.rank;

@@ -13,7 +13,6 @@ struct GradientAxis {
   int num_queries;  // tokens of output
   int kernel_size, stride, dilation, output_stride;
   int is_causal;
-  int reserved;
 };
 
 struct GradientParams {
@@ -30,7 +29,7 @@ struct GradientParams {
   double scale;            // of the logits
   double scale_to_powers;  // scale * log2(e): probabilities are computed in powers of two
 };
-static_assert(sizeof(GradientParams) == 13 * 48 + 8 + 3 * 32 + 4 * 8 + 3 * 8,
+static_assert(sizeof(GradientParams) == 13 * 48 + 8 + 3 * 28 + 32 + 4 + 3 * 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -7,6 +7,23 @@
 
 namespace vecina::cuda {
 
+// A thread's part of a row of kVectors vectors: every kLanes-th from `first` on, kCount of them.
+// Zeros beyond the row; of a row that is not there, without touching memory.
+template <class Element, int kVectors, int kVector, int kPiece, int kLanes, int kCount, class Real>
+VECINA_DEVICE void load_vectors(const char* row, int first, bool is_there, Real* part) {
+#pragma unroll
+  for (int m = 0; m < kCount; ++m) {
+    const int vector = first + m * kLanes;
+    if (is_there && vector < kVectors) {
+      load_pieces<Element, kVector, kPiece>(
+          row + vector * (kVector * static_cast<int>(sizeof(Element))), part + m * kVector);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) part[m * kVector + i] = Real(0);
+    }
+  }
+}
+
 // One thread's part of a row of kSize elements that kLanes threads share: every kLanes-th vector
 // of kVector elements, from the lane's own on. Zero beyond the row. Memory is accessed kPiece
 // elements at a time.
@@ -24,18 +41,10 @@ struct RowPart {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) columns[i] = Real(0);
   }
-  // Zeros where is_there is false, without touching memory.
   VECINA_DEVICE void load(const char* row, int lane, bool is_there) {
-#pragma unroll
-    for (int m = 0; m < kCount; ++m) {
-      const int vector = m * kLanes + lane;
-      if (is_there && (kIsEven || vector < kVectors)) {
-        load_pieces<Element, kVector, kPiece>(row + vector * kVectorBytes, columns + m * kVector);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) columns[m * kVector + i] = Real(0);
-      }
-    }
+    // An even row needs no comparison with its end.
+    load_vectors<Element, kVectors + (kIsEven ? kLanes : 0), kVector, kPiece, kLanes, kCount>(
+        row, lane, is_there, columns);
   }
   VECINA_DEVICE void store(char* row, int lane) const {
 #pragma unroll

@@ -6,6 +6,7 @@
 // Short windows have all their keys in registers at once (is_unrolled); longer ones keep a running
 // maximum and sum (Milakov and Gimelshein, arXiv:1805.02867).
 #include "config.h"
+#include "row_part.cuh"
 #include "small_geometry.cuh"
 #include "small_params.h"
 #include "types.h"
@@ -41,21 +42,9 @@ constexpr int kValueVectors = kConfig.head_dim_value / kConfig.value_vector;
 constexpr int kEarlyValues = kConfig.dtype == kF64 ? 32 : 64;
 constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
 
-// A thread's part of a row of kVectors vectors: every kLanes-th from `first` on; zeros beyond the
-// row, and for rows that are not visible.
 template <int kVectors, int kVector, int kPiece, int kCount>
 VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* part) {
-#pragma unroll
-  for (int m = 0; m < kCount; ++m) {
-    const int vector = first + m * kLanes;
-    if (is_visible && vector < kVectors) {
-      load_pieces<Element, kVector, kPiece>(
-          row + vector * (kVector * static_cast<int>(sizeof(Element))), part + m * kVector);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) part[m * kVector + i] = Real(0);
-    }
-  }
+  load_vectors<Element, kVectors, kVector, kPiece, kLanes, kCount>(row, first, is_visible, part);
 }
 VECINA_DEVICE void load_key_part(const char* row, int step, int lane, bool is_visible, Real* part) {
   if constexpr (kKeySteps == 1 && kKeyVectors == kLanes * kConfig.key_columns) {
@@ -74,14 +63,6 @@ VECINA_DEVICE void load_value_part(const char* row, int first, bool is_visible, 
     load_part<kValueVectors, kConfig.value_vector, kConfig.value_piece, kConfig.value_columns>(
         row, first, is_visible, part);
   }
-}
-
-VECINA_DEVICE Real sum_over_lanes(Real x) {
-#pragma unroll
-  for (int distance = 1; distance < kLanes; distance *= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, distance);
-  }
-  return x;
 }
 
 template <class Pointer>
@@ -180,7 +161,7 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
     Real bias[has_bias ? kKeys : 1];
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      logits[h][j] = sum_over_lanes(logits[h][j]);
+      logits[h][j] = sum_over_lanes<kLanes>(logits[h][j]);
       Real logit = logits[h][j] * query.scale;
       if constexpr (has_bias) {
         bias[j] = Real(0);

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// A warp computes one owner's results anew, partner by partner, where tensor-core products let what
+// is not finite in a masked partner into other rows.
+#ifndef VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+#define VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+
+#include "halo.cuh"
+
+namespace vecina::cuda {
+
+// A row's columns lane, lane + 32, ... in the threads of a warp.
+struct SpreadRow {
+  static constexpr int kCount = kColumns / 32;
+  float columns[kCount];
+
+  VECINA_DEVICE void load(const char* row, bool& is_good) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
+    }
+    is_good = is_good && is_finite();
+  }
+  VECINA_DEVICE void store(char* row) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
+    }
+  }
+  VECINA_DEVICE float dot(const SpreadRow& other) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) sum = fmaf(columns[m], other.columns[m], sum);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    }
+    return sum;
+  }
+  VECINA_DEVICE bool is_finite() const {
+    bool is_good = true;
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) is_good = is_good && vecina::cuda::is_finite(columns[m]);
+    return is_good;
+  }
+  VECINA_DEVICE void clear() {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) columns[m] = 0.0f;
+  }
+  VECINA_DEVICE void scale(float factor) {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) columns[m] *= factor;
+  }
+  VECINA_DEVICE void add_scaled(float factor, const SpreadRow& other) {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) columns[m] = fmaf(factor, other.columns[m], columns[m]);
+  }
+};
+
+// Calls `visit` with the token of every partner of an owner within the axes.
+template <class Visit>
+VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3], Visit visit) {
+  Range range[3] = {{0, 1}, {0, 1}, {0, 1}};
+  int residue[3] = {0, 0, 0};
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    residue[a] = token[a] % kConfig.dilation[a];
+    const int length = na_group_length(params.axes[a].extent, kConfig.dilation[a], residue[a]);
+    range[a] = partners_of(a, length, token[a] / kConfig.dilation[a]);
+  }
+#pragma unroll 1
+  for (int x = range[0].begin; x < range[0].end; ++x) {
+#pragma unroll 1
+    for (int y = range[1].begin; y < range[1].end; ++y) {
+#pragma unroll 1
+      for (int z = range[2].begin; z < range[2].end; ++z) {
+        const int partner[3] = {na_group_to_axis(x, kConfig.dilation[0], residue[0]),
+                                na_group_to_axis(y, kConfig.dilation[1], residue[1]),
+                                na_group_to_axis(z, kConfig.dilation[2], residue[2])};
+        visit(partner);
+      }
+    }
+  }
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_HALO_ALONE_CUH_

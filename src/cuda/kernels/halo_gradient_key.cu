@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT
+// Gradients of key and value with tensor cores for many small windows: queries, gradients of
+// outputs and facts of all queries that see a tile of keys lie in shared memory (halo.cuh), one
+// query head and plane after the other. The formulas stand in gradient_pairs.cuh.
+//
+// Where a result is not finite, the block computes again without such elements, and then each of
+// its rows alone: the row keeps the first of the two unless a query that sees it has such an
+// element.
+#include "halo.cuh"
+#include "halo_alone.cuh"
+
+namespace vecina::cuda {
+namespace {
+
+static_assert(kConfig.of_keys && kAdditional == 0, "owners are keys");
+constexpr int kStageBytes = 2 * kSideBytes + kStageRows * static_cast<int>(sizeof(HaloFacts));
+static_assert(kConfig.stages > 1, "a stage is not overwritten while it is read");
+
+// Where the facts of a thread's partners lie among a stage's, two numbers a word.
+struct FactPlaces {
+  unsigned words[kTiles];
+};
+VECINA_DEVICE FactPlaces make_fact_places(const Box& box) {
+  const int q = static_cast<int>(threadIdx.x) % 4;
+  FactPlaces places;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    places.words[j] = static_cast<unsigned>(row_of(box, 8 * j + 2 * q)) |
+                      static_cast<unsigned>(row_of(box, 8 * j + 2 * q + 1)) << 16;
+  }
+  return places;
+}
+
+VECINA_DEVICE void load_facts(const HaloFacts* facts, const int (&numbers)[kStageRows],
+                              unsigned to) {
+#pragma unroll 1
+  for (int row = static_cast<int>(threadIdx.x); row < kStageRows; row += kThreads) {
+    const int number = numbers[row];
+    copy_chunk(to + static_cast<unsigned>(row * 16),
+               reinterpret_cast<const char*>(facts + na_max(number, 0)), number >= 0);
+  }
+}
+
+// The block's work; false if a thread's results are not finite. is_cleaned: queries and gradients
+// of outputs that are not finite count as 0 in the last products.
+VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& tile, const Box& box,
+                                       const HaloTable& table, const int (&numbers)[kStageRows],
+                                       bool is_cleaned) {
+  extern __shared__ uint4 shared[];
+  const unsigned stages = shared_address(shared);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  unsigned bits[2], key_offset[2], value_offset[2], grad_key_offset[2], grad_value_offset[2];
+  bool is_owner[2];
+  Range seen_planes = {0, 1};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Row row = make_row(tile, box, lane / 4 + 8 * i);
+    bits[i] = visible_bits(row, lane % 4);
+    key_offset[i] = row_offset(params.key, row);
+    value_offset[i] = row_offset(params.value, row);
+    grad_key_offset[i] = row_offset(params.grad_key, row);
+    grad_value_offset[i] = row_offset(params.grad_value, row);
+    is_owner[i] = row.is_owner;
+    if constexpr (kHasPlanes) seen_planes = row.visible[0];
+  }
+  const Places places = make_places(box);
+  const FactPlaces fact_places = make_fact_places(box);
+  const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
+  const int steps_of_item = planes * kConfig.head_group;
+  const auto start = [&](int step) {
+    const Item item = make_item(params, tile.first_item + step / steps_of_item);
+    const int head = item.head * kConfig.head_group + step % steps_of_item / planes;
+    const unsigned stage = stages + static_cast<unsigned>(step % kConfig.stages * kStageBytes);
+    load_stage(plane_sources(params, tile, item.batch, head, params.query, params.grad_output,
+                             step % planes),
+               table, stage);
+    const HaloFacts* facts = head_facts(params, item.batch, head);
+    if constexpr (kConfig.rank == 3) {
+      facts += static_cast<long long>(plane_token(tile, step % planes)) * params.axes[1].extent *
+               params.axes[2].extent;
+    }
+    load_facts(facts, numbers, stage + 2 * kSideBytes);
+  };
+
+  const int steps = tile.num_items * steps_of_item;
+  start(0);
+  end_copies();
+  unsigned key[2][kWords], value[2][kWords];
+  float grad_key[kColumns / 8][4], grad_value[kColumns / 8][4];
+  bool is_good = true;
+  int in_item = 0, plane = 0, number = tile.first_item;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const Item item = make_item(params, number);
+    if (in_item == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        load_row(head_rows(params.key, item.batch, item.head) + key_offset[i], key[i]);
+        load_row(head_rows(params.value, item.batch, item.head) + value_offset[i], value[i]);
+      }
+#pragma unroll
+      for (int t = 0; t < kColumns / 8; ++t) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) grad_key[t][e] = grad_value[t][e] = 0.0f;
+      }
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    if (step + 1 < steps) start(step + 1);
+    end_copies();
+    const int offset = step % kConfig.stages * kStageBytes;
+    if (is_cleaned) {
+      clean_shared(reinterpret_cast<char*>(shared) + offset, 2 * kSideBytes);
+      __syncthreads();
+    }
+    if (!kHasPlanes || (plane >= seen_planes.begin && plane < seen_planes.end)) {
+      const unsigned queries = stages + static_cast<unsigned>(offset);
+      const unsigned gradients = queries + kSideBytes, facts = gradients + kSideBytes;
+#pragma unroll
+      for (int j = 0; j < kTiles; j += 2) {
+        float weights[2][4] = {}, differences[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          multiply_columns(key, queries, places, j + k, weights[k]);
+          multiply_columns(value, gradients, places, j + k, differences[k]);
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const unsigned word = fact_places.words[j + k];
+            const uint4 of_query = load_shared(facts + unpack_place(word, e));
+            const float maximum = __uint_as_float(of_query.x);
+            const float inverse = __uint_as_float(of_query.y);
+            const float shift = __uint_as_float(of_query.z) + __uint_as_float(of_query.w);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float& weight = weights[k][2 * i + e];
+              float& difference = differences[k][2 * i + e];
+              const bool is_seen = is_visible(bits[i], j + k, e);
+              weight = is_seen && inverse != 0.0f
+                           ? power_of_two(fmaf(weight, params.scale_to_powers, -maximum)) * inverse
+                           : 0.0f;
+              difference = is_seen ? weight * (difference - shift) : 0.0f;
+            }
+          }
+        }
+        multiply_rows(weights[0], weights[1], gradients, places, j / 2, grad_value);
+        multiply_rows(differences[0], differences[1], queries, places, j / 2, grad_key);
+      }
+    }
+    ++in_item;
+    plane = plane + 1 == planes ? 0 : plane + 1;
+    if (in_item < steps_of_item) continue;
+    in_item = 0;
+    ++number;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (params.grad_key.data != nullptr) {
+        is_good = store_row(grad_key, i, params.scale,
+                            head_rows(params.grad_key, item.batch, item.head) + grad_key_offset[i],
+                            is_owner[i]) &&
+                  is_good;
+      }
+      if (params.grad_value.data != nullptr) {
+        is_good =
+            store_row(grad_value, i, 1.0f,
+                      head_rows(params.grad_value, item.batch, item.head) + grad_value_offset[i],
+                      is_owner[i]) &&
+            is_good;
+      }
+    }
+  }
+  return is_good;
+}
+
+// Stores the gradients of the key if anything of the queries that see it, or what was stored, is
+// not finite.
+VECINA_DEVICE void differentiate_alone(const HaloParams& params, int batch, int head_kv,
+                                       const int (&token)[3]) {
+  bool is_good = true;
+  SpreadRow key, value, grad_key, grad_value;
+  key.load(row_at(params.key, batch, head_kv, token), is_good);
+  value.load(row_at(params.value, batch, head_kv, token), is_good);
+  grad_key.clear();
+  grad_value.clear();
+#pragma unroll 1
+  for (int head = head_kv * kConfig.head_group; head < (head_kv + 1) * kConfig.head_group; ++head) {
+    const HaloFacts* facts = head_facts(params, batch, head);
+    for_partners(params, token, [&](const int(&partner)[3]) {
+      SpreadRow query, grad_output;
+      query.load(row_at(params.query, batch, head, partner), is_good);
+      grad_output.load(row_at(params.grad_output, batch, head, partner), is_good);
+      const HaloFacts of_query = facts[token_number(params, partner)];
+      const float logit = query.dot(key) * params.scale_to_powers;
+      const float weight = of_query.inverse != 0.0f
+                               ? power_of_two(logit - of_query.maximum) * of_query.inverse
+                               : 0.0f;
+      const float difference = grad_output.dot(value) - (of_query.delta + of_query.dot);
+      grad_value.add_scaled(weight, grad_output);
+      grad_key.add_scaled(weight * difference, query);
+    });
+  }
+  grad_key.scale(params.scale);
+  is_good = is_good && grad_key.is_finite() && grad_value.is_finite();
+  SpreadRow before;
+  if (params.grad_key.data != nullptr) {
+    before.load(row_at(params.grad_key, batch, head_kv, token), is_good);
+  }
+  if (params.grad_value.data != nullptr) {
+    before.load(row_at(params.grad_value, batch, head_kv, token), is_good);
+  }
+  if (__all_sync(0xffffffffu, is_good)) return;
+  if (params.grad_key.data != nullptr) {
+    grad_key.store(row_at(params.grad_key, batch, head_kv, token));
+  }
+  if (params.grad_value.data != nullptr) {
+    grad_value.store(row_at(params.grad_value, batch, head_kv, token));
+  }
+}
+
+__device__ __noinline__ void differentiate_rows_alone(const HaloParams& params) {
+  const Tile tile = make_tile(params);
+  const Box box = make_box(tile);
+#pragma unroll 1
+  for (int i = 0; i < tile.num_items; ++i) {
+    const Item item = make_item(params, tile.first_item + i);
+#pragma unroll 1
+    for (int r = 0; r < 16; ++r) {
+      const Row row = make_row(tile, box, r);
+      if (row.is_owner) differentiate_alone(params, item.batch, item.head, row.token);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    halo_gradient_key(const __grid_constant__ HaloParams params) {
+  __shared__ HaloTable table;
+  __shared__ int numbers[kStageRows];  // of a plane's tokens among the facts; -1: not met
+  const Tile tile = make_tile(params);
+  const Box box = make_box(tile);
+  fill_table(tile, params.query, params.grad_output, table);
+  for (int row = static_cast<int>(threadIdx.x); row < kStageRows; row += kThreads) {
+    const int y = tile.halo[1].begin + row / kConfig.halo_size[2];
+    const int z = tile.halo[2].begin + row % kConfig.halo_size[2];
+    const bool is_there = y < tile.halo[1].end && z < tile.halo[2].end;
+    numbers[row] = is_there ? na_group_to_axis(y, kConfig.dilation[1], tile.residue[1]) *
+                                      params.axes[2].extent +
+                                  na_group_to_axis(z, kConfig.dilation[2], tile.residue[2])
+                            : -1;
+  }
+  __syncthreads();
+  wait_for_previous();
+#pragma unroll 1
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const bool is_good = differentiate_block(params, tile, box, table, numbers, attempt == 1);
+    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
+  }
+  differentiate_rows_alone(params);
+}
+
+}  // namespace vecina::cuda

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: MIT
+// Gradient of query with tensor cores for many small windows, and the facts of each query that the
+// other gradients need: keys and values of a tile of queries lie in shared memory (halo.cuh). The
+// formulas stand in gradient_pairs.cuh. Planes are walked twice: for maximum, sum and delta, then
+// for the gradient.
+//
+// Where a result is not finite, the block computes again without such keys, and then each of its
+// rows alone: the row keeps the first of the two unless it sees such an element.
+#include "halo.cuh"
+#include "halo_alone.cuh"
+
+namespace vecina::cuda {
+namespace {
+
+constexpr int kStageBytes = 2 * kSideBytes;
+constexpr int kPasses = kHasPlanes ? 2 : 1;
+static_assert(kConfig.stages > 1 || (kConfig.items_of_block == 1 && !kHasPlanes),
+              "a stage is not overwritten while it is read");
+
+// What a warp has gathered of its rows. Sums are relative to 2^maximum and of a thread's partners.
+struct Gathered {
+  float maximum[2], total[2], differences[2];  // sums of weights and of weights * difference
+
+  VECINA_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      maximum[i] = kLowest;
+      total[i] = differences[i] = 0.0f;
+    }
+  }
+};
+
+// What the rows' gradients of logits need.
+struct Facts {
+  float maximum[2], inverse[2], delta[2];
+};
+
+// logits become weights relative to 2^maximum, grad_output . value becomes differences; nothing
+// where a key is masked.
+VECINA_DEVICE void make_weights(const unsigned (&bits)[2], float scale, const float (&maximum)[2],
+                                const float (&dot)[2], float (&logits)[kTiles][4],
+                                float (&differences)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int i = e / 2;
+      const bool is_seen = is_visible(bits[i], j, e % 2);
+      logits[j][e] = is_seen ? power_of_two(fmaf(logits[j][e], scale, -maximum[i])) : 0.0f;
+      differences[j][e] = is_seen ? differences[j][e] - dot[i] : 0.0f;
+    }
+  }
+}
+
+VECINA_DEVICE void gather(const unsigned (&bits)[2], float scale, const float (&dot)[2],
+                          float (&logits)[kTiles][4], float (&differences)[kTiles][4],
+                          Gathered& sums) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float maximum = -infinity();
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (is_visible(bits[i], j, e)) maximum = larger(maximum, logits[j][2 * i + e]);
+      }
+    }
+    maximum = larger(over_quad(maximum, false) * scale, kLowest);
+    if constexpr (kHasPlanes) {
+      maximum = larger(maximum, sums.maximum[i]);
+      const float kept = power_of_two(sums.maximum[i] - maximum);
+      sums.total[i] *= kept;
+      sums.differences[i] *= kept;
+    }
+    sums.maximum[i] = maximum;
+  }
+  make_weights(bits, scale, sums.maximum, dot, logits, differences);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      sums.total[e / 2] += logits[j][e];
+      sums.differences[e / 2] = fmaf(logits[j][e], differences[j][e], sums.differences[e / 2]);
+    }
+  }
+}
+
+VECINA_DEVICE Facts finish(const Gathered& sums, const float (&grad_lse)[2]) {
+  Facts facts;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float total = over_quad(sums.total[i], true);
+    facts.maximum[i] = sums.maximum[i];
+    facts.inverse[i] = total == 0.0f ? 0.0f : 1.0f / total;
+    facts.delta[i] = over_quad(sums.differences[i], true) * facts.inverse[i] - grad_lse[i];
+  }
+  return facts;
+}
+
+// Weights become gradients of the logits.
+VECINA_DEVICE void differentiate(const Facts& facts, const float (&differences)[kTiles][4],
+                                 float (&weights)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      weights[j][e] *=
+          facts.inverse[e / 2] * (differences[j][e] - facts.delta[e / 2]);
+    }
+  }
+}
+
+VECINA_DEVICE float dot_words(const unsigned (&a)[kWords], const unsigned (&b)[kWords]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    sum = fmaf(unpack_low(Element{}, a[w]), unpack_low(Element{}, b[w]), sum);
+    sum = fmaf(unpack_high(Element{}, a[w]), unpack_high(Element{}, b[w]), sum);
+  }
+  return over_quad(sum, true);
+}
+
+// The block's work; false if a thread's results are not finite. is_cleaned: keys that are not
+// finite count as 0 in the last product.
+VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& tile, const Box& box,
+                                       const HaloTable& table, bool is_cleaned) {
+  extern __shared__ uint4 shared[];
+  const unsigned stages = shared_address(shared);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  unsigned bits[2], query_offset[2], grad_offset[2], output_offset[2], result_offset[2];
+  unsigned lse_offset[2];
+  int number_of_token[2], head_of_row[2];
+  bool is_owner[2];
+  Range seen_planes = {0, 1};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Row row = make_row(tile, box, lane / 4 + 8 * i);
+    bits[i] = visible_bits(row, lane % 4);
+    query_offset[i] = row_offset(params.query, row);
+    grad_offset[i] = row_offset(params.grad_output, row);
+    output_offset[i] = row_offset(params.output, row);
+    result_offset[i] = row_offset(params.grad_query, row);
+    lse_offset[i] = row_offset(params.grad_lse, row);
+    number_of_token[i] = token_number(params, row.token);
+    head_of_row[i] = row.head;
+    is_owner[i] = row.is_owner;
+    if constexpr (kHasPlanes) seen_planes = row.visible[0];
+  }
+  const Places places = make_places(box);
+  const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
+  const int steps_of_item = planes * kPasses;
+  const auto start = [&](int step) {
+    const Item item = make_item(params, tile.first_item + step / steps_of_item);
+    load_stage(plane_sources(params, tile, item.batch, item.head / kConfig.head_group,
+                             params.key, params.value, step % planes),
+               table, stages + static_cast<unsigned>(step % kConfig.stages * kStageBytes));
+  };
+
+  const int steps = tile.num_items * steps_of_item;
+  start(0);
+  end_copies();
+  unsigned query[2][kWords], grad_output[2][kWords];
+  float dot[2], grad_lse[2];
+  Gathered sums;
+  Facts facts;
+  float gradient[kColumns / 8][4];
+  bool is_good = true;
+  int in_item = 0, number = tile.first_item;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const Item item = make_item(params, number);
+    if (in_item == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        unsigned output[kWords];
+        load_row(head_rows(params.query, item.batch, item.head) + query_offset[i], query[i]);
+        load_row(head_rows(params.grad_output, item.batch, item.head) + grad_offset[i],
+                 grad_output[i]);
+        load_row(head_rows(params.output, item.batch, item.head) + output_offset[i], output);
+        dot[i] = dot_words(grad_output[i], output);
+        grad_lse[i] = 0.0f;
+        if constexpr (kConfig.has_grad_lse) {
+          grad_lse[i] = *reinterpret_cast<const float*>(
+              head_rows(params.grad_lse, item.batch, item.head) + lse_offset[i]);
+        }
+      }
+      sums.clear();
+#pragma unroll
+      for (int t = 0; t < kColumns / 8; ++t) {
+        gradient[t][0] = gradient[t][1] = gradient[t][2] = gradient[t][3] = 0.0f;
+      }
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    if constexpr (kConfig.stages > 1) {
+      if (step + 1 < steps) start(step + 1);
+      end_copies();
+    }
+    const int offset = step % kConfig.stages * kStageBytes;
+    if (is_cleaned) {
+      clean_shared(reinterpret_cast<char*>(shared) + offset, kSideBytes);
+      __syncthreads();
+    }
+    const int plane = kHasPlanes && in_item >= planes ? in_item - planes : in_item;
+    const bool is_last_pass = !kHasPlanes || in_item >= planes;
+    if (!kHasPlanes || (plane >= seen_planes.begin && plane < seen_planes.end)) {
+      const unsigned keys = stages + static_cast<unsigned>(offset);
+      float logits[kTiles][4], differences[kTiles][4];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) logits[j][e] = differences[j][e] = 0.0f;
+        multiply_columns(query, keys, places, j, logits[j]);
+        multiply_columns(grad_output, keys + kSideBytes, places, j, differences[j]);
+      }
+      if constexpr (kHasPlanes) {
+        if (!is_last_pass) {
+          gather(bits, params.scale_to_powers, dot, logits, differences, sums);
+        } else {
+          make_weights(bits, params.scale_to_powers, facts.maximum, dot, logits, differences);
+        }
+      } else {
+        gather(bits, params.scale_to_powers, dot, logits, differences, sums);
+        facts = finish(sums, grad_lse);
+      }
+      if (is_last_pass) {
+        differentiate(facts, differences, logits);
+#pragma unroll
+        for (int j = 0; j < kTiles; j += 2) {
+          multiply_rows(logits[j], logits[j + 1], keys, places, j / 2, gradient);
+        }
+      }
+    }
+    if (kHasPlanes && in_item + 1 == planes) facts = finish(sums, grad_lse);
+    ++in_item;
+    if (in_item < steps_of_item) continue;
+    in_item = 0;
+    ++number;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (is_owner[i] && lane % 4 == 0) {
+        head_facts(params, item.batch, item.head + head_of_row[i])[number_of_token[i]] = {
+            facts.maximum[i], facts.inverse[i], facts.delta[i], dot[i]};
+      }
+      if (params.grad_query.data == nullptr) continue;
+      is_good = store_row(gradient, i, params.scale,
+                          head_rows(params.grad_query, item.batch, item.head) + result_offset[i],
+                          is_owner[i]) &&
+                is_good;
+    }
+  }
+  return is_good;
+}
+
+// Stores gradient and facts of the query if anything that it sees, or what was stored, is not
+// finite.
+VECINA_DEVICE void differentiate_alone(const HaloParams& params, int batch, int head,
+                                       const int (&token)[3]) {
+  const int head_kv = head / kConfig.head_group;
+  bool is_good = true;
+  SpreadRow query, grad_output, output, keys, products;
+  query.load(row_at(params.query, batch, head, token), is_good);
+  grad_output.load(row_at(params.grad_output, batch, head, token), is_good);
+  output.load(row_at(params.output, batch, head, token), is_good);
+  keys.clear();
+  products.clear();
+  const float dot = grad_output.dot(output);
+  float maximum = -infinity(), total = 0.0f, differences = 0.0f;
+  const auto add = [&](const char* key_row, const char* value_row) {
+    SpreadRow key, value;
+    key.load(key_row, is_good);
+    value.load(value_row, is_good);
+    const float logit = query.dot(key) * params.scale_to_powers;
+    const float difference = grad_output.dot(value) - dot;
+    const float next = larger(maximum, logit);
+    const float shift = next == -infinity() ? 0.0f : next;
+    const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
+    maximum = next;
+    total = total * kept + weight;
+    differences = fmaf(weight, difference, differences * kept);
+    keys.scale(kept);
+    keys.add_scaled(weight, key);
+    products.scale(kept);
+    products.add_scaled(weight * difference, key);
+  };
+  for_partners(params, token, [&](const int(&partner)[3]) {
+    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
+  });
+#pragma unroll 1
+  for (int i = 0; i < kAdditional; ++i) {
+    add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
+        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
+  }
+  const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+  float delta = differences * inverse;
+  if constexpr (kConfig.has_grad_lse) {
+    delta -= *reinterpret_cast<const float*>(row_at(params.grad_lse, batch, head, token));
+  }
+  products.scale(params.scale * inverse);
+  products.add_scaled(-delta * params.scale * inverse, keys);
+  is_good = is_good && is_finite(delta) && products.is_finite();
+  char* stored = nullptr;
+  if (params.grad_query.data != nullptr) {
+    stored = row_at(params.grad_query, batch, head, token);
+    SpreadRow before;
+    before.load(stored, is_good);
+  }
+  if (__all_sync(0xffffffffu, is_good)) return;
+  if (stored != nullptr) products.store(stored);
+  if (threadIdx.x % 32 == 0) {
+    head_facts(params, batch, head)[token_number(params, token)] = {
+        maximum == -infinity() ? 0.0f : maximum, inverse, delta, dot};
+  }
+}
+
+__device__ __noinline__ void differentiate_rows_alone(const HaloParams& params) {
+  const Tile tile = make_tile(params);
+  const Box box = make_box(tile);
+#pragma unroll 1
+  for (int i = 0; i < tile.num_items; ++i) {
+    const Item item = make_item(params, tile.first_item + i);
+#pragma unroll 1
+    for (int r = 0; r < 16; ++r) {
+      const Row row = make_row(tile, box, r);
+      if (row.is_owner) differentiate_alone(params, item.batch, item.head + row.head, row.token);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    halo_gradient_query(const __grid_constant__ HaloParams params) {
+  __shared__ HaloTable table;
+  const Tile tile = make_tile(params);
+  const Box box = make_box(tile);
+  fill_table(tile, params.key, params.value, table);
+  __syncthreads();
+  wait_for_previous();
+#pragma unroll 1
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const bool is_good = differentiate_block(params, tile, box, table, attempt == 1);
+    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
+  }
+  differentiate_rows_alone(params);
+}
+
+}  // namespace vecina::cuda
