@@ -189,10 +189,11 @@ int count_sums(const HopperConfig& config) {
   return hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
 }
 
-// Registers leave room for what is chained.
+// Registers leave room for what is chained. One axis: not before a GPU has compared its bits with
+// the unchained kernel's, as was done for two and three.
 bool may_chain(const HopperConfig& config) {
-  return !config.has_additional && config.packed_heads == 1 && config.head_dim_value <= 128 &&
-         config.head_dim_value % kStoredColumns == 0 &&
+  return config.rank > 1 && !config.has_additional && config.packed_heads == 1 &&
+         config.head_dim_value <= 128 && config.head_dim_value % kStoredColumns == 0 &&
          (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 

@@ -20,7 +20,6 @@ inline constexpr Chosen kChosen[] = {
     {"2d 256x256 kernel_size 32 heads 24 head_dim 128 dtype f16", 0.62},
     {"2d 128x128 kernel_size 13 batch 4 heads 8 head_dim 128 dtype bf16", 0.38},
     {"3d 16x32x32 kernel_size 5 batch 2 heads 8 head_dim 128 dtype bf16", 0.25},
-    {"2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16", 0.16},
     {"2d 256x256 kernel_size 80 heads 24 head_dim 64 dtype bf16", 0.8},
     {"3d 30x48x80 kernel_size 18x24x24 heads 24 heads_kv 3 head_dim 128 dtype bf16", 0.8},
     {"2d 256x256 kernel_size 80 causal 1x0 heads 4 head_dim 128 dtype bf16", 0.8},
