@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 # What only a machine with a GPU can show, with binaries built before (anywhere):
 # check_cuda.sh BUILD OUT [PROCESSES]. Writes its logs and the timings to OUT and prints a summary.
-# Correctness: the conformance table, guard pages and non-finite tokens, random problems from many
-# processes at once (they share the disk cache), compute-sanitizer. Then the seed's benchmark.
+# The seed's benchmark, then correctness: the conformance table, guard pages and non-finite tokens,
+# problems large enough for the kernels that small ones never reach (tests/large_problems.txt, or
+# LARGE), random problems from many processes at once (they share the disk cache), compute-sanitizer.
 set -u
 build=$1
 out=$2
@@ -55,6 +56,13 @@ while [ $i -lt "$processes" ]; do
   report "random backward $i" "$(cat "$out/backward$i.status")" "$out/backward$i.txt" 'failures'
   i=$((i + 1))
 done
+
+# One process a problem: the first to need a kernel compiles it.
+export vecina
+xargs -d '\n' -P "$processes" -I{} sh -c '$vecina check --backend cuda --problem "$1" || echo "FAILED $1"' \
+  _ {} < "${LARGE:-$(dirname "$0")/../tests/large_problems.txt}" > "$out/large.txt" 2>&1
+if grep -q FAILED "$out/large.txt"; then large_status=1; else large_status=0; fi
+report "large problems" $large_status "$out/large.txt" 'failures'
 
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
