@@ -326,6 +326,10 @@ def attention_varlen(
         lengths: int32 or int64 ``[samples]``: keys of each sample.
         query_lengths: ``[samples]``: queries of each sample; None: as many as keys.
         The others: as in attention().
+
+    Returns:
+        output ``[1, queries of all samples, heads, head_dim_value]``, with return_lse also lse
+        ``[1, queries, heads]``.
     """
     extents = _packed(lengths, None)[1]
     query_extent = None if query_lengths is None else _packed(query_lengths, None)[1]
@@ -429,7 +433,11 @@ def qk_backward(
     right_aligned: bool = False,
     backend: str | None = None,
 ) -> dict:
-    """Gradients of qk() for every array that it was given, by name, from that of its result."""
+    """Gradients of qk() for every array that it was given, by name, each of its array's shape.
+
+    grad_weights is that of its result, ``[batch, queries..., heads, slots]``; slots without a key
+    are not looked at. The other arguments are those of qk().
+    """
     arrays = (query, key, additional_keys, bias)
     wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
     rank = rank_of(np.shape(query), "qk_backward")
@@ -482,7 +490,11 @@ def av_backward(
     right_aligned: bool = False,
     backend: str | None = None,
 ) -> dict:
-    """Gradients of av() for every array that it was given, by name; 0 in slots without a key."""
+    """Gradients of av() for every array that it was given, by name, each of its array's shape.
+
+    grad_output is ``[batch, queries..., heads, head_dim_value]``; the other arguments are those of
+    av(). The gradient of attention is 0 in slots without a key.
+    """
     arrays = (attention, value, additional_values)
     wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
     rank = rank_of(np.shape(value), "av_backward")
