@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -197,13 +198,52 @@ HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
            static_cast<int>(wide.token[2])}};
 }
 
+// A tensor of a call and its place among the parameters.
+template <typename Args>
+struct Field {
+  vecina_tensor Args::*tensor;
+  HaloRows HaloParams::*rows;
+  bool is_additional = false;  // has one axis
+};
+constexpr auto fields(const vecina_forward_args&) {
+  using A = vecina_forward_args;
+  using P = HaloParams;
+  return std::to_array<Field<A>>({{&A::query, &P::query},
+                                  {&A::key, &P::key},
+                                  {&A::value, &P::value},
+                                  {&A::additional_key, &P::additional_key, true},
+                                  {&A::additional_value, &P::additional_value, true},
+                                  {&A::output, &P::output},
+                                  {&A::lse, &P::lse}});
+}
+constexpr auto fields(const vecina_backward_args&) {
+  using A = vecina_backward_args;
+  using P = HaloParams;
+  return std::to_array<Field<A>>({{&A::query, &P::query},
+                                  {&A::key, &P::key},
+                                  {&A::value, &P::value},
+                                  {&A::additional_key, &P::additional_key, true},
+                                  {&A::additional_value, &P::additional_value, true},
+                                  {&A::output, &P::output},
+                                  {&A::grad_output, &P::grad_output},
+                                  {&A::grad_lse, &P::grad_lse},
+                                  {&A::grad_query, &P::grad_query},
+                                  {&A::grad_key, &P::grad_key},
+                                  {&A::grad_value, &P::grad_value}});
+}
+
 int items_of_sample(const Problem& problem, const HaloConfig& config) {
   return (config.of_keys ? problem.heads_kv() : problem.heads()) / config.heads;
 }
 
-// Everything but tensors.
-HaloParams make_params(const Problem& problem, const HaloConfig& config, double* blocks) {
+// Everything but addresses.
+template <typename Args>
+HaloParams make_params(const Problem& problem, const Args& example, const HaloConfig& config,
+                       double* blocks) {
   HaloParams params = {};
+  for (const Field<Args>& field : fields(example)) {
+    params.*field.rows = halo_rows(example.*field.tensor, field.is_additional ? 1 : problem.rank());
+  }
   params.num_items_of_sample = items_of_sample(problem, config);
   params.items_of_sample = divider(params.num_items_of_sample);
   params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
@@ -220,23 +260,39 @@ HaloParams make_params(const Problem& problem, const HaloConfig& config, double*
   return params;
 }
 
+char* workspace(const vecina_forward_args&) { return nullptr; }
+char* workspace(const vecina_backward_args& args) { return static_cast<char*>(args.workspace); }
+
 template <typename Args>
-void set_launch(const HaloConfig& config, const char* kernel, double blocks,
-                const DeviceFacts& facts, KernelLaunch<Args>* launch) {
-  launch->source = {fmt::format("{}.cu", kernel), kernel, "halo_config.h", "HaloConfig",
-                    print(config)};
-  launch->grid[0] = static_cast<uint32_t>(blocks);
-  launch->block[0] = static_cast<uint32_t>(32 * warps_of(config));
-  launch->shared_bytes = static_cast<uint32_t>(config.stages * stage_bytes(config));
-  launch->is_programmatic = facts.compute_capability >= 90;
-  launch->params_bytes = sizeof(HaloParams);
-  launch->description = fmt::format(
+KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* kernel,
+                               const HaloConfig& config, const DeviceFacts& facts) {
+  double blocks = 0.0;
+  const HaloParams params = make_params(problem, example, config, &blocks);
+  KernelLaunch<Args> launch;
+  launch.source = {fmt::format("{}.cu", kernel), kernel, "halo_config.h", "HaloConfig",
+                   print(config)};
+  launch.grid[0] = static_cast<uint32_t>(blocks);
+  launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
+  launch.shared_bytes = static_cast<uint32_t>(config.stages * stage_bytes(config));
+  launch.is_programmatic = facts.compute_capability >= 90;
+  launch.params_bytes = sizeof(HaloParams);
+  launch.fill = [params](const Args& args, void* memory) -> Status {
+    HaloParams filled = params;
+    for (const Field<Args>& field : fields(args)) {
+      (filled.*field.rows).data = pointer(args.*field.tensor);
+    }
+    filled.facts = workspace(args);
+    std::memcpy(memory, &filled, sizeof filled);
+    return {};
+  };
+  launch.description = fmt::format(
       R"("form": "halo", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
       R"("items_of_block": {}, "tokens_of_box": {}, "tokens_of_block": {}, "blocks": {}, )"
       R"("why": "neighbouring windows share their tokens in shared memory")",
       config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
       config.boxes[2], config.items_of_block, 8 * tiles_of(config),
       stage_rows(config) * config.halo_size[0], blocks);
+  return launch;
 }
 
 }  // namespace
@@ -320,31 +376,7 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
                                   const DeviceFacts& facts, const HaloShape& shape) {
   HaloConfig config = make_config(problem, HaloKernel::forward, shape);
   config.blocks = blocks_of(config, HaloKernel::forward, facts);
-  double blocks = 0.0;
-  HaloParams params = make_params(problem, config, &blocks);
-  const int rank = problem.rank();
-  params.query = halo_rows(example.query, rank);
-  params.key = halo_rows(example.key, rank);
-  params.value = halo_rows(example.value, rank);
-  params.additional_key = halo_rows(example.additional_key, 1);
-  params.additional_value = halo_rows(example.additional_value, 1);
-  params.output = halo_rows(example.output, rank);
-  params.lse = halo_rows(example.lse, rank);
-  ForwardLaunch launch;
-  set_launch(config, "halo_forward", blocks, facts, &launch);
-  launch.fill = [params](const vecina_forward_args& args, void* memory) -> Status {
-    HaloParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.output.data = pointer(args.output);
-    filled.lse.data = pointer(args.lse);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
-  return launch;
+  return make_launch(problem, example, "halo_forward", config, facts);
 }
 
 bool pays_for_halo(const Problem& problem) {
@@ -383,42 +415,10 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
   HaloConfig config = make_config(problem, kernel, shape);
   config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
-  double blocks = 0.0;
-  HaloParams params = make_params(problem, config, &blocks);
-  const int rank = problem.rank();
-  params.query = halo_rows(example.query, rank);
-  params.key = halo_rows(example.key, rank);
-  params.value = halo_rows(example.value, rank);
-  params.additional_key = halo_rows(example.additional_key, 1);
-  params.additional_value = halo_rows(example.additional_value, 1);
-  params.output = halo_rows(example.output, rank);
-  params.grad_output = halo_rows(example.grad_output, rank);
-  params.grad_lse = halo_rows(example.grad_lse, rank);
-  params.grad_query = halo_rows(example.grad_query, rank);
-  params.grad_key = halo_rows(example.grad_key, rank);
-  params.grad_value = halo_rows(example.grad_value, rank);
-  BackwardLaunch launch;
   const bool is_of_query = kernel == HaloKernel::gradient_query;
-  set_launch(config, is_of_query ? "halo_gradient_query" : "halo_gradient_key", blocks, facts,
-             &launch);
+  BackwardLaunch launch = make_launch(
+      problem, example, is_of_query ? "halo_gradient_query" : "halo_gradient_key", config, facts);
   launch.workspace_bytes = gradient_workspace_bytes(problem);
-  launch.fill = [params](const vecina_backward_args& args, void* memory) -> Status {
-    HaloParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.output.data = pointer(args.output);
-    filled.grad_output.data = pointer(args.grad_output);
-    filled.grad_lse.data = pointer(args.grad_lse);
-    filled.grad_query.data = pointer(args.grad_query);
-    filled.grad_key.data = pointer(args.grad_key);
-    filled.grad_value.data = pointer(args.grad_value);
-    filled.facts = static_cast<char*>(args.workspace);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
   return launch;
 }
 
