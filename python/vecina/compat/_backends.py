@@ -63,6 +63,22 @@ def _lister(function: str):
     return configs
 
 
+def _runner(function: str):
+    def can_run(query, key, value, *args, **keywords) -> bool:
+        return not any(arch in function for arch in ("hopper", "blackwell"))
+
+    can_run.__name__ = can_run.__qualname__ = function
+    can_run.__doc__ = "True for the backends that get_compatible_backends() lists."
+    return can_run
+
+
+for _function in (
+    *(f"can_run_cutlass{_arch}_{_op}" for _arch in ("", "_hopper", "_blackwell")
+      for _op in ("fna", "fmha")),
+    "can_run_flex_attention",
+):  # fmt: skip
+    globals()[_function] = _runner(_function)
+
 for _kind in ("cutlass", "cutlass_hopper", "cutlass_blackwell", "flex"):
     for _op in ("fna", "fmha"):
         for _way in ("", "bwd_"):

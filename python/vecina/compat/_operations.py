@@ -70,6 +70,33 @@ def natten_na(
     )  # fmt: skip
 
 
+def any_shape(front, rank, input_shape) -> bool:
+    """True: vecina, which computes it, takes every shape."""
+    return True
+
+
+def flex_mask(front, rank, na_dim, input_size, kernel_size, dilation, is_causal):
+    """A BlockMask of torch's flex_attention for tokens that lie in a row."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from vecina import _torch_split, _windows
+    from vecina.compat import _checks
+
+    window = _checks.check_all_args(na_dim, kernel_size, dilation, is_causal)
+    kernel, dilation, is_causal = window
+    axes = _windows.axes_of(tuple(input_size), kernel, 1, dilation, is_causal, 1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tables = _torch_split._make_tables(axes, False, device)
+    tokens = len(tables.index)
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
+    rows = torch.arange(tokens, device=device)[:, None].expand_as(tables.index)
+    mask[rows[tables.seen], tables.index[tables.seen]] = True
+    return create_block_mask(
+        lambda b, h, i, j: mask[i, j], None, None, tokens, tokens, device=device
+    )
+
+
 def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
     """By vecina's reference, which sums in double."""
     for name in ("stride", "dilation", "is_causal"):
@@ -220,6 +247,25 @@ def _cubed(kernel_size, dilation, kernel_size_d, dilation_d):
     return (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
 
 
+def _is_nested(tensor) -> bool:
+    return getattr(tensor, "is_nested", False)
+
+
+def _sample_by_sample(call, *tensors):
+    """call of each sample of nested tensors (None stays None), as one nested tensor."""
+    import torch
+
+    if not all(tensor is None or _is_nested(tensor) for tensor in tensors):
+        raise ValueError("all tensors must be nested, or none.")
+    if len({tensor.size(0) for tensor in tensors if tensor is not None}) != 1:
+        raise ValueError("nested tensors of as many samples are needed.")
+    samples = zip(*(
+        [None] * tensors[0].size(0) if tensor is None else tensor.unbind() for tensor in tensors
+    ))  # fmt: skip
+    parts = [call(*(t if t is None else t.unsqueeze(0) for t in sample)) for sample in samples]
+    return torch.nested.as_nested_tensor([part.squeeze(0) for part in parts])
+
+
 def _heads_first_rank(rank, *tensors) -> None:
     _dense(*tensors)
     for tensor in tensors:
@@ -232,6 +278,15 @@ def heads_first_qk(
     front, rank, query, key, kernel_size, dilation, bias=None, rpb=None, is_causal=False,
     additional_keys=None, kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
+    """Nested tensors, too: samples of different extents."""
+    if _is_nested(query):
+        return _sample_by_sample(
+            lambda q, k, more: heads_first_qk(
+                front, rank, q, k, kernel_size, dilation, bias, rpb, is_causal, more,
+                kernel_size_d, dilation_d,
+            ),
+            query, key, additional_keys,
+        )  # fmt: skip
     _heads_first_rank(rank, query, key)
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
@@ -249,6 +304,15 @@ def heads_first_av(
     front, rank, attn, value, kernel_size, dilation, additional_values=None, is_causal=False,
     kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
+    """Nested tensors, too: samples of different extents."""
+    if _is_nested(attn):
+        return _sample_by_sample(
+            lambda a, v, more: heads_first_av(
+                front, rank, a, v, kernel_size, dilation, more, is_causal, kernel_size_d,
+                dilation_d,
+            ),
+            attn, value, additional_values,
+        )  # fmt: skip
     _heads_first_rank(rank, attn, value)
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
