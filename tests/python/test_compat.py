@@ -186,12 +186,18 @@ def test_context():
     natten.use_fused_na()
     natten.set_memory_usage_preference("strict")
     assert natten.is_fna_enabled() and natten.is_memory_usage_strict()
+    natten.use_autotuner(forward_pass=True, steps_forward=3)
+    assert natten.context.AutotunerContext.steps_forward == 3
+    assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
     natten.use_deterministic_algorithms()
     assert not natten.is_kv_parallelism_in_fused_na_enabled()
     with pytest.raises(RuntimeError):
         natten.use_kv_parallelism_in_fused_na()
-    natten.use_autotuner(forward_pass=True)
-    assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
+    natten.disable_autotuner()
+    with pytest.raises(ValueError, match="steps_forward is 'abc'"):
+        natten.use_autotuner(steps_forward="abc")
+    with pytest.raises(RuntimeError, match="autotuner"):
+        natten.use_autotuner(True)  # while its deterministic algorithms are on
     natten.disable_tiled_na()
     assert not natten.is_tiled_na_enabled()
     with pytest.raises(ValueError, match="'much'"):
@@ -237,14 +243,16 @@ def test_halves_with_additional_tokens_and_causality():
     assert logits.shape[-1] == 6 and torch.isinf(logits[..., 0, 1:3]).all()
     output = functional.na1d_av(logits.softmax(-1), first[2], 3, 2, first[4], True)
     torch.testing.assert_close(output, heads_first(wanted))
+    with pytest.raises(RuntimeError, match="must be odd"):
+        functional.na1d_qk(*first[:2], 4)
     with pytest.raises(NotImplementedError, match="bias with is_causal"):
         functional.na1d_qk(*first[:2], 3, is_causal=True, rpb=torch.zeros(2, 5))
 
 
 def test_halves_of_nested_tensors():
     functional = vecina.compat.for_version("0.17.5").functional
-    samples = [[heads_first(t)[0] for t in qkv(1, *n, 3, 4)] for n in ((6, 5), (4, 9))]
-    more = [[heads_first(t)[0] for t in qkv(1, 2, 3, 4)[:2]] for _ in samples]
+    samples = [[heads_first(t) for t in qkv(*n, 3, 4)] for n in ((1, 6, 5), (2, 4, 9))]
+    more = [[heads_first(t) for t in qkv(n, 2, 3, 4)[:2]] for n in (1, 2)]
     nested = [torch.nested.nested_tensor([s[i] for s in samples]) for i in range(3)]
     nested_more = [torch.nested.nested_tensor([m[i] for m in more]) for i in range(2)]
     logits = functional.na2d_qk(*nested[:2], 3, 1, nested_more[0])
@@ -254,12 +262,12 @@ def test_halves_of_nested_tensors():
     for part, mine, (query, key, value), (keys, values) in zip(
         output.unbind(), logits.unbind(), samples, more
     ):
-        alone = functional.na2d_qk(query[None], key[None], 3, 1, keys[None])
-        torch.testing.assert_close(mine, alone[0])
-        wanted = functional.na2d_av(alone.softmax(-1), value[None], 3, 1, values[None])
-        torch.testing.assert_close(part, wanted[0])
+        alone = functional.na2d_qk(query, key, 3, 1, keys)
+        torch.testing.assert_close(mine, alone)
+        wanted = functional.na2d_av(alone.softmax(-1), value, 3, 1, values)
+        torch.testing.assert_close(part, wanted)
     with pytest.raises(ValueError, match="all tensors must be nested"):
-        functional.na2d_qk(nested[0], samples[0][1][None], 3, 1)
+        functional.na2d_qk(nested[0], samples[0][1], 3, 1)
     with pytest.raises(NotImplementedError, match="nested and sparse"):
         functional.na2d(*nested, 3)
 
@@ -378,6 +386,7 @@ def test_natten_mps():
     from natten_mps.utils.window import get_pb_start, get_window_end, get_window_start
 
     assert [get_window_start(i, 7, 3, 2) for i in range(7)] == [0, 1, 0, 1, 2, 1, 2]
+    assert [get_window_start(i, 10, 7, 2) for i in (1, 5, 9)] == [1, 1, -3]  # does not fit
     assert get_window_end(6, 7, 3, 2) == 6 and get_pb_start(6, 7, 3, 2) == 0
     old = port.compat.for_version("0.14.6")
     assert old.NeighborhoodAttention2D(dim=8, kernel_size=3, num_heads=2).num_heads == 2

@@ -252,7 +252,7 @@ def _is_nested(tensor) -> bool:
 
 
 def _sample_by_sample(call, *tensors):
-    """call of each sample of nested tensors (None stays None), as one nested tensor."""
+    """call of each tensor in nested ones (None stays None), as one nested tensor."""
     import torch
 
     if not all(tensor is None or _is_nested(tensor) for tensor in tensors):
@@ -262,8 +262,7 @@ def _sample_by_sample(call, *tensors):
     samples = zip(*(
         [None] * tensors[0].size(0) if tensor is None else tensor.unbind() for tensor in tensors
     ))  # fmt: skip
-    parts = [call(*(t if t is None else t.unsqueeze(0) for t in sample)) for sample in samples]
-    return torch.nested.as_nested_tensor([part.squeeze(0) for part in parts])
+    return torch.nested.as_nested_tensor([call(*sample) for sample in samples])
 
 
 def _heads_first_rank(rank, *tensors) -> None:
@@ -278,7 +277,7 @@ def heads_first_qk(
     front, rank, query, key, kernel_size, dilation, bias=None, rpb=None, is_causal=False,
     additional_keys=None, kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
-    """Nested tensors, too: samples of different extents."""
+    """Nested tensors, too, of [batch, heads, tokens..., ...] each."""
     if _is_nested(query):
         return _sample_by_sample(
             lambda q, k, more: heads_first_qk(
@@ -304,7 +303,7 @@ def heads_first_av(
     front, rank, attn, value, kernel_size, dilation, additional_values=None, is_causal=False,
     kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
-    """Nested tensors, too: samples of different extents."""
+    """Nested tensors, too, of [batch, heads, tokens..., ...] each."""
     if _is_nested(attn):
         return _sample_by_sample(
             lambda a, v, more: heads_first_av(
@@ -321,6 +320,28 @@ def heads_first_av(
         additional_values=_heads_last(additional_values),
     )  # fmt: skip
     return output.movedim(-2, 1)
+
+
+def _check_odd(kernel_size) -> None:
+    sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
+    if any(isinstance(size, int) and size % 2 == 0 for size in sizes):
+        raise RuntimeError(f"kernel_size is {kernel_size}; in NATTEN's qk and av it must be odd.")
+
+
+def natten_qk(front, rank, query, key, kernel_size, dilation, kernel_size_d=None, **keywords):
+    """Heads first; RuntimeError for an even window, as before 0.20."""
+    _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
+    return heads_first_qk(
+        front, rank, query, key, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
+    )
+
+
+def natten_av(front, rank, attn, value, kernel_size, dilation, kernel_size_d=None, **keywords):
+    """Heads first; RuntimeError for an even window, as before 0.20."""
+    _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
+    return heads_first_av(
+        front, rank, attn, value, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
+    )
 
 
 # natten-mps and natten-mlx
@@ -548,12 +569,26 @@ def _window_rows(length, kernel_size, dilation):
 
 
 def window_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
-    return _window_rows(length, kernel_size, dilation)[0][index][0]
+    """Also of windows that do not fit, which no call takes: the ports' number, for who asks."""
+    if kernel_size * dilation <= length:
+        return _window_rows(length, kernel_size, dilation)[0][index][0]
+    reach = kernel_size // 2 * dilation
+    if dilation == 1:
+        return max(index - reach, 0) + min(length - index - reach - 1, 0)
+    if index < reach:
+        return index % dilation
+    if index + reach < length:
+        return index - reach
+    whole, group = length // dilation * dilation, index % dilation
+    if group < length - whole:
+        return whole + group - 2 * reach
+    return whole + group - kernel_size * dilation
 
 
 def window_last(front, rank, index, length, kernel_size, dilation):
     """The last key, inclusive, as natten-mps counts."""
-    return _window_rows(length, kernel_size, dilation)[0][index][-1]
+    start = window_start(front, rank, index, length, kernel_size, dilation)
+    return start + (kernel_size - 1) * dilation
 
 
 def window_end(front, rank, start, length, kernel_size, dilation):

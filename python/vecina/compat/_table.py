@@ -141,12 +141,12 @@ FUNCTIONS = (
     Function(
         ("v017",), "na{rank}d_qk",
         "query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False, rpb=None",
-        "heads_first_qk", ALL,
+        "natten_qk", ALL,
     ),
     Function(
         ("v017",), "na{rank}d_av",
         "attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False",
-        "heads_first_av", ALL,
+        "natten_av", ALL,
     ),
     Function(
         ("v017",), "na{rank}d",
@@ -165,28 +165,28 @@ FUNCTIONS = (
              "na_dim, input_size, kernel_size, dilation, is_causal", "flex_mask", module="flex"),
     # NATTEN 0.15
     Function(("v015",), "na{rank}d_qk", _OLD_QK.format("", ", additional_keys=None"),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v015",), "na{rank}d_qk_with_bias",
-             _OLD_QK.format("bias, ", ", additional_keys=None"), "heads_first_qk", PLANE),
+             _OLD_QK.format("bias, ", ", additional_keys=None"), "natten_qk", PLANE),
     Function(("v015",), "na{rank}d_av", "attn, value, kernel_size, dilation, "
-             "additional_values=None", "heads_first_av", PLANE),
+             "additional_values=None", "natten_av", PLANE),
     Function(("v015",), "na{rank}d_qk", f"query, key, {_3D}, additional_keys=None",
-             "heads_first_qk", (3,)),
+             "natten_qk", (3,)),
     Function(("v015",), "na{rank}d_qk_with_bias", f"query, key, bias, {_3D}, additional_keys=None",
-             "heads_first_qk", (3,)),
+             "natten_qk", (3,)),
     Function(("v015",), "na{rank}d_av", f"attn, value, {_3D}, additional_values=None",
-             "heads_first_av", (3,)),
+             "natten_av", (3,)),
     # NATTEN 0.14, kept until 0.17.0
     Function(("v014", "v015", "v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dqk", _OLD_QK.format("", ""),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dav", "attn, value, kernel_size, dilation",
-             "heads_first_av", PLANE),
-    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "heads_first_qk",
+             "natten_av", PLANE),
+    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "natten_qk",
              (3,)),
-    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "heads_first_qk", (3,)),
-    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "heads_first_av", (3,)),
+    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "natten_qk", (3,)),
+    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "natten_av", (3,)),
     # The ports
     Function(PORTS, "na{rank}d", _PORT_NA, "port_na", ALL),
     Function(("natten_mps",), "na{rank}d_qk",
@@ -322,6 +322,9 @@ _CHOICES = (
     "can_run_cutlass_hopper_fmha can_run_cutlass_blackwell_fna can_run_cutlass_blackwell_fmha "
     "can_run_flex_attention"
 ).split()
+_ALL_CONFIGS = [
+    f"get_all_{kind}{way}_configs" for kind in ("", "fmha_") for way in ("forward", "backward")
+]
 _PROFILES = (
     "generate_problem measure_natten_runtime print_table profile_fmha_with_torch "
     "profile_na_with_torch"
@@ -341,7 +344,13 @@ SUPPORT = {
         "types": ("_types", None),
         "utils.checks": ("_checks", None),
         "utils.testing": ("_testing", None),
-        "_environment": ("_backends", ["HAS_LIBNATTEN"]),
+        "_environment": ("_internals", ["HAS_LIBNATTEN", "_NUM_RAND_SWEEP_TESTS", "_RUN_FLEX_TESTS"]),
+        "_libnatten": ("_internals", ["compute_delta"]),
+        "utils.dtype": ("_internals", ["is_fp8"]),
+        "utils.log": ("_log", ITSELF),
+        **{f"backends.configs.{kernel}": ("_backends", _ALL_CONFIGS)
+           for kernel in ("cutlass", "cutlass_hopper", "cutlass_blackwell")},
+        "backends.configs.flex": ("_backends", ["FLEX_FORWARD_TILE_SHAPES"]),
         "": ("_backends", _CONFIGS),
         "profiler": ("profiler", ITSELF),
         "profiling_utils": ("profiler", _PROFILES),
@@ -359,7 +368,9 @@ SUPPORT = {
         ),
         "types": ("_types", None),
         "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "libnatten": ("_internals", ["compute_delta"]),
         "utils": ("_checks", ["check_all_args", "get_num_na_weights"]),
+        "utils.log": ("_log", ITSELF),
         "utils.testing": ("_testing", None),
     },
     "v015": {
