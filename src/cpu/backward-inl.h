@@ -491,7 +491,7 @@ class BackwardUnit {
                         ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
         }
         LogitsTable<kLayout, D>::of_rows(rows, take)(
-            D(), size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
+            size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
       }
     }
   }

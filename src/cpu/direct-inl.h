@@ -26,40 +26,6 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// direct_logits() for every number of keys in a row, and the numbers of rows whose keys it groups;
-// steps of several vectors where head_dim has whole ones.
-template <class D>
-class DirectLogits {
- public:
-  using T = hn::TFromD<D>;
-  using Function = void (*)(D, const DirectBlock<D>&, const T*, ptrdiff_t, int, int, int, int, T);
-  static Function of_row(int keys, int vectors) {
-    return (vectors % kStep == 0 ? kRowInSteps : kRow)[static_cast<size_t>(keys - 1)];
-  }
-  // For grouped_rows(keys) of them.
-  static Function of_rows(int keys, int vectors) {
-    return (vectors % kStep == 0 ? kRowsInSteps : kRows)[static_cast<size_t>(keys - 1)];
-  }
-
- private:
-  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr int kStep = 4;
-  using Table = std::array<Function, static_cast<size_t>(kLanes)>;
-
-  template <int kVectors, int... kKeys>
-  static constexpr Table row_table(std::integer_sequence<int, kKeys...>) {
-    return {&direct_logits<kKeys + 1, 1, kVectors, D>...};
-  }
-  template <int kVectors, int... kKeys>
-  static constexpr Table rows_table(std::integer_sequence<int, kKeys...>) {
-    return {&direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, D>...};
-  }
-  using AllKeys = std::make_integer_sequence<int, kLanes>;
-  static constexpr Table kRow = row_table<1>(AllKeys()), kRows = rows_table<1>(AllKeys());
-  static constexpr Table kRowInSteps = row_table<kStep>(AllKeys());
-  static constexpr Table kRowsInSteps = rows_table<kStep>(AllKeys());
-};
-
 template <typename Element>
 class DirectUnit {
  public:
@@ -351,21 +317,17 @@ class DirectUnit {
 
   // Of queries that fill whole vectors.
   void packed_logits(const T* query, ptrdiff_t query_stride) {
-    using Table = DirectLogits<D>;
     const auto scale = static_cast<T>(plan_.scale * kLog2E);
     const int vectors = plan_.key_pitch / kLanes;
-    const int rows = block_.num_rows;
+    const auto rows = [&](int first_key, int first_row, int last_row, bool in_groups) {
+      if (first_row == last_row) return;
+      const int keys = std::min(kLanes, block_.row_keys - first_key);
+      direct_logits(keys, in_groups, vectors)(
+          block_, {query, query_stride, vectors, first_key, first_row, last_row, scale});
+    };
     for (int j = 0; j < block_.row_keys; j += kLanes) {
-      const int keys = std::min(kLanes, block_.row_keys - j);
-      if (grouped_ > 0) {
-        const auto of_rows = direct().grouped_rows > 1 ? Table::of_rows(keys, vectors)
-                                                       : Table::of_row(keys, vectors);
-        of_rows(D(), block_, query, query_stride, vectors, j, 0, grouped_, scale);
-      }
-      if (grouped_ < rows) {
-        Table::of_row(keys, vectors)(D(), block_, query, query_stride, vectors, j, grouped_, rows,
-                                     scale);
-      }
+      rows(j, 0, grouped_, true);
+      rows(j, grouped_, block_.num_rows, false);
     }
     if (plan_.additional_tokens == 0) return;
     for (int t = 0; t < block_.num_queries; t += kLanes) {

@@ -90,102 +90,20 @@ struct MaxLanes {
   }
 };
 
-// Logits of kKeys keys from `first_key` on in each of the rows [first_row, last_row), kRows rows at
-// a time: their keys follow each other in groups of kLanes, of which the last may be partly empty
-// (-infinity). Two queries at a time: what one waits for, the other fills.
-template <int kKeys, int kRows, int kStep, class D>
-HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block,
-                                const hn::TFromD<D>* HWY_RESTRICT queries, ptrdiff_t query_stride,
-                                int vectors, int first_key, int first_row, int last_row,
-                                hn::TFromD<D> scale) {
-  using T = hn::TFromD<D>;
-  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-  constexpr int kCount = kKeys * kRows;
-  constexpr int kGroups = (kCount + kLanes - 1) / kLanes;
-  const auto factor = hn::Set(d, scale);
-  // Of the last group, where it is partly empty: 0, then -infinity.
-  constexpr size_t kLast = static_cast<size_t>(kCount - (kGroups - 1) * kLanes);
-  const auto hidden =
-      hn::IfThenElse(hn::FirstN(d, kLast), hn::Zero(d), hn::Set(d, -hwy::HighestValue<T>() * 2));
-  const ptrdiff_t stride = block.key_stride, size = ptrdiff_t{vectors} * kLanes;
-  const ptrdiff_t* HWY_RESTRICT key_offsets = block.key_offsets;
-  const int64_t* HWY_RESTRICT key_rows = block.key_rows;
-  const int* HWY_RESTRICT row_slots = block.row_slots;
-  const T* first = block.keys + first_key * stride;
-  T* HWY_RESTRICT logits_a = block.weights + first_key;
-  const int num_queries = block.num_queries;
-  // The second of the last pair may be the first once more.
-  ptrdiff_t query_pair = query_stride, weights_pair = block.weights_pitch;
-  for (int t = 0; t < num_queries; t += 2) {
-    int u = t + 1;
-    if (u == num_queries) {
-      u = t;
-      query_pair = weights_pair = 0;
-    }
-    const T* HWY_RESTRICT query_b = queries + query_pair;
-    T* HWY_RESTRICT logits_b = logits_a + weights_pair;
-    const T* keys = first + key_offsets[t];
-    const ptrdiff_t shift = key_offsets[u] - key_offsets[t];
-    for (ptrdiff_t row = first_row; row < last_row; row += kRows) {
-      const ptrdiff_t slot = row_slots[row];
-      const T* key = keys + key_rows[row];  // the next one
-      unroll<kGroups>([&](auto group) HWY_ATTR {
-        constexpr int kGroup = static_cast<int>(decltype(group)::value);
-        hn::Vec<D> parts_a[kLanes / 4], parts_b[kLanes / 4];
-        unroll<kLanes / 4>([&](auto quarter) HWY_ATTR {
-          constexpr int kFirst = kGroup * kLanes + 4 * static_cast<int>(decltype(quarter)::value);
-          constexpr size_t kHere = static_cast<size_t>(HWY_MAX(0, HWY_MIN(4, kCount - kFirst)));
-          hn::Vec<D> sums_a[4], sums_b[4];
-          unroll<4>([&](auto i) HWY_ATTR { sums_a[i] = sums_b[i] = hn::Zero(d); });
-          if constexpr (kHere > 0) {
-            const T* of[kHere];
-            unroll<kHere>([&](auto i) HWY_ATTR {
-              constexpr int kNext = kFirst + static_cast<int>(decltype(i)::value) + 1;
-              of[i] = key;
-              if constexpr (kNext % kKeys != 0) {
-                key += stride;
-              } else if constexpr (kNext < kCount) {
-                key = keys + key_rows[row + kNext / kKeys];
-              }
-            });
-            const auto add = [&](ptrdiff_t at, auto is_first) HWY_ATTR {
-              const auto part_a = hn::LoadU(d, queries + at), part_b = hn::LoadU(d, query_b + at);
-              unroll<kHere>([&](auto i) HWY_ATTR {
-                const auto key_a = hn::LoadU(d, of[i] + at);
-                const auto key_b = hn::LoadU(d, of[i] + (at + shift));
-                sums_a[i] =
-                    is_first ? hn::Mul(part_a, key_a) : hn::MulAdd(part_a, key_a, sums_a[i]);
-                sums_b[i] =
-                    is_first ? hn::Mul(part_b, key_b) : hn::MulAdd(part_b, key_b, sums_b[i]);
-              });
-            };
-            add(0, std::true_type());
-            unroll<kStep - 1>([&](auto s) HWY_ATTR {
-              add(static_cast<ptrdiff_t>(decltype(s)::value + 1) * kLanes, std::false_type());
-            });
-            for (ptrdiff_t v = kStep * kLanes; v < size; v += kStep * kLanes) {
-              unroll<kStep>([&](auto s) HWY_ATTR {
-                add(v + static_cast<ptrdiff_t>(decltype(s)::value) * kLanes, std::false_type());
-              });
-            }
-          }
-          parts_a[quarter] = across_four(d, sums_a, AddLanes());
-          parts_b[quarter] = across_four(d, sums_b, AddLanes());
-        });
-        constexpr bool kIsWhole = kGroup * kLanes + kLanes <= kCount;
-        const auto finish = [&](const auto& parts) HWY_ATTR {
-          const auto sum = across_groups(d, parts, AddLanes());
-          return kIsWhole ? hn::Mul(factor, sum) : hn::MulAdd(factor, sum, hidden);
-        };
-        const auto sum_a = finish(parts_a), sum_b = finish(parts_b);
-        hn::Store(sum_a, d, logits_a + slot + kGroup * kLanes);
-        hn::Store(sum_b, d, logits_b + slot + kGroup * kLanes);
-      });
-    }
-    queries += 2 * query_stride;
-    logits_a += 2 * block.weights_pitch;
-  }
-}
+// Computes logits of `keys` keys from first_key on, at most a vector of them, in each of the rows
+// [first_row, last_row) of the block. `vectors`: of head_dim, which queries fill as keys do.
+struct DirectLogitsArguments {
+  const float* queries;
+  ptrdiff_t query_stride;
+  int vectors, first_key, first_row, last_row;
+  float scale;
+};
+using DirectFloats = hn::CappedTag<float, kMaxDirectLanes>;
+using DirectLogits = void (*)(const DirectBlock<DirectFloats>& block,
+                              const DirectLogitsArguments& arguments);
+// `in_groups`: for numbers of rows that grouped_rows(keys) divides. Compiled once, in
+// direct_logits.cc, for all element types.
+DirectLogits direct_logits(int keys, bool in_groups, int vectors);
 
 // Logits of additional tokens, which all queries see: for as many queries as a vector has lanes,
 // logits[j * kMaxQueries + t] for query t.

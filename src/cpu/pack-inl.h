@@ -32,6 +32,11 @@ HWY_INLINE void unroll(const F& f) {
   unroll_indices(f, std::make_index_sequence<kCount>());
 }
 
+// For lambdas that capture vectors: g++ keeps in memory what a call that is inlined late refers to,
+// and in a file of many such calls all are.
+#undef VECINA_INLINE
+#define VECINA_INLINE HWY_ATTR __attribute__((always_inline))
+
 // v, in a register for all its uses. Without it g++ loads it again as the operand of each one; from
 // an address that is no multiple of the vector's size each load costs two.
 template <class V>

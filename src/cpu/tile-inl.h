@@ -10,10 +10,8 @@
 #endif
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -24,58 +22,16 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sums one call of logits() keeps in registers: as many as leave room for a key and, read as
-// operands of the multiply-adds where need be, the queries.
+// Sums one call of a LogitsTable function keeps in registers: as many as leave room for a key and,
+// read as operands of the multiply-adds where need be, the queries.
 inline constexpr int kMaxSums = HWY_TARGET == HWY_AVX3 ? 28 : 12;
 
-// Logits of kKeys keys for kRows rows of kTwins vectors of queries. Entry i of vector v = r *
-// kTwins + t is at queries[v * query_pitch + i * lanes], of key m at keys[m] + i * key_step: a
-// vector (shifted) or one number (shared). Twins are a key apart, so in the shifted layout key j of
-// twin t is key j + t: kKeys + kTwins - 1 vectors serve kKeys * kTwins logits. weights[v][j * lanes
-// + lane] = sum over i of query * key.
-template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D>
-HWY_NOINLINE void logits(D d, int head_dim, const hn::TFromD<D>* HWY_RESTRICT queries,
-                         ptrdiff_t query_pitch, const hn::TFromD<D>* const* keys,
-                         ptrdiff_t key_step, hn::TFromD<D>* const* weights) {
-  using T = hn::TFromD<D>;
-  constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
-  constexpr int kVectors = kRows * kTwins;
-  constexpr int kColumns = kIsShifted ? kKeys + kTwins - 1 : kKeys;
-  const auto lanes = static_cast<ptrdiff_t>(hn::Lanes(d));
-  hn::Vec<D> sums[kVectors * kKeys];
-  unroll<kVectors * kKeys>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(d); });
-  const T* k[kColumns];
-  unroll<kColumns>([&](auto m) HWY_ATTR { k[m] = keys[m]; });
-  for (int i = 0; i < head_dim; ++i) {
-    hn::Vec<D> q[kVectors];
-    unroll<kVectors>([&](auto v) HWY_ATTR {
-      q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i * lanes);
-    });
-    unroll<kColumns>([&](auto m) HWY_ATTR {
-      hn::Vec<D> key;
-      if constexpr (kIsShifted) {
-        key = hn::LoadU(d, k[m] + i * key_step);
-        if constexpr (kVectors > 1) key = in_register(key);
-      } else {
-        key = hn::Set(d, k[m][i * key_step]);
-      }
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        constexpr int kKey = static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
-        if constexpr (kKey >= 0 && kKey < kKeys) {
-          constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
-          sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
-        }
-      });
-    });
-  }
-  unroll<kVectors>([&](auto v) HWY_ATTR {
-    unroll<kKeys>([&](auto j) HWY_ATTR {
-      hn::Store(sums[v * kKeys + j], d, weights[v] + static_cast<ptrdiff_t>(size_t{j}) * lanes);
-    });
-  });
-}
-
-// logits() for every number of rows, twins and keys.
+// The first step of a tile for every number of rows, twins and keys. A function computes logits of
+// `keys` keys for vectors of queries, of which entry i of vector v = row * twins + twin is at
+// queries[v * query_pitch + i * lanes], of key m at keys[m] + i * key_step: a vector (shifted) or
+// one number (shared). Twins are a key apart, so in the shifted layout key j of twin t is key j +
+// t: keys + twins - 1 vectors serve keys * twins logits. weights[v][j * lanes + lane] = sum over i
+// of query * key. Compiled once, in tile_logits.cc, for all element types and both passes.
 template <KeyLayout kLayout, class D>
 class LogitsTable {
  public:
@@ -83,7 +39,8 @@ class LogitsTable {
   static constexpr int kMaxRows = 3;
   static constexpr int kMostKeys = 8;
   static constexpr int kMaxColumns = 7 + kMaxTwins - 1;  // key vectors of one call
-  using Function = void (*)(D, int, const T*, ptrdiff_t, const T* const*, ptrdiff_t, T* const*);
+  using Function = void (*)(int head_dim, const T* queries, ptrdiff_t query_pitch,
+                            const T* const* keys, ptrdiff_t key_step, T* const* weights);
 
   // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
   static int take(int vectors, int keys) {
@@ -93,36 +50,17 @@ class LogitsTable {
   }
   // Rows whose logits one call computes: `left` more are there.
   static int take_rows(int left) { return left == 4 ? 2 : std::min(left, kMaxRows); }
-  static Function of_rows(int rows, int keys) {
-    const auto i = static_cast<size_t>(keys - 1);
-    return (rows == 1 ? kOneRow : rows == 2 ? kTwoRows : kThreeRows)[i];
-  }
-  static Function of_twins(int keys) { return kTwins[static_cast<size_t>(keys - 1)]; }
-
- private:
   static constexpr int max_keys(int vectors) {
     return vectors == 1 ? kMostKeys : std::min(kMaxSums / vectors, kMostKeys - 1);
   }
-  template <int kRows, int kLaneTwins, int kKeys>
-  static constexpr Function function() {
-    constexpr int kMost = max_keys(kRows * kLaneTwins);
-    if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
-      return nullptr;  // never taken
-    } else {
-      return &logits<kRows, kLaneTwins, kKeys, kLayout, D>;
-    }
-  }
-  template <int kRows, int kLaneTwins, int... kKeys>
-  static constexpr std::array<Function, sizeof...(kKeys)> table(
-      std::integer_sequence<int, kKeys...>) {
-    return {function<kRows, kLaneTwins, kKeys + 1>()...};
-  }
-  using AllKeys = std::make_integer_sequence<int, kMostKeys>;
-  static constexpr auto kOneRow = table<1, 1>(AllKeys());
-  static constexpr auto kTwoRows = table<2, 1>(AllKeys());
-  static constexpr auto kThreeRows = table<3, 1>(AllKeys());
-  static constexpr auto kTwins = table<1, kMaxTwins>(AllKeys());
+
+  static Function of_rows(int rows, int keys);
+  static Function of_twins(int keys);
 };
+extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
+extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;
+extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<double>>;
+extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<double>>;
 
 // 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
 template <class D>
