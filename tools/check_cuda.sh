@@ -59,7 +59,8 @@ done
 
 # One process a problem: the first to need a kernel compiles it.
 export vecina
-xargs -d '\n' -P "$processes" -I{} sh -c '$vecina check --backend cuda --problem "$1" || echo "FAILED $1"' \
+xargs -d '\n' -P "$processes" -I{} sh -c 'for pass in "" --backward; do
+  $vecina check --backend cuda $pass --problem "$1" || echo "FAILED $pass $1"; done' \
   _ {} < "${LARGE:-$(dirname "$0")/../tests/large_problems.txt}" > "$out/large.txt" 2>&1
 if grep -q FAILED "$out/large.txt"; then large_status=1; else large_status=0; fi
 report "large problems" $large_status "$out/large.txt" 'failures'

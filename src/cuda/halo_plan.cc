@@ -6,11 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numbers>
 
 #include "core/tensor.h"
 #include "cuda/gradient_plan.h"
-#include "cuda/kernels/halo_params.h"
+#include "cuda/owners.h"
 #include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
@@ -18,7 +17,6 @@ namespace {
 
 using vecina::cuda::HaloConfig;
 using vecina::cuda::HaloParams;
-using vecina::cuda::HaloRows;
 
 constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
@@ -26,14 +24,11 @@ constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
 constexpr int kMinKeys = 17;    // fewer in a window leave most of a product unused
 constexpr double kSetup = 1.2;  // of a block, in items
 constexpr int kMaxItems = 32;   // of a block
+constexpr int kMaxGradientColumns = 64;
 
 int row_heads(const Problem& problem, HaloKernel kernel) {
   if (kernel != HaloKernel::forward) return 1;
   return problem.head_group() % 4 == 0 ? 4 : problem.head_group() % 2 == 0 ? 2 : 1;
-}
-
-int64_t count_tiles(const Axis& axis, int owners) {
-  return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
 }
 
 HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShape& shape) {
@@ -41,6 +36,7 @@ HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShap
   config.dtype = problem.dtype();
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
   config.of_keys = kernel == HaloKernel::gradient_key;
   config.heads = row_heads(problem, kernel);
   config.head_group = problem.head_group();
@@ -108,8 +104,8 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   if (tiles_of(config) > kMaxTiles || blocks == 0) return 0.0;
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *=
-        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *= static_cast<double>(
+        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   const int planes = config.halo_size[0];
   // Rows skip planes that they do not see, but wait for those that do.
@@ -125,10 +121,7 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
 }
 
 std::string unsuitable(const Problem& problem) {
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
-  if (problem.batch() == 0) return "an empty batch";
-  if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
-  if (problem.has_bias()) return "relative position bias";
+  if (std::string why = unsuitable_owners(problem); !why.empty()) return why;
   if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";
   if (problem.head_dim() != 32 && problem.head_dim() != 64 && problem.head_dim() != 128) {
     return "head_dim is not 32, 64 or 128";
@@ -136,88 +129,43 @@ std::string unsuitable(const Problem& problem) {
   if (!(problem.scale() > 0.0)) return "a scale of 0 or less";
   if (problem.additional_tokens() > 64) return "more than 64 additional tokens";
   double keys = static_cast<double>(problem.additional_tokens()), window = 1.0;
-  double tokens = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
-    if (axis.output_stride > 1) return "output_stride";
-    if (axis.query_extent != axis.extent) return "queries that are not as many as keys";
     if (axis.kernel_size > 8 * kMaxTiles) return "many keys in a window";
     if (a == 0 && problem.rank() == 3 && axis.extent > 1 && problem.additional_tokens() > 0) {
       return "additional tokens in 3-D";
     }
     window *= static_cast<double>(axis.kernel_size);
-    tokens *= static_cast<double>(axis.extent);
-  }
-  if (static_cast<double>(problem.batch()) * problem.heads() * tokens > kMaxBlocks) {
-    return "2^31 rows or more";
   }
   keys += window;
   if (keys < kMinKeys) return "few keys in a window";
   return {};
 }
 
-// Strides that the kernels read or write by rows of 16 bytes and with narrow offsets.
-std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim) {
-  for (const vecina_tensor* tensor : rows) {
-    if (!given(*tensor)) continue;
-    double reach = 0.0;  // of one sample
-    for (int d = 0; d < tensor->ndim; ++d) {
-      if (tensor->shape[d] <= 1) continue;
-      if (tensor->strides[d] < 0) return "a negative stride";
-      const double stride = 2.0 * static_cast<double>(tensor->strides[d]);
-      if (d > 0) reach += stride * static_cast<double>(tensor->shape[d]);
-    }
-    if (reach >= 2147483647.0) return "a sample of 2^31 bytes or more";
-  }
-  if (vector_elements(rows, head_dim, 16) < 8) {
-    return "strides or addresses that are no multiples of 16 bytes";
-  }
-  return {};
-}
-
 std::string print(const HaloConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .of_keys = {}, .heads = {}, .head_group = {}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, .heads = "
+      "{}, .head_group = {}, "
       ".items_of_block = {}, .box = {}, .boxes = {}, .union_size = {}, .halo_size = {}, "
       ".kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
       ".additional_tokens = {}, .stages = {}, .blocks = {}, .has_grad_lse = {}}}",
-      c.dtype, c.rank, c.head_dim, c.of_keys, c.heads, c.head_group, c.items_of_block, ints(c.box),
-      ints(c.boxes), ints(c.union_size), ints(c.halo_size), ints(c.kernel_size), ints(c.stride),
-      ints(c.dilation), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
-      c.stages, c.blocks, c.has_grad_lse);
-}
-
-HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
-  const SmallRows wide = token_rows(tensor, rank);
-  return {nullptr,
-          wide.batch,
-          static_cast<int>(wide.head),
-          {static_cast<int>(wide.token[0]), static_cast<int>(wide.token[1]),
-           static_cast<int>(wide.token[2])}};
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
+      c.items_of_block, ints(c.box), ints(c.boxes), ints(c.union_size), ints(c.halo_size),
+      ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
+      c.is_causal[2], c.additional_tokens, c.stages, c.blocks, c.has_grad_lse);
 }
 
 int items_of_sample(const Problem& problem, const HaloConfig& config) {
   return (config.of_keys ? problem.heads_kv() : problem.heads()) / config.heads;
 }
 
-// Everything but tensors.
-HaloParams make_params(const Problem& problem, const HaloConfig& config, double* blocks) {
-  HaloParams params = {};
-  params.num_items_of_sample = items_of_sample(problem, config);
-  params.items_of_sample = divider(params.num_items_of_sample);
-  params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
-  params.heads = problem.heads();
-  params.scale = static_cast<float>(problem.scale());
-  params.scale_to_powers = static_cast<float>(problem.scale() * std::numbers::log2e);
-  *blocks = static_cast<double>(divide_up(params.num_items, config.items_of_block));
-  for (int a = 0; a < 3; ++a) {
-    const Axis axis = small_axis(problem, a);
-    const int64_t tiles = count_tiles(axis, config.box[a] * config.boxes[a]);
-    params.axes[a] = {static_cast<int>(axis.extent), static_cast<int>(tiles), divider(tiles)};
-    *blocks *= static_cast<double>(tiles);
-  }
-  return params;
+Owners owners_of(const Problem& problem, const HaloConfig& config) {
+  Owners owners;
+  owners.items_of_sample = items_of_sample(problem, config);
+  owners.items_of_block = config.items_of_block;
+  for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
+  return owners;
 }
 
 template <typename Args>
@@ -296,8 +244,8 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
   const double items = static_cast<double>(problem.batch()) * items_of_sample(problem, config);
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *=
-        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *= static_cast<double>(
+        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   double least_time = 0.0;
   for (int count = 1; count <= std::min<double>(kMaxItems, items); ++count) {
@@ -321,7 +269,7 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
   HaloConfig config = make_config(problem, HaloKernel::forward, shape);
   config.blocks = blocks_of(config, HaloKernel::forward, facts);
   double blocks = 0.0;
-  HaloParams params = make_params(problem, config, &blocks);
+  HaloParams params = owner_params(problem, owners_of(problem, config), &blocks);
   const int rank = problem.rank();
   params.query = halo_rows(example.query, rank);
   params.key = halo_rows(example.key, rank);
@@ -384,47 +332,23 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
   config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
   double blocks = 0.0;
-  HaloParams params = make_params(problem, config, &blocks);
-  const int rank = problem.rank();
-  params.query = halo_rows(example.query, rank);
-  params.key = halo_rows(example.key, rank);
-  params.value = halo_rows(example.value, rank);
-  params.additional_key = halo_rows(example.additional_key, 1);
-  params.additional_value = halo_rows(example.additional_value, 1);
-  params.output = halo_rows(example.output, rank);
-  params.grad_output = halo_rows(example.grad_output, rank);
-  params.grad_lse = halo_rows(example.grad_lse, rank);
-  params.grad_query = halo_rows(example.grad_query, rank);
-  params.grad_key = halo_rows(example.grad_key, rank);
-  params.grad_value = halo_rows(example.grad_value, rank);
+  const HaloParams params = gradient_params(problem, example, owners_of(problem, config), &blocks);
   BackwardLaunch launch;
   const bool is_of_query = kernel == HaloKernel::gradient_query;
   set_launch(config, is_of_query ? "halo_gradient_query" : "halo_gradient_key", blocks, facts,
              &launch);
   launch.workspace_bytes = gradient_workspace_bytes(problem);
-  launch.fill = [params](const vecina_backward_args& args, void* memory) -> Status {
-    HaloParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.output.data = pointer(args.output);
-    filled.grad_output.data = pointer(args.grad_output);
-    filled.grad_lse.data = pointer(args.grad_lse);
-    filled.grad_query.data = pointer(args.grad_query);
-    filled.grad_key.data = pointer(args.grad_key);
-    filled.grad_value.data = pointer(args.grad_value);
-    filled.facts = static_cast<char*>(args.workspace);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
+  launch.fill = fill_gradient(params);
   return launch;
 }
 
 std::string plan_halo_backward(const Problem& problem, const vecina_backward_args& example,
                                const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
+  // Of longer rows, sums fill the registers: on an H200, 1.25 ms instead of the 0.97 ms of
+  // tiles_plan.h for 28x28 images, 2.23 instead of 1.14 in 3-D
+  // (benchmarks/results/h200-tiles.json).
+  if (problem.head_dim() > kMaxGradientColumns) return "long rows: sums fill the registers";
   const std::string why =
       unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output, &example.grad_output,

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: MIT
 // A warp computes one owner's results anew, partner by partner, where tensor-core products let what
 // is not finite in a masked partner into other rows.
-#ifndef VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
-#define VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+#ifndef VECINA_CUDA_KERNELS_ALONE_CUH_
+#define VECINA_CUDA_KERNELS_ALONE_CUH_
 
-#include "halo.cuh"
+#include "owners.cuh"
 
 namespace vecina::cuda {
 
 // A row's columns lane, lane + 32, ... in the threads of a warp.
+template <int kSize>
 struct SpreadRow {
-  static constexpr int kCount = kColumns / 32;
+  static constexpr int kCount = (kSize + 31) / 32;
   float columns[kCount];
 
   VECINA_DEVICE void load(const char* row, bool& is_good) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
-      vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
+      columns[m] = 0.0f;
+      if (32 * m + lane < kSize) {
+        vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
+      }
     }
     is_good = is_good && is_finite();
   }
@@ -25,7 +29,9 @@ struct SpreadRow {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
-      vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
+      if (32 * m + lane < kSize) {
+        vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
+      }
     }
   }
   VECINA_DEVICE float dot(const SpreadRow& other) const {
@@ -58,6 +64,9 @@ struct SpreadRow {
   }
 };
 
+using KeyRow = SpreadRow<kKeyColumns>;
+using ValueRow = SpreadRow<kValueColumns>;
+
 // Calls `visit` with the token of every partner of an owner within the axes.
 template <class Visit>
 VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3], Visit visit) {
@@ -85,4 +94,4 @@ VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3],
 }
 
 }  // namespace vecina::cuda
-#endif  // VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+#endif  // VECINA_CUDA_KERNELS_ALONE_CUH_
