@@ -3,8 +3,9 @@
 # What only a machine with a GPU can show, with binaries built before (anywhere):
 # check_cuda.sh BUILD OUT [PROCESSES]. Writes its logs and the timings to OUT and prints a summary.
 # The seed's benchmark, then correctness: the conformance table, guard pages and non-finite tokens,
-# problems large enough for the kernels that small ones never reach (tests/large_problems.txt, or
-# LARGE), random problems from many processes at once (they share the disk cache), compute-sanitizer.
+# problems for the kernels that random ones seldom or never reach (large_problems.txt and
+# halo_problems.txt in PROBLEMS, else in tests/), random problems from many processes at once (they
+# share the disk cache), compute-sanitizer.
 set -u
 build=$1
 out=$2
@@ -31,11 +32,25 @@ $vecina info > "$out/info.txt" 2>&1
 $vecina bench --backends cuda,cpu --json "$out/bench.json" > "$out/bench.txt" 2>&1
 report "bench" $? "$out/bench.txt" '|'
 
-"$build"/tests/conformance_test --gtest_filter='*cuda*' --gtest_brief=1 \
-  > "$out/conformance.txt" 2>&1
-report "conformance, guard pages" $? "$out/conformance.txt" 'PASSED'
-"$build"/tests/reference_test --gtest_filter='*Golden*:*Merge*' --gtest_brief=1 > "$out/golden.txt" 2>&1
-report "golden, merge" $? "$out/golden.txt" 'PASSED'
+# run_tests LABEL PROGRAM FILTER: a program's tests, dealt to the processes.
+run_tests() {
+  i=0
+  while [ $i -lt "$processes" ]; do
+    (
+      GTEST_TOTAL_SHARDS=$processes GTEST_SHARD_INDEX=$i "$build/tests/$2" --gtest_brief=1 \
+        --gtest_filter="$3" > "$out/$1$i.txt" 2>&1 || echo FAILED >> "$out/$1$i.txt"
+    ) &
+    i=$((i + 1))
+  done
+  wait
+  cat "$out/$1"[0-9]*.txt > "$out/$1.txt"
+  count=$(awk '/PASSED/ { sum += $4 } END { print sum + 0 }' "$out/$1.txt")
+  echo "$count tests passed" >> "$out/$1.txt"
+  [ "$count" -gt 0 ] && ! grep -q FAILED "$out/$1.txt"
+  report "$1" $? "$out/$1.txt" 'tests passed'
+}
+run_tests conformance conformance_test '*cuda*'
+run_tests golden reference_test '*Golden*:*Merge*'
 
 i=0
 while [ $i -lt "$processes" ]; do
@@ -57,20 +72,43 @@ while [ $i -lt "$processes" ]; do
   i=$((i + 1))
 done
 
-# One process a problem: the first to need a kernel compiles it.
-export vecina
-xargs -d '\n' -P "$processes" -I{} sh -c 'for pass in "" --backward; do
-  $vecina check --backend cuda $pass --problem "$1" || echo "FAILED $pass $1"; done' \
-  _ {} < "${LARGE:-$(dirname "$0")/../tests/large_problems.txt}" > "$out/large.txt" 2>&1
-if grep -q FAILED "$out/large.txt"; then large_status=1; else large_status=0; fi
-report "large problems" $large_status "$out/large.txt" 'failures'
+# check_each LABEL FILE COMMAND...: COMMAND on each problem of FILE, one process a problem: the first
+# to need a kernel compiles it.
+check_each() {
+  log=$out/$1.txt
+  label=$1
+  file=$2
+  shift 2
+  xargs -d '\n' -P "$processes" -I{} sh -c 'line=$1; shift; "$@" --problem "$line" || echo "FAILED $line"' \
+    _ {} "$@" < "$file" > "$log" 2>&1
+  if grep -q FAILED "$log"; then status=1; else status=0; fi
+  report "$label" $status "$log" 'failures'
+}
+problems=${PROBLEMS:-$(dirname "$0")/../tests}
+check_each large "$problems/large_problems.txt" $vecina check --backend cuda
+check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda --backward
+check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda
+check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda --backward
 
 if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck initcheck synccheck; do
+  head -n 8 "$problems/halo_problems.txt" > "$out/sanitized_problems.txt"
+  tools="memcheck racecheck initcheck synccheck"
+  for tool in $tools; do
+    sanitizer="compute-sanitizer --error-exitcode 1 --tool $tool"
     for pass in "" --backward; do
-      compute-sanitizer --error-exitcode 1 --tool $tool $vecina check --backend cuda $pass \
-        --cases "${SANITIZED:-40}" --seed 7000 > "$out/$tool$pass.txt" 2>&1
-      report "$tool $pass" $? "$out/$tool$pass.txt" 'SUMMARY'
+      (
+        $sanitizer $vecina check --backend cuda $pass --cases "${SANITIZED:-40}" --seed 7000 \
+          > "$out/$tool$pass.txt" 2>&1
+        echo $? > "$out/$tool$pass.status"
+      ) &
+      check_each "$tool-halo$pass" "$out/sanitized_problems.txt" \
+        $sanitizer $vecina check --backend cuda $pass
+    done
+  done
+  wait
+  for tool in $tools; do
+    for pass in "" --backward; do
+      report "$tool $pass" "$(cat "$out/$tool$pass.status")" "$out/$tool$pass.txt" 'SUMMARY'
     done
   done
 fi

@@ -13,7 +13,12 @@ case ${1:-} in
     pip install -r tests/python/requirements.txt
     ;;
   torch) pip install -r tests/python/requirements-torch.txt ;;
-  install) pip install --no-build-isolation --no-deps . ;;
+  install)
+    rm -rf build/wheel
+    pip wheel --no-build-isolation --no-deps -w build/wheel .
+    tools/check_wheel.sh build/wheel/*.whl
+    pip install --no-deps --force-reinstall build/wheel/*.whl
+    ;;
   test)
     shift
     "$python" -m pytest -p no:cacheprovider "$@"

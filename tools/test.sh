@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # `./dev test`: builds, runs every test and check, and ends with `N passed, N failed`.
 #   --full                         everything
-#   --full=asan,tsan,check,clang   the parts named
+#   --full=asan,tsan,check,clang,wheels   the parts named
 set -eu
 cd "$(dirname "$0")/.."
 . tools/step.sh
@@ -10,9 +10,9 @@ cd "$(dirname "$0")/.."
 full=
 case ${1:-} in
   "") ;;
-  --full) full=asan,tsan,check,clang ;;
+  --full) full=asan,tsan,check,clang,wheels ;;
   --full=*) full=${1#--full=} ;;
-  *) echo "usage: ./dev test [--full[=asan,tsan,check,clang]]" >&2; exit 2 ;;
+  *) echo "usage: ./dev test [--full[=asan,tsan,check,clang,wheels]]" >&2; exit 2 ;;
 esac
 wants() { case ",$full," in *",$1,"*) ;; *) return 1 ;; esac; }
 
@@ -98,4 +98,5 @@ if wants check; then
   done
 fi
 if wants clang; then check "clang" tools/check_clang.sh; fi
+if wants wheels; then check "wheels" tools/wheels.sh; fi
 finish

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "contexts.h"
 #include "problem.h"
@@ -44,11 +46,57 @@ constexpr int kNumTensors = kRank;
 constexpr int kNumParameters = kNumArguments - kRank;
 using Arguments = PyObject* const*;
 
+// What a held call consists of, in its order, for whoever times it.
+enum Part {
+  kWatchers,
+  kAutocast,
+  kGradients,
+  kRead,
+  kFind,
+  kAllocate,
+  kReadOutputs,
+  kRun,
+  kReturn,
+  kClock,  // of the clock itself, which is in each of the others
+  kNumParts
+};
+constexpr const char* kPartNames[kNumParts] = {"who watches",
+                                               "autocast",
+                                               "who needs gradients",
+                                               "read the tensors",
+                                               "find the plan",
+                                               "allocate the outputs",
+                                               "read the outputs",
+                                               "library and kernel, without the GIL",
+                                               "return",
+                                               "clock"};
+
+struct Untimed {
+  void end(Part) {}
+};
+
+// The time since the end of the last part goes to the part that ends.
+class Timed {
+ public:
+  void end(Part part) {
+    const Clock::time_point now = Clock::now();
+    total_[part] += now - last_;
+    last_ = now;
+  }
+  void start() { last_ = Clock::now(); }
+  std::chrono::duration<double, std::nano> total(Part part) const { return total_[part]; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_ = Clock::now();
+  std::array<Clock::duration, kNumParts> total_ = {};
+};
+
 // What is asked of the framework. Never freed: the interpreter may be gone before statics are.
 struct Framework {
-  nb::tuple tensor_types;     // exact types that nobody overrides
-  nb::tuple watchers;         // functions without arguments; something true: somebody watches
-  nb::object is_autocasting;  // functions without arguments
+  std::vector<nb::object> tensor_types;  // exact types that nobody overrides
+  std::vector<nb::object> watchers;  // functions without arguments; a true one: somebody watches
+  nb::object is_autocasting;         // functions without arguments
   nb::object is_grad_enabled;
   nb::object requires_grad;  // name of the attribute
   nb::object empty_like;     // makes an output from a prototype
@@ -56,20 +104,24 @@ struct Framework {
 };
 Framework* framework = nullptr;
 
-bool is_true(nb::handle function) {
+std::vector<nb::object> items_of(nb::tuple tuple) {
+  std::vector<nb::object> items;
+  for (nb::handle item : tuple) items.push_back(nb::borrow(item));
+  return items;
+}
+
+bool is_true(const nb::object& function) {
   PyObject* result = PyObject_CallNoArgs(function.ptr());
   if (result == nullptr) throw nb::python_error();
-  const bool value = result != Py_None && result != Py_False && PyObject_IsTrue(result) == 1;
+  const bool value = result != Py_False && PyObject_IsTrue(result) == 1;
   Py_DECREF(result);
   return value;
 }
 
 bool is_known_type(PyObject* object) {
-  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  for (nb::handle known : framework->tensor_types) {
-    if (known.ptr() == type) return true;
-  }
-  return false;
+  const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  return std::any_of(framework->tensor_types.begin(), framework->tensor_types.end(),
+                     [type](const nb::object& known) { return known.is(type); });
 }
 
 // True if a mode, a transform or a subclass wants to see an op.
@@ -77,10 +129,7 @@ bool is_watched(Arguments arguments, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     if (arguments[i] != Py_None && !is_known_type(arguments[i])) return true;
   }
-  for (nb::handle watcher : framework->watchers) {
-    if (is_true(watcher)) return true;
-  }
-  return false;
+  return std::any_of(framework->watchers.begin(), framework->watchers.end(), is_true);
 }
 
 bool needs_gradient(Arguments arguments) {
@@ -131,8 +180,8 @@ struct Held {
   uint64_t hash = 0;  // of the last call that came here
   std::shared_ptr<vecina_plan> plan;
   std::array<PyObject*, kNumParameters> parameters = {};  // owned
-  std::array<vecina_tensor, kNumTensors> tensors = {};
-  PyObject* output = nullptr;  // prototypes, owned
+  vecina_forward_args inputs = {};  // compared with those of a call; without outputs
+  PyObject* output = nullptr;       // prototypes, owned
   PyObject* lse = nullptr;
 };
 constexpr size_t kNumHeld = 64;
@@ -145,36 +194,33 @@ void release(Held* entry) {
   Py_CLEAR(entry->lse);
 }
 
-uint64_t hash_of(Arguments arguments, const vecina_tensor* tensors) {
+// In the order of Argument.
+constexpr std::array<vecina_tensor vecina_forward_args::*, kNumTensors> kInputs = {
+    &vecina_forward_args::query,
+    &vecina_forward_args::key,
+    &vecina_forward_args::value,
+    &vecina_forward_args::additional_key,
+    &vecina_forward_args::additional_value,
+    &vecina_forward_args::bias,
+    &vecina_forward_args::lengths,
+    &vecina_forward_args::query_lengths};
+
+uint64_t hash_of(Arguments arguments, const vecina_forward_args& args) {
   uint64_t hash = 0xcbf29ce484222325u;
   const auto add = [&hash](uint64_t word) { hash = (hash ^ word) * 0x100000001b3u; };
   for (int i = kRank; i < kNumArguments; ++i) add(reinterpret_cast<uintptr_t>(arguments[i]));
-  for (const int i : {kQuery, kKey, kValue, kAdditionalKeys}) {
-    const vecina_tensor& tensor = tensors[i];
-    for (int d = 0; d < tensor.ndim; ++d) add(static_cast<uint64_t>(tensor.shape[d]));
+  for (const vecina_tensor* tensor : {&args.query, &args.key, &args.value, &args.additional_key}) {
+    for (int d = 0; d < tensor->ndim; ++d) add(static_cast<uint64_t>(tensor->shape[d]));
   }
-  add(static_cast<uint64_t>(tensors[kQuery].dtype * 16 + tensors[kQuery].device));
+  add(static_cast<uint64_t>(args.query.dtype * 16 + args.query.device));
   return hash ^ (hash >> 32);
 }
 
-bool is_of(const Held& entry, Arguments arguments, const vecina_tensor* tensors) {
+bool is_of(const Held& entry, Arguments arguments, const vecina_forward_args& args) {
   return entry.plan != nullptr &&
          std::equal(entry.parameters.begin(), entry.parameters.end(), arguments + kRank) &&
-         std::equal(entry.tensors.begin(), entry.tensors.end(), tensors, is_alike);
-}
-
-vecina_forward_args args_of(const vecina_tensor* tensors) {
-  vecina_forward_args args = {};
-  args.struct_size = sizeof(args);
-  args.query = tensors[kQuery];
-  args.key = tensors[kKey];
-  args.value = tensors[kValue];
-  args.additional_key = tensors[kAdditionalKeys];
-  args.additional_value = tensors[kAdditionalValues];
-  args.bias = tensors[kBias];
-  args.lengths = tensors[kLengths];
-  args.query_lengths = tensors[kQueryLengths];
-  return args;
+         std::all_of(kInputs.begin(), kInputs.end(),
+                     [&](auto input) { return is_alike(entry.inputs.*input, args.*input); });
 }
 
 nb::object empty_like(PyObject* prototype) {
@@ -187,28 +233,28 @@ nb::object result_of(nb::object output, nb::object lse) {
   return lse.is_valid() ? nb::object(nb::make_tuple(output, lse)) : output;
 }
 
-nb::object run_held(const Held& entry, const vecina_tensor* inputs, Tensors* tensors) {
+template <typename Watch>
+nb::object run_held(const Held& entry, vecina_forward_args* args, Tensors* tensors, Watch* watch) {
   const std::shared_ptr<vecina_plan> plan = entry.plan;  // without the GIL the entry may go
   nb::object output = empty_like(entry.output), lse;
-  vecina_forward_args args = args_of(inputs);
-  args.output = tensors->read("output", output, true);
-  if (entry.lse != nullptr) {
-    lse = empty_like(entry.lse);
-    args.lse = tensors->read("lse", lse, true);
-  }
+  if (entry.lse != nullptr) lse = empty_like(entry.lse);
+  watch->end(kAllocate);
+  args->output = tensors->read("output", output, true);
+  if (lse.is_valid()) args->lse = tensors->read("lse", lse, true);
+  watch->end(kReadOutputs);
   vecina_status status = VECINA_OK;
   {
     const nb::gil_scoped_release released;
-    status = vecina_run_forward(plan.get(), &args, tensors->queue());
+    status = vecina_run_forward(plan.get(), args, tensors->queue());
   }
+  watch->end(kRun);
   throw_if_failed(status);
   return result_of(std::move(output), std::move(lse));
 }
 
 // Tokens of query, every output_stride-th, heads, head_dim of value.
 nb::object prototype_of(Arguments arguments, const vecina_problem& problem,
-                        const vecina_tensor* tensors, bool is_lse) {
-  const vecina_tensor& query = tensors[kQuery];
+                        const vecina_tensor& query, bool is_lse) {
   nb::object shape = nb::steal(PyTuple_New(query.ndim - (is_lse ? 1 : 0)));
   if (!shape.is_valid()) throw nb::python_error();
   const auto set = [&shape](int d, int64_t size) {
@@ -229,8 +275,7 @@ nb::object prototype_of(Arguments arguments, const vecina_problem& problem,
 }
 
 void hold(Held* entry, Arguments arguments, vecina_context* context, const vecina_problem& problem,
-          const vecina_forward_args& args, const vecina_tensor* tensors, nb::object output,
-          nb::object lse) {
+          const vecina_forward_args& args, nb::object output, nb::object lse) {
   vecina_plan* made = nullptr;
   if (vecina_plan_forward(context, &problem, &args, &made) != VECINA_OK) return;
   const std::shared_ptr<vecina_plan> plan(made, vecina_plan_destroy);
@@ -239,81 +284,120 @@ void hold(Held* entry, Arguments arguments, vecina_context* context, const vecin
   for (int i = 0; i < kNumParameters; ++i) {
     entry->parameters[static_cast<size_t>(i)] = nb::handle(arguments[kRank + i]).inc_ref().ptr();
   }
-  std::copy_n(tensors, kNumTensors, entry->tensors.begin());
+  entry->inputs = args;
   entry->output = output.release().ptr();
   entry->lse = lse.is_valid() ? lse.release().ptr() : nullptr;
   entry->plan = plan;
 }
 
-nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_tensor* inputs,
+nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_forward_args* args,
                    Tensors* tensors) {
   const auto parameter = [&](Argument i) { return nb::handle(arguments[i]); };
-  const int dimensions = inputs[kQuery].ndim;
+  const vecina_tensor& query = args->query;
+  const int dimensions = query.ndim;
   const bool is_packed = arguments[kExtents] != Py_None;
   const int rank = arguments[kRank] == Py_None ? dimensions - 3
                                                : static_cast<int>(PyLong_AsLong(arguments[kRank]));
   if (rank < 0 || rank > 3 || (!is_packed && dimensions != std::max(rank, 1) + 3)) {
     return nb::none();
   }
-  Inputs read = {inputs[kQuery],
-                 inputs[kKey],
-                 inputs[kValue],
-                 inputs[kAdditionalKeys],
-                 inputs[kAdditionalValues],
-                 inputs[kBias],
-                 inputs[kLengths],
-                 inputs[kQueryLengths]};
+  Inputs inputs = {
+      args->query, args->key,     args->value,        args->additional_key, args->additional_value,
+      args->bias,  args->lengths, args->query_lengths};
   const vecina_problem problem = make_problem(
       {rank, parameter(kKernelSize), parameter(kStride), parameter(kDilation), parameter(kIsCausal),
        parameter(kScale), parameter(kOutputStride), parameter(kExtents), parameter(kQueryExtent)},
-      &read);
-  vecina_forward_args args = args_of(inputs);
-  args.lengths = read.lengths;
-  args.query_lengths = read.query_lengths;
-  nb::object prototype = prototype_of(arguments, problem, inputs, false), lse_prototype, lse;
+      &inputs);
+  args->lengths = inputs.lengths;  // with the dimensions that the library wants
+  args->query_lengths = inputs.query_lengths;
+  nb::object prototype = prototype_of(arguments, problem, query, false), lse_prototype, lse;
   nb::object output = empty_like(prototype.ptr());
-  args.output = tensors->read("output", output, true);
+  args->output = tensors->read("output", output, true);
   if (PyObject_IsTrue(arguments[kReturnLse]) == 1) {
-    lse_prototype = prototype_of(arguments, problem, inputs, true);
+    lse_prototype = prototype_of(arguments, problem, query, true);
     lse = empty_like(lse_prototype.ptr());
-    args.lse = tensors->read("lse", lse, true);
+    args->lse = tensors->read("lse", lse, true);
   }
-  const ContextPtr context = context_for(parameter(kBackend), inputs[kQuery].device);
+  const ContextPtr context = context_for(parameter(kBackend), query.device);
   vecina_status status = VECINA_OK;
   {
     const nb::gil_scoped_release released;
-    status = vecina_forward(context.get(), &problem, &args, tensors->queue());
+    status = vecina_forward(context.get(), &problem, args, tensors->queue());
   }
   throw_if_failed(status);
   // From the second time on, so that shapes that never come again are planned once.
   const bool is_second = entry->hash == hash;
   entry->hash = hash;
-  if (is_second && problem.lengths == VECINA_LENGTHS_EQUAL && !is_empty(args.output) &&
+  if (is_second && problem.lengths == VECINA_LENGTHS_EQUAL && !is_empty(args->output) &&
       std::all_of(arguments + kRank, arguments + kNumArguments, is_immutable)) {
-    hold(entry, arguments, context.get(), problem, args, inputs, prototype, lse_prototype);
+    hold(entry, arguments, context.get(), problem, *args, prototype, lse_prototype);
   }
   return result_of(std::move(output), std::move(lse));
 }
 
-nb::object attend_plain(Arguments arguments) {
+template <typename Watch>
+nb::object attend_plain(Arguments arguments, Watch* watch) {
   static constexpr const char* kNames[] = {
       "query", "key",     "value",        "additional_keys", "additional_values",
       "bias",  "lengths", "query_lengths"};
   Tensors tensors;
-  vecina_tensor inputs[kNumTensors];
-  for (int i = 0; i < kNumTensors; ++i) inputs[i] = tensors.read(kNames[i], arguments[i]);
-  const int32_t bias_dtype = inputs[kQuery].dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32;
-  if (arguments[kBias] != Py_None && inputs[kBias].dtype != bias_dtype) return nb::none();
-  const uint64_t hash = hash_of(arguments, inputs);
+  vecina_forward_args args = {};
+  args.struct_size = sizeof(args);
+  for (size_t i = 0; i < kNumTensors; ++i) {
+    if (arguments[i] != Py_None) args.*kInputs[i] = tensors.read(kNames[i], arguments[i]);
+  }
+  const int32_t bias_dtype = args.query.dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32;
+  if (arguments[kBias] != Py_None && args.bias.dtype != bias_dtype) return nb::none();
+  watch->end(kRead);
+  const uint64_t hash = hash_of(arguments, args);
   Held& entry = held[hash % kNumHeld];
-  if (is_of(entry, arguments, inputs)) return run_held(entry, inputs, &tensors);
-  return run_new(&entry, hash, arguments, inputs, &tensors);
+  const bool is_held = is_of(entry, arguments, args);
+  watch->end(kFind);
+  if (is_held) return run_held(entry, &args, &tensors, watch);
+  return run_new(&entry, hash, arguments, &args, &tensors);
 }
 
-nb::object attend(Arguments arguments) {
-  if (is_watched(arguments, kNumTensors) || is_true(framework->is_autocasting)) return nb::none();
+template <typename Watch>
+nb::object attend(Arguments arguments, Watch* watch) {
+  const bool is_seen = is_watched(arguments, kNumTensors);
+  watch->end(kWatchers);
+  if (is_seen || is_true(framework->is_autocasting)) return nb::none();
+  watch->end(kAutocast);
   if (needs_gradient(arguments)) return nb::bool_(false);
-  return attend_plain(arguments);
+  watch->end(kGradients);
+  return attend_plain(arguments, watch);
+}
+
+nb::object run_attend(Arguments arguments) {
+  Untimed untimed;
+  return attend(arguments, &untimed);
+}
+nb::object run_attend_plain(Arguments arguments) {
+  Untimed untimed;
+  return attend_plain(arguments, &untimed);
+}
+
+// The mean nanoseconds of each part of attend(), by name.
+nb::object time_attend(int calls, nb::args given) {
+  if (framework == nullptr || given.size() != kNumArguments || calls < 1) {
+    throw nb::type_error("calls, and the arguments of attend(), are needed.");
+  }
+  std::array<PyObject*, kNumArguments> arguments;
+  for (size_t i = 0; i < arguments.size(); ++i) arguments[i] = given[i].ptr();
+  for (int i = 0; i < 3; ++i) run_attend(arguments.data());  // held from then on
+  Timed timed;
+  for (int i = 0; i < calls; ++i) {
+    timed.start();
+    nb::object result = attend(arguments.data(), &timed);
+    result.reset();
+    timed.end(kReturn);
+    timed.end(kClock);
+  }
+  nb::dict parts;
+  for (int part = 0; part < kNumParts; ++part) {
+    parts[kPartNames[part]] = timed.total(static_cast<Part>(part)).count() / calls;
+  }
+  return parts;
 }
 
 // nanobind reads arguments by name and turns exceptions over; here there are 19 of them by place.
@@ -361,8 +445,8 @@ void add_attend(nb::module_* module) {
          nb::object is_grad_enabled, nb::object empty_like, nb::object new_prototype) {
         forget_held_plans();
         delete framework;
-        framework = new Framework{tensor_types,
-                                  watchers,
+        framework = new Framework{items_of(tensor_types),
+                                  items_of(watchers),
                                   is_autocasting,
                                   is_grad_enabled,
                                   nb::steal(PyUnicode_InternFromString("requires_grad")),
@@ -372,6 +456,8 @@ void add_attend(nb::module_* module) {
       nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("is_autocasting"),
       nb::arg("is_grad_enabled"), nb::arg("empty_like"), nb::arg("new_prototype"),
       "What attend() asks of the framework.");
+  module->def("time_attend", &time_attend, nb::arg("calls"), nb::arg("arguments"),
+              "Mean nanoseconds of each part of attend(*arguments), by name.");
   module->def(
       "is_watched",
       [](nb::args tensors) {
@@ -382,12 +468,13 @@ void add_attend(nb::module_* module) {
         return is_watched(list.data(), tensors.size());
       },
       "True if a mode, a transform or a subclass wants to see an op.");
-  add<attend>(module, "attend",
-              "attend($module, /, *arguments)\n--\n\nThe output, or (output, lse); None where "
-              "somebody watches, False where gradients are needed.");
-  add<attend_plain>(module, "attend_plain",
-                    "attend_plain($module, /, *arguments)\n--\n\nThe output, or (output, lse), of "
-                    "tensors that nobody watches; None where dimensions or bias do not fit.");
+  add<run_attend>(module, "attend",
+                  "attend($module, /, *arguments)\n--\n\nThe output, or (output, lse); None where "
+                  "somebody watches, False where gradients are needed.");
+  add<run_attend_plain>(
+      module, "attend_plain",
+      "attend_plain($module, /, *arguments)\n--\n\nThe output, or (output, lse), of "
+      "tensors that nobody watches; None where dimensions or bias do not fit.");
 }
 
 }  // namespace vecina::python

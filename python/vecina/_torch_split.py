@@ -259,6 +259,9 @@ class _Eager(torch.autograd.Function):
         return (None, None, *ctx.half.gradients(ctx.saved_tensors, gradient, ctx.parameters))
 
 
+_apply_eager = vt._direct_apply(_Eager)
+
+
 def _has_tangent(tensors) -> bool:
     forward_ad = torch.autograd.forward_ad
     return forward_ad._current_level >= 0 and any(
@@ -272,12 +275,12 @@ def _call(half, tensors, parameters):
         return half.composed(tensors, parameters)
     if torch.compiler.is_compiling():
         return _call_op(half, tensors, parameters)
-    if vt._transforms() is not None or _has_tangent(tensors):
+    if vt._has_transforms() or _has_tangent(tensors):
         return half.composed(tensors, parameters)
     if not vt._is_plain(tensors):
         return _call_op(half, tensors, parameters)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Eager.apply(half, parameters, *tensors)
+        return _apply_eager(half, parameters, *tensors)
     return half.run(tensors, parameters)
 
 

@@ -67,12 +67,12 @@ def _prototype(query: Tensor, shape, is_lse: bool) -> Tensor:
     return query.new_empty((1,), dtype=_lse_dtype(query) if is_lse else None).expand(shape)
 
 
-_transforms = torch._C._functorch.peek_interpreter_stack
+_has_transforms = torch._C._are_functorch_transforms_active
 _vecina.set_framework(
     (Tensor, nn.Parameter),
     (
         torch._C._len_torch_dispatch_stack,
-        _transforms,
+        _has_transforms,
     ),
     torch._C._is_any_autocast_enabled,
     torch.is_grad_enabled,
@@ -80,7 +80,8 @@ _vecina.set_framework(
     _prototype,
 )
 _attend, _attend_plain = _vecina.attend, _vecina.attend_plain
-_is_compiling = torch.compiler.is_compiling
+# Other ways to compile and to export have a mode on, which the extension sees.
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
@@ -270,6 +271,11 @@ def _backward_flops(query, key, value, additional, *rest, out_shape=None, **_) -
     return _flops(query, value, key, additional, rest[8:]) * dims // (query[-1] + value[-1])
 
 
+def _direct_apply(function: type[torch.autograd.Function]):
+    """function.apply without what it looks for, transforms: the caller has seen that none is on."""
+    return super(torch.autograd.Function, function).apply
+
+
 class _Forward(torch.autograd.Function):
     """The eager path with autograd: no op, no dispatcher. Tensors at the end may be left out."""
 
@@ -294,6 +300,9 @@ class _Forward(torch.autograd.Function):
         tensors += [None] * (_NUM_TENSORS - count)
         gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, ctx.parameters)
         return (None, None, *(gradients + [None, None])[:count])
+
+
+_apply_forward = _direct_apply(_Forward)
 
 
 def _listed(value, rank: int):
@@ -380,7 +389,7 @@ def _call(tensors, parameters, return_lse: bool):
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
         return (output, lse) if return_lse else output
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Forward.apply(return_lse, parameters, *tensors)
+        return _apply_forward(return_lse, parameters, *tensors)
     return _attend_plain(*tensors, *parameters, return_lse)
 
 
@@ -477,7 +486,7 @@ def _of_rank(rank: int | None):
             output_stride, None, None, backend,
         )  # fmt: skip
         if found is False and bias is additional_keys is additional_values is lengths is None:
-            return _Forward.apply(return_lse, parameters, query, key, value)
+            return _apply_forward(return_lse, parameters, query, key, value)
         tensors = (query, key, value, additional_keys, additional_values, bias, lengths, None)
         return _call(tensors, parameters, return_lse)
 

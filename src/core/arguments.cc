@@ -355,29 +355,23 @@ Status expected_inputs(const Problem& problem, const Args& args, const Shapes& s
 }
 
 // given(tensor) must be the same in both, the address no less aligned.
-template <typename Args>
-Status compare_to_example(const Args& example, const Args& args) {
-  NamedTensor before[kMaxTensors], now[kMaxTensors];
-  const int count = list_tensors(example, before);
-  list_tensors(args, now);
-  for (int i = 0; i < count; ++i) {
-    if (given(*before[i].tensor) != given(*now[i].tensor)) {
-      return invalid(fmt::format("{} is {}given, but was {}given when the plan was made.",
-                                 now[i].name, given(*now[i].tensor) ? "" : "not ",
-                                 given(*before[i].tensor) ? "" : "not "));
-    }
-    const auto is_aligned = [](const vecina_tensor& tensor) {
-      return reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment == 0;
-    };
-    const auto bytes = static_cast<uintptr_t>(dtype_bytes(before[i].tensor->dtype));
-    if (given(*now[i].tensor) &&
-        ((is_aligned(*before[i].tensor) && !is_aligned(*now[i].tensor)) ||
-         reinterpret_cast<uintptr_t>(address(*now[i].tensor)) % bytes != 0)) {
-      return invalid(fmt::format(
-          "{} is less aligned than when the plan was made ({} bytes then). Make another plan for "
-          "such addresses.",
-          now[i].name, is_aligned(*before[i].tensor) ? kAlignment : static_cast<int64_t>(bytes)));
-    }
+Status compare_to_example(const NamedTensor& before, const NamedTensor& now) {
+  if (given(*before.tensor) != given(*now.tensor)) {
+    return invalid(fmt::format("{} is {}given, but was {}given when the plan was made.", now.name,
+                               given(*now.tensor) ? "" : "not ",
+                               given(*before.tensor) ? "" : "not "));
+  }
+  if (!given(*now.tensor)) return {};
+  const auto is_aligned = [](const vecina_tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment == 0;
+  };
+  const auto bytes = static_cast<uintptr_t>(dtype_bytes(before.tensor->dtype));
+  if ((is_aligned(*before.tensor) && !is_aligned(*now.tensor)) ||
+      reinterpret_cast<uintptr_t>(address(*now.tensor)) % bytes != 0) {
+    return invalid(fmt::format(
+        "{} is less aligned than when the plan was made ({} bytes then). Make another plan for "
+        "such addresses.",
+        now.name, is_aligned(*before.tensor) ? kAlignment : static_cast<int64_t>(bytes)));
   }
   return {};
 }
@@ -385,18 +379,21 @@ Status compare_to_example(const Args& example, const Args& args) {
 // The example's tensors at the run's addresses.
 template <typename Args>
 Status check_moved(const Args& example, const Args& args) {
-  VECINA_RETURN_IF_ERROR(compare_to_example(example, args));
   NamedTensor shapes[kMaxTensors], addresses[kMaxTensors];
   const int count = list_tensors(example, shapes);
   list_tensors(args, addresses);
   vecina_tensor merged[kMaxTensors];
+  size_t num_given = 0;
   for (int i = 0; i < count; ++i) {
-    merged[i] = *shapes[i].tensor;
-    merged[i].data = addresses[i].tensor->data;
-    merged[i].byte_offset = addresses[i].tensor->byte_offset;
-    shapes[i].tensor = &merged[i];
+    VECINA_RETURN_IF_ERROR(compare_to_example(shapes[i], addresses[i]));
+    if (!given(*shapes[i].tensor)) continue;
+    merged[num_given] = *shapes[i].tensor;
+    merged[num_given].data = addresses[i].tensor->data;
+    merged[num_given].byte_offset = addresses[i].tensor->byte_offset;
+    shapes[num_given] = {shapes[i].name, &merged[num_given], shapes[i].is_output};
+    ++num_given;
   }
-  return check_overlap(shapes, static_cast<size_t>(count));
+  return check_overlap(shapes, num_given);
 }
 
 template <typename Args>

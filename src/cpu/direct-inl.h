@@ -19,46 +19,45 @@
 #include "cpu/direct_tile-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// direct_logits() for every number of keys in a row, and the numbers of rows whose keys it groups.
-template <class D, typename Query, int kVectors, bool kPacked>
+// direct_logits() for every number of keys in a row, and the numbers of rows whose keys it groups;
+// steps of several vectors where head_dim has whole ones.
+template <class D>
 class DirectLogits {
  public:
   using T = hn::TFromD<D>;
-  using Function = void (*)(D, const DirectBlock<D>&, const Query*, ptrdiff_t, int, int, int, int,
-                            T);
-  static Function of_row(int keys) { return kOfRow[static_cast<size_t>(keys - 1)]; }
+  using Function = void (*)(D, const DirectBlock<D>&, const T*, ptrdiff_t, int, int, int, int, T);
+  static Function of_row(int keys, int vectors) {
+    return (vectors % kStep == 0 ? kRowInSteps : kRow)[static_cast<size_t>(keys - 1)];
+  }
   // For grouped_rows(keys) of them.
-  static Function of_rows(int keys) { return kOfRows[static_cast<size_t>(keys - 1)]; }
+  static Function of_rows(int keys, int vectors) {
+    return (vectors % kStep == 0 ? kRowsInSteps : kRows)[static_cast<size_t>(keys - 1)];
+  }
 
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kStep = 4;
+  using Table = std::array<Function, static_cast<size_t>(kLanes)>;
 
-  template <int... kKeys>
-  static constexpr std::array<Function, sizeof...(kKeys)> row_table(
-      std::integer_sequence<int, kKeys...>) {
-    return {&direct_logits<kKeys + 1, 1, kVectors, kPacked, D, Query>...};
+  template <int kVectors, int... kKeys>
+  static constexpr Table row_table(std::integer_sequence<int, kKeys...>) {
+    return {&direct_logits<kKeys + 1, 1, kVectors, D>...};
   }
-  template <int... kKeys>
-  static constexpr std::array<Function, sizeof...(kKeys)> rows_table(
-      std::integer_sequence<int, kKeys...>) {
-    return {
-        &direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, kPacked, D, Query>...};
+  template <int kVectors, int... kKeys>
+  static constexpr Table rows_table(std::integer_sequence<int, kKeys...>) {
+    return {&direct_logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kVectors, D>...};
   }
   using AllKeys = std::make_integer_sequence<int, kLanes>;
-  static constexpr auto kOfRow = row_table(AllKeys());
-  static constexpr auto kOfRows = [] {
-    if constexpr (kPacked && kVectors > 0) {
-      return rows_table(AllKeys());
-    } else {
-      return kOfRow;
-    }
-  }();
+  static constexpr Table kRow = row_table<1>(AllKeys()), kRows = rows_table<1>(AllKeys());
+  static constexpr Table kRowInSteps = row_table<kStep>(AllKeys());
+  static constexpr Table kRowsInSteps = rows_table<kStep>(AllKeys());
 };
 
 template <typename Element>
@@ -83,7 +82,6 @@ class DirectUnit {
     block_.row_keys = row_axis().window.kernel_size;
     block_.weights = scratch_ + direct().weights;
     block_.weights_pitch = direct().weights_pitch;
-    block_.maxima = maxima_;
     block_.key_rows = reinterpret_cast<const int64_t*>(scratch_ + direct().key_rows);
     block_.value_rows = reinterpret_cast<const int64_t*>(scratch_ + direct().value_rows);
     block_.row_slots = reinterpret_cast<const int*>(scratch_ + direct().row_slots);
@@ -102,10 +100,11 @@ class DirectUnit {
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
         for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
           find_rows(z, y);
-          for (int x = box_.begin[2]; x < box_.end[2]; x += kLanes) {
+          for (int x = box_.begin[2]; x < box_.end[2]; x += direct().block_queries) {
             find_windows(x);
             for (int h = 0; h < plan_.heads_at_once; ++h) {
               choose_head(first_head_ + h);
+              if (h + 1 < plan_.heads_at_once) prefetch_keys(plan_.key.head);
               run_heads(x, z, y);
             }
           }
@@ -117,7 +116,7 @@ class DirectUnit {
       choose_head(first_head_ + h);
       pack();
       // Columns of blocks: the next row of queries finds most keys in L1.
-      for (int x = box_.begin[2]; x < box_.end[2]; x += kLanes) {
+      for (int x = box_.begin[2]; x < box_.end[2]; x += direct().block_queries) {
         find_windows(x);
         for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
           for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
@@ -131,7 +130,8 @@ class DirectUnit {
 
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr int kFixedVectors = kDirectHeadDim / kLanes;
+  static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
+  static constexpr int kLineElements = 64 / sizeof(T);
   static constexpr double kLog2E = 1.44269504088896340736;
 
   // Neighbouring queries whose values are summed up in the same way.
@@ -166,15 +166,14 @@ class DirectUnit {
     value_ = at<const Element>(pointers_.value, plan_.value, batch_, head_kv);
     output_ = at<Element>(pointers_.output, plan_.output, batch_, head);
     lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
-    find_additional(head_kv);
+    if (plan_.additional_tokens > 0) find_additional(head_kv);
     if constexpr (std::is_same_v<T, Element>) {
-      keys_ = direct().in_place ? key_ : scratch_ + direct().keys;
-      values_ = direct().in_place ? value_ : scratch_ + direct().values;
+      block_.keys = direct().in_place ? key_ : scratch_ + direct().keys;
+      block_.values = direct().in_place ? value_ : scratch_ + direct().values;
     } else {
-      keys_ = scratch_ + direct().keys;
-      values_ = scratch_ + direct().values;
+      block_.keys = scratch_ + direct().keys;
+      block_.values = scratch_ + direct().values;
     }
-    for (size_t t = 0; t < static_cast<size_t>(block_.num_queries); ++t) place_window(t);
   }
 
   void find_additional(int64_t head_kv) {
@@ -230,7 +229,7 @@ class DirectUnit {
   // The windows of the queries from x on, and how their values are summed up.
   void find_windows(int x) {
     const AxisGroup& axis = row_axis();
-    block_.num_queries = std::min(kLanes, box_.end[2] - x);
+    block_.num_queries = std::min(direct().block_queries, box_.end[2] - x);
     is_masked_ = false;
     for (int t = 0; t < block_.num_queries; ++t) {
       const int p = axis.position(x + t);
@@ -238,7 +237,9 @@ class DirectUnit {
       counts_[t] = axis.window.is_causal ? std::min(axis.end(p), axis.window.extent) - begins_[t]
                                          : block_.row_keys;
       is_masked_ = is_masked_ || counts_[t] != block_.row_keys;
-      if (!direct().in_place) place_window(static_cast<size_t>(t));
+      const ptrdiff_t begin = begins_[t] - (direct().in_place ? 0 : ranges_[2].begin);
+      block_.key_offsets[t] = begin * block_.key_stride;
+      block_.value_offsets[t] = begin * block_.value_stride;
     }
     num_runs_ = 0;
     for (int t = 0, length; t < block_.num_queries; t += length) {
@@ -254,11 +255,6 @@ class DirectUnit {
         runs_[num_runs_++] = {kind, t, t + length};
       }
     }
-  }
-  void place_window(size_t t) {
-    const int begin = begins_[t] - (direct().in_place ? 0 : ranges_[2].begin);
-    block_.keys[t] = keys_ + begin * block_.key_stride;
-    block_.values[t] = values_ + begin * block_.value_stride;
   }
 
   // The rows of keys of the queries at (z, y).
@@ -282,8 +278,18 @@ class DirectUnit {
     }
     if (rows == block_.num_rows) return;
     block_.num_rows = rows;
+    grouped_ = rows - rows % direct().grouped_rows;
     slots_ = direct_slots(block_.row_keys, rows, direct().grouped_rows, kLanes,
                           reinterpret_cast<int*>(scratch_ + direct().row_slots));
+  }
+
+  // The next head's keys that the block before did not see.
+  void prefetch_keys(int64_t next_head) {
+    const Element* last = key_ + next_head + (block_.row_keys - 1) * block_.key_stride;
+    for (int line = 0; line < plan_.head_dim; line += kLineElements) {
+      for (int t = 0; t < block_.num_queries; ++t)
+        hwy::Prefetch(last + block_.key_offsets[t] + line);
+    }
   }
 
   void run_heads(int x, int z, int y) {
@@ -297,38 +303,27 @@ class DirectUnit {
         query_ + head * plan_.query.head +
         token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
         axis.query_token(x, 0) * plan_.query.token[2];
-    const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
-    const auto nothing = hn::Set(d, -hwy::HighestValue<T>() * 2);
-    unroll<kLanes>([&](auto t)
-                       HWY_ATTR { hn::Store(nothing, d, maxima_ + static_cast<int>(t) * kLanes); });
-    if (plan_.head_dim == kDirectHeadDim) {
-      if (direct().in_place) {
-        logits<Element, kFixedVectors, false>(query, query_stride);
-      } else {
-        logits<Element, kFixedVectors, true>(query, query_stride);
-      }
-    } else {
-      general_logits(query, query_stride);
-    }
+    logits(query, plan_.query.token[2] * axis.token_step * axis.step);
     if (is_masked_) hide();
-    T* additional = scratch_ + direct().additional_weights;
-    const DirectSoftmax<D> softmax =
-        direct_softmax(d, block_.num_queries, slots_, block_.weights, block_.weights_pitch,
-                       block_.maxima, plan_.additional_tokens, additional);
-    HWY_ALIGN T inverse[kLanes];
-    hn::Store(softmax.inverse, d, inverse);
-
     const auto offset = [&](const Strides& strides) {
       return head * strides.head +
              token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
              axis.output_token(x, 0) * strides.token[2];
     };
-    if (plan_.has_lse) {
+    T* additional = scratch_ + direct().additional_weights;
+    HWY_ALIGN T inverse[kMaxQueries];
+    for (int t = 0; t < block_.num_queries; t += kLanes) {
+      const int count = std::min(kLanes, block_.num_queries - t);
+      const DirectSoftmax<D> softmax =
+          direct_softmax(d, count, slots_, block_.weights + t * block_.weights_pitch,
+                         block_.weights_pitch, plan_.additional_tokens, additional + t);
+      hn::Store(softmax.inverse, d, inverse + t);
+      if (!plan_.has_lse) continue;
       HWY_ALIGN T lse[kLanes];
       hn::Store(log_sum_exp(d, softmax.state), d, lse);
-      LseType* to = lse_ + offset(plan_.lse);
       const ptrdiff_t stride = plan_.lse.token[2] * axis.output_step;
-      for (int t = 0; t < block_.num_queries; ++t) to[t * stride] = lse[t];
+      LseType* to = lse_ + offset(plan_.lse) + t * stride;
+      for (int i = 0; i < count; ++i) to[i * stride] = lse[i];
     }
     const DirectOutput<T, Element> target = {inverse,
                                              additional,
@@ -339,67 +334,60 @@ class DirectUnit {
                                              plan_.output.token[2] * axis.output_step,
                                              plan_.head_dim_value};
     ptrdiff_t column = 0;
-    for (; column + 4 * kLanes <= plan_.value_pitch; column += 4 * kLanes) {
+    for (; column + 4 * kLanes <= plan_.head_dim_value; column += 4 * kLanes) {
       sum_values<4>(target, column);
     }
-    for (; column < plan_.value_pitch; column += kLanes) sum_values<1>(target, column);
+    for (; column < plan_.head_dim_value; column += kLanes) sum_values<1>(target, column);
   }
 
-  void general_logits(const Element* query, ptrdiff_t query_stride) {
+  void logits(const Element* query, ptrdiff_t query_stride) {
     if constexpr (std::is_same_v<T, Element>) {
-      if (plan_.head_dim == plan_.key_pitch) return logits<T, 0, false>(query, query_stride);
+      if (plan_.head_dim == plan_.key_pitch) return packed_logits(query, query_stride);
     }
     T* queries = scratch_ + direct().queries;
     pack_rows(query, query_stride, block_.num_queries, plan_.head_dim, plan_.key_pitch, queries);
-    logits<T, 0, false>(queries, plan_.key_pitch);
+    packed_logits(queries, plan_.key_pitch);
   }
 
-  template <typename Query, int kVectors, bool kPacked>
-  void logits(const Query* query, ptrdiff_t query_stride) {
-    using Table = DirectLogits<D, Query, kVectors, kPacked>;
+  // Of queries that fill whole vectors.
+  void packed_logits(const T* query, ptrdiff_t query_stride) {
+    using Table = DirectLogits<D>;
     const auto scale = static_cast<T>(plan_.scale * kLog2E);
     const int vectors = plan_.key_pitch / kLanes;
-    const int grouped = block_.num_rows - block_.num_rows % direct().grouped_rows;
+    const int rows = block_.num_rows;
     for (int j = 0; j < block_.row_keys; j += kLanes) {
       const int keys = std::min(kLanes, block_.row_keys - j);
-      if (direct().grouped_rows == 1) {
-        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, 0, block_.num_rows,
-                            scale);
-        continue;
+      if (grouped_ > 0) {
+        const auto of_rows = direct().grouped_rows > 1 ? Table::of_rows(keys, vectors)
+                                                       : Table::of_row(keys, vectors);
+        of_rows(D(), block_, query, query_stride, vectors, j, 0, grouped_, scale);
       }
-      Table::of_rows(keys)(D(), block_, query, query_stride, vectors, j, 0, grouped, scale);
-      if (grouped < block_.num_rows) {
-        Table::of_row(keys)(D(), block_, query, query_stride, vectors, j, grouped, block_.num_rows,
-                            scale);
+      if (grouped_ < rows) {
+        Table::of_row(keys, vectors)(D(), block_, query, query_stride, vectors, j, grouped_, rows,
+                                     scale);
       }
     }
-    if (plan_.additional_tokens > 0) {
-      direct_additional_logits<kVectors>(D(), query, query_stride, block_.num_queries, vectors,
-                                         additional_keys_, additional_key_pitch_,
-                                         plan_.additional_tokens, scale,
-                                         scratch_ + direct().additional_weights);
+    if (plan_.additional_tokens == 0) return;
+    for (int t = 0; t < block_.num_queries; t += kLanes) {
+      direct_additional_logits(D(), query + t * query_stride, query_stride,
+                               std::min(kLanes, block_.num_queries - t), vectors, additional_keys_,
+                               additional_key_pitch_, plan_.additional_tokens, scale,
+                               scratch_ + direct().additional_weights + t);
     }
   }
 
   // Keys of a row behind those that a query sees.
   void hide() {
-    const D d;
-    const T hidden = -hwy::HighestValue<T>() * 2;
     for (int t = 0; t < block_.num_queries; ++t) {
       T* weights = block_.weights + t * block_.weights_pitch;
       for (int row = 0; row < block_.num_rows; ++row) {
         std::fill(weights + block_.row_slots[row] + counts_[t],
-                  weights + block_.row_slots[row] + block_.row_keys, hidden);
+                  weights + block_.row_slots[row] + block_.row_keys, -hwy::HighestValue<T>() * 2);
       }
-      auto maximum = hn::Set(d, hidden);
-      for (int slot = 0; slot < slots_; slot += kLanes) {
-        maximum = hn::Max(maximum, hn::Load(d, weights + slot));
-      }
-      hn::Store(maximum, d, maxima_ + ptrdiff_t{t} * kLanes);
     }
   }
 
-  template <int kVectors>
+  template <size_t kVectors>
   void sum_values(const DirectOutput<T, Element>& target, ptrdiff_t column) {
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[i];
@@ -425,16 +413,15 @@ class DirectUnit {
   const Element *query_, *key_, *value_;
   Element* output_;
   LseType* lse_;
-  const T *keys_, *values_;  // packed, or key_ and value_
   const T *additional_keys_, *additional_values_;
   ptrdiff_t additional_key_pitch_, additional_value_pitch_;
   DirectBlock<D> block_ = {};
-  int slots_ = 0;  // of weights of one query
+  int slots_ = 0;    // of weights of one query
+  int grouped_ = 0;  // rows whose logits are computed in groups
   bool is_masked_ = false;
-  int begins_[kLanes], counts_[kLanes];  // of keys in a row that each query sees
-  Run runs_[kLanes];
+  int begins_[kMaxQueries], counts_[kMaxQueries];  // of keys in a row that each query sees
+  Run runs_[kMaxQueries];
   int num_runs_ = 0;
-  HWY_ALIGN T maxima_[kLanes * kLanes];
 };
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

@@ -15,6 +15,9 @@ constexpr int64_t kPackedBytesOfRow = 24 * 1024;
 // Caches choose their sets by the address within this many bytes.
 constexpr int64_t kSetBytes = 4096;
 
+// A block of several vectors of queries shares what it sets up, but its weights should stay in L1.
+constexpr int kSlotsOfLargeBlocks = 64;
+
 bool fills_vectors(const Problem& problem, int lanes) {
   return problem.head_dim() % lanes == 0 && problem.head_dim_value() % lanes == 0;
 }
@@ -61,7 +64,7 @@ void lay_out_scratch(int row_keys, int window_rows, int slots, int element_bytes
     rows = std::max(rows, rows_of(*plan, box));
     tokens = std::max(tokens, tokens_of(*plan, box));
   }
-  const int64_t window = row_keys + plan->lanes - 1;
+  const int64_t window = row_keys + direct.block_queries - 1;
   const auto row = [&](int pitch) {
     return window_rows == 1 ? tokens * pitch : packed_row(tokens, window, pitch, element_bytes);
   };
@@ -69,11 +72,11 @@ void lay_out_scratch(int row_keys, int window_rows, int slots, int element_bytes
   direct.value_row = row(plan->value_pitch);
   direct.weights_pitch = slots;
   ScratchLayout take(element_bytes);
-  const auto lanes = static_cast<size_t>(plan->lanes);
+  const auto queries = static_cast<size_t>(direct.block_queries);
   const auto additional = static_cast<size_t>(plan->additional_tokens);
-  direct.weights = take(lanes * static_cast<size_t>(slots));
-  direct.additional_weights = take(additional * lanes);
-  direct.queries = take(lanes * static_cast<size_t>(plan->key_pitch));
+  direct.weights = take(queries * static_cast<size_t>(slots));
+  direct.additional_weights = take(additional * static_cast<size_t>(kDirectVectors * plan->lanes));
+  direct.queries = take(queries * static_cast<size_t>(plan->key_pitch));
   const auto of_rows = static_cast<size_t>(window_rows);
   const size_t offset_size = sizeof(int64_t) / static_cast<size_t>(element_bytes);
   direct.key_rows = take(of_rows * offset_size);
@@ -133,8 +136,7 @@ void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t en
       problem.rank() == 1 && problem.dtype() == VECINA_F32 && fills_vectors(problem, lanes);
   const int row_keys = plan->groups[kRank - 1].front().window.kernel_size;
   const int rows = window_rows(*plan);
-  direct.grouped_rows =
-      !direct.in_place && plan->head_dim == kDirectHeadDim ? grouped_rows(row_keys, lanes) : 1;
+  direct.grouped_rows = grouped_rows(row_keys, lanes);
 
   const int64_t pitch = (plan->key_pitch + plan->value_pitch) * kernel.element_bytes;
   const int64_t most = rows == 1 ? kPackedBytesOfRow : kPackedBytes;
@@ -145,7 +147,9 @@ void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t en
   });
   if (plan->num_units() < enough) plan->heads_at_once = 1;
   // Fewer rows, at a causal border, may take more slots than all of them: not in groups.
-  lay_out_scratch(row_keys, rows, rows * round_up(row_keys, lanes), kernel.element_bytes, plan);
+  const int slots = rows * round_up(row_keys, lanes);
+  direct.block_queries = slots <= kSlotsOfLargeBlocks ? kDirectVectors * lanes : lanes;
+  lay_out_scratch(row_keys, rows, slots, kernel.element_bytes, plan);
 }
 
 }  // namespace vecina::internal::cpu

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -26,11 +27,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D>
 struct DirectBlock {
   using T = hn::TFromD<D>;
-  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kMaxQueries = kDirectVectors * static_cast<int>(hn::MaxLanes(D()));
 
   int num_queries;
-  const T* keys[kLanes];    // first key of each query's window in row 0
-  const T* values[kLanes];  // and its value
+  const T *keys, *values;              // of one head
+  ptrdiff_t key_offsets[kMaxQueries];  // of the first key of each query's window in row 0
+  ptrdiff_t value_offsets[kMaxQueries];
   ptrdiff_t key_stride, value_stride;
   const int64_t* key_rows;  // offsets of the rows of keys that all queries of the block see
   const int64_t* value_rows;
@@ -39,186 +41,245 @@ struct DirectBlock {
   const int* row_slots;  // where the weights of each row begin
   T* weights;            // of query 0
   ptrdiff_t weights_pitch;
-  T* maxima;  // a vector for each query: over its groups of keys
 };
 
-// op(a, b) across the lanes of kLanes vectors: lane i of the result is op over the lanes of v[i].
+// op over the lanes of vectors, in two steps. The first takes four: lane l of the result is op over
+// the lanes of v[l % 4] in the same half of the vector (for vectors of four lanes, over all).
 template <class D, class Op>
-HWY_INLINE hn::Vec<D> across_lanes(D d, const hn::Vec<D>* v, const Op& op) {
-  using V = hn::Vec<D>;
+HWY_INLINE hn::Vec<D> across_four(D d, const hn::Vec<D> (&v)[4], const Op& op) {
   const hn::Repartition<double, D> pairs;
-  // Two blends and a shuffle: the units that shuffle are busier than those that blend.
-  const auto by_two = [&](V a, V b) HWY_ATTR {
-    return op(hn::OddEven(b, a), hn::Shuffle2301(hn::OddEven(a, b)));
+  const auto by_two = [&](auto a, auto b) HWY_ATTR {
+    return op(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
   };
-  const auto by_four = [&](V a, V b) HWY_ATTR {
-    const auto x = hn::BitCast(pairs, a), y = hn::BitCast(pairs, b);
-    return op(hn::BitCast(d, hn::OddEven(y, x)), hn::BitCast(d, hn::Shuffle01(hn::OddEven(x, y))));
-  };
-  const V low = by_four(by_two(v[0], v[1]), by_two(v[2], v[3]));
+  const auto low = hn::BitCast(pairs, by_two(v[0], v[1]));
+  const auto high = hn::BitCast(pairs, by_two(v[2], v[3]));
+  return op(hn::BitCast(d, hn::InterleaveLower(pairs, low, high)),
+            hn::BitCast(d, hn::InterleaveUpper(pairs, low, high)));
+}
+// The second takes as many results of the first as a vector has groups of four lanes.
+template <class D, class Op>
+HWY_INLINE hn::Vec<D> across_groups(D d, const hn::Vec<D> (&v)[hn::MaxLanes(D()) / 4],
+                                    const Op& op) {
   if constexpr (hn::MaxLanes(D()) == 4) {
-    return low;
+    return v[0];
   } else {
-    const V high = by_four(by_two(v[4], v[5]), by_two(v[6], v[7]));
-    return op(hn::ConcatUpperLower(d, high, low), hn::ConcatLowerUpper(d, high, low));
+    return op(hn::ConcatUpperLower(d, v[1], v[0]), hn::ConcatLowerUpper(d, v[1], v[0]));
   }
 }
-template <class D>
-HWY_INLINE hn::Vec<D> sums_across(D d, const hn::Vec<D>* v) {
-  return across_lanes(d, v, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
+// Lane i: op over the lanes of of(i).
+template <class D, class Op, class Of>
+HWY_INLINE hn::Vec<D> across_lanes(D d, const Op& op, const Of& of) {
+  constexpr size_t kGroups = hn::MaxLanes(D()) / 4;
+  hn::Vec<D> groups[kGroups];
+  unroll<kGroups>([&](auto g) HWY_ATTR {
+    const hn::Vec<D> v[4] = {of(4 * g), of(4 * g + 1), of(4 * g + 2), of(4 * g + 3)};
+    groups[g] = across_four(d, v, op);
+  });
+  return across_groups(d, groups, op);
 }
-template <class D>
-HWY_INLINE hn::Vec<D> maxima_across(D d, const hn::Vec<D>* v) {
-  return across_lanes(d, v, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
-}
+struct AddLanes {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Add(a, b);
+  }
+};
+struct MaxLanes {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
 
-// Logits of kKeys keys from `first_key` on in each row, kRows rows at a time: their keys follow
-// each other in groups of kLanes, of which the last may be partly empty (-infinity). kVectors:
-// those of head_dim, 0 if only `vectors` knows. kPacked: keys of kVectors vectors follow each
-// other.
-template <int kKeys, int kRows, int kVectors, bool kPacked, class D, typename Query>
-HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block, const Query* queries,
-                                ptrdiff_t query_stride, int vectors, int first_key, int first_row,
-                                int last_row, hn::TFromD<D> scale) {
+// Logits of kKeys keys from `first_key` on in each of the rows [first_row, last_row), kRows rows at
+// a time: their keys follow each other in groups of kLanes, of which the last may be partly empty
+// (-infinity). Two queries at a time: what one waits for, the other fills.
+template <int kKeys, int kRows, int kStep, class D>
+HWY_NOINLINE void direct_logits(D d, const DirectBlock<D>& block,
+                                const hn::TFromD<D>* HWY_RESTRICT queries, ptrdiff_t query_stride,
+                                int vectors, int first_key, int first_row, int last_row,
+                                hn::TFromD<D> scale) {
   using T = hn::TFromD<D>;
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   constexpr int kCount = kKeys * kRows;
   constexpr int kGroups = (kCount + kLanes - 1) / kLanes;
-  constexpr size_t kHeld = kVectors > 0 ? kVectors : 1;
   const auto factor = hn::Set(d, scale);
   // Of the last group, where it is partly empty: 0, then -infinity.
   constexpr size_t kLast = static_cast<size_t>(kCount - (kGroups - 1) * kLanes);
   const auto hidden =
       hn::IfThenElse(hn::FirstN(d, kLast), hn::Zero(d), hn::Set(d, -hwy::HighestValue<T>() * 2));
-  const ptrdiff_t stride = kPacked && kVectors > 0 ? kVectors * kLanes : block.key_stride;
+  const ptrdiff_t stride = block.key_stride, size = ptrdiff_t{vectors} * kLanes;
+  const ptrdiff_t* HWY_RESTRICT key_offsets = block.key_offsets;
   const int64_t* HWY_RESTRICT key_rows = block.key_rows;
   const int* HWY_RESTRICT row_slots = block.row_slots;
-  for (int t = 0; t < block.num_queries; ++t) {
-    const Query* HWY_RESTRICT query = queries + t * query_stride;
-    hn::Vec<D> q[kHeld];
-    if constexpr (kVectors > 0) {
-      unroll<kHeld>([&](auto v) HWY_ATTR { q[v] = load(d, query + v * kLanes); });
+  const T* first = block.keys + first_key * stride;
+  T* HWY_RESTRICT logits_a = block.weights + first_key;
+  const int num_queries = block.num_queries;
+  // The second of the last pair may be the first once more.
+  ptrdiff_t query_pair = query_stride, weights_pair = block.weights_pitch;
+  for (int t = 0; t < num_queries; t += 2) {
+    int u = t + 1;
+    if (u == num_queries) {
+      u = t;
+      query_pair = weights_pair = 0;
     }
-    auto maximum = hn::Load(d, block.maxima + ptrdiff_t{t} * kLanes);
-    const T* keys = block.keys[t] + first_key * stride;
-    T* HWY_RESTRICT logits = block.weights + t * block.weights_pitch + first_key;
-    for (int row = first_row; row < last_row; row += kRows) {
-      const T* rows[kRows];
-      unroll<kRows>([&](auto r) HWY_ATTR { rows[r] = keys + key_rows[row + static_cast<int>(r)]; });
-      T* to = logits + row_slots[row];
-      unroll<kGroups>([&](auto g) HWY_ATTR {
-        constexpr int kFirst = static_cast<int>(g) * kLanes;
-        constexpr size_t kHere = static_cast<size_t>(HWY_MIN(kLanes, kCount - kFirst));
-        const auto key = [&](auto i) HWY_ATTR {
-          constexpr int kKey = kFirst + static_cast<int>(decltype(i)::value);
-          return rows[kKey / kKeys] + ptrdiff_t{kKey % kKeys} * stride;
-        };
-        hn::Vec<D> sums[kLanes];
-        if constexpr (kVectors > 0) {
-          unroll<kHere>([&](auto i) HWY_ATTR { sums[i] = hn::Mul(q[0], hn::LoadU(d, key(i))); });
-          unroll<kHeld - 1>([&](auto v) HWY_ATTR {
+    const T* HWY_RESTRICT query_b = queries + query_pair;
+    T* HWY_RESTRICT logits_b = logits_a + weights_pair;
+    const T* keys = first + key_offsets[t];
+    const ptrdiff_t shift = key_offsets[u] - key_offsets[t];
+    for (ptrdiff_t row = first_row; row < last_row; row += kRows) {
+      const ptrdiff_t slot = row_slots[row];
+      const T* key = keys + key_rows[row];  // the next one
+      unroll<kGroups>([&](auto group) HWY_ATTR {
+        constexpr int kGroup = static_cast<int>(decltype(group)::value);
+        hn::Vec<D> parts_a[kLanes / 4], parts_b[kLanes / 4];
+        unroll<kLanes / 4>([&](auto quarter) HWY_ATTR {
+          constexpr int kFirst = kGroup * kLanes + 4 * static_cast<int>(decltype(quarter)::value);
+          constexpr size_t kHere = static_cast<size_t>(HWY_MAX(0, HWY_MIN(4, kCount - kFirst)));
+          hn::Vec<D> sums_a[4], sums_b[4];
+          unroll<4>([&](auto i) HWY_ATTR { sums_a[i] = sums_b[i] = hn::Zero(d); });
+          if constexpr (kHere > 0) {
+            const T* of[kHere];
             unroll<kHere>([&](auto i) HWY_ATTR {
-              sums[i] = hn::MulAdd(q[v + 1], hn::LoadU(d, key(i) + (v + 1) * kLanes), sums[i]);
+              constexpr int kNext = kFirst + static_cast<int>(decltype(i)::value) + 1;
+              of[i] = key;
+              if constexpr (kNext % kKeys != 0) {
+                key += stride;
+              } else if constexpr (kNext < kCount) {
+                key = keys + key_rows[row + kNext / kKeys];
+              }
             });
-          });
-        } else {
-          const T* at[kHere];
-          unroll<kHere>([&](auto i) HWY_ATTR {
-            at[i] = key(i);
-            sums[i] = hn::Zero(d);
-          });
-          for (int v = 0; v < vectors; ++v) {
-            const auto part = load(d, query + v * kLanes);
-            unroll<kHere>([&](auto i) HWY_ATTR {
-              sums[i] = hn::MulAdd(part, hn::LoadU(d, at[i] + v * kLanes), sums[i]);
+            const auto add = [&](ptrdiff_t at, auto is_first) HWY_ATTR {
+              const auto part_a = hn::LoadU(d, queries + at), part_b = hn::LoadU(d, query_b + at);
+              unroll<kHere>([&](auto i) HWY_ATTR {
+                const auto key_a = hn::LoadU(d, of[i] + at);
+                const auto key_b = hn::LoadU(d, of[i] + (at + shift));
+                sums_a[i] =
+                    is_first ? hn::Mul(part_a, key_a) : hn::MulAdd(part_a, key_a, sums_a[i]);
+                sums_b[i] =
+                    is_first ? hn::Mul(part_b, key_b) : hn::MulAdd(part_b, key_b, sums_b[i]);
+              });
+            };
+            add(0, std::true_type());
+            unroll<kStep - 1>([&](auto s) HWY_ATTR {
+              add(static_cast<ptrdiff_t>(decltype(s)::value + 1) * kLanes, std::false_type());
             });
+            for (ptrdiff_t v = kStep * kLanes; v < size; v += kStep * kLanes) {
+              unroll<kStep>([&](auto s) HWY_ATTR {
+                add(v + static_cast<ptrdiff_t>(decltype(s)::value) * kLanes, std::false_type());
+              });
+            }
           }
-        }
-        unroll<kLanes - kHere>([&](auto i) HWY_ATTR { sums[kHere + i] = hn::Zero(d); });
-        const auto across = sums_across(d, sums);
-        const auto sum =
-            kHere < kLanes ? hn::MulAdd(factor, across, hidden) : hn::Mul(factor, across);
-        hn::Store(sum, d, to + kFirst);
-        maximum = hn::Max(maximum, sum);
+          parts_a[quarter] = across_four(d, sums_a, AddLanes());
+          parts_b[quarter] = across_four(d, sums_b, AddLanes());
+        });
+        constexpr bool kIsWhole = kGroup * kLanes + kLanes <= kCount;
+        const auto finish = [&](const auto& parts) HWY_ATTR {
+          const auto sum = across_groups(d, parts, AddLanes());
+          return kIsWhole ? hn::Mul(factor, sum) : hn::MulAdd(factor, sum, hidden);
+        };
+        const auto sum_a = finish(parts_a), sum_b = finish(parts_b);
+        hn::Store(sum_a, d, logits_a + slot + kGroup * kLanes);
+        hn::Store(sum_b, d, logits_b + slot + kGroup * kLanes);
       });
     }
-    hn::Store(maximum, d, block.maxima + ptrdiff_t{t} * kLanes);
+    queries += 2 * query_stride;
+    logits_a += 2 * block.weights_pitch;
   }
 }
 
-// Logits of additional tokens, which all queries see: logits[j * kLanes + t] for query t.
-template <int kVectors, class D, typename Query>
-HWY_NOINLINE void direct_additional_logits(D d, const Query* first, ptrdiff_t query_stride,
+// Logits of additional tokens, which all queries see: for as many queries as a vector has lanes,
+// logits[j * kMaxQueries + t] for query t.
+template <class D>
+HWY_NOINLINE void direct_additional_logits(D d, const hn::TFromD<D>* first, ptrdiff_t query_stride,
                                            int num_queries, int vectors,
                                            const hn::TFromD<D>* HWY_RESTRICT keys, ptrdiff_t pitch,
                                            int64_t count, hn::TFromD<D> scale,
                                            hn::TFromD<D>* HWY_RESTRICT logits) {
   constexpr size_t kLanes = hn::MaxLanes(D());
   const auto factor = hn::Set(d, scale);
-  const Query* queries[kLanes];  // the last one is repeated
+  const hn::TFromD<D>* queries[kLanes];  // the last one is repeated
   unroll<kLanes>([&](auto t) HWY_ATTR {
     queries[t] = first + HWY_MIN(static_cast<int>(t), num_queries - 1) * query_stride;
   });
-  const int num_vectors = kVectors > 0 ? kVectors : vectors;
-  for (int64_t j = 0; j < count; ++j, keys += pitch, logits += kLanes) {
+  for (int64_t j = 0; j < count; ++j, keys += pitch, logits += DirectBlock<D>::kMaxQueries) {
     hn::Vec<D> sums[kLanes];
     unroll<kLanes>([&](auto t) HWY_ATTR { sums[t] = hn::Zero(d); });
-    for (int v = 0; v < num_vectors; ++v) {
+    for (int v = 0; v < vectors; ++v) {
       const auto key = hn::LoadU(d, keys + v * static_cast<int>(kLanes));
       unroll<kLanes>([&](auto t) HWY_ATTR {
-        sums[t] = hn::MulAdd(key, load(d, queries[t] + v * static_cast<int>(kLanes)), sums[t]);
+        sums[t] = hn::MulAdd(key, hn::LoadU(d, queries[t] + v * static_cast<int>(kLanes)), sums[t]);
       });
     }
-    hn::Store(hn::Mul(factor, sums_across(d, sums)), d, logits);
+    const auto sum = across_lanes(d, AddLanes(), [&](size_t t) HWY_ATTR { return sums[t]; });
+    hn::Store(hn::Mul(factor, sum), d, logits);
   }
 }
 
-// What the softmax of a block leaves: one vector, query t in lane t.
+// What the softmax of a vector of queries leaves: query t in lane t.
 template <class D>
 struct DirectSoftmax {
   SoftmaxState<D> state;
   hn::Vec<D> inverse;  // one over the sums of weights, 0 where a query sees nothing
 };
 
-// Turns the logits of a block into weights 2^(logit - maximum). `slots` of each query, `additional`
-// with one query in each lane.
+// Turns the logits of up to a vector of queries into weights 2^(logit - maximum). `slots` of each
+// query, `additional` with one query in each lane.
 template <class D>
 HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
-                                             hn::TFromD<D>* HWY_RESTRICT weights,
-                                             ptrdiff_t weights_pitch,
-                                             hn::TFromD<D>* HWY_RESTRICT maxima, int64_t count,
+                                             hn::TFromD<D>* weights, ptrdiff_t weights_pitch,
+                                             int64_t count,
                                              hn::TFromD<D>* HWY_RESTRICT additional) {
   using T = hn::TFromD<D>;
-  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-  hn::Vec<D> each[kLanes];
-  unroll<kLanes>([&](auto t)
-                     HWY_ATTR { each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes); });
-  auto maximum = maxima_across(d, each);
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D())), kPitch = DirectBlock<D>::kMaxQueries;
+  // The last query stands in for those that there are not.
+  const auto query = [&](size_t t) { return HWY_MIN(static_cast<int>(t), num_queries - 1); };
+  auto maximum = across_lanes(d, MaxLanes(), [&](size_t t) HWY_ATTR {
+    const T* row = weights + query(t) * weights_pitch;
+    auto most = hn::Load(d, row);
+    for (int slot = kLanes; slot < slots; slot += kLanes) {
+      most = hn::Max(most, hn::Load(d, row + slot));
+    }
+    return most;
+  });
   for (int64_t j = 0; j < count; ++j) {
-    maximum = hn::Max(maximum, hn::Load(d, additional + j * kLanes));
+    maximum = hn::Max(maximum, hn::Load(d, additional + j * kPitch));
   }
   // A query that sees nothing but -infinity has sum 0, not NaN.
   const auto is_empty = hn::Lt(maximum, hn::Set(d, -hwy::HighestValue<T>()));
   const auto bases = hn::IfThenZeroElse(is_empty, maximum);
   HWY_ALIGN T base_of[kLanes];
   hn::Store(bases, d, base_of);
-  for (int t = 0; t < num_queries; ++t) {
-    T* HWY_RESTRICT row = weights + t * weights_pitch;
-    const auto base = hn::Set(d, base_of[t]);
-    auto sum = hn::Zero(d);
+  // Four queries at a time: one alone would wait for its own exponentials.
+  constexpr size_t kTogether = kLanes;
+  HWY_ALIGN T parts[kLanes * kLanes];
+  for (int t = 0; t < num_queries; t += static_cast<int>(kTogether)) {
+    T* rows[kTogether];
+    hn::Vec<D> base[kTogether], sums[kTogether];
+    unroll<kTogether>([&](auto i) HWY_ATTR {
+      const int q = query(static_cast<size_t>(t) + i);
+      rows[i] = weights + q * weights_pitch;
+      base[i] = hn::Set(d, base_of[q]);
+      sums[i] = hn::Zero(d);
+    });
     for (int slot = 0; slot < slots; slot += kLanes) {
-      const auto weight = exp2_negative(d, hn::Sub(hn::Load(d, row + slot), base));
-      hn::Store(weight, d, row + slot);
-      sum = hn::Add(sum, weight);
+      hn::Vec<D> w[kTogether];
+      unroll<kTogether>([&](auto i)
+                            HWY_ATTR { w[i] = hn::Sub(hn::Load(d, rows[i] + slot), base[i]); });
+      unroll<kTogether>([&](auto i) HWY_ATTR { w[i] = exp2_negative(d, w[i]); });
+      unroll<kTogether>([&](auto i) HWY_ATTR {
+        hn::Store(w[i], d, rows[i] + slot);
+        sums[i] = hn::Add(sums[i], w[i]);
+      });
     }
-    hn::Store(sum, d, maxima + t * kLanes);
+    unroll<kTogether>([&](auto i) HWY_ATTR {
+      hn::Store(sums[i], d, parts + (t + static_cast<int>(i)) * kLanes);
+    });
   }
-  unroll<kLanes>([&](auto t)
-                     HWY_ATTR { each[t] = hn::Load(d, maxima + static_cast<int>(t) * kLanes); });
-  auto sum = sums_across(d, each);
+  auto sum = across_lanes(
+      d, AddLanes(), [&](size_t t) HWY_ATTR { return hn::Load(d, parts + query(t) * kLanes); });
   for (int64_t j = 0; j < count; ++j) {
-    const auto weight = exp2_negative(d, hn::Sub(hn::Load(d, additional + j * kLanes), bases));
-    hn::Store(weight, d, additional + j * kLanes);
+    const auto weight = exp2_negative(d, hn::Sub(hn::Load(d, additional + j * kPitch), bases));
+    hn::Store(weight, d, additional + j * kPitch);
     sum = hn::Add(sum, weight);
   }
   sum = hn::IfThenZeroElse(is_empty, sum);
@@ -230,7 +291,7 @@ HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
 template <typename T, typename Output>
 struct DirectOutput {
   const T* inverse;     // of each query
-  const T* additional;  // weights, one query in each lane
+  const T* additional;  // weights, [token][kMaxQueries]
   const T* additional_values;
   ptrdiff_t additional_pitch;
   int64_t num_additional;
@@ -239,111 +300,114 @@ struct DirectOutput {
   ptrdiff_t head_dim;  // of value
 };
 
-// Writes kVectors vectors from `column` on of one query's output.
-template <int kVectors, class D, typename Output>
-HWY_INLINE void direct_store(D d, const hn::Vec<D>* sums, hn::Vec<D> inverse, ptrdiff_t left,
-                             Output* HWY_RESTRICT output) {
+// Writes kVectors vectors of one query's output; a single one may reach beyond the `left` elements.
+template <size_t kVectors, class D, typename Output>
+HWY_INLINE void direct_store(D d, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D> inverse,
+                             ptrdiff_t left, Output* HWY_RESTRICT output) {
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  if (left >= kVectors * kLanes) {
-    unroll<kVectors>([&](auto v) HWY_ATTR {
-      store(d, hn::Mul(inverse, sums[v]), output + ptrdiff_t{v} * kLanes);
-    });
+  if constexpr (kVectors == 1) {
+    const auto count = static_cast<size_t>(HWY_MIN(left, kLanes));
+    store_some(d, hn::Mul(inverse, sums[0]), count, output);
   } else {
-    unroll<kVectors>([&](auto v) HWY_ATTR {
-      constexpr ptrdiff_t kAt = ptrdiff_t{v} * kLanes;
-      if (kAt < left) {
-        store_some(d, hn::Mul(inverse, sums[v]), static_cast<size_t>(left - kAt), output + kAt);
-      }
-    });
+    unroll<kVectors>([&](auto v)
+                         HWY_ATTR { store(d, hn::Mul(inverse, sums[v]), output + v * kLanes); });
   }
 }
 
-// Queries first, first + 1, ... up to `last` in pairs whose windows are kShift keys apart: each
-// value is loaded once for both.
-template <int kShift, int kVectors, class D, typename Output>
+// Adds one value to sums, weighted.
+template <size_t kVectors, class D>
+HWY_INLINE void direct_add(D d, hn::TFromD<D> weight, const hn::TFromD<D>* value,
+                           hn::Vec<D> (&sums)[kVectors]) {
+  const auto w = hn::Set(d, weight);
+  unroll<kVectors>([&](auto v) HWY_ATTR {
+    sums[v] = hn::MulAdd(w, hn::LoadU(d, value + v * hn::MaxLanes(D())), sums[v]);
+  });
+}
+// The same value to the sums of two queries: it is loaded once.
+template <size_t kVectors, class D>
+HWY_INLINE void direct_add_both(D d, hn::TFromD<D> weight_a, hn::TFromD<D> weight_b,
+                                const hn::TFromD<D>* value, hn::Vec<D> (&a)[kVectors],
+                                hn::Vec<D> (&b)[kVectors]) {
+  const auto p = hn::Set(d, weight_a), r = hn::Set(d, weight_b);
+  unroll<kVectors>([&](auto v) HWY_ATTR {
+    const auto x = in_register(hn::LoadU(d, value + v * hn::MaxLanes(D())));
+    a[v] = hn::MulAdd(p, x, a[v]);
+    b[v] = hn::MulAdd(r, x, b[v]);
+  });
+}
+
+// Queries first, first + 1, ... up to `last` in pairs whose windows are kShift keys apart.
+template <int kShift, size_t kVectors, class D, typename Output>
 HWY_NOINLINE void direct_pairs(D d, const DirectBlock<D>& block,
                                const DirectOutput<hn::TFromD<D>, Output>& target, int first,
                                int last, ptrdiff_t column) {
   using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  const ptrdiff_t stride = block.value_stride;
-  for (int t = first; t < last; t += 2) {
+  const int64_t* HWY_RESTRICT value_rows = block.value_rows;
+  const int* HWY_RESTRICT row_slots = block.row_slots;
+  const T* HWY_RESTRICT inverse = target.inverse + first;
+  const T* HWY_RESTRICT weights = block.weights + first * block.weights_pitch;
+  const ptrdiff_t stride = block.value_stride, pitch = block.weights_pitch;
+  const ptrdiff_t num_rows = block.num_rows, row_keys = block.row_keys;
+  const ptrdiff_t left = target.head_dim - column, output_stride = target.output_stride;
+  const int64_t num_additional = target.num_additional;
+  Output* HWY_RESTRICT output = target.output + first * output_stride + column;
+  for (int t = first; t < last; t += 2, weights += 2 * pitch, inverse += 2) {
     hn::Vec<D> a[kVectors], b[kVectors];
     unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = b[v] = hn::Zero(d); });
-    const T* weights = block.weights + t * block.weights_pitch;
-    const T* values = block.values[t] + column;
-    const auto add = [&](const T* value, hn::Vec<D> weight, hn::Vec<D>* sums) HWY_ATTR {
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        sums[v] = hn::MulAdd(weight, hn::LoadU(d, value + ptrdiff_t{v} * kLanes), sums[v]);
-      });
-    };
-    const auto add_both = [&](const T* value, hn::Vec<D> p, hn::Vec<D> r) HWY_ATTR {
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        const auto x = in_register(hn::LoadU(d, value + ptrdiff_t{v} * kLanes));
-        a[v] = hn::MulAdd(p, x, a[v]);
-        b[v] = hn::MulAdd(r, x, b[v]);
-      });
-    };
-    for (int row = 0; row < block.num_rows; ++row) {
-      const T* value = values + block.value_rows[row];
-      const T* p = weights + block.row_slots[row];
-      const T* r = p + block.weights_pitch;
-      const T* end = p + block.row_keys;
+    const T* values = block.values + block.value_offsets[t] + column;
+    for (ptrdiff_t row = 0; row < num_rows; ++row) {
+      const T* value = values + value_rows[row];
+      const T* p = weights + row_slots[row];
+      const T* end = p + row_keys;
       if constexpr (kShift == 1) {
-        add(value, hn::Set(d, *p++), a);
+        direct_add(d, *p++, value, a);
         value += stride;
       }
-      for (; p < end; ++p, ++r, value += stride) add_both(value, hn::Set(d, *p), hn::Set(d, *r));
-      if constexpr (kShift == 1) add(value, hn::Set(d, *r), b);
+      const T* r = p + pitch - kShift;
+      for (; p < end; ++p, ++r, value += stride) direct_add_both(d, *p, *r, value, a, b);
+      if constexpr (kShift == 1) direct_add(d, *r, value, b);
     }
-    const T* value = target.additional_values + column;
-    const T* p = target.additional + t;
-    for (int64_t j = 0; j < target.num_additional; ++j) {
-      add_both(value, hn::Set(d, p[0]), hn::Set(d, p[1]));
-      value += target.additional_pitch;
-      p += kLanes;
+    if (num_additional > 0) {
+      const T* value = target.additional_values + column;
+      const T* p = target.additional + t;
+      for (int64_t j = 0; j < num_additional; ++j) {
+        direct_add_both(d, p[0], p[1], value, a, b);
+        value += target.additional_pitch;
+        p += DirectBlock<D>::kMaxQueries;
+      }
     }
-    Output* output = target.output + t * target.output_stride + column;
-    const ptrdiff_t left = target.head_dim - column;
-    direct_store<kVectors>(d, a, hn::Set(d, target.inverse[t]), left, output);
-    direct_store<kVectors>(d, b, hn::Set(d, target.inverse[t + 1]), left,
-                           output + target.output_stride);
+    direct_store(d, a, hn::Set(d, inverse[0]), left, output);
+    direct_store(d, b, hn::Set(d, inverse[1]), left, output + output_stride);
+    output += 2 * output_stride;
   }
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.
-template <int kVectors, class D, typename Output>
+template <size_t kVectors, class D, typename Output>
 HWY_NOINLINE void direct_single(D d, const DirectBlock<D>& block,
                                 const DirectOutput<hn::TFromD<D>, Output>& target, int t,
                                 int row_keys, ptrdiff_t column) {
   using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   // Two sums each hide the latency of the multiply-add.
   hn::Vec<D> a[kVectors], b[kVectors];
   unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = b[v] = hn::Zero(d); });
-  const auto add = [&](const T* value, T weight, hn::Vec<D>* sums) HWY_ATTR {
-    const auto w = hn::Set(d, weight);
-    unroll<kVectors>([&](auto v) HWY_ATTR {
-      sums[v] = hn::MulAdd(w, hn::LoadU(d, value + ptrdiff_t{v} * kLanes), sums[v]);
-    });
-  };
   for (int row = 0; row < block.num_rows; ++row) {
-    const T* value = block.values[t] + column + block.value_rows[row];
+    const T* value = block.values + block.value_offsets[t] + column + block.value_rows[row];
     const T* p = block.weights + t * block.weights_pitch + block.row_slots[row];
     int j = 0;
     for (; j + 2 <= row_keys; j += 2, value += 2 * block.value_stride) {
-      add(value, p[j], a);
-      add(value + block.value_stride, p[j + 1], b);
+      direct_add(d, p[j], value, a);
+      direct_add(d, p[j + 1], value + block.value_stride, b);
     }
-    if (j < row_keys) add(value, p[j], a);
+    if (j < row_keys) direct_add(d, p[j], value, a);
   }
   for (int64_t j = 0; j < target.num_additional; ++j) {
-    add(target.additional_values + column + j * target.additional_pitch,
-        target.additional[j * kLanes + t], b);
+    direct_add(d, target.additional[j * DirectBlock<D>::kMaxQueries + t],
+               target.additional_values + column + j * target.additional_pitch, b);
   }
   unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = hn::Add(a[v], b[v]); });
-  direct_store<kVectors>(d, a, hn::Set(d, target.inverse[t]), target.head_dim - column,
-                         target.output + t * target.output_stride + column);
+  direct_store(d, a, hn::Set(d, target.inverse[t]), target.head_dim - column,
+               target.output + t * target.output_stride + column);
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

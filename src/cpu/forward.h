@@ -124,10 +124,10 @@ struct BiasTable {
   int size() const { return sizes[0] * sizes[1] * sizes[2]; }
 };
 
-// The direct form: the widest vector that it uses, the head_dim that it has kernels for of its own,
-// and the most weights of one query that it holds.
+// The direct form: the widest vector that it uses, the most vectors of queries of a block, and the
+// most weights of one query that it holds.
 inline constexpr int kMaxDirectLanes = 8;
-inline constexpr int kDirectHeadDim = 32;
+inline constexpr int kDirectVectors = 2;
 inline constexpr int kMaxDirectSlots = 256;
 // Rows of keys whose logits are computed together because one would leave vectors half empty.
 constexpr int grouped_rows(int row_keys, int lanes) {
@@ -142,6 +142,7 @@ struct DirectForm {
   bool is_used = false;
   bool in_place = false;  // keys and values are read where they lie
   int grouped_rows = 1;
+  int block_queries = 0;               // neighbours in a row, computed together
   int64_t key_row = 0, value_row = 0;  // elements of one packed row
   ptrdiff_t weights_pitch = 0;         // of one query
   // Places in scratch.

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "core/tensor.h"
 #include "cuda/gradient_plan.h"
@@ -160,31 +159,32 @@ int items_of_sample(const Problem& problem, const HaloConfig& config) {
   return (config.of_keys ? problem.heads_kv() : problem.heads()) / config.heads;
 }
 
-Owners owners_of(const Problem& problem, const HaloConfig& config) {
+template <typename Args>
+KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* kernel,
+                               const HaloConfig& config, const DeviceFacts& facts) {
+  double blocks = 0.0;
   Owners owners;
   owners.items_of_sample = items_of_sample(problem, config);
   owners.items_of_block = config.items_of_block;
   for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
-  return owners;
-}
-
-template <typename Args>
-void set_launch(const HaloConfig& config, const char* kernel, double blocks,
-                const DeviceFacts& facts, KernelLaunch<Args>* launch) {
-  launch->source = {fmt::format("{}.cu", kernel), kernel, "halo_config.h", "HaloConfig",
-                    print(config)};
-  launch->grid[0] = static_cast<uint32_t>(blocks);
-  launch->block[0] = static_cast<uint32_t>(32 * warps_of(config));
-  launch->shared_bytes = static_cast<uint32_t>(config.stages * stage_bytes(config));
-  launch->is_programmatic = facts.compute_capability >= 90;
-  launch->params_bytes = sizeof(HaloParams);
-  launch->description = fmt::format(
+  const HaloParams params = owner_params(problem, example, owners, &blocks);
+  KernelLaunch<Args> launch;
+  launch.source = {fmt::format("{}.cu", kernel), kernel, "halo_config.h", "HaloConfig",
+                   print(config)};
+  launch.grid[0] = static_cast<uint32_t>(blocks);
+  launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
+  launch.shared_bytes = static_cast<uint32_t>(config.stages * stage_bytes(config));
+  launch.is_programmatic = facts.compute_capability >= 90;
+  launch.params_bytes = sizeof(HaloParams);
+  launch.fill = fill_params<Args>(params);
+  launch.description = fmt::format(
       R"("form": "halo", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
       R"("items_of_block": {}, "tokens_of_box": {}, "tokens_of_block": {}, "blocks": {}, )"
       R"("why": "neighbouring windows share their tokens in shared memory")",
       config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
       config.boxes[2], config.items_of_block, 8 * tiles_of(config),
       stage_rows(config) * config.halo_size[0], blocks);
+  return launch;
 }
 
 }  // namespace
@@ -268,31 +268,7 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
                                   const DeviceFacts& facts, const HaloShape& shape) {
   HaloConfig config = make_config(problem, HaloKernel::forward, shape);
   config.blocks = blocks_of(config, HaloKernel::forward, facts);
-  double blocks = 0.0;
-  HaloParams params = owner_params(problem, owners_of(problem, config), &blocks);
-  const int rank = problem.rank();
-  params.query = halo_rows(example.query, rank);
-  params.key = halo_rows(example.key, rank);
-  params.value = halo_rows(example.value, rank);
-  params.additional_key = halo_rows(example.additional_key, 1);
-  params.additional_value = halo_rows(example.additional_value, 1);
-  params.output = halo_rows(example.output, rank);
-  params.lse = halo_rows(example.lse, rank);
-  ForwardLaunch launch;
-  set_launch(config, "halo_forward", blocks, facts, &launch);
-  launch.fill = [params](const vecina_forward_args& args, void* memory) -> Status {
-    HaloParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.output.data = pointer(args.output);
-    filled.lse.data = pointer(args.lse);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
-  return launch;
+  return make_launch(problem, example, "halo_forward", config, facts);
 }
 
 bool pays_for_halo(const Problem& problem) {
@@ -331,14 +307,10 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
   HaloConfig config = make_config(problem, kernel, shape);
   config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
-  double blocks = 0.0;
-  const HaloParams params = gradient_params(problem, example, owners_of(problem, config), &blocks);
-  BackwardLaunch launch;
   const bool is_of_query = kernel == HaloKernel::gradient_query;
-  set_launch(config, is_of_query ? "halo_gradient_query" : "halo_gradient_key", blocks, facts,
-             &launch);
+  BackwardLaunch launch = make_launch(
+      problem, example, is_of_query ? "halo_gradient_query" : "halo_gradient_key", config, facts);
   launch.workspace_bytes = gradient_workspace_bytes(problem);
-  launch.fill = fill_gradient(params);
   return launch;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/owners.h"
 
+#include <array>
 #include <cstring>
 #include <numbers>
 
@@ -52,6 +53,8 @@ int64_t count_owner_tiles(const Axis& axis, int owners) {
   return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
 }
 
+namespace {
+
 HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
   const SmallRows wide = token_rows(tensor, rank);
   return {nullptr,
@@ -61,8 +64,53 @@ HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
            static_cast<int>(wide.token[2])}};
 }
 
-HaloParams owner_params(const Problem& problem, const Owners& owners, double* blocks) {
+// A tensor of a call and its place among the parameters.
+template <typename Args>
+struct Field {
+  vecina_tensor Args::*tensor;
+  HaloRows HaloParams::*rows;
+  bool is_additional = false;  // has one axis
+};
+constexpr auto fields(const vecina_forward_args&) {
+  using A = vecina_forward_args;
+  using P = HaloParams;
+  return std::to_array<Field<A>>({{&A::query, &P::query},
+                                  {&A::key, &P::key},
+                                  {&A::value, &P::value},
+                                  {&A::additional_key, &P::additional_key, true},
+                                  {&A::additional_value, &P::additional_value, true},
+                                  {&A::output, &P::output},
+                                  {&A::lse, &P::lse}});
+}
+constexpr auto fields(const vecina_backward_args&) {
+  using A = vecina_backward_args;
+  using P = HaloParams;
+  return std::to_array<Field<A>>({{&A::query, &P::query},
+                                  {&A::key, &P::key},
+                                  {&A::value, &P::value},
+                                  {&A::additional_key, &P::additional_key, true},
+                                  {&A::additional_value, &P::additional_value, true},
+                                  {&A::output, &P::output},
+                                  {&A::lse, &P::lse},
+                                  {&A::grad_output, &P::grad_output},
+                                  {&A::grad_lse, &P::grad_lse},
+                                  {&A::grad_query, &P::grad_query},
+                                  {&A::grad_key, &P::grad_key},
+                                  {&A::grad_value, &P::grad_value}});
+}
+
+char* workspace(const vecina_forward_args&) { return nullptr; }
+char* workspace(const vecina_backward_args& args) { return static_cast<char*>(args.workspace); }
+
+}  // namespace
+
+template <typename Args>
+HaloParams owner_params(const Problem& problem, const Args& example, const Owners& owners,
+                        double* blocks) {
   HaloParams params = {};
+  for (const Field<Args>& field : fields(example)) {
+    params.*field.rows = halo_rows(example.*field.tensor, field.is_additional ? 1 : problem.rank());
+  }
   params.num_items_of_sample = owners.items_of_sample;
   params.items_of_sample = divider(params.num_items_of_sample);
   params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
@@ -78,45 +126,24 @@ HaloParams owner_params(const Problem& problem, const Owners& owners, double* bl
   }
   return params;
 }
+template HaloParams owner_params(const Problem&, const vecina_forward_args&, const Owners&,
+                                 double*);
+template HaloParams owner_params(const Problem&, const vecina_backward_args&, const Owners&,
+                                 double*);
 
-HaloParams gradient_params(const Problem& problem, const vecina_backward_args& example,
-                           const Owners& owners, double* blocks) {
-  HaloParams params = owner_params(problem, owners, blocks);
-  const int rank = problem.rank();
-  params.query = halo_rows(example.query, rank);
-  params.key = halo_rows(example.key, rank);
-  params.value = halo_rows(example.value, rank);
-  params.additional_key = halo_rows(example.additional_key, 1);
-  params.additional_value = halo_rows(example.additional_value, 1);
-  params.output = halo_rows(example.output, rank);
-  params.lse = halo_rows(example.lse, rank);
-  params.grad_output = halo_rows(example.grad_output, rank);
-  params.grad_lse = halo_rows(example.grad_lse, rank);
-  params.grad_query = halo_rows(example.grad_query, rank);
-  params.grad_key = halo_rows(example.grad_key, rank);
-  params.grad_value = halo_rows(example.grad_value, rank);
-  return params;
-}
-
-FillParams<vecina_backward_args> fill_gradient(const HaloParams& params) {
-  return [params](const vecina_backward_args& args, void* memory) -> Status {
+template <typename Args>
+FillParams<Args> fill_params(const HaloParams& params) {
+  return [params](const Args& args, void* memory) -> Status {
     HaloParams filled = params;
-    filled.query.data = pointer(args.query);
-    filled.key.data = pointer(args.key);
-    filled.value.data = pointer(args.value);
-    filled.additional_key.data = pointer(args.additional_key);
-    filled.additional_value.data = pointer(args.additional_value);
-    filled.output.data = pointer(args.output);
-    filled.lse.data = pointer(args.lse);
-    filled.grad_output.data = pointer(args.grad_output);
-    filled.grad_lse.data = pointer(args.grad_lse);
-    filled.grad_query.data = pointer(args.grad_query);
-    filled.grad_key.data = pointer(args.grad_key);
-    filled.grad_value.data = pointer(args.grad_value);
-    filled.facts = static_cast<char*>(args.workspace);
+    for (const Field<Args>& field : fields(args)) {
+      (filled.*field.rows).data = pointer(args.*field.tensor);
+    }
+    filled.facts = workspace(args);
     std::memcpy(memory, &filled, sizeof filled);
     return {};
   };
 }
+template FillParams<vecina_forward_args> fill_params(const HaloParams&);
+template FillParams<vecina_backward_args> fill_params(const HaloParams&);
 
 }  // namespace vecina::internal::cuda

@@ -29,14 +29,14 @@ struct Owners {
   std::array<int, 3> box = {1, 1, 1};  // of a block
 };
 
-vecina::cuda::HaloRows halo_rows(const vecina_tensor& tensor, int rank);
-// Everything but tensors; *blocks is the size of the grid.
-vecina::cuda::HaloParams owner_params(const Problem& problem, const Owners& owners, double* blocks);
-// The same with the strides of a backward call.
-vecina::cuda::HaloParams gradient_params(const Problem& problem,
-                                         const vecina_backward_args& example, const Owners& owners,
-                                         double* blocks);
-FillParams<vecina_backward_args> fill_gradient(const vecina::cuda::HaloParams& params);
+// Everything but addresses, for the strides of a call's arguments (forward or backward); *blocks is
+// the size of the grid.
+template <typename Args>
+vecina::cuda::HaloParams owner_params(const Problem& problem, const Args& example,
+                                      const Owners& owners, double* blocks);
+// Adds the addresses of a run's tensors and workspace.
+template <typename Args>
+FillParams<Args> fill_params(const vecina::cuda::HaloParams& params);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_OWNERS_H_

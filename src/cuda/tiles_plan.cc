@@ -244,7 +244,7 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
   for (size_t a = 0; a < 3; ++a) owners.box[a] = shape.box[a] * shape.boxes[a];
   double blocks = 0.0;
-  const HaloParams params = gradient_params(problem, example, owners, &blocks);
+  const HaloParams params = owner_params(problem, example, owners, &blocks);
   const char* name = config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query";
   BackwardLaunch launch;
   launch.source = {fmt::format("{}.cu", name), name, "tiles_config.h", "TilesConfig",
@@ -255,7 +255,7 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   launch.is_programmatic = facts.compute_capability >= 90;
   launch.params_bytes = sizeof(HaloParams);
   launch.workspace_bytes = gradient_workspace_bytes(problem);
-  launch.fill = fill_gradient(params);
+  launch.fill = fill_params<vecina_backward_args>(params);
   launch.description = fmt::format(
       R"("form": "tiles", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
       R"("partner_box": [{}, {}, {}], "blocks": {}, )"

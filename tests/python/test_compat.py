@@ -186,12 +186,18 @@ def test_context():
     natten.use_fused_na()
     natten.set_memory_usage_preference("strict")
     assert natten.is_fna_enabled() and natten.is_memory_usage_strict()
+    natten.use_autotuner(forward_pass=True, steps_forward=3)
+    assert natten.context.AutotunerContext.steps_forward == 3
+    assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
     natten.use_deterministic_algorithms()
     assert not natten.is_kv_parallelism_in_fused_na_enabled()
     with pytest.raises(RuntimeError):
         natten.use_kv_parallelism_in_fused_na()
-    natten.use_autotuner(forward_pass=True)
-    assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
+    natten.disable_autotuner()
+    with pytest.raises(ValueError, match="steps_forward is 'abc'"):
+        natten.use_autotuner(steps_forward="abc")
+    with pytest.raises(RuntimeError, match="autotuner"):
+        natten.use_autotuner(True)  # while its deterministic algorithms are on
     natten.disable_tiled_na()
     assert not natten.is_tiled_na_enabled()
     with pytest.raises(ValueError, match="'much'"):
@@ -237,8 +243,80 @@ def test_halves_with_additional_tokens_and_causality():
     assert logits.shape[-1] == 6 and torch.isinf(logits[..., 0, 1:3]).all()
     output = functional.na1d_av(logits.softmax(-1), first[2], 3, 2, first[4], True)
     torch.testing.assert_close(output, heads_first(wanted))
+    with pytest.raises(RuntimeError, match="must be odd"):
+        functional.na1d_qk(*first[:2], 4)
     with pytest.raises(NotImplementedError, match="bias with is_causal"):
         functional.na1d_qk(*first[:2], 3, is_causal=True, rpb=torch.zeros(2, 5))
+
+
+def test_halves_of_nested_tensors():
+    functional = vecina.compat.for_version("0.17.5").functional
+    samples = [[heads_first(t) for t in qkv(*n, 3, 4)] for n in ((1, 6, 5), (2, 4, 9))]
+    more = [[heads_first(t) for t in qkv(n, 2, 3, 4)[:2]] for n in (1, 2)]
+    nested = [torch.nested.nested_tensor([s[i] for s in samples]) for i in range(3)]
+    nested_more = [torch.nested.nested_tensor([m[i] for m in more]) for i in range(2)]
+    logits = functional.na2d_qk(*nested[:2], 3, 1, nested_more[0])
+    weights = torch.nested.nested_tensor([w.softmax(-1) for w in logits.unbind()])
+    output = functional.na2d_av(weights, nested[2], 3, 1, nested_more[1])
+    assert logits.is_nested and output.is_nested
+    for part, mine, (query, key, value), (keys, values) in zip(
+        output.unbind(), logits.unbind(), samples, more
+    ):
+        alone = functional.na2d_qk(query, key, 3, 1, keys)
+        torch.testing.assert_close(mine, alone)
+        wanted = functional.na2d_av(alone.softmax(-1), value, 3, 1, values)
+        torch.testing.assert_close(part, wanted)
+    with pytest.raises(ValueError, match="all tensors must be nested"):
+        functional.na2d_qk(nested[0], samples[0][1], 3, 1)
+    with pytest.raises(NotImplementedError, match="nested and sparse"):
+        functional.na2d(*nested, 3)
+
+
+def test_flex_and_experimental_of_0_17():
+    vecina.compat.install("natten", "0.17.5")
+    from natten.experimental import na2d
+    from natten.flex import can_run_flex_attention, flex_na2d, get_na_flex_mask
+
+    query, key, value = qkv(1, 6, 8, 2, 4)
+    bias = randn(2, 5, 5)
+    wanted = vt.na2d(query, key, value, 3, 1, (1, 2), (True, False))
+    torch.testing.assert_close(flex_na2d(query, key, value, 3, (1, 2), (True, False)), wanted)
+    torch.testing.assert_close(
+        na2d(query, key, value, 3, rpb=bias, scale=0.5),
+        vt.na2d(query, key, value, 3, scale=0.5, bias=bias),
+    )
+    assert can_run_flex_attention(query.shape)
+    mask = get_na_flex_mask(2, (6, 8), (3, 3), (1, 2), (True, False))
+    i = torch.arange(48)
+    seen = mask.mask_mod(0, 0, i[:, None], i[None])
+    dense = [t.flatten(1, 2).transpose(1, 2) for t in (query, key, value)]
+    masked = torch.nn.functional.scaled_dot_product_attention(*dense, attn_mask=seen)
+    torch.testing.assert_close(masked.transpose(1, 2).reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("version", ["0.20.1", "0.21.6"])
+def test_kernels_by_name(version):
+    natten = vecina.compat.install("natten", version)
+    backends = natten.backends
+    query, key, value = qkv(1, 6, 8, 2, 4)
+    wanted = vt.na2d(query, key, value, 3, 2, 1, (False, True), return_lse=True)
+    for kernel in ("cutlass_fna", "cutlass_hopper_fna", "cutlass_blackwell_fna", "flex"):
+        generic = "flex_fna" if kernel == "flex" else kernel
+        for function in (f"{generic}_generic", f"na2d_{kernel}"):
+            call = getattr(backends, function)
+            got = call(query, key, value, 3, 2, 1, (False, True), q_tile_shape=(8, 8),
+                       return_lse=True)  # fmt: skip
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    flat = [t.flatten(1, 2) for t in (query, key, value)]
+    for kernel in ("cutlass_fmha", "cutlass_hopper_fmha", "cutlass_blackwell_fmha", "flex_fmha"):
+        got = getattr(backends, kernel)(*flat, scale=0.3, q_tile_size=64)
+        torch.testing.assert_close(got, vt.attention(*flat, scale=0.3), rtol=0, atol=0)
+    assert ("is_causal" in inspect.signature(backends.cutlass_fmha).parameters) == (
+        version == "0.21.6"
+    )
+    assert backends.can_run_cutlass_fna(query, key, value)
+    assert not backends.can_run_cutlass_hopper_fna(query, key, value)
+    assert not hasattr(natten, "cutlass_fna_generic") and hasattr(natten, "get_configs_for_flex_fna")
 
 
 @pytest.mark.parametrize("version", ["0.14.6", "0.15.1", "0.17.5"])
@@ -308,6 +386,7 @@ def test_natten_mps():
     from natten_mps.utils.window import get_pb_start, get_window_end, get_window_start
 
     assert [get_window_start(i, 7, 3, 2) for i in range(7)] == [0, 1, 0, 1, 2, 1, 2]
+    assert [get_window_start(i, 10, 7, 2) for i in (1, 5, 9)] == [1, 1, -3]  # does not fit
     assert get_window_end(6, 7, 3, 2) == 6 and get_pb_start(6, 7, 3, 2) == 0
     old = port.compat.for_version("0.14.6")
     assert old.NeighborhoodAttention2D(dim=8, kernel_size=3, num_heads=2).num_heads == 2

@@ -1,112 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""vecina.numpy against the oracle (the reference backend) and against its own definition."""
+"""vecina.numpy against a second definition, and what it says of wrong arguments."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import vecina
 import vecina.numpy as vn
 
-TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3}
-
-
 def random(rng, shape, dtype="float32"):
     return rng.standard_normal(shape).astype(dtype)
-
-
-@st.composite
-def problems(draw):
-    """Arguments of a small valid call: arrays and keywords."""
-    rank = draw(st.integers(1, 3))
-    tokens, kernel, dilation, stride, output_stride, causal = [], [], [], [], [], []
-    for _ in range(rank):
-        k, d = draw(st.integers(1, 5)), draw(st.integers(1, 2))
-        kernel.append(k)
-        dilation.append(d)
-        tokens.append(k * d + draw(st.integers(0, 6 if rank < 3 else 2)))
-        stride.append(draw(st.integers(1, k)))
-        output_stride.append(1 if stride[-1] > 1 else draw(st.integers(1, 3)))
-        causal.append(draw(st.booleans()))
-    group, heads_kv = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    dim, dim_value = draw(st.integers(1, 20)), draw(st.integers(1, 20))
-    batch, extra = draw(st.integers(1, 2)), draw(st.integers(0, 3))
-    dtype = draw(st.sampled_from(sorted(TOLERANCE)))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    arrays = [
-        random(rng, (batch, *tokens, group * heads_kv, dim), dtype),
-        random(rng, (batch, *tokens, heads_kv, dim), dtype),
-        random(rng, (batch, *tokens, heads_kv, dim_value), dtype),
-    ]
-    keywords = dict(
-        kernel_size=kernel,
-        stride=stride,
-        dilation=dilation,
-        is_causal=causal,
-        output_stride=output_stride,
-        scale=draw(st.sampled_from([None, 0.0, 0.7])),
-    )
-    if extra:
-        keywords["additional_keys"] = random(rng, (batch, extra, heads_kv, dim), dtype)
-        keywords["additional_values"] = random(rng, (batch, extra, heads_kv, dim_value), dtype)
-    if draw(st.booleans()):
-        sizes = [2 * k - 1 for k in kernel]
-        bias_dtype = "float64" if dtype == "float64" else "float32"
-        keywords["bias"] = random(rng, (group * heads_kv, *sizes), bias_dtype)
-    return arrays, keywords
-
-
-# VECINA_EXAMPLES=2000 for a long run.
-EXAMPLES = int(os.environ.get("VECINA_EXAMPLES", "300"))
-
-
-@settings(max_examples=EXAMPLES, deadline=None)
-@given(problems())
-def test_is_the_oracle(problem):
-    arrays, keywords = problem
-    output, lse = vn.neighborhood_attention(*arrays, **keywords, return_lse=True)
-    wanted, wanted_lse = vn.neighborhood_attention(
-        *arrays, **keywords, return_lse=True, backend="reference"
-    )
-    assert output.dtype == arrays[0].dtype and output.shape == wanted.shape
-    tolerance = TOLERANCE[output.dtype.name]
-    largest = max(1.0, float(np.abs(arrays[2]).max()))
-    np.testing.assert_allclose(output, wanted, rtol=tolerance, atol=tolerance * largest)
-    np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
-
-
-@settings(max_examples=EXAMPLES // 3, deadline=None)
-@given(problems())
-def test_gradients_are_the_oracles(problem):
-    arrays, keywords = problem
-    output, lse = vn.neighborhood_attention(
-        *arrays, **keywords, return_lse=True, backend="reference"
-    )
-    rng = np.random.default_rng(0)
-    gradients = random(rng, output.shape, output.dtype), random(rng, lse.shape, lse.dtype)
-
-    def backward(backend):
-        return vn.neighborhood_attention_backward(
-            *arrays, output, lse, gradients[0], grad_lse=gradients[1], backend=backend, **keywords
-        )
-
-    wanted = backward("reference")
-    try:
-        found = backward(None)
-    except NotImplementedError as error:
-        assert "bias" in keywords and "bias" in str(error)  # the cpu may have no bias here
-        return
-    assert found.keys() == wanted.keys()
-    tolerance = 5 * TOLERANCE[output.dtype.name]
-    for name, array in found.items():
-        assert array.dtype == wanted[name].dtype
-        largest = max(1.0, float(np.abs(wanted[name]).max()))
-        np.testing.assert_allclose(array, wanted[name], rtol=tolerance, atol=tolerance * largest)
 
 
 def plain_1d(query, key, value, kernel_size, scale):

@@ -127,22 +127,6 @@ def test_numpy_gradients_are_torchs():
         np.testing.assert_array_equal(array, wanted)
 
 
-def test_opcheck():
-    torch = pytest.importorskip("torch")
-    import vecina.torch  # noqa: F401
-
-    def random(*shape):
-        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-    window = [3, 3], [1, 1], [1, 1], [False, True], [2, 1], True
-    query, key, keys, bias = random(1, 5, 4, 4, 3), random(1, 5, 4, 2, 3), random(1, 2, 2, 3), None
-    torch.library.opcheck(torch.ops.vecina.qk, (query, key, keys, bias, *window, None, None))
-    bias = random(4, 5, 5)
-    torch.library.opcheck(torch.ops.vecina.qk, (query, key, None, bias, *window, 1.0, None))
-    attention = random(1, 3, 4, 4, 11)
-    torch.library.opcheck(torch.ops.vecina.av, (attention, key, keys, *window, None))
-
-
 def test_autocast_and_the_backend():
     torch = pytest.importorskip("torch")
     import vecina.torch as vt
@@ -183,24 +167,6 @@ def test_where_the_empty_slots_lie():
     np.testing.assert_array_equal(
         vn.av(np.ones((1, 4, 1, 3)), ones, 3, is_causal=True)[0, :, 0, 0], [1, 2, 3, 3]
     )
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph(dynamic):
-    torch = pytest.importorskip("torch")
-    import vecina.torch as vt
-
-    def call(query, key):
-        return vt.av(vt.qk(query, key, 3).softmax(-1), key, 3)
-
-    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for length in (6, 9):
-        x = torch.randn(1, length, 2, 4, requires_grad=True)
-        y = x.detach().clone().requires_grad_()
-        torch.testing.assert_close(compiled(x, x), call(y, y))
-        compiled(x, x).square().sum().backward()
-        call(y, y).square().sum().backward()
-        torch.testing.assert_close(x.grad, y.grad)
 
 
 def test_other_derivatives():

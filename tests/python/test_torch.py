@@ -23,58 +23,6 @@ def tensors(*shapes, dtype=torch.float64, requires_grad=True, seed=0):
     ]
 
 
-CALLS = {
-    "1d": ([(2, 7, 2, 3)] * 3, dict(kernel_size=3)),
-    "1d dilation, causal": ([(1, 9, 2, 3)] * 3, dict(kernel_size=4, dilation=2, is_causal=True)),
-    "1d output_stride": ([(1, 9, 2, 3)] * 3, dict(kernel_size=3, output_stride=2)),
-    "2d groups, head_dim_value": (
-        [(1, 4, 5, 4, 3), (1, 4, 5, 2, 3), (1, 4, 5, 2, 2)],
-        dict(kernel_size=(3, 2), stride=(2, 1)),
-    ),
-    "3d": ([(1, 3, 3, 4, 1, 2)] * 3, dict(kernel_size=(2, 3, 2), is_causal=(True, False, False))),
-}
-
-
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("additional", [0, 2])
-def test_gradcheck(name, additional):
-    shapes, keywords = CALLS[name]
-    shapes = list(shapes)
-    if additional:
-        tail = (shapes[1][-2],)
-        shapes += [
-            (shapes[0][0], additional, *tail, shapes[1][-1]),
-            (shapes[0][0], additional, *tail, shapes[2][-1]),
-        ]
-
-    def call(query, key, value, keys=None, values=None):
-        return vt.neighborhood_attention(
-            query, key, value, additional_keys=keys, additional_values=values, return_lse=True,
-            **keywords, **REFERENCE,
-        )  # fmt: skip
-
-    assert torch.autograd.gradcheck(call, tensors(*shapes), fast_mode=True)
-
-
-def test_gradcheck_bias_attention_merge():
-    query, key, value, bias = tensors(*[(1, 4, 4, 2, 3)] * 3, (2, 5, 5))
-    assert torch.autograd.gradcheck(
-        lambda *t: vt.na2d(*t[:3], 3, bias=t[3], return_lse=True, **REFERENCE),
-        (query, key, value, bias),
-        fast_mode=True,
-    )
-    query, key, value = tensors((2, 3, 4, 3), (2, 6, 2, 3), (2, 6, 2, 2))
-    assert torch.autograd.gradcheck(
-        lambda *t: vt.attention(*t, is_causal=True, return_lse=True, **REFERENCE),
-        (query, key, value),
-        fast_mode=True,
-    )
-    parts = tensors(*[(2, 3, 2, 4)] * 3, *[(2, 3, 2)] * 3)
-    assert torch.autograd.gradcheck(
-        lambda *t: vt.merge_attentions(t[:3], t[3:], **REFERENCE), parts, fast_mode=True
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_values_are_those_of_numpy(dtype):
     query, key, value = tensors(*[(2, 6, 7, 2, 8)] * 3, dtype=dtype, requires_grad=False)
@@ -90,21 +38,6 @@ def test_values_are_those_of_numpy(dtype):
     np.testing.assert_array_equal(lse.numpy(), wanted_lse)
 
 
-def test_cpu_gradients_are_those_of_the_reference_or_a_sentence():
-    gradients = {}
-    for backend in ("cpu", "reference"):
-        inputs = tensors(*[(2, 9, 2, 8)] * 3)
-        output, lse = vt.na1d(*inputs, 3, return_lse=True, backend=backend)
-        try:
-            (output.square().sum() + lse.sum()).backward()
-        except NotImplementedError as error:
-            assert backend == "cpu" and "backward: not yet" in str(error)
-            pytest.skip("the cpu backend has no backward yet, and says so")
-        gradients[backend] = [tensor.grad for tensor in inputs]
-    for mine, wanted in zip(gradients["cpu"], gradients["reference"]):
-        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
-
-
 def test_gradient_of_lse_alone_and_of_expanded_sums():
     inputs = tensors(*[(1, 6, 2, 3)] * 3)
     vt.na1d(*inputs, 3, return_lse=True, **REFERENCE)[1].sum().backward()
@@ -113,35 +46,6 @@ def test_gradient_of_lse_alone_and_of_expanded_sums():
     vt.na1d(*inputs, 3, **REFERENCE).sum().backward()
     # Each row of weights sums to 1.
     torch.testing.assert_close(inputs[2].grad.sum(), torch.tensor(36.0, dtype=torch.float64))
-
-
-def test_opcheck():
-    arguments = (
-        *tensors((1, 5, 4, 4, 3), (1, 5, 4, 2, 3), (1, 5, 4, 2, 2), (1, 2, 2, 3), (1, 2, 2, 2)),
-        None, None, None, 2, [3, 3], [1, 1], [1, 1], [False, True], None, [1, 1], None, None,
-        "reference",
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.vecina.forward, arguments)
-    parts = tensors(*[(2, 3, 2, 4)] * 2, *[(2, 3, 2)] * 2)
-    torch.library.opcheck(torch.ops.vecina.merge, (parts[:2], parts[2:], "reference"))
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph(dynamic):
-    def call(query, key, value):
-        output, lse = vt.na1d(query, key, value, 3, return_lse=True, **REFERENCE)
-        merged, _ = vt.merge_attentions([output, output * 2], [lse, lse + 1], **REFERENCE)
-        return merged.square().sum()
-
-    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for length in (6, 9):
-        inputs, again = tensors(*[(1, length, 2, 4)] * 3), tensors(*[(1, length, 2, 4)] * 3)
-        loss, wanted = compiled(*inputs), call(*again)
-        torch.testing.assert_close(loss, wanted)
-        loss.backward()
-        wanted.backward()
-        for tensor, other in zip(inputs, again):
-            torch.testing.assert_close(tensor.grad, other.grad)
 
 
 def test_autocast():

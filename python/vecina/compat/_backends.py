@@ -63,6 +63,39 @@ def _lister(function: str):
     return configs
 
 
+def _all_configs(tensor, *args, **keywords) -> list[tuple]:
+    """(query tile, key tile) to choose from, of [batch, tokens..., heads, head_dim]."""
+    return [_TILES[tensor.dim() - 3]]
+
+
+get_all_forward_configs = get_all_backward_configs = _all_configs
+FLEX_FORWARD_TILE_SHAPES = {rank: [tiles] for rank, tiles in _TILES.items()}
+
+
+def get_all_fmha_forward_configs(tensor, *args, **keywords) -> list[tuple]:
+    """(queries, keys) of a tile to choose from."""
+    return [(64, 64)]
+
+
+get_all_fmha_backward_configs = get_all_fmha_forward_configs
+
+
+def _runner(function: str):
+    def can_run(query, key, value, *args, **keywords) -> bool:
+        return not any(arch in function for arch in ("hopper", "blackwell"))
+
+    can_run.__name__ = can_run.__qualname__ = function
+    can_run.__doc__ = "True for the backends that get_compatible_backends() lists."
+    return can_run
+
+
+for _function in (
+    *(f"can_run_cutlass{_arch}_{_op}" for _arch in ("", "_hopper", "_blackwell")
+      for _op in ("fna", "fmha")),
+    "can_run_flex_attention",
+):  # fmt: skip
+    globals()[_function] = _runner(_function)
+
 for _kind in ("cutlass", "cutlass_hopper", "cutlass_blackwell", "flex"):
     for _op in ("fna", "fmha"):
         for _way in ("", "bwd_"):

@@ -85,8 +85,8 @@ def fill(name: str, release: str) -> None:
     tree = _Tree(sys.modules[name])
     for path, (support, names) in _table.SUPPORT.get(release, {}).items():
         real = importlib.import_module(f"vecina.compat.{support}")
-        if names is None and path.startswith("_core"):
-            tree.put(path, real)  # itself, since users reload it
+        if names is _table.ITSELF:
+            tree.put(path, real)
             continue
         for each in _public(real) if names is None else names:
             setattr(tree.at(path), each, getattr(real, each))

@@ -58,9 +58,17 @@ class NattenContext:
 class AutotunerContext:
     """The switches of the autotuner; vecina needs none."""
 
+    warmup_steps_forward, warmup_steps_backward = 5, 5
+    steps_forward, steps_backward = 5, 5
+
     @staticmethod
     def reset() -> None:
         _reset("autotuner")
+        for name in _STEPS:
+            setattr(AutotunerContext, name, 5)
+
+
+_STEPS = ("warmup_steps_forward", "warmup_steps_backward", "steps_forward", "steps_backward")
 
 
 def _asker(name: str, function: str):
@@ -174,15 +182,33 @@ def use_autotuner(
     steps_forward: int | None = None,
     steps_backward: int | None = None,
 ) -> None:
-    """Keeps the modes; there is nothing to tune."""
-    for name, mode in (
-        ("autotuner_for_forward", forward_pass),
-        ("autotuner_for_backward", backward_pass),
-        ("autotuner_thorough_for_forward", thorough_mode_forward),
-        ("autotuner_thorough_for_backward", thorough_mode_backward),
-    ):
-        if mode is not None:
-            _values[name] = bool(mode)
+    """Keeps the modes; there is nothing to tune.
+
+    As in NATTEN a mode is not turned on while torch's deterministic algorithms are, and
+    RuntimeError is raised while NATTEN's own are.
+    """
+    modes = {
+        "autotuner_for_forward": forward_pass,
+        "autotuner_for_backward": backward_pass,
+        "autotuner_thorough_for_forward": thorough_mode_forward,
+        "autotuner_thorough_for_backward": thorough_mode_backward,
+    }
+    steps = (warmup_steps_forward, warmup_steps_backward, steps_forward, steps_backward)
+    for name, count in zip(_STEPS, steps):
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name} is {count!r}; a number of 1 or more is needed.")
+    if forward_pass or backward_pass:
+        if torch.are_deterministic_algorithms_enabled():
+            warnings.warn("the autotuner stays off: torch's deterministic algorithms are on.")
+            return
+        if _values["deterministic_algorithms"]:
+            raise RuntimeError(
+                "the autotuner cannot be turned on while use_deterministic_algorithms() is on."
+            )
+    _values.update({name: bool(mode) for name, mode in modes.items() if mode is not None})
+    for name, count in zip(_STEPS, steps):
+        if count is not None:
+            setattr(AutotunerContext, name, count)
 
 
 def disable_autotuner() -> None:

@@ -70,6 +70,33 @@ def natten_na(
     )  # fmt: skip
 
 
+def any_shape(front, rank, input_shape) -> bool:
+    """True: vecina, which computes it, takes every shape."""
+    return True
+
+
+def flex_mask(front, rank, na_dim, input_size, kernel_size, dilation, is_causal):
+    """A BlockMask of torch's flex_attention for tokens that lie in a row."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    from vecina import _torch_split, _windows
+    from vecina.compat import _checks
+
+    window = _checks.check_all_args(na_dim, kernel_size, dilation, is_causal)
+    kernel, dilation, is_causal = window
+    axes = _windows.axes_of(tuple(input_size), kernel, 1, dilation, is_causal, 1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tables = _torch_split._make_tables(axes, False, device)
+    tokens = len(tables.index)
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
+    rows = torch.arange(tokens, device=device)[:, None].expand_as(tables.index)
+    mask[rows[tables.seen], tables.index[tables.seen]] = True
+    return create_block_mask(
+        lambda b, h, i, j: mask[i, j], None, None, tokens, tokens, device=device
+    )
+
+
 def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
     """By vecina's reference, which sums in double."""
     for name in ("stride", "dilation", "is_causal"):
@@ -220,6 +247,24 @@ def _cubed(kernel_size, dilation, kernel_size_d, dilation_d):
     return (kernel_size_d, kernel_size, kernel_size), (dilation_d, dilation, dilation)
 
 
+def _is_nested(tensor) -> bool:
+    return getattr(tensor, "is_nested", False)
+
+
+def _sample_by_sample(call, *tensors):
+    """call of each tensor in nested ones (None stays None), as one nested tensor."""
+    import torch
+
+    if not all(tensor is None or _is_nested(tensor) for tensor in tensors):
+        raise ValueError("all tensors must be nested, or none.")
+    if len({tensor.size(0) for tensor in tensors if tensor is not None}) != 1:
+        raise ValueError("nested tensors of as many samples are needed.")
+    samples = zip(*(
+        [None] * tensors[0].size(0) if tensor is None else tensor.unbind() for tensor in tensors
+    ))  # fmt: skip
+    return torch.nested.as_nested_tensor([call(*sample) for sample in samples])
+
+
 def _heads_first_rank(rank, *tensors) -> None:
     _dense(*tensors)
     for tensor in tensors:
@@ -232,6 +277,15 @@ def heads_first_qk(
     front, rank, query, key, kernel_size, dilation, bias=None, rpb=None, is_causal=False,
     additional_keys=None, kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
+    """Nested tensors, too, of [batch, heads, tokens..., ...] each."""
+    if _is_nested(query):
+        return _sample_by_sample(
+            lambda q, k, more: heads_first_qk(
+                front, rank, q, k, kernel_size, dilation, bias, rpb, is_causal, more,
+                kernel_size_d, dilation_d,
+            ),
+            query, key, additional_keys,
+        )  # fmt: skip
     _heads_first_rank(rank, query, key)
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
@@ -249,6 +303,15 @@ def heads_first_av(
     front, rank, attn, value, kernel_size, dilation, additional_values=None, is_causal=False,
     kernel_size_d=None, dilation_d=None,
 ):  # fmt: skip
+    """Nested tensors, too, of [batch, heads, tokens..., ...] each."""
+    if _is_nested(attn):
+        return _sample_by_sample(
+            lambda a, v, more: heads_first_av(
+                front, rank, a, v, kernel_size, dilation, more, is_causal, kernel_size_d,
+                dilation_d,
+            ),
+            attn, value, additional_values,
+        )  # fmt: skip
     _heads_first_rank(rank, attn, value)
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
@@ -257,6 +320,28 @@ def heads_first_av(
         additional_values=_heads_last(additional_values),
     )  # fmt: skip
     return output.movedim(-2, 1)
+
+
+def _check_odd(kernel_size) -> None:
+    sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
+    if any(isinstance(size, int) and size % 2 == 0 for size in sizes):
+        raise RuntimeError(f"kernel_size is {kernel_size}; in NATTEN's qk and av it must be odd.")
+
+
+def natten_qk(front, rank, query, key, kernel_size, dilation, kernel_size_d=None, **keywords):
+    """Heads first; RuntimeError for an even window, as before 0.20."""
+    _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
+    return heads_first_qk(
+        front, rank, query, key, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
+    )
+
+
+def natten_av(front, rank, attn, value, kernel_size, dilation, kernel_size_d=None, **keywords):
+    """Heads first; RuntimeError for an even window, as before 0.20."""
+    _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
+    return heads_first_av(
+        front, rank, attn, value, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
+    )
 
 
 # natten-mps and natten-mlx
@@ -484,12 +569,26 @@ def _window_rows(length, kernel_size, dilation):
 
 
 def window_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
-    return _window_rows(length, kernel_size, dilation)[0][index][0]
+    """Also of windows that do not fit, which no call takes: the ports' number, for who asks."""
+    if kernel_size * dilation <= length:
+        return _window_rows(length, kernel_size, dilation)[0][index][0]
+    reach = kernel_size // 2 * dilation
+    if dilation == 1:
+        return max(index - reach, 0) + min(length - index - reach - 1, 0)
+    if index < reach:
+        return index % dilation
+    if index + reach < length:
+        return index - reach
+    whole, group = length // dilation * dilation, index % dilation
+    if group < length - whole:
+        return whole + group - 2 * reach
+    return whole + group - kernel_size * dilation
 
 
 def window_last(front, rank, index, length, kernel_size, dilation):
     """The last key, inclusive, as natten-mps counts."""
-    return _window_rows(length, kernel_size, dilation)[0][index][-1]
+    start = window_start(front, rank, index, length, kernel_size, dilation)
+    return start + (kernel_size - 1) * dilation
 
 
 def window_end(front, rank, start, length, kernel_size, dilation):

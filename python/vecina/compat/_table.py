@@ -42,6 +42,28 @@ _NEW = (
     f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, "
     f"additional_keys=None, additional_values=None, attention_kwargs=None, {_TILES.format('shape')}"
 )
+# NATTEN's kernels by name, with what else each takes.
+_FNA = (
+    f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, q_tile_shape=None, "
+    "kv_tile_shape=None, {}return_lse=False"
+)
+_FMHA = f"{_QKV}, {{}}scale=None, q_tile_size=None, kv_tile_size=None, {{}}return_lse=False{{}}"
+_CUMULATIVE = (
+    ", cumulative_seqlen_Q=None, cumulative_seqlen_KV=None, max_seqlen_Q=0, max_seqlen_KV=0"
+)
+_BACKWARD_TILES = "backward_q_tile_{0}=None, backward_kv_tile_{0}=None, "
+_SPLITS = "backward_kv_splits=None, backward_use_pt_reduction=False, "
+_KERNELS = {
+    "cutlass": (_BACKWARD_TILES + _SPLITS,) * 2,
+    "cutlass_hopper": (
+        _BACKWARD_TILES + "kernel_schedule=None, ", "kernel_schedule=None, " + _BACKWARD_TILES
+    ),
+    "cutlass_blackwell": (
+        _BACKWARD_TILES + "run_persistent_kernel=False, ",
+        "run_persistent_kernel=False, " + _BACKWARD_TILES,
+    ),
+    "flex": ("torch_compile=False, ",) * 2,
+}  # fmt: skip
 _REFERENCE = (
     f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, "
     "additional_keys=None, additional_values=None, return_lse=False"
@@ -57,7 +79,24 @@ _PORT_NA = (
     "additional_keys=None, additional_values=None"
 )
 
+
+
+def _kernels():
+    """Rows of natten.backends: each kernel for neighborhoods and for attention."""
+    for kernel, (fna, fmha) in _KERNELS.items():
+        fna, fmha = fna.format("shape"), fmha.format("size")
+        of_rank = "na{rank}d_" + kernel + ("" if kernel == "flex" else "_fna")
+        for name, ranks in ((f"{kernel}_fna_generic", (0,)), (of_rank, ALL)):
+            yield Function(("natten", "v020"), name, _FNA.format(fna), "natten_na", ranks,
+                           "backends")  # fmt: skip
+        for release, more in (("natten", ("is_causal=False, ", fmha, _CUMULATIVE)),
+                              ("v020", ("", fmha, ""))):  # fmt: skip
+            yield Function((release,), f"{kernel}_fmha", _FMHA.format(*more), "natten_attention",
+                           module="backends")  # fmt: skip
+
+
 FUNCTIONS = (
+    *_kernels(),
     # NATTEN 0.20 and later
     Function(("natten",), "na{rank}d", f"{_NEW}, return_lse=False", "natten_na", ALL),
     Function(
@@ -102,37 +141,52 @@ FUNCTIONS = (
     Function(
         ("v017",), "na{rank}d_qk",
         "query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False, rpb=None",
-        "heads_first_qk", ALL,
+        "natten_qk", ALL,
     ),
     Function(
         ("v017",), "na{rank}d_av",
         "attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False",
-        "heads_first_av", ALL,
+        "natten_av", ALL,
     ),
+    Function(
+        ("v017",), "na{rank}d",
+        f"{_QKV}, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None, "
+        "additional_keys=None, additional_values=None, xformers_kwargs=None",
+        "natten_na", ALL, "experimental",
+    ),
+    Function(
+        ("v017",), "flex_na{rank}d",
+        f"{_QKV}, kernel_size, dilation=1, is_causal=False, additional_keys=None, "
+        "additional_values=None, xformers_kwargs=None",
+        "natten_na", ALL, "flex",
+    ),
+    Function(("v017",), "can_run_flex_attention", "input_shape", "any_shape", module="flex"),
+    Function(("v017",), "get_na_flex_mask",
+             "na_dim, input_size, kernel_size, dilation, is_causal", "flex_mask", module="flex"),
     # NATTEN 0.15
     Function(("v015",), "na{rank}d_qk", _OLD_QK.format("", ", additional_keys=None"),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v015",), "na{rank}d_qk_with_bias",
-             _OLD_QK.format("bias, ", ", additional_keys=None"), "heads_first_qk", PLANE),
+             _OLD_QK.format("bias, ", ", additional_keys=None"), "natten_qk", PLANE),
     Function(("v015",), "na{rank}d_av", "attn, value, kernel_size, dilation, "
-             "additional_values=None", "heads_first_av", PLANE),
+             "additional_values=None", "natten_av", PLANE),
     Function(("v015",), "na{rank}d_qk", f"query, key, {_3D}, additional_keys=None",
-             "heads_first_qk", (3,)),
+             "natten_qk", (3,)),
     Function(("v015",), "na{rank}d_qk_with_bias", f"query, key, bias, {_3D}, additional_keys=None",
-             "heads_first_qk", (3,)),
+             "natten_qk", (3,)),
     Function(("v015",), "na{rank}d_av", f"attn, value, {_3D}, additional_values=None",
-             "heads_first_av", (3,)),
+             "natten_av", (3,)),
     # NATTEN 0.14, kept until 0.17.0
     Function(("v014", "v015", "v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dqk", _OLD_QK.format("", ""),
-             "heads_first_qk", PLANE),
+             "natten_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dav", "attn, value, kernel_size, dilation",
-             "heads_first_av", PLANE),
-    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "heads_first_qk",
+             "natten_av", PLANE),
+    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "natten_qk",
              (3,)),
-    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "heads_first_qk", (3,)),
-    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "heads_first_av", (3,)),
+    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "natten_qk", (3,)),
+    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "natten_av", (3,)),
     # The ports
     Function(PORTS, "na{rank}d", _PORT_NA, "port_na", ALL),
     Function(("natten_mps",), "na{rank}d_qk",
@@ -263,10 +317,23 @@ _CONFIGS = [
     for way in ("", "bwd_") if not (way and kind.startswith("flex"))
 ]  # fmt: skip
 _CHOICES = (
-    "choose_backend choose_fmha_backend get_compatible_backends get_compatible_fmha_backends"
+    "choose_backend choose_fmha_backend get_compatible_backends get_compatible_fmha_backends "
+    "can_run_cutlass_fna can_run_cutlass_fmha can_run_cutlass_hopper_fna "
+    "can_run_cutlass_hopper_fmha can_run_cutlass_blackwell_fna can_run_cutlass_blackwell_fmha "
+    "can_run_flex_attention"
+).split()
+_ALL_CONFIGS = [
+    f"get_all_{kind}{way}_configs" for kind in ("", "fmha_") for way in ("forward", "backward")
+]
+_PROFILES = (
+    "generate_problem measure_natten_runtime print_table profile_fmha_with_torch "
+    "profile_na_with_torch"
 ).split()
 
-#: release -> {submodule: (real module of this package, names; None: all public ones)}
+#: In place of names: the module itself, for who reloads it or looks for what is not public.
+ITSELF = ...
+
+#: release -> {submodule: (real module of this package, names; None: all public ones; or ITSELF)}
 SUPPORT = {
     "natten": {
         "context": ("_context", [*_MEMORY, *_FLEX, "NattenContext", "MemoryUsagePreference"]),
@@ -277,7 +344,21 @@ SUPPORT = {
         "types": ("_types", None),
         "utils.checks": ("_checks", None),
         "utils.testing": ("_testing", None),
-        "_environment": ("_backends", ["HAS_LIBNATTEN"]),
+        "_environment": ("_internals", ["HAS_LIBNATTEN", "_NUM_RAND_SWEEP_TESTS", "_RUN_FLEX_TESTS"]),
+        "_libnatten": ("_internals", ["compute_delta"]),
+        "utils.dtype": ("_internals", ["is_fp8"]),
+        "utils.log": ("_log", ITSELF),
+        **{f"backends.configs.{kernel}": ("_backends", _ALL_CONFIGS)
+           for kernel in ("cutlass", "cutlass_hopper", "cutlass_blackwell")},
+        "backends.configs.flex": ("_backends", ["FLEX_FORWARD_TILE_SHAPES"]),
+        "": ("_backends", _CONFIGS),
+        "profiler": ("profiler", ITSELF),
+        "profiling_utils": ("profiler", _PROFILES),
+        "profiling_utils.problem": ("profiler", ["Problem", "generate_problem"]),
+        "profiling_utils.profiling": ("profiler", _PROFILES),
+        "profiling_utils.formatting": ("profiler", ["Result"]),
+        "profiling_utils.pretty_printer": ("profiler", ["print_table"]),
+        "profiling_utils.dry_run": ("profiler", ["dry_run"]),
     },
     "v017": {
         "context": (
@@ -287,7 +368,9 @@ SUPPORT = {
         ),
         "types": ("_types", None),
         "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "libnatten": ("_internals", ["compute_delta"]),
         "utils": ("_checks", ["check_all_args", "get_num_na_weights"]),
+        "utils.log": ("_log", ITSELF),
         "utils.testing": ("_testing", None),
     },
     "v015": {
@@ -298,14 +381,14 @@ SUPPORT = {
     "v014": {"flops": ("_flops", ["add_natten_handle", "get_flops"])},
     "natten_mps": {
         "_core": ("_port_backends", ["get_backend", "set_backend"]),
-        "_core.ops": ("_port_backends", None),
+        "_core.ops": ("_port_backends", ITSELF),
         "_core.metal": ("_port_backends", ["is_available"]),
         "utils.params": ("_port_utils", None),
         "": ("_port_backends", ["has_mps", "has_metal"]),
     },
     "natten_mlx": {
         "_core": ("_port_backends", ["get_backend", "set_backend"]),
-        "_core.ops": ("_port_backends", None),
+        "_core.ops": ("_port_backends", ITSELF),
         "utils.params": ("_port_utils", None),
         "": ("_port_backends", ["has_metal", "has_nanobind"]),
     },
@@ -320,8 +403,8 @@ SUPPORT["v020"] = SUPPORT["natten"]
 
 #: release -> submodules whose public names its top shows again
 SHOWN = {
-    "natten": ("functional", "context", "backends", "_environment", "modules"),
-    "v020": ("functional", "context", "backends", "_environment", "modules"),
+    "natten": ("functional", "context", "_environment", "modules"),
+    "v020": ("functional", "context", "_environment", "modules"),
     "v017": ("context",),
     "v015": ("context",),
     "v014": (),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
-// A warp computes one owner's results anew, partner by partner, where tensor-core products let what
-// is not finite in a masked partner into other rows.
+// A block computes at most twice with tensor cores. A masked partner counts 0 times its element,
+// which is not 0 for a NaN or infinity: where a result is not finite, the block computes again with
+// such elements as 0, and then a warp each of its rows alone, partner by partner. A row keeps what
+// the block stored unless it meets such an element.
 #ifndef VECINA_CUDA_KERNELS_ALONE_CUH_
 #define VECINA_CUDA_KERNELS_ALONE_CUH_
 
@@ -91,6 +93,34 @@ VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3],
       }
     }
   }
+}
+
+using ComputeRow = void(const HaloParams&, int batch, int head, const int (&token)[3]);
+
+template <ComputeRow kCompute>
+__device__ __noinline__ void compute_rows_alone(const HaloParams& params) {
+  const Tile tile = make_tile(params);
+  const Box box = first_owners(tile);
+#pragma unroll 1
+  for (int i = 0; i < tile.num_items; ++i) {
+    const Item item = make_item(params, tile.first_item + i);
+#pragma unroll 1
+    for (int r = 0; r < 16; ++r) {
+      const Row row = make_row(tile, box, r);
+      if (row.is_owner) kCompute(params, item.batch, item.head + row.head, row.token);
+    }
+  }
+}
+
+// The block's work. compute(is_cleaned): false if a thread's results are not finite.
+template <ComputeRow kComputeAlone, class Compute>
+VECINA_DEVICE void compute_block(const HaloParams& params, Compute compute) {
+#pragma unroll 1
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const bool is_good = compute(attempt == 1);
+    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
+  }
+  compute_rows_alone<kComputeAlone>(params);
 }
 
 }  // namespace vecina::cuda

@@ -119,25 +119,5 @@ VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, 
   }
 }
 
-// The warp's 16 owners, item by item. A call, since few blocks need it.
-__device__ __noinline__ void differentiate_rows_alone(const HaloParams& params) {
-  const Tile tile = make_tile(params);
-  const Box box = first_owners(tile);
-#pragma unroll 1
-  for (int i = 0; i < tile.num_items; ++i) {
-    const Item item = make_item(params, tile.first_item + i);
-#pragma unroll 1
-    for (int r = 0; r < 16; ++r) {
-      const Row row = make_row(tile, box, r);
-      if (!row.is_owner) continue;
-      if constexpr (kConfig.of_keys) {
-        differentiate_key_alone(params, item.batch, item.head, row.token);
-      } else {
-        differentiate_query_alone(params, item.batch, item.head + row.head, row.token);
-      }
-    }
-  }
-}
-
 }  // namespace vecina::cuda
 #endif  // VECINA_CUDA_KERNELS_GRADIENT_ALONE_CUH_

@@ -74,6 +74,32 @@ VECINA_DEVICE unsigned visible_bits(const Row& row, int q) {
 }
 VECINA_DEVICE bool is_visible(unsigned bits, int j, int e) { return (bits >> (2 * j + e)) & 1; }
 
+// A thread's two rows, lane / 4 and 8 more.
+struct Rows {
+  unsigned bits[2];  // visible_bits
+  bool is_owner[2];
+  Range planes;  // that both see
+
+  VECINA_DEVICE bool sees_plane(int plane) const {
+    return !kHasPlanes || (plane >= planes.begin && plane < planes.end);
+  }
+};
+// Calls note(i, row) for each.
+template <class Note>
+VECINA_DEVICE Rows make_rows(const Tile& tile, const Box& box, Note note) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Rows rows = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Row row = make_row(tile, box, lane / 4 + 8 * i);
+    rows.bits[i] = visible_bits(row, lane % 4);
+    rows.is_owner[i] = row.is_owner;
+    if constexpr (kHasPlanes) rows.planes = row.visible[0];
+    note(i, row);
+  }
+  return rows;
+}
+
 // Row of a stage of a place in the list; places beyond it are its last again.
 VECINA_DEVICE int row_of(const Box& box, int number) {
   number = na_min(number, kList - 1);

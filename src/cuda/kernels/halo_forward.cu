@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Forward with tensor cores for many small windows: keys and values of a tile of queries lie in
 // shared memory (halo.cuh), one item and plane after the other, the next one's copies under way.
-// Planes meet in a running maximum (Milakov and Gimelshein, arXiv:1805.02867).
-//
-// A masked key counts 0 times its value, which is not 0 for a NaN or infinity. Where a result is
-// not finite, the block computes again without such values, and then each of its rows alone: the
-// row keeps the first of the two unless it sees such an element.
+// Planes meet in a running maximum (Milakov and Gimelshein, arXiv:1805.02867). What is not finite:
+// alone.cuh.
 #include "alone.cuh"
 #include "halo.cuh"
 
@@ -97,20 +94,12 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
                           const HaloTable& table, bool is_cleaned) {
   extern __shared__ uint4 shared[];
   const unsigned stages = shared_address(shared);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  unsigned bits[2], query_offset[2], output_offset[2], lse_offset[2];
-  bool is_owner[2];
-  Range seen_planes = {0, 1};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const Row row = make_row(tile, box, lane / 4 + 8 * i);
-    bits[i] = visible_bits(row, lane % 4);
+  unsigned query_offset[2], output_offset[2], lse_offset[2];
+  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     query_offset[i] = row_offset(params.query, row);
     output_offset[i] = row_offset(params.output, row);
     lse_offset[i] = row_offset(params.lse, row);
-    is_owner[i] = row.is_owner;
-    if constexpr (kHasPlanes) seen_planes = row.visible[0];
-  }
+  });
   const Places places = make_places(box);
 
   const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
@@ -152,7 +141,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
     }
     if (plane == 0) sums.clear();
     const bool is_last = plane + 1 == planes;
-    if (!kHasPlanes || (plane >= seen_planes.begin && plane < seen_planes.end)) {
+    if (rows.sees_plane(plane)) {
       const unsigned keys = stages + static_cast<unsigned>(offset);
       float logits[kTiles][4];
 #pragma unroll
@@ -160,7 +149,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
         logits[j][0] = logits[j][1] = logits[j][2] = logits[j][3] = 0.0f;
         multiply_columns(query, keys, places, j, logits[j]);
       }
-      softmax(bits, params.scale_to_powers, logits, sums);
+      softmax(rows.bits, params.scale_to_powers, logits, sums);
 #pragma unroll
       for (int j = 0; j < kTiles; j += 2) {
         multiply_rows(logits[j], logits[j + 1], keys + kSideBytes, places, j / 2, sums.output);
@@ -170,7 +159,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
       const Item item = make_item(params, number++);
       if (step + 1 < steps) load_query(make_item(params, number));
       is_good =
-          store_item(params, item, output_offset, lse_offset, is_owner, sums) && is_good;
+          store_item(params, item, output_offset, lse_offset, rows.is_owner, sums) && is_good;
     }
     plane = is_last ? 0 : plane + 1;
   }
@@ -221,20 +210,6 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
   }
 }
 
-__device__ __noinline__ void attend_rows_alone(const HaloParams& params) {
-  const Tile tile = make_tile(params);
-  const Box box = make_box(tile);
-#pragma unroll 1
-  for (int i = 0; i < tile.num_items; ++i) {
-    const Item item = make_item(params, tile.first_item + i);
-#pragma unroll 1
-    for (int r = 0; r < 16; ++r) {
-      const Row row = make_row(tile, box, r);
-      if (row.is_owner) attend_alone(params, item.batch, item.head + row.head, row.token);
-    }
-  }
-}
-
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
@@ -245,12 +220,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   fill_table(tile, params.key, params.value, table);
   __syncthreads();
   wait_for_previous();
-#pragma unroll 1
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool is_good = attend(params, tile, box, table, attempt == 1);
-    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
-  }
-  attend_rows_alone(params);
+  compute_block<attend_alone>(params, [&](bool is_cleaned) {
+    return attend(params, tile, box, table, is_cleaned);
+  });
 }
 
 }  // namespace vecina::cuda

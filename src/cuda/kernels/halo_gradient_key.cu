@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients of key and value with tensor cores for many small windows: queries, gradients of
 // outputs and facts of all queries that see a tile of keys lie in shared memory (halo.cuh), one
-// query head and plane after the other. The formulas stand in gradient_pairs.cuh.
-//
-// Where a result is not finite, the block computes again without such elements, and then each of
-// its rows alone: the row keeps the first of the two unless a query that sees it has such an
-// element.
+// query head and plane after the other. The formulas stand in gradient_pairs.cuh. What is not
+// finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "halo.cuh"
 
@@ -48,21 +45,13 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
                                        bool is_cleaned) {
   extern __shared__ uint4 shared[];
   const unsigned stages = shared_address(shared);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  unsigned bits[2], key_offset[2], value_offset[2], grad_key_offset[2], grad_value_offset[2];
-  bool is_owner[2];
-  Range seen_planes = {0, 1};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const Row row = make_row(tile, box, lane / 4 + 8 * i);
-    bits[i] = visible_bits(row, lane % 4);
+  unsigned key_offset[2], value_offset[2], grad_key_offset[2], grad_value_offset[2];
+  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     key_offset[i] = row_offset(params.key, row);
     value_offset[i] = row_offset(params.value, row);
     grad_key_offset[i] = row_offset(params.grad_key, row);
     grad_value_offset[i] = row_offset(params.grad_value, row);
-    is_owner[i] = row.is_owner;
-    if constexpr (kHasPlanes) seen_planes = row.visible[0];
-  }
+  });
   const Places places = make_places(box);
   const FactPlaces fact_places = make_fact_places(box);
   const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
@@ -113,7 +102,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       clean_shared(reinterpret_cast<char*>(shared) + offset, 2 * kSideBytes);
       __syncthreads();
     }
-    if (!kHasPlanes || (plane >= seen_planes.begin && plane < seen_planes.end)) {
+    if (rows.sees_plane(plane)) {
       const unsigned queries = stages + static_cast<unsigned>(offset);
       const unsigned gradients = queries + kSideBytes, facts = gradients + kSideBytes;
 #pragma unroll
@@ -134,7 +123,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
             for (int i = 0; i < 2; ++i) {
               float& weight = weights[k][2 * i + e];
               float& difference = differences[k][2 * i + e];
-              const bool is_seen = is_visible(bits[i], j + k, e);
+              const bool is_seen = is_visible(rows.bits[i], j + k, e);
               weight = is_seen && inverse != 0.0f
                            ? power_of_two(fmaf(weight, params.scale_to_powers, -maximum)) * inverse
                            : 0.0f;
@@ -156,14 +145,14 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       if (params.grad_key.data != nullptr) {
         is_good = store_row<kColumns / 8>(grad_key, i, params.scale,
                             head_rows(params.grad_key, item.batch, item.head) + grad_key_offset[i],
-                            is_owner[i]) &&
+                            rows.is_owner[i]) &&
                   is_good;
       }
       if (params.grad_value.data != nullptr) {
         is_good =
             store_row<kColumns / 8>(grad_value, i, 1.0f,
                       head_rows(params.grad_value, item.batch, item.head) + grad_value_offset[i],
-                      is_owner[i]) &&
+                      rows.is_owner[i]) &&
             is_good;
       }
     }
@@ -191,12 +180,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   }
   __syncthreads();
   wait_for_previous();
-#pragma unroll 1
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool is_good = differentiate_block(params, tile, box, table, numbers, attempt == 1);
-    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
-  }
-  differentiate_rows_alone(params);
+  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, table, numbers, is_cleaned);
+  });
 }
 
 }  // namespace vecina::cuda

@@ -2,10 +2,7 @@
 // Gradient of query with tensor cores for many small windows, and the facts of each query that the
 // other gradients need: keys and values of a tile of queries lie in shared memory (halo.cuh). The
 // formulas stand in gradient_pairs.cuh. Planes are walked twice: for maximum, sum and delta, then
-// for the gradient.
-//
-// Where a result is not finite, the block computes again without such keys, and then each of its
-// rows alone: the row keeps the first of the two unless it sees such an element.
+// for the gradient. What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "halo.cuh"
 
@@ -127,15 +124,10 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   extern __shared__ uint4 shared[];
   const unsigned stages = shared_address(shared);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  unsigned bits[2], query_offset[2], grad_offset[2], output_offset[2], result_offset[2];
+  unsigned query_offset[2], grad_offset[2], output_offset[2], result_offset[2];
   unsigned lse_offset[2];
   int number_of_token[2], head_of_row[2];
-  bool is_owner[2];
-  Range seen_planes = {0, 1};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const Row row = make_row(tile, box, lane / 4 + 8 * i);
-    bits[i] = visible_bits(row, lane % 4);
+  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     query_offset[i] = row_offset(params.query, row);
     grad_offset[i] = row_offset(params.grad_output, row);
     output_offset[i] = row_offset(params.output, row);
@@ -143,9 +135,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     lse_offset[i] = row_offset(params.grad_lse, row);
     number_of_token[i] = token_number(params, row.token);
     head_of_row[i] = row.head;
-    is_owner[i] = row.is_owner;
-    if constexpr (kHasPlanes) seen_planes = row.visible[0];
-  }
+  });
   const Places places = make_places(box);
   const int planes = kHasPlanes ? tile.halo[0].end - tile.halo[0].begin : 1;
   const int steps_of_item = planes * kPasses;
@@ -203,7 +193,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     }
     const int plane = kHasPlanes && in_item >= planes ? in_item - planes : in_item;
     const bool is_last_pass = !kHasPlanes || in_item >= planes;
-    if (!kHasPlanes || (plane >= seen_planes.begin && plane < seen_planes.end)) {
+    if (rows.sees_plane(plane)) {
       const unsigned keys = stages + static_cast<unsigned>(offset);
       float logits[kTiles][4], differences[kTiles][4];
 #pragma unroll
@@ -215,12 +205,12 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       }
       if constexpr (kHasPlanes) {
         if (!is_last_pass) {
-          gather(bits, params.scale_to_powers, dot, logits, differences, sums);
+          gather(rows.bits, params.scale_to_powers, dot, logits, differences, sums);
         } else {
-          make_weights(bits, params.scale_to_powers, facts.maximum, dot, logits, differences);
+          make_weights(rows.bits, params.scale_to_powers, facts.maximum, dot, logits, differences);
         }
       } else {
-        gather(bits, params.scale_to_powers, dot, logits, differences, sums);
+        gather(rows.bits, params.scale_to_powers, dot, logits, differences, sums);
         facts = finish(sums, grad_lse);
       }
       if (is_last_pass) {
@@ -238,14 +228,14 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     ++number;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (is_owner[i] && lane % 4 == 0) {
+      if (rows.is_owner[i] && lane % 4 == 0) {
         head_facts(params, item.batch, item.head + head_of_row[i])[number_of_token[i]] = {
             facts.maximum[i], facts.inverse[i], facts.delta[i], dot[i]};
       }
       if (params.grad_query.data == nullptr) continue;
       is_good = store_row<kColumns / 8>(gradient, i, params.scale,
                           head_rows(params.grad_query, item.batch, item.head) + result_offset[i],
-                          is_owner[i]) &&
+                          rows.is_owner[i]) &&
                 is_good;
     }
   }
@@ -262,12 +252,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   fill_table(tile, params.key, params.value, table);
   __syncthreads();
   wait_for_previous();
-#pragma unroll 1
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool is_good = differentiate_block(params, tile, box, table, attempt == 1);
-    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
-  }
-  differentiate_rows_alone(params);
+  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, table, is_cleaned);
+  });
 }
 
 }  // namespace vecina::cuda

@@ -2,10 +2,7 @@
 // Gradients of key and value with tensor cores for large windows (tiles.cuh): queries, gradients of
 // outputs and facts of the queries that see a box of keys pass through shared memory, for one
 // query head of the group after the other. The formulas stand in gradient_pairs.cuh.
-//
-// Where a result is not finite, the block computes again without such elements, and then each of
-// its rows alone: the row keeps the first of the two unless a query that sees it has such an
-// element.
+// What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
 
@@ -159,12 +156,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   clear_stages(shared);
   __syncthreads();
   wait_for_previous();
-#pragma unroll 1
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool is_good = differentiate_block(params, tile, box, tables, attempt == 1);
-    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
-  }
-  differentiate_rows_alone(params);
+  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, tables, is_cleaned);
+  });
 }
 
 }  // namespace vecina::cuda

@@ -6,9 +6,7 @@
 // their sum to need no running maximum; the sum itself and delta are found anew, so the rounding of
 // lse and output cancels. Two sums over keys, with weights and with weights * difference, give the
 // gradient when delta is known.
-//
-// Where a result is not finite, the block computes again without such keys, and then each of its
-// rows alone: the row keeps the first of the two unless it sees such an element.
+// What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
 
@@ -196,12 +194,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   clear_stages(shared);
   __syncthreads();
   wait_for_previous();
-#pragma unroll 1
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const bool is_good = differentiate_block(params, tile, box, tables, attempt == 1);
-    if (__syncthreads_and(is_good) != 0 && attempt == 0) return;
-  }
-  differentiate_rows_alone(params);
+  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, tables, is_cleaned);
+  });
 }
 
 }  // namespace vecina::cuda
