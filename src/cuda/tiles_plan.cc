@@ -28,10 +28,11 @@ constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
 constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
 constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 8 * kRows * 24;
 
-// The cost model, in cycles of a multiprocessor, fitted by hand to 18 times on an H200
-// (benchmarks/results/h200-tiles.json). Of a warp: a product of 16 rows, 16 columns and 16
-// partners; the rest of a step of 16 partners; the rest of a tile. Bytes that reach shared memory
-// in a cycle. How much of a warp's skipped tiles is spent waiting for the block's other warps.
+// The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
+// windows on an H200 (benchmarks/results/h200-tiles.json). Of a warp: a product of 16 rows, 16
+// columns and 16 partners; the rest of a step of 16 partners; the rest of a tile. Bytes that reach
+// shared memory in a cycle. How much of a warp's skipped tiles is spent waiting for the block's
+// other warps.
 constexpr double kCyclesPerProduct = 10.0, kCyclesPerStep = 40.0, kCyclesPerTile = 170.0;
 constexpr double kBytesPerCycle = 64.0, kWait = 0.8;
 constexpr double kBusyWarps = 8.0;  // of a multiprocessor; fewer wait for themselves
