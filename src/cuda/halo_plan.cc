@@ -144,10 +144,10 @@ std::string unsuitable(const Problem& problem) {
 std::string print(const HaloConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, .heads = "
-      "{}, .head_group = {}, "
-      ".items_of_block = {}, .box = {}, .boxes = {}, .union_size = {}, .halo_size = {}, "
-      ".kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
+      ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
+      ".union_size = {}, .halo_size = {}, .kernel_size = {}, "
+      ".stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
       ".additional_tokens = {}, .stages = {}, .blocks = {}, .has_grad_lse = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.union_size), ints(c.halo_size),

@@ -158,10 +158,9 @@ std::vector<std::array<int, 3>> partner_boxes(const Problem& problem, int partne
 std::string print(const TilesConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, .heads = "
-      "{}, "
-      ".head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, .partner_box = {}, "
-      ".partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
+      ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
+      ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
       ".is_causal = {{{}, {}, {}}}, .additional_tokens = {}, .most_columns = {}, .blocks = {}, "
       ".has_grad_lse = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
