@@ -86,6 +86,7 @@ check_each() {
 }
 problems=${PROBLEMS:-$(dirname "$0")/../tests}
 check_each large "$problems/large_problems.txt" $vecina check --backend cuda
+check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda --backward
 check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda
 check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda --backward
 

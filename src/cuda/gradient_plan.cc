@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one launch for each other kind that is wanted: key with value; those of additional tokens;
-// bias. The first two run on tensor cores where halo_plan.h takes the problem.
+// bias. The first two run on tensor cores where halo_plan.h or tiles_plan.h takes the problem.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -15,6 +15,7 @@
 #include "cuda/kernels/gradient_config.h"
 #include "cuda/kernels/gradient_params.h"
 #include "cuda/small_common.h"
+#include "cuda/tiles_plan.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -243,8 +244,9 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
-  const std::string why_not_halo = plan_halo_backward(problem, example, facts, launches);
-  if (!why_not_halo.empty()) {
+  const bool is_planned = plan_halo_backward(problem, example, facts, launches).empty() ||
+                          plan_tiles_backward(problem, example, facts, launches).empty();
+  if (!is_planned) {
     Written of_query;
     if (given(example.grad_query)) of_query.query = &Args::grad_query;
     list.add("gradient_query", rows.query, kWarps, of_query);

@@ -4,14 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
-#include <numbers>
 
 #include "core/tensor.h"
 #include "cuda/gradient_plan.h"
-#include "cuda/kernels/halo_params.h"
+#include "cuda/owners.h"
 #include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
@@ -19,7 +16,6 @@ namespace {
 
 using vecina::cuda::HaloConfig;
 using vecina::cuda::HaloParams;
-using vecina::cuda::HaloRows;
 
 constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
@@ -27,14 +23,11 @@ constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
 constexpr int kMinKeys = 17;    // fewer in a window leave most of a product unused
 constexpr double kSetup = 1.2;  // of a block, in items
 constexpr int kMaxItems = 32;   // of a block
+constexpr int kMaxGradientColumns = 64;
 
 int row_heads(const Problem& problem, HaloKernel kernel) {
   if (kernel != HaloKernel::forward) return 1;
   return problem.head_group() % 4 == 0 ? 4 : problem.head_group() % 2 == 0 ? 2 : 1;
-}
-
-int64_t count_tiles(const Axis& axis, int owners) {
-  return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
 }
 
 HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShape& shape) {
@@ -42,6 +35,7 @@ HaloConfig make_config(const Problem& problem, HaloKernel kernel, const HaloShap
   config.dtype = problem.dtype();
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
   config.of_keys = kernel == HaloKernel::gradient_key;
   config.heads = row_heads(problem, kernel);
   config.head_group = problem.head_group();
@@ -109,8 +103,8 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   if (tiles_of(config) > kMaxTiles || blocks == 0) return 0.0;
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *=
-        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *= static_cast<double>(
+        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   const int planes = config.halo_size[0];
   // Rows skip planes that they do not see, but wait for those that do.
@@ -126,10 +120,7 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
 }
 
 std::string unsuitable(const Problem& problem) {
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
-  if (problem.batch() == 0) return "an empty batch";
-  if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
-  if (problem.has_bias()) return "relative position bias";
+  if (std::string why = unsuitable_owners(problem); !why.empty()) return why;
   if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";
   if (problem.head_dim() != 32 && problem.head_dim() != 64 && problem.head_dim() != 128) {
     return "head_dim is not 32, 64 or 128";
@@ -137,137 +128,46 @@ std::string unsuitable(const Problem& problem) {
   if (!(problem.scale() > 0.0)) return "a scale of 0 or less";
   if (problem.additional_tokens() > 64) return "more than 64 additional tokens";
   double keys = static_cast<double>(problem.additional_tokens()), window = 1.0;
-  double tokens = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
-    if (axis.output_stride > 1) return "output_stride";
-    if (axis.query_extent != axis.extent) return "queries that are not as many as keys";
     if (axis.kernel_size > 8 * kMaxTiles) return "many keys in a window";
     if (a == 0 && problem.rank() == 3 && axis.extent > 1 && problem.additional_tokens() > 0) {
       return "additional tokens in 3-D";
     }
     window *= static_cast<double>(axis.kernel_size);
-    tokens *= static_cast<double>(axis.extent);
-  }
-  if (static_cast<double>(problem.batch()) * problem.heads() * tokens > kMaxBlocks) {
-    return "2^31 rows or more";
   }
   keys += window;
   if (keys < kMinKeys) return "few keys in a window";
   return {};
 }
 
-// Strides that the kernels read or write by rows of 16 bytes and with narrow offsets.
-std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim) {
-  for (const vecina_tensor* tensor : rows) {
-    if (!given(*tensor)) continue;
-    double reach = 0.0;  // of one sample
-    for (int d = 0; d < tensor->ndim; ++d) {
-      if (tensor->shape[d] <= 1) continue;
-      if (tensor->strides[d] < 0) return "a negative stride";
-      const double stride = 2.0 * static_cast<double>(tensor->strides[d]);
-      if (d > 0) reach += stride * static_cast<double>(tensor->shape[d]);
-    }
-    if (reach >= 2147483647.0) return "a sample of 2^31 bytes or more";
-  }
-  if (vector_elements(rows, head_dim, 16) < 8) {
-    return "strides or addresses that are no multiples of 16 bytes";
-  }
-  return {};
-}
-
 std::string print(const HaloConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .of_keys = {}, .heads = {}, .head_group = {}, "
-      ".items_of_block = {}, .box = {}, .boxes = {}, .union_size = {}, .halo_size = {}, "
-      ".kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
+      ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
+      ".union_size = {}, .halo_size = {}, .kernel_size = {}, "
+      ".stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
       ".additional_tokens = {}, .stages = {}, .blocks = {}, .has_grad_lse = {}}}",
-      c.dtype, c.rank, c.head_dim, c.of_keys, c.heads, c.head_group, c.items_of_block, ints(c.box),
-      ints(c.boxes), ints(c.union_size), ints(c.halo_size), ints(c.kernel_size), ints(c.stride),
-      ints(c.dilation), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
-      c.stages, c.blocks, c.has_grad_lse);
-}
-
-HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
-  const SmallRows wide = token_rows(tensor, rank);
-  return {nullptr,
-          wide.batch,
-          static_cast<int>(wide.head),
-          {static_cast<int>(wide.token[0]), static_cast<int>(wide.token[1]),
-           static_cast<int>(wide.token[2])}};
-}
-
-// A tensor of a call and its place among the parameters.
-template <typename Args>
-struct Field {
-  vecina_tensor Args::*tensor;
-  HaloRows HaloParams::*rows;
-  bool is_additional = false;  // has one axis
-};
-constexpr auto fields(const vecina_forward_args&) {
-  using A = vecina_forward_args;
-  using P = HaloParams;
-  return std::to_array<Field<A>>({{&A::query, &P::query},
-                                  {&A::key, &P::key},
-                                  {&A::value, &P::value},
-                                  {&A::additional_key, &P::additional_key, true},
-                                  {&A::additional_value, &P::additional_value, true},
-                                  {&A::output, &P::output},
-                                  {&A::lse, &P::lse}});
-}
-constexpr auto fields(const vecina_backward_args&) {
-  using A = vecina_backward_args;
-  using P = HaloParams;
-  return std::to_array<Field<A>>({{&A::query, &P::query},
-                                  {&A::key, &P::key},
-                                  {&A::value, &P::value},
-                                  {&A::additional_key, &P::additional_key, true},
-                                  {&A::additional_value, &P::additional_value, true},
-                                  {&A::output, &P::output},
-                                  {&A::grad_output, &P::grad_output},
-                                  {&A::grad_lse, &P::grad_lse},
-                                  {&A::grad_query, &P::grad_query},
-                                  {&A::grad_key, &P::grad_key},
-                                  {&A::grad_value, &P::grad_value}});
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
+      c.items_of_block, ints(c.box), ints(c.boxes), ints(c.union_size), ints(c.halo_size),
+      ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
+      c.is_causal[2], c.additional_tokens, c.stages, c.blocks, c.has_grad_lse);
 }
 
 int items_of_sample(const Problem& problem, const HaloConfig& config) {
   return (config.of_keys ? problem.heads_kv() : problem.heads()) / config.heads;
 }
 
-// Everything but addresses.
-template <typename Args>
-HaloParams make_params(const Problem& problem, const Args& example, const HaloConfig& config,
-                       double* blocks) {
-  HaloParams params = {};
-  for (const Field<Args>& field : fields(example)) {
-    params.*field.rows = halo_rows(example.*field.tensor, field.is_additional ? 1 : problem.rank());
-  }
-  params.num_items_of_sample = items_of_sample(problem, config);
-  params.items_of_sample = divider(params.num_items_of_sample);
-  params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
-  params.heads = problem.heads();
-  params.scale = static_cast<float>(problem.scale());
-  params.scale_to_powers = static_cast<float>(problem.scale() * std::numbers::log2e);
-  *blocks = static_cast<double>(divide_up(params.num_items, config.items_of_block));
-  for (int a = 0; a < 3; ++a) {
-    const Axis axis = small_axis(problem, a);
-    const int64_t tiles = count_tiles(axis, config.box[a] * config.boxes[a]);
-    params.axes[a] = {static_cast<int>(axis.extent), static_cast<int>(tiles), divider(tiles)};
-    *blocks *= static_cast<double>(tiles);
-  }
-  return params;
-}
-
-char* workspace(const vecina_forward_args&) { return nullptr; }
-char* workspace(const vecina_backward_args& args) { return static_cast<char*>(args.workspace); }
-
 template <typename Args>
 KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* kernel,
                                const HaloConfig& config, const DeviceFacts& facts) {
   double blocks = 0.0;
-  const HaloParams params = make_params(problem, example, config, &blocks);
+  Owners owners;
+  owners.items_of_sample = items_of_sample(problem, config);
+  owners.items_of_block = config.items_of_block;
+  for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
+  const HaloParams params = owner_params(problem, example, owners, &blocks);
   KernelLaunch<Args> launch;
   launch.source = {fmt::format("{}.cu", kernel), kernel, "halo_config.h", "HaloConfig",
                    print(config)};
@@ -276,15 +176,7 @@ KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, cons
   launch.shared_bytes = static_cast<uint32_t>(config.stages * stage_bytes(config));
   launch.is_programmatic = facts.compute_capability >= 90;
   launch.params_bytes = sizeof(HaloParams);
-  launch.fill = [params](const Args& args, void* memory) -> Status {
-    HaloParams filled = params;
-    for (const Field<Args>& field : fields(args)) {
-      (filled.*field.rows).data = pointer(args.*field.tensor);
-    }
-    filled.facts = workspace(args);
-    std::memcpy(memory, &filled, sizeof filled);
-    return {};
-  };
+  launch.fill = fill_params<Args>(params);
   launch.description = fmt::format(
       R"("form": "halo", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
       R"("items_of_block": {}, "tokens_of_box": {}, "tokens_of_block": {}, "blocks": {}, )"
@@ -352,8 +244,8 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
   const double items = static_cast<double>(problem.batch()) * items_of_sample(problem, config);
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
-    tiles *=
-        static_cast<double>(count_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+    tiles *= static_cast<double>(
+        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
   }
   double least_time = 0.0;
   for (int count = 1; count <= std::min<double>(kMaxItems, items); ++count) {
@@ -425,6 +317,10 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
 std::string plan_halo_backward(const Problem& problem, const vecina_backward_args& example,
                                const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
+  // Of longer rows, sums fill the registers: on an H200, 1.25 ms instead of the 0.97 ms of
+  // tiles_plan.h for 28x28 images, 2.23 instead of 1.14 in 3-D
+  // (benchmarks/results/h200-tiles.json).
+  if (problem.head_dim() > kMaxGradientColumns) return "long rows: sums fill the registers";
   const std::string why =
       unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output, &example.grad_output,

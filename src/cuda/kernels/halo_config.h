@@ -10,10 +10,10 @@ namespace vecina::cuda {
 struct HaloConfig {
   int dtype;  // vecina_dtype: 16 bits
   int rank;
-  int head_dim;
-  bool of_keys;        // owners are keys
-  int heads;           // query heads among a warp's rows; divide head_group
-  int head_group;      // query heads of a key head
+  int head_dim, head_dim_value;  // the same
+  bool of_keys;                  // owners are keys
+  int heads;                     // query heads among a warp's rows; divide head_group
+  int head_group;                // query heads of a key head
   int items_of_block;  // which a block walks: an item is `heads` neighbouring heads of a sample
   int box[3];          // owners among a warp's rows; box times heads is 16. Rank 3: one plane
   int boxes[3];        // of a block along each axis

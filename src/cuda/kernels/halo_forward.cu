@@ -2,9 +2,9 @@
 // Forward with tensor cores for many small windows: keys and values of a tile of queries lie in
 // shared memory (halo.cuh), one item and plane after the other, the next one's copies under way.
 // Planes meet in a running maximum (Milakov and Gimelshein, arXiv:1805.02867). What is not finite:
-// halo_alone.cuh.
+// alone.cuh.
+#include "alone.cuh"
 #include "halo.cuh"
-#include "halo_alone.cuh"
 
 namespace vecina::cuda {
 namespace {
@@ -78,7 +78,8 @@ VECINA_DEVICE bool store_item(const HaloParams& params, const Item& item,
   for (int i = 0; i < 2; ++i) {
     const float total = over_quad(sums.total[i], true);
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    is_good = store_row(sums.output, i, inverse, outputs + output[i], is_owner[i]) && is_good;
+    is_good = store_row<kColumns / 8>(sums.output, i, inverse, outputs + output[i], is_owner[i]) &&
+              is_good;
     if (params.lse.data != nullptr && is_owner[i] && threadIdx.x % 4 == 0) {
       *reinterpret_cast<float*>(head_rows(params.lse, item.batch, item.head) + lse[i]) =
           (sums.maximum[i] + logarithm_of_two(total)) * static_cast<float>(kLn2);
@@ -170,12 +171,12 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
                                 const int (&token)[3]) {
   const int head_kv = head / kConfig.head_group;
   bool is_good = true;
-  SpreadRow query, output;
+  KeyRow query, output;
   query.load(row_at(params.query, batch, head, token), is_good);
   output.clear();
   float maximum = -infinity(), total = 0.0f;
   const auto add = [&](const char* key_row, const char* value_row) {
-    SpreadRow key, value;
+    KeyRow key, value;
     key.load(key_row, is_good);
     value.load(value_row, is_good);
     const float logit = query.dot(key) * params.scale_to_powers;
@@ -199,7 +200,7 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
   const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
                     static_cast<float>(kLn2);
   char* stored = row_at(params.output, batch, head, token);
-  SpreadRow before;
+  KeyRow before;
   before.load(stored, is_good);
   is_good = is_good && output.is_finite() && is_finite(lse);
   if (__all_sync(0xffffffffu, is_good)) return;
@@ -219,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   fill_table(tile, params.key, params.value, table);
   __syncthreads();
   wait_for_previous();
-compute_block<attend_alone>(params, [&](bool is_cleaned) {
+  compute_block<attend_alone>(params, [&](bool is_cleaned) {
     return attend(params, tile, box, table, is_cleaned);
   });
 }

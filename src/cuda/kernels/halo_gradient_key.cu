@@ -2,9 +2,9 @@
 // Gradients of key and value with tensor cores for many small windows: queries, gradients of
 // outputs and facts of all queries that see a tile of keys lie in shared memory (halo.cuh), one
 // query head and plane after the other. The formulas stand in gradient_pairs.cuh. What is not
-// finite: halo_alone.cuh.
+// finite: alone.cuh.
+#include "gradient_alone.cuh"
 #include "halo.cuh"
-#include "halo_alone.cuh"
 
 namespace vecina::cuda {
 namespace {
@@ -143,14 +143,14 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (params.grad_key.data != nullptr) {
-        is_good = store_row(grad_key, i, params.scale,
+        is_good = store_row<kColumns / 8>(grad_key, i, params.scale,
                             head_rows(params.grad_key, item.batch, item.head) + grad_key_offset[i],
                             rows.is_owner[i]) &&
                   is_good;
       }
       if (params.grad_value.data != nullptr) {
         is_good =
-            store_row(grad_value, i, 1.0f,
+            store_row<kColumns / 8>(grad_value, i, 1.0f,
                       head_rows(params.grad_value, item.batch, item.head) + grad_value_offset[i],
                       rows.is_owner[i]) &&
             is_good;
@@ -158,51 +158,6 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     }
   }
   return is_good;
-}
-
-// Stores the gradients of the key if anything of the queries that see it, or what was stored, is
-// not finite.
-VECINA_DEVICE void differentiate_alone(const HaloParams& params, int batch, int head_kv,
-                                       const int (&token)[3]) {
-  bool is_good = true;
-  SpreadRow key, value, grad_key, grad_value;
-  key.load(row_at(params.key, batch, head_kv, token), is_good);
-  value.load(row_at(params.value, batch, head_kv, token), is_good);
-  grad_key.clear();
-  grad_value.clear();
-#pragma unroll 1
-  for (int head = head_kv * kConfig.head_group; head < (head_kv + 1) * kConfig.head_group; ++head) {
-    const HaloFacts* facts = head_facts(params, batch, head);
-    for_partners(params, token, [&](const int(&partner)[3]) {
-      SpreadRow query, grad_output;
-      query.load(row_at(params.query, batch, head, partner), is_good);
-      grad_output.load(row_at(params.grad_output, batch, head, partner), is_good);
-      const HaloFacts of_query = facts[token_number(params, partner)];
-      const float logit = query.dot(key) * params.scale_to_powers;
-      const float weight = of_query.inverse != 0.0f
-                               ? power_of_two(logit - of_query.maximum) * of_query.inverse
-                               : 0.0f;
-      const float difference = grad_output.dot(value) - (of_query.delta + of_query.dot);
-      grad_value.add_scaled(weight, grad_output);
-      grad_key.add_scaled(weight * difference, query);
-    });
-  }
-  grad_key.scale(params.scale);
-  is_good = is_good && grad_key.is_finite() && grad_value.is_finite();
-  SpreadRow before;
-  if (params.grad_key.data != nullptr) {
-    before.load(row_at(params.grad_key, batch, head_kv, token), is_good);
-  }
-  if (params.grad_value.data != nullptr) {
-    before.load(row_at(params.grad_value, batch, head_kv, token), is_good);
-  }
-  if (__all_sync(0xffffffffu, is_good)) return;
-  if (params.grad_key.data != nullptr) {
-    grad_key.store(row_at(params.grad_key, batch, head_kv, token));
-  }
-  if (params.grad_value.data != nullptr) {
-    grad_value.store(row_at(params.grad_value, batch, head_kv, token));
-  }
 }
 
 }  // namespace
@@ -225,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   }
   __syncthreads();
   wait_for_previous();
-compute_block<differentiate_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, table, numbers, is_cleaned);
   });
 }

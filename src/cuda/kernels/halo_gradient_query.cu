@@ -2,9 +2,9 @@
 // Gradient of query with tensor cores for many small windows, and the facts of each query that the
 // other gradients need: keys and values of a tile of queries lie in shared memory (halo.cuh). The
 // formulas stand in gradient_pairs.cuh. Planes are walked twice: for maximum, sum and delta, then
-// for the gradient. What is not finite: halo_alone.cuh.
+// for the gradient. What is not finite: alone.cuh.
+#include "gradient_alone.cuh"
 #include "halo.cuh"
-#include "halo_alone.cuh"
 
 namespace vecina::cuda {
 namespace {
@@ -233,74 +233,13 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
             facts.maximum[i], facts.inverse[i], facts.delta[i], dot[i]};
       }
       if (params.grad_query.data == nullptr) continue;
-      is_good = store_row(gradient, i, params.scale,
+      is_good = store_row<kColumns / 8>(gradient, i, params.scale,
                           head_rows(params.grad_query, item.batch, item.head) + result_offset[i],
                           rows.is_owner[i]) &&
                 is_good;
     }
   }
   return is_good;
-}
-
-// Stores gradient and facts of the query if anything that it sees, or what was stored, is not
-// finite.
-VECINA_DEVICE void differentiate_alone(const HaloParams& params, int batch, int head,
-                                       const int (&token)[3]) {
-  const int head_kv = head / kConfig.head_group;
-  bool is_good = true;
-  SpreadRow query, grad_output, output, keys, products;
-  query.load(row_at(params.query, batch, head, token), is_good);
-  grad_output.load(row_at(params.grad_output, batch, head, token), is_good);
-  output.load(row_at(params.output, batch, head, token), is_good);
-  keys.clear();
-  products.clear();
-  const float dot = grad_output.dot(output);
-  float maximum = -infinity(), total = 0.0f, differences = 0.0f;
-  const auto add = [&](const char* key_row, const char* value_row) {
-    SpreadRow key, value;
-    key.load(key_row, is_good);
-    value.load(value_row, is_good);
-    const float logit = query.dot(key) * params.scale_to_powers;
-    const float difference = grad_output.dot(value) - dot;
-    const float next = larger(maximum, logit);
-    const float shift = next == -infinity() ? 0.0f : next;
-    const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
-    maximum = next;
-    total = total * kept + weight;
-    differences = fmaf(weight, difference, differences * kept);
-    keys.scale(kept);
-    keys.add_scaled(weight, key);
-    products.scale(kept);
-    products.add_scaled(weight * difference, key);
-  };
-  for_partners(params, token, [&](const int(&partner)[3]) {
-    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
-  });
-#pragma unroll 1
-  for (int i = 0; i < kAdditional; ++i) {
-    add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
-        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
-  }
-  const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-  float delta = differences * inverse;
-  if constexpr (kConfig.has_grad_lse) {
-    delta -= *reinterpret_cast<const float*>(row_at(params.grad_lse, batch, head, token));
-  }
-  products.scale(params.scale * inverse);
-  products.add_scaled(-delta * params.scale * inverse, keys);
-  is_good = is_good && is_finite(delta) && products.is_finite();
-  char* stored = nullptr;
-  if (params.grad_query.data != nullptr) {
-    stored = row_at(params.grad_query, batch, head, token);
-    SpreadRow before;
-    before.load(stored, is_good);
-  }
-  if (__all_sync(0xffffffffu, is_good)) return;
-  if (stored != nullptr) products.store(stored);
-  if (threadIdx.x % 32 == 0) {
-    head_facts(params, batch, head)[token_number(params, token)] = {
-        maximum == -infinity() ? 0.0f : maximum, inverse, delta, dot};
-  }
 }
 
 }  // namespace
@@ -313,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   fill_table(tile, params.key, params.value, table);
   __syncthreads();
   wait_for_previous();
-compute_block<differentiate_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, table, is_cleaned);
   });
 }

@@ -3,23 +3,27 @@
 // which is not 0 for a NaN or infinity: where a result is not finite, the block computes again with
 // such elements as 0, and then a warp each of its rows alone, partner by partner. A row keeps what
 // the block stored unless it meets such an element.
-#ifndef VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
-#define VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+#ifndef VECINA_CUDA_KERNELS_ALONE_CUH_
+#define VECINA_CUDA_KERNELS_ALONE_CUH_
 
-#include "halo.cuh"
+#include "owners.cuh"
 
 namespace vecina::cuda {
 
 // A row's columns lane, lane + 32, ... in the threads of a warp.
+template <int kSize>
 struct SpreadRow {
-  static constexpr int kCount = kColumns / 32;
+  static constexpr int kCount = (kSize + 31) / 32;
   float columns[kCount];
 
   VECINA_DEVICE void load(const char* row, bool& is_good) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
-      vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
+      columns[m] = 0.0f;
+      if (32 * m + lane < kSize) {
+        vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
+      }
     }
     is_good = is_good && is_finite();
   }
@@ -27,7 +31,9 @@ struct SpreadRow {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
-      vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
+      if (32 * m + lane < kSize) {
+        vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
+      }
     }
   }
   VECINA_DEVICE float dot(const SpreadRow& other) const {
@@ -60,6 +66,9 @@ struct SpreadRow {
   }
 };
 
+using KeyRow = SpreadRow<kKeyColumns>;
+using ValueRow = SpreadRow<kValueColumns>;
+
 // Calls `visit` with the token of every partner of an owner within the axes.
 template <class Visit>
 VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3], Visit visit) {
@@ -91,7 +100,7 @@ using ComputeRow = void(const HaloParams&, int batch, int head, const int (&toke
 template <ComputeRow kCompute>
 __device__ __noinline__ void compute_rows_alone(const HaloParams& params) {
   const Tile tile = make_tile(params);
-  const Box box = make_box(tile);
+  const Box box = first_owners(tile);
 #pragma unroll 1
   for (int i = 0; i < tile.num_items; ++i) {
     const Item item = make_item(params, tile.first_item + i);
@@ -115,4 +124,4 @@ VECINA_DEVICE void compute_block(const HaloParams& params, Compute compute) {
 }
 
 }  // namespace vecina::cuda
-#endif  // VECINA_CUDA_KERNELS_HALO_ALONE_CUH_
+#endif  // VECINA_CUDA_KERNELS_ALONE_CUH_

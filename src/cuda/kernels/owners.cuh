@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// What kernels share whose blocks own a tile of tokens and meet the union of their partners in
+// shared memory (halo.cuh, tiles.cuh): which tokens those are, rows in global memory, copies, facts
+// of queries. kConfig says whether owners are queries or keys.
+#ifndef VECINA_CUDA_KERNELS_OWNERS_CUH_
+#define VECINA_CUDA_KERNELS_OWNERS_CUH_
+
+#include "config.h"
+#include "halo_params.h"
+#include "matrix.cuh"
+#include "small_geometry.cuh"
+#include "types.h"
+
+namespace vecina::cuda {
+
+using Element = Types<kConfig.dtype>::Element;
+static_assert(sizeof(Element) == 2, "rows are products of 16-bit numbers");
+
+inline constexpr int kFirstAxis = 3 - kConfig.rank;
+inline constexpr int kAdditional = kConfig.additional_tokens;
+inline constexpr int kBoxes = kConfig.boxes[0] * kConfig.boxes[1] * kConfig.boxes[2];
+inline constexpr int kThreads = 32 * kBoxes;
+static_assert(kConfig.box[0] * kConfig.box[1] * kConfig.box[2] * kConfig.heads == 16, "a warp's");
+inline constexpr int kKeyColumns = kConfig.head_dim, kValueColumns = kConfig.head_dim_value;
+inline constexpr float kLowest = -3e38f;  // below every logit but -infinity
+
+// 16 bytes from global to shared memory, or zeros.
+VECINA_DEVICE void copy_chunk(unsigned to, const char* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(is_there ? 16 : 0)
+               : "memory");
+}
+VECINA_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+VECINA_DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+VECINA_DEVICE unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+VECINA_DEVICE uint4 load_shared(unsigned from) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(from));
+  return words;
+}
+// Two 16 x 8 second factors: each thread names a row (of 16) and a half.
+VECINA_DEVICE void load_transposed(unsigned (&words)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from));
+}
+
+struct Range {
+  int begin, end;
+};
+// The partners of owner i along axis a, in a dilation group of `length` tokens.
+VECINA_DEVICE Range partners_of(int a, int length, int i) {
+  const NaAxis dense = {length, kConfig.kernel_size[a], kConfig.stride[a], kConfig.is_causal[a]};
+  if constexpr (kConfig.of_keys) return {na_query_begin(dense, i), na_query_end(dense, i)};
+  return {na_window_begin(dense, i), na_min(na_window_end(dense, i), length)};
+}
+
+// A block's tokens. Coordinates of a dilation group.
+struct Tile {
+  int first_item, num_items;  // that the block walks
+  int residue[3], length[3];  // of the group
+  int first[3];               // owner
+  Range halo[3];              // partners
+};
+
+VECINA_DEVICE Tile make_tile(const HaloParams& params) {
+  Tile tile = {};
+  int block = static_cast<int>(blockIdx.x);
+#pragma unroll
+  for (int a = 2; a >= 0; --a) {
+    tile.length[a] = 1;
+    tile.halo[a] = {0, 1};
+    if (a < kFirstAxis) continue;
+    const int number = divide_off(block, params.axes[a].divide_tiles, params.axes[a].tiles);
+    tile.residue[a] = number % kConfig.dilation[a];
+    const int size = kConfig.box[a] * kConfig.boxes[a];
+    tile.first[a] = number / kConfig.dilation[a] * size;
+    tile.length[a] =
+        na_group_length(params.axes[a].extent, kConfig.dilation[a], tile.residue[a]);
+    const int last = tile.length[a] - 1;  // the last tile of a short group may be empty
+    tile.halo[a].begin = partners_of(a, tile.length[a], na_min(tile.first[a], last)).begin;
+    tile.halo[a].end =
+        partners_of(a, tile.length[a], na_min(tile.first[a] + size - 1, last)).end;
+  }
+  tile.first_item = block * kConfig.items_of_block;
+  tile.num_items = na_min(kConfig.items_of_block, params.num_items - tile.first_item);
+  return tile;
+}
+
+struct Item {
+  int batch, head;  // the first of its heads
+};
+VECINA_DEVICE Item make_item(const HaloParams& params, int number) {
+  const int batch = divide(number, params.items_of_sample);
+  return {batch, (number - batch * params.num_items_of_sample) * kConfig.heads};
+}
+
+// A warp's box.
+struct Box {
+  int first[3];   // owner
+  int origin[3];  // from which a row counts the partners that it sees, in those of the block
+};
+VECINA_DEVICE Box first_owners(const Tile& tile) {
+  Box box = {};
+  int place = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    box.first[a] = tile.first[a] + place % kConfig.boxes[a] * kConfig.box[a];
+    place /= kConfig.boxes[a];
+  }
+  return box;
+}
+
+// One of a thread's two rows.
+struct Row {
+  int head;  // among the block's first
+  int token[3];
+  bool is_owner;     // not beyond the last
+  Range visible[3];  // partners, from the origin of its box on
+};
+VECINA_DEVICE Row make_row(const Tile& tile, const Box& box, int number) {
+  Row row = {};
+  row.head = number % kConfig.heads;
+  int place = number / kConfig.heads;
+  row.is_owner = true;
+#pragma unroll
+  for (int a = 2; a >= kFirstAxis; --a) {
+    const int unclamped = box.first[a] + place % kConfig.box[a];
+    place /= kConfig.box[a];
+    row.is_owner = row.is_owner && unclamped < tile.length[a];
+    const int i = na_min(unclamped, tile.length[a] - 1);
+    row.token[a] = na_group_to_axis(i, kConfig.dilation[a], tile.residue[a]);
+    const Range range = partners_of(a, tile.length[a], i);
+    const int origin = tile.halo[a].begin + box.origin[a];
+    row.visible[a] = {range.begin - origin, range.end - origin};
+  }
+  return row;
+}
+
+VECINA_DEVICE char* head_rows(const HaloRows& rows, int batch, int head) {
+  return rows.data + batch * rows.batch + static_cast<long long>(head) * rows.head;
+}
+// From head_rows of a head on; a sample has less than 2^31 bytes.
+VECINA_DEVICE unsigned row_offset(const HaloRows& rows, const Row& row) {
+  int offset = row.head * rows.head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) offset += row.token[a] * rows.token[a];
+  return static_cast<unsigned>(offset);
+}
+VECINA_DEVICE char* row_at(const HaloRows& rows, int batch, int head, const int (&token)[3]) {
+  long long offset = batch * rows.batch + static_cast<long long>(head) * rows.head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) offset += static_cast<long long>(token[a]) * rows.token[a];
+  return rows.data + offset;
+}
+
+// Puts what is not finite in `bytes` of shared memory to zero.
+VECINA_DEVICE void clean_shared(char* shared, int bytes) {
+  unsigned* words = reinterpret_cast<unsigned*>(shared);
+  for (int i = static_cast<int>(threadIdx.x); i < bytes / 4; i += kThreads) {
+    words[i] = without_infinities(Element{}, words[i]);
+  }
+}
+
+// Stores a thread's columns of one of its two rows; false if they are not all finite.
+template <int kTilesOfRow, int kTilesOfSums>
+VECINA_DEVICE bool store_row(const float (&sums)[kTilesOfSums][4], int i, float factor, char* row,
+                             bool is_owner) {
+  const int q = static_cast<int>(threadIdx.x) % 4;
+  float all = 0.0f;
+#pragma unroll
+  for (int t = 0; t < kTilesOfRow; ++t) {
+    const float columns[2] = {sums[t][2 * i] * factor, sums[t][2 * i + 1] * factor};
+    all += columns[0] + columns[1];
+    if (is_owner) store<Element, 2>(columns, row + 16 * t + 4 * q);
+  }
+  return is_finite(all);
+}
+
+// What a pair's gradients need of its query beside the rows; the first three as other kernels of
+// gradients have them (gradient_pairs.cuh).
+struct alignas(16) HaloFacts {
+  float maximum, inverse, delta;
+  float dot;  // grad_output . output
+};
+VECINA_DEVICE HaloFacts* head_facts(const HaloParams& params, int batch, int head) {
+  long long number = static_cast<long long>(batch) * params.heads + head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number *= params.axes[a].extent;
+  return reinterpret_cast<HaloFacts*>(params.facts) + number;
+}
+VECINA_DEVICE int token_number(const HaloParams& params, const int (&token)[3]) {
+  int number = 0;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number = number * params.axes[a].extent + token[a];
+  return number;
+}
+
+VECINA_DEVICE float over_quad(float x, bool is_sum) {
+  const float other = __shfl_xor_sync(0xffffffffu, x, 1);
+  x = is_sum ? x + other : larger(x, other);
+  const float last = __shfl_xor_sync(0xffffffffu, x, 2);
+  return is_sum ? x + last : larger(x, last);
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_OWNERS_CUH_

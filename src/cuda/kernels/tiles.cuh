@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT
+// What the kernels of large windows share: a block owns a box of tokens, a warp 16 of them. Boxes
+// of the partners that they meet (tiles) pass through shared memory, the next one's copies under
+// way. A warp takes 16 partners at a time and skips those that none of its rows sees; pairs outside
+// of a row's own window are masked.
+//
+// Partners have rows of two tensors: of head_dim columns (key; of keys, query) and of
+// head_dim_value columns (value; of keys, grad_output). Rows in shared memory are an odd number of
+// 16 bytes apart, so that ldmatrix meets no bank twice.
+#ifndef VECINA_CUDA_KERNELS_TILES_CUH_
+#define VECINA_CUDA_KERNELS_TILES_CUH_
+
+#include "owners.cuh"
+
+namespace vecina::cuda {
+
+inline constexpr int kPartners = kConfig.partners;
+inline constexpr int kPartnersOfBox =
+    kConfig.partner_box[0] * kConfig.partner_box[1] * kConfig.partner_box[2];
+static_assert(kPartners % 16 == 0 && kPartners <= 64 && kPartnersOfBox <= kPartners, "");
+static_assert(kConfig.heads == 1 && kConfig.items_of_block == 1, "");
+inline constexpr int kStages = 2;
+
+// Rows of one tensor.
+template <int kColumns>
+struct Side {
+  static_assert(kColumns % 8 == 0);
+  static constexpr int kChunks = kColumns / 8;        // of 16 bytes, in memory
+  static constexpr int kSteps = (kColumns + 15) / 16;  // of a product over columns
+  static constexpr int kRowBytes = (2 * kSteps + 1) * 16;
+  static constexpr int kBytes = kPartners * kRowBytes;
+};
+using KeySide = Side<kKeyColumns>;
+using ValueSide = Side<kValueColumns>;
+inline constexpr int kFactBytes =
+    kConfig.of_keys ? kPartners * static_cast<int>(sizeof(HaloFacts)) : 0;
+inline constexpr int kRowsBytes = KeySide::kBytes + ValueSide::kBytes;
+inline constexpr int kStageBytes = kRowsBytes + kFactBytes;
+inline constexpr bool kIsPadded = kKeyColumns % 16 != 0 || kValueColumns % 16 != 0;
+
+// A partner's place in its tile.
+struct alignas(16) Partner {
+  int offset, value_offset;  // of its rows, from the tile's first
+  unsigned next;             // its coordinates plus 1, a byte each; 128: it pads the tile
+  int number;                // of its facts, from the tile's first
+};
+using Mask = unsigned long long;  // a bit for each partner of a tile
+struct Tables {
+  Partner partners[kPartners];
+  Mask before[3][kPartners + 1];       // of axis a and t: partners with coordinates below t
+  Range visible[16 * kBoxes][3];       // of each row, from the block's first partner on
+};
+
+// Tensors of partners, and of their facts.
+struct Sources {
+  const HaloRows &rows, &value_rows;
+};
+VECINA_DEVICE Sources sources_of(const HaloParams& params) {
+  if constexpr (kConfig.of_keys) return {params.query, params.grad_output};
+  return {params.key, params.value};
+}
+
+// Of consecutive tokens of a plane, row and column; all tokens of a sample are numbered.
+VECINA_DEVICE void steps_of_number(const HaloParams& params, int (&steps)[3]) {
+  steps[2] = kConfig.dilation[2];
+  steps[1] = kConfig.dilation[1] * params.axes[2].extent;
+  steps[0] = kConfig.dilation[0] * params.axes[1].extent * params.axes[2].extent;
+}
+
+VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const Box& box,
+                               Tables& tables) {
+  const Sources sources = sources_of(params);
+  int steps[3];
+  steps_of_number(params, steps);
+  for (int i = static_cast<int>(threadIdx.x); i < kPartners; i += kThreads) {
+    Partner partner = {0, 0, 0x808080u, 0};
+    if (i < kPartnersOfBox) {
+      partner.next = 0;
+      int place = i;
+#pragma unroll
+      for (int a = 2; a >= 0; --a) {
+        const int at = place % kConfig.partner_box[a];
+        place /= kConfig.partner_box[a];
+        partner.offset += at * kConfig.dilation[a] * sources.rows.token[a];
+        partner.value_offset += at * kConfig.dilation[a] * sources.value_rows.token[a];
+        partner.number += at * steps[a];
+        partner.next |= static_cast<unsigned>(at + 1) << (8 * a);
+      }
+    }
+    tables.partners[i] = partner;
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * (kPartners + 1); i += kThreads) {
+    const int a = i / (kPartners + 1), t = i % (kPartners + 1);
+    const int inner = a == 2 ? 1 : a == 1 ? kConfig.partner_box[2]
+                                          : kConfig.partner_box[1] * kConfig.partner_box[2];
+    const int size = a == 2 ? kConfig.partner_box[2] : a == 1 ? kConfig.partner_box[1]
+                                                              : kConfig.partner_box[0];
+    Mask mask = 0;
+    for (int p = 0; p < kPartnersOfBox; ++p) {
+      if (p / inner % size < t) mask |= Mask(1) << p;
+    }
+    tables.before[a][t] = mask;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  if (lane < 16) {
+    const Row row = make_row(tile, box, lane);
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      tables.visible[16 * warp + lane][a] = a < kFirstAxis ? Range{0, 1} : row.visible[a];
+    }
+  }
+}
+
+// The tiles of partners, one after the other; of keys, those of each query head of the group.
+// After those of the window come the additional tokens.
+struct Walk {
+  int at[3] = {0, 0, 0};  // first partner, from the block's first on; of additional tokens, at[2]
+  int part = 0;           // query head of the group; of queries, 1 is the additional tokens
+
+  VECINA_DEVICE bool is_additional() const { return kAdditional > 0 && part > 0; }
+
+  VECINA_DEVICE void advance(const Tile& tile) {
+    if (is_additional()) {
+      at[2] += kPartners;
+      return;
+    }
+#pragma unroll
+    for (int a = 2; a >= kFirstAxis; --a) {
+      at[a] += kConfig.partner_box[a];
+      if (at[a] < tile.halo[a].end - tile.halo[a].begin) return;
+      at[a] = 0;
+    }
+    ++part;
+  }
+};
+VECINA_DEVICE int count_tiles(const Tile& tile) {
+  int count = kConfig.of_keys ? kConfig.head_group : 1;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    const int size = tile.halo[a].end - tile.halo[a].begin;
+    count *= (size + kConfig.partner_box[a] - 1) / kConfig.partner_box[a];
+  }
+  return count + (kAdditional + kPartners - 1) / kPartners;
+}
+
+// Which partners of the tile a row sees, from bit 0 on those of the thread: 8j, 8j + 1.
+VECINA_DEVICE Mask visible_partners(const Tables& tables, const Walk& walk, int row) {
+  const int q = static_cast<int>(threadIdx.x) % 4;
+  Mask mask = ~Mask(0);
+  if (walk.is_additional()) {
+    const int left = kAdditional - walk.at[2];
+    if (left < kPartners) mask = (Mask(1) << left) - 1;
+    return mask >> (2 * q);
+  }
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) {
+    const Range range = tables.visible[row][a];
+    const int begin = na_min(na_max(range.begin - walk.at[a], 0), kConfig.partner_box[a]);
+    const int end = na_min(na_max(range.end - walk.at[a], 0), kConfig.partner_box[a]);
+    mask &= tables.before[a][end] & ~tables.before[a][begin];
+  }
+  return mask >> (2 * q);
+}
+
+// Starts the copies of a tile. `head` is of the first part.
+VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const Walk& walk,
+                             const Tables& tables, int batch, int head, unsigned stage) {
+  constexpr int kChunks = na_max(KeySide::kChunks, ValueSide::kChunks);
+  constexpr int kCopies = kPartners * kChunks;
+  const Sources sources = sources_of(params);
+  if constexpr (kConfig.of_keys) head += walk.part;
+  const char* rows = head_rows(sources.rows, batch, head);
+  const char* value_rows = head_rows(sources.value_rows, batch, head);
+  unsigned limits = 0x808080u;  // plus coordinates that are within
+  int number = 0;
+  if (walk.is_additional()) {
+    rows = head_rows(params.additional_key, batch, head) +
+           static_cast<long long>(walk.at[2]) * params.additional_key.token[2];
+    value_rows = head_rows(params.additional_value, batch, head) +
+                 static_cast<long long>(walk.at[2]) * params.additional_value.token[2];
+  } else {
+    int offset = 0, value_offset = 0;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      const int left = tile.halo[a].end - tile.halo[a].begin - walk.at[a];
+      limits += static_cast<unsigned>(na_min(left, 127)) << (8 * a);
+      if (a < kFirstAxis) continue;
+      const int token = na_group_to_axis(tile.halo[a].begin + walk.at[a], kConfig.dilation[a],
+                                         tile.residue[a]);
+      offset += token * sources.rows.token[a];
+      value_offset += token * sources.value_rows.token[a];
+      number = number * params.axes[a].extent + token;
+    }
+    rows += offset;
+    value_rows += value_offset;
+  }
+#pragma unroll
+  for (int n = 0; n < (kCopies + kThreads - 1) / kThreads; ++n) {
+    const int i = n * kThreads + static_cast<int>(threadIdx.x);
+    if (kCopies % kThreads != 0 && i >= kCopies) break;
+    const int row = i / kChunks, chunk = i % kChunks;
+    const Partner partner = tables.partners[row];
+    int offset = partner.offset, value_offset = partner.value_offset;
+    bool is_there = ((limits - partner.next) & 0x808080u) == 0x808080u;
+    if (walk.is_additional()) {
+      is_there = row < kAdditional - walk.at[2];
+      offset = row * params.additional_key.token[2];
+      value_offset = row * params.additional_value.token[2];
+    }
+    if (!is_there) offset = value_offset = 0;
+    if (KeySide::kChunks == kChunks || chunk < KeySide::kChunks) {
+      copy_chunk(stage + static_cast<unsigned>(row * KeySide::kRowBytes + chunk * 16),
+                 rows + offset + chunk * 16, is_there);
+    }
+    if (ValueSide::kChunks == kChunks || chunk < ValueSide::kChunks) {
+      copy_chunk(
+          stage + static_cast<unsigned>(KeySide::kBytes + row * ValueSide::kRowBytes + chunk * 16),
+          value_rows + value_offset + chunk * 16, is_there);
+    }
+  }
+  if constexpr (kConfig.of_keys) {
+    const HaloFacts* facts = head_facts(params, batch, head) + number;
+    for (int row = static_cast<int>(threadIdx.x); row < kPartners; row += kThreads) {
+      const Partner partner = tables.partners[row];
+      const bool is_there = ((limits - partner.next) & 0x808080u) == 0x808080u;
+      copy_chunk(stage + static_cast<unsigned>(kRowsBytes + row * 16),
+                 reinterpret_cast<const char*>(facts + (is_there ? partner.number : 0)), is_there);
+    }
+  }
+}
+
+// Columns that copies leave out shall be zero.
+VECINA_DEVICE void clear_stages(uint4* shared) {
+  if constexpr (kIsPadded) {
+    for (int i = static_cast<int>(threadIdx.x); i < kStages * kStageBytes / 16; i += kThreads) {
+      shared[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
+// A thread's part of two rows in global memory, as first factor of products over columns.
+template <int kColumns>
+VECINA_DEVICE void load_rows(const char* row, const char* next_row,
+                             unsigned (&words)[Side<kColumns>::kSteps][4]) {
+  const int q = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int k = 0; k < Side<kColumns>::kSteps; ++k) {
+    load_words<4>(row + 32 * k + 4 * q, &words[k][0]);
+    load_words<4>(next_row + 32 * k + 4 * q, &words[k][1]);
+    words[k][2] = words[k][3] = 0;
+    if (16 * k + 8 < kColumns) {
+      load_words<4>(row + 32 * k + 16 + 4 * q, &words[k][2]);
+      load_words<4>(next_row + 32 * k + 16 + 4 * q, &words[k][3]);
+    }
+  }
+}
+
+VECINA_DEVICE void load_matrices(unsigned (&words)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from));
+}
+// What a thread names of a side for load_matrices (products over columns) and load_transposed
+// (over partners).
+template <class Side>
+VECINA_DEVICE unsigned place_by_columns() {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return static_cast<unsigned>((lane % 8 + lane / 16 * 8) * Side::kRowBytes + lane / 8 % 2 * 16);
+}
+template <class Side>
+VECINA_DEVICE unsigned place_by_rows() {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return static_cast<unsigned>(lane % 16 * Side::kRowBytes + lane / 16 * 16);
+}
+
+// Owners' rows of head_dim_value columns, where registers are needed for other things: in shared
+// memory after the stages, 16 a warp.
+inline constexpr bool kHasSharedRows =
+    16 * (KeySide::kSteps + ValueSide::kSteps) > kConfig.most_columns;
+VECINA_DEVICE void share_rows(const unsigned (&words)[ValueSide::kSteps][4]) {
+  extern __shared__ uint4 shared[];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  char* rows = reinterpret_cast<char*>(shared) + kStages * kStageBytes +
+               (16 * warp + lane / 4) * ValueSide::kRowBytes + lane % 4 * 4;
+#pragma unroll
+  for (int k = 0; k < ValueSide::kSteps; ++k) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      store_words<4>(rows + w % 2 * 8 * ValueSide::kRowBytes + w / 2 * 16 + 32 * k, &words[k][w]);
+    }
+  }
+  __syncwarp();
+}
+VECINA_DEVICE unsigned place_of_shared_rows() {
+  extern __shared__ uint4 shared[];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  return shared_address(shared) + kStages * kStageBytes + 16 * warp * ValueSide::kRowBytes +
+         place_by_rows<ValueSide>();
+}
+
+// sums += 16 columns of rows . 16 partners (words: those of load_matrices).
+VECINA_DEVICE void add_columns(const unsigned (&rows)[4], const unsigned (&words)[4],
+                               float (&sums)[2][4]) {
+  multiply(Element{}, sums[0], rows[0], rows[1], rows[2], rows[3], words[0], words[1]);
+  multiply(Element{}, sums[1], rows[0], rows[1], rows[2], rows[3], words[2], words[3]);
+}
+
+// A first factor of 16 partners made of sums.
+struct Weights {
+  unsigned words[4];
+};
+VECINA_DEVICE Weights pack_weights(const float (&sums)[2][4]) {
+  return {{pack(Element{}, sums[0][0], sums[0][1]), pack(Element{}, sums[0][2], sums[0][3]),
+           pack(Element{}, sums[1][0], sums[1][1]), pack(Element{}, sums[1][2], sums[1][3])}};
+}
+// sums += weights * columns 16c to 16c + 15 of 16 partners.
+template <int kTiles>
+VECINA_DEVICE void add_rows(const Weights& weights, const unsigned (&words)[4], int c,
+                            float (&sums)[kTiles][4]) {
+  const unsigned(&w)[4] = weights.words;
+  multiply(Element{}, sums[2 * c], w[0], w[1], w[2], w[3], words[0], words[1]);
+  multiply(Element{}, sums[2 * c + 1], w[0], w[1], w[2], w[3], words[2], words[3]);
+}
+
+template <int kTiles>
+VECINA_DEVICE void clear(float (&sums)[kTiles][4]) {
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = 0.0f;
+}
+
+// A warp's 16 rows with 16 partners: products over columns (logits, grad_output . value), from
+// which come weights and gradients of logits, first factors of what is added to the sums.
+struct Pairs {
+  float logits[2][4], differences[2][4];
+};
+struct Factors {
+  Weights weights, gradients;
+};
+
+// Walks the tiles of partners, in steps of 16 that some row of the warp sees:
+//   work.multiply<false, true>(stage, -, -, step, pairs)  products over columns
+//   work.weigh(stage, step, bits, pairs)                  makes factors of them
+//   work.multiply<true, true>(stage, step, factors, next step, pairs)
+//                                  adds to sums, while the next step's products fill the waits
+template <class Work>
+VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, const Tables& tables,
+                                 int batch, int head, bool is_cleaned, Work& work) {
+  extern __shared__ uint4 shared[];
+  constexpr unsigned kBitsOfThread = 0x0303u;  // among 16 partners
+  const unsigned stages = shared_address(shared);
+  const int first_row =
+      static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+  const int tiles = count_tiles(tile);
+  Walk walk, next;
+  load_tile(params, tile, next, tables, batch, head, stages);
+  end_copies();
+  next.advance(tile);
+#pragma unroll 1
+  for (int number = 0; number < tiles; ++number) {
+    Mask masks[2];
+    unsigned steps = 0;  // that the warp takes, a bit each
+#pragma unroll
+    for (int i = 0; i < 2; ++i) masks[i] = visible_partners(tables, walk, first_row + 8 * i);
+#pragma unroll
+    for (int step = 0; step < kPartners / 16; ++step) {
+      const auto bits = static_cast<unsigned>((masks[0] | masks[1]) >> (16 * step));
+      if ((bits & kBitsOfThread) != 0) steps |= 1u << step;
+    }
+    steps = __reduce_or_sync(0xffffffffu, steps);
+    walk = next;
+
+    wait_for_copies<0>();
+    __syncthreads();
+    const int offset = number % kStages * kStageBytes;
+    const unsigned stage = stages + static_cast<unsigned>(offset);
+    if (is_cleaned) {
+      clean_shared(reinterpret_cast<char*>(shared) + offset, kRowsBytes);
+      __syncthreads();
+    }
+    Pairs pairs;
+    Factors factors = {};
+    int step = __ffs(static_cast<int>(steps)) - 1;
+    if (steps != 0) work.template multiply<false, true>(stage, 0, factors, step, pairs);
+    if (number + 1 < tiles) {  // while those products are under way
+      load_tile(params, tile, next, tables, batch, head,
+                stages + static_cast<unsigned>((number + 1) % kStages * kStageBytes));
+    }
+    end_copies();
+    next.advance(tile);
+#pragma unroll 1
+    while (steps != 0) {
+      const unsigned bits[2] = {static_cast<unsigned>(masks[0] >> (16 * step)),
+                                static_cast<unsigned>(masks[1] >> (16 * step))};
+      factors = work.weigh(stage, step, bits, pairs);
+      const int now = step;
+      steps &= steps - 1;
+      if (steps == 0) {
+        work.template multiply<true, false>(stage, now, factors, 0, pairs);
+      } else {
+        step = __ffs(static_cast<int>(steps)) - 1;
+        work.template multiply<true, true>(stage, now, factors, step, pairs);
+      }
+    }
+  }
+}
+// Of sum e of the products with partners 8k to 8k + 7 of a step.
+VECINA_DEVICE bool is_visible(const unsigned (&bits)[2], int k, int e) {
+  return (bits[e / 2] >> (8 * k + e % 2)) & 1;
+}
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_TILES_CUH_

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+// What the kernels of large windows are compiled for. Owners and partners as in halo_config.h;
+// three axes always, outermost first; those before the problem's first have one token.
+#ifndef VECINA_CUDA_KERNELS_TILES_CONFIG_H_
+#define VECINA_CUDA_KERNELS_TILES_CONFIG_H_
+
+namespace vecina::cuda {
+
+struct TilesConfig {
+  int dtype;  // vecina_dtype: 16 bits
+  int rank;
+  int head_dim, head_dim_value;  // multiples of 8
+  bool of_keys;                  // owners are keys
+  int heads;                     // query heads among a warp's rows: 1
+  int head_group;                // query heads of a key head
+  int items_of_block;            // which a block walks: 1
+  int box[3];                    // owners among a warp's rows: 16
+  int boxes[3];                  // of a block along each axis
+  int partner_box[3];            // partners of a tile in shared memory
+  int partners;                  // of a tile with what pads it: a multiple of 16, at most 64
+  int kernel_size[3], stride[3], dilation[3];
+  bool is_causal[3];
+  int additional_tokens;
+  int most_columns;  // of an owner's two rows in registers; if more, one lies in shared memory
+  int blocks;        // that a multiprocessor shall hold
+  bool has_grad_lse;
+};
+
+}  // namespace vecina::cuda
+#endif  // VECINA_CUDA_KERNELS_TILES_CONFIG_H_

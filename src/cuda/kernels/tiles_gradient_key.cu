@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+// Gradients of key and value with tensor cores for large windows (tiles.cuh): queries, gradients of
+// outputs and facts of the queries that see a box of keys pass through shared memory, for one
+// query head of the group after the other. The formulas stand in gradient_pairs.cuh.
+// What is not finite: alone.cuh.
+#include "gradient_alone.cuh"
+#include "tiles.cuh"
+
+namespace vecina::cuda {
+namespace {
+
+static_assert(kConfig.of_keys && kAdditional == 0, "owners are keys");
+
+// What a warp holds of its rows.
+struct KeyWork {
+  unsigned key[KeySide::kSteps][4], value[ValueSide::kSteps][4];
+  float scale;  // of logits
+  float grad_key[2 * KeySide::kSteps][4], grad_value[2 * ValueSide::kSteps][4];
+  unsigned query_place, output_place, query_rows, output_rows, facts_place, value_rows;
+
+  template <bool kAdds, bool kStarts>
+  VECINA_DEVICE void multiply(unsigned stage, int step, const Factors& factors, int next,
+                              Pairs& pairs) {
+    const unsigned queries = stage + query_rows + step * 16 * KeySide::kRowBytes;
+    const unsigned outputs = stage + output_rows + step * 16 * ValueSide::kRowBytes;
+    const unsigned next_queries = stage + query_place + next * 16 * KeySide::kRowBytes;
+    const unsigned next_outputs = stage + output_place + next * 16 * ValueSide::kRowBytes;
+    if constexpr (kStarts) {
+      clear(pairs.logits);
+      clear(pairs.differences);
+    }
+    // What 16 columns need, loaded while those before them are multiplied. Without the barrier
+    // the compiler puts each load right before its use, and nothing covers its 30 cycles.
+    struct Words {
+      unsigned next_queries[4], next_outputs[4], value[4], queries[4], outputs[4];
+    } words[2];
+    const auto load = [&](int c, Words& to) {
+      if constexpr (kStarts) {
+        if (c < KeySide::kSteps) load_matrices(to.next_queries, next_queries + 32 * c);
+        if (c < ValueSide::kSteps) {
+          load_matrices(to.next_outputs, next_outputs + 32 * c);
+          if constexpr (kHasSharedRows) load_matrices(to.value, value_rows + 32 * c);
+        }
+      }
+      if constexpr (kAdds) {
+        if (c < ValueSide::kSteps) load_transposed(to.outputs, outputs + 32 * c);
+        if (c < KeySide::kSteps) load_transposed(to.queries, queries + 32 * c);
+      }
+    };
+    constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
+    load(0, words[0]);
+#pragma unroll
+    for (int c = 0; c < kSteps; ++c) {
+      const Words& now = words[c % 2];
+      if (c + 1 < kSteps) load(c + 1, words[(c + 1) % 2]);
+      __syncwarp();
+      if constexpr (kStarts) {
+        if (c < KeySide::kSteps) add_columns(key[c], now.next_queries, pairs.logits);
+        if (c < ValueSide::kSteps) {
+          if constexpr (kHasSharedRows) {
+            add_columns(now.value, now.next_outputs, pairs.differences);
+          } else {
+            add_columns(value[c], now.next_outputs, pairs.differences);
+          }
+        }
+      }
+      if constexpr (kAdds) {
+        if (c < ValueSide::kSteps) add_rows(factors.weights, now.outputs, c, grad_value);
+        if (c < KeySide::kSteps) add_rows(factors.gradients, now.queries, c, grad_key);
+      }
+    }
+  }
+
+  VECINA_DEVICE Factors weigh(unsigned stage, int step, const unsigned (&bits)[2], Pairs& pairs) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        const uint4 facts = load_shared(
+            stage + facts_place + static_cast<unsigned>((16 * step + 8 * k + column) * 16));
+        const float maximum = __uint_as_float(facts.x), inverse = __uint_as_float(facts.y);
+        const float shift = __uint_as_float(facts.z) + __uint_as_float(facts.w);
+#pragma unroll
+        for (int e = column; e < 4; e += 2) {
+          const bool is_seen = is_visible(bits, k, e);
+          float& weight = pairs.logits[k][e];
+          float& gradient = pairs.differences[k][e];
+          weight = is_seen && inverse != 0.0f
+                       ? power_of_two(fmaf(weight, scale, -maximum)) * inverse
+                       : 0.0f;
+          gradient = is_seen ? weight * (gradient - shift) : 0.0f;
+        }
+      }
+    }
+    return {pack_weights(pairs.logits), pack_weights(pairs.differences)};
+  }
+};
+
+// The block's work; false if a thread's results are not finite. is_cleaned: queries and gradients
+// of outputs that are not finite count as 0.
+VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& tile, const Box& box,
+                                       const Tables& tables, bool is_cleaned) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Item item = make_item(params, tile.first_item);
+  KeyWork work;
+  {
+    const Row rows[2] = {make_row(tile, box, lane / 4), make_row(tile, box, lane / 4 + 8)};
+    const auto at = [&](const HaloRows& tensor, int i) {
+      return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
+    };
+    load_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), work.key);
+    load_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), work.value);
+  }
+  if constexpr (kHasSharedRows) share_rows(work.value);
+  work.value_rows = place_of_shared_rows();
+  work.scale = params.scale_to_powers;
+  clear(work.grad_key);
+  clear(work.grad_value);
+  work.query_place = place_by_columns<KeySide>();
+  work.output_place = place_by_columns<ValueSide>() + KeySide::kBytes;
+  work.query_rows = place_by_rows<KeySide>();
+  work.output_rows = place_by_rows<ValueSide>() + KeySide::kBytes;
+  work.facts_place = static_cast<unsigned>(kRowsBytes + lane % 4 * 32);
+  walk_partners(params, tile, tables, item.batch, item.head * kConfig.head_group, is_cleaned,
+                work);
+  bool is_good = true;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Row row = make_row(tile, box, lane / 4 + 8 * i);
+    const auto at = [&](const HaloRows& tensor) {
+      return head_rows(tensor, item.batch, item.head) + row_offset(tensor, row);
+    };
+    if (params.grad_key.data != nullptr) {
+      is_good = store_row<kKeyColumns / 8>(work.grad_key, i, params.scale, at(params.grad_key),
+                                           row.is_owner) &&
+                is_good;
+    }
+    if (params.grad_value.data != nullptr) {
+      is_good = store_row<kValueColumns / 8>(work.grad_value, i, 1.0f, at(params.grad_value),
+                                             row.is_owner) &&
+                is_good;
+    }
+  }
+  return is_good;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    tiles_gradient_key(const __grid_constant__ HaloParams params) {
+  extern __shared__ uint4 shared[];
+  __shared__ Tables tables;
+  const Tile tile = make_tile(params);
+  const Box box = first_owners(tile);
+  fill_tables(params, tile, box, tables);
+  clear_stages(shared);
+  __syncthreads();
+  wait_for_previous();
+  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, tables, is_cleaned);
+  });
+}
+
+}  // namespace vecina::cuda

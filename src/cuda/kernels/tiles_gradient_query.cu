@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+// Gradient of the query with tensor cores for large windows, and the facts of each query that the
+// other gradients need (tiles.cuh). The formulas stand in gradient_pairs.cuh.
+//
+// Keys are walked once. Weights are relative to lse as it was given, which is near enough to
+// their sum to need no running maximum; the sum itself and delta are found anew, so the rounding of
+// lse and output cancels. Two sums over keys, with weights and with weights * difference, give the
+// gradient when delta is known.
+// What is not finite: alone.cuh.
+#include "gradient_alone.cuh"
+#include "tiles.cuh"
+
+namespace vecina::cuda {
+namespace {
+
+static_assert(!kConfig.of_keys, "owners are queries");
+constexpr int kTiles = 2 * KeySide::kSteps;  // of 8 columns
+
+VECINA_DEVICE float dot_rows(const unsigned (&a)[ValueSide::kSteps][4],
+                             const unsigned (&b)[ValueSide::kSteps][4], int i) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < ValueSide::kSteps; ++k) {
+#pragma unroll
+    for (int w = i; w < 4; w += 2) {
+      sum = fmaf(unpack_low(Element{}, a[k][w]), unpack_low(Element{}, b[k][w]), sum);
+      sum = fmaf(unpack_high(Element{}, a[k][w]), unpack_high(Element{}, b[k][w]), sum);
+    }
+  }
+  return over_quad(sum, true);
+}
+
+// What a warp holds of its rows.
+struct QueryWork {
+  unsigned query[KeySide::kSteps][4], grad_output[ValueSide::kSteps][4];
+  float maximum[2], shift[2];  // of logits in powers of two; of differences
+  float scale;                 // of logits
+  float total[2], differences[2];
+  float keys[kTiles][4], products[kTiles][4];
+  unsigned key_place, value_place, key_rows, grad_output_rows;
+
+  template <bool kAdds, bool kStarts>
+  VECINA_DEVICE void multiply(unsigned stage, int step, const Factors& factors, int next,
+                              Pairs& pairs) {
+    const unsigned rows = stage + key_rows + step * 16 * KeySide::kRowBytes;
+    const unsigned next_keys = stage + key_place + next * 16 * KeySide::kRowBytes;
+    const unsigned next_values = stage + value_place + next * 16 * ValueSide::kRowBytes;
+    if constexpr (kStarts) {
+      clear(pairs.logits);
+      clear(pairs.differences);
+    }
+    // What 16 columns need, loaded while those before them are multiplied. Without the barrier
+    // the compiler puts each load right before its use, and nothing covers its 30 cycles.
+    struct Words {
+      unsigned next_keys[4], next_values[4], grad_output[4], keys[4];
+    } words[2];
+    const auto load = [&](int c, Words& to) {
+      if constexpr (kStarts) {
+        if (c < KeySide::kSteps) load_matrices(to.next_keys, next_keys + 32 * c);
+        if (c < ValueSide::kSteps) {
+          load_matrices(to.next_values, next_values + 32 * c);
+          if constexpr (kHasSharedRows) load_matrices(to.grad_output, grad_output_rows + 32 * c);
+        }
+      }
+      if constexpr (kAdds) {
+        if (c < KeySide::kSteps) load_transposed(to.keys, rows + 32 * c);
+      }
+    };
+    constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
+    load(0, words[0]);
+#pragma unroll
+    for (int c = 0; c < kSteps; ++c) {
+      const Words& now = words[c % 2];
+      if (c + 1 < kSteps) load(c + 1, words[(c + 1) % 2]);
+      __syncwarp();
+      if constexpr (kStarts) {
+        if (c < KeySide::kSteps) add_columns(query[c], now.next_keys, pairs.logits);
+        if (c < ValueSide::kSteps) {
+          if constexpr (kHasSharedRows) {
+            add_columns(now.grad_output, now.next_values, pairs.differences);
+          } else {
+            add_columns(grad_output[c], now.next_values, pairs.differences);
+          }
+        }
+      }
+      if constexpr (kAdds) {
+        if (c < KeySide::kSteps) {
+          add_rows(factors.weights, now.keys, c, keys);
+          add_rows(factors.gradients, now.keys, c, products);
+        }
+      }
+    }
+  }
+
+  VECINA_DEVICE Factors weigh(unsigned, int, const unsigned (&bits)[2], Pairs& pairs) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = e / 2;
+        const bool is_seen = is_visible(bits, k, e);
+        float& weight = pairs.logits[k][e];
+        float& gradient = pairs.differences[k][e];
+        weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum[i])) : 0.0f;
+        gradient = is_seen ? weight * (gradient - shift[i]) : 0.0f;
+        total[i] += weight;
+        differences[i] += gradient;
+      }
+    }
+    return {pack_weights(pairs.logits), pack_weights(pairs.differences)};
+  }
+};
+
+// The block's work; false if a thread's results are not finite. is_cleaned: keys and values that
+// are not finite count as 0.
+VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& tile, const Box& box,
+                                       const Tables& tables, bool is_cleaned) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Item item = make_item(params, tile.first_item);
+  QueryWork work;
+  float dot[2], grad_lse[2] = {0.0f, 0.0f};
+  {
+    const Row rows[2] = {make_row(tile, box, lane / 4), make_row(tile, box, lane / 4 + 8)};
+    const auto at = [&](const HaloRows& tensor, int i) {
+      return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
+    };
+    unsigned output[ValueSide::kSteps][4];
+    load_rows<kKeyColumns>(at(params.query, 0), at(params.query, 1), work.query);
+    load_rows<kValueColumns>(at(params.grad_output, 0), at(params.grad_output, 1),
+                             work.grad_output);
+    load_rows<kValueColumns>(at(params.output, 0), at(params.output, 1), output);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      dot[i] = dot_rows(work.grad_output, output, i);
+      const float lse = *reinterpret_cast<const float*>(at(params.lse, i));
+      work.maximum[i] = lse == -infinity() ? 0.0f : lse * static_cast<float>(1.0 / kLn2);
+      if constexpr (kConfig.has_grad_lse) {
+        grad_lse[i] = *reinterpret_cast<const float*>(at(params.grad_lse, i));
+      }
+      work.shift[i] = dot[i] - grad_lse[i];
+      work.total[i] = work.differences[i] = 0.0f;
+    }
+  }
+  if constexpr (kHasSharedRows) share_rows(work.grad_output);
+  work.scale = params.scale_to_powers;
+  clear(work.keys);
+  clear(work.products);
+  work.key_place = place_by_columns<KeySide>();
+  work.value_place = place_by_columns<ValueSide>() + KeySide::kBytes;
+  work.key_rows = place_by_rows<KeySide>();
+  work.grad_output_rows = place_of_shared_rows();
+  walk_partners(params, tile, tables, item.batch, item.head / kConfig.head_group, is_cleaned,
+                work);
+  bool is_good = true;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float sum = over_quad(work.total[i], true);
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float difference = over_quad(work.differences[i], true) * inverse;
+    const float correction = difference - grad_lse[i];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int e = 2 * i; e < 2 * i + 2; ++e) {
+        work.products[t][e] = fmaf(-correction, work.keys[t][e], work.products[t][e]);
+      }
+    }
+    const Row row = make_row(tile, box, lane / 4 + 8 * i);
+    if (row.is_owner && lane % 4 == 0) {
+      head_facts(params, item.batch, item.head)[token_number(params, row.token)] = {
+          work.maximum[i], inverse, correction - grad_lse[i], dot[i]};
+    }
+    is_good = is_good && is_finite(correction);
+    if (params.grad_query.data == nullptr) continue;
+    is_good = store_row<kKeyColumns / 8>(
+                  work.products, i, params.scale * inverse,
+                  head_rows(params.grad_query, item.batch, item.head) +
+                      row_offset(params.grad_query, row),
+                  row.is_owner) &&
+              is_good;
+  }
+  return is_good;
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    tiles_gradient_query(const __grid_constant__ HaloParams params) {
+  extern __shared__ uint4 shared[];
+  __shared__ Tables tables;
+  const Tile tile = make_tile(params);
+  const Box box = first_owners(tile);
+  fill_tables(params, tile, box, tables);
+  clear_stages(shared);
+  __syncthreads();
+  wait_for_previous();
+  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
+    return differentiate_block(params, tile, box, tables, is_cleaned);
+  });
+}
+
+}  // namespace vecina::cuda

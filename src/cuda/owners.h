@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// What the plans of halo kernels and of tiles kernels share (kernels/owners.cuh): problems and
+// strides that neither takes, and their parameters.
+#ifndef VECINA_CUDA_OWNERS_H_
+#define VECINA_CUDA_OWNERS_H_
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "core/problem.h"
+#include "cuda/kernels/halo_params.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+// Why they do not take the problem, whatever its windows and rows; empty if they may.
+std::string unsuitable_owners(const Problem& problem);
+// Strides that the kernels cannot read or write by rows of 16 bytes and with narrow offsets.
+std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim);
+
+// Boxes of `owners` tokens along an axis, of all dilation groups.
+int64_t count_owner_tiles(const Axis& axis, int owners);
+
+// How owners are cut into blocks: an item is some heads of a sample.
+struct Owners {
+  int items_of_sample = 1, items_of_block = 1;
+  std::array<int, 3> box = {1, 1, 1};  // of a block
+};
+
+// Everything but addresses, for the strides of a call's arguments (forward or backward); *blocks is
+// the size of the grid.
+template <typename Args>
+vecina::cuda::HaloParams owner_params(const Problem& problem, const Args& example,
+                                      const Owners& owners, double* blocks);
+// Adds the addresses of a run's tensors and workspace.
+template <typename Args>
+FillParams<Args> fill_params(const vecina::cuda::HaloParams& params);
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_OWNERS_H_

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/tiles_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <utility>
+
+#include "core/tensor.h"
+#include "core/window.h"
+#include "cuda/gradient_plan.h"
+#include "cuda/kernels/tiles_config.h"
+#include "cuda/owners.h"
+#include "cuda/small_common.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::HaloParams;
+using vecina::cuda::TilesConfig;
+
+constexpr int kRows = 16;               // of a warp
+constexpr int kStages = 2;              // of tiles in shared memory
+constexpr int kMaxPartners = 64;        // of a tile: bits of a mask
+constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
+constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
+constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 8 * kRows * 24;
+
+// The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
+// windows on an H200 (benchmarks/results/h200-tiles.json). Of a warp: a product of 16 rows, 16
+// columns and 16 partners; the rest of a step of 16 partners; the rest of a tile. Bytes that reach
+// shared memory in a cycle. How much of a warp's skipped tiles is spent waiting for the block's
+// other warps.
+constexpr double kCyclesPerProduct = 10.0, kCyclesPerStep = 40.0, kCyclesPerTile = 170.0;
+constexpr double kBytesPerCycle = 64.0, kWait = 0.8;
+constexpr double kBusyWarps = 8.0;  // of a multiprocessor; fewer wait for themselves
+
+TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
+  TilesConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  config.of_keys = kernel == TilesKernel::gradient_key;
+  config.heads = 1;
+  config.head_group = problem.head_group();
+  config.items_of_block = 1;
+  config.partners = shape.partners;
+  for (int a = 0; a < 3; ++a) {
+    const auto i = static_cast<size_t>(a);
+    const Axis axis = small_axis(problem, a);
+    config.box[a] = shape.box[i];
+    config.boxes[a] = shape.boxes[i];
+    config.partner_box[a] = shape.partner_box[i];
+    config.kernel_size[a] = static_cast<int>(axis.kernel_size);
+    config.stride[a] = static_cast<int>(axis.stride);
+    config.dilation[a] = static_cast<int>(axis.dilation);
+    config.is_causal[a] = axis.is_causal;
+  }
+  config.most_columns = kMaxColumnsOfRows;
+  config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
+  return config;
+}
+
+int warps_of(const TilesConfig& config) {
+  return config.boxes[0] * config.boxes[1] * config.boxes[2];
+}
+int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
+bool has_shared_rows(const TilesConfig& config) {
+  return padded(config.head_dim) + padded(config.head_dim_value) > config.most_columns;
+}
+int shared_bytes(const TilesConfig& config) {
+  const int row = 2 * padded(config.head_dim) + 16,
+            value_row = 2 * padded(config.head_dim_value) + 16;
+  return kStages * config.partners * (row + value_row + (config.of_keys ? 16 : 0)) +
+         (has_shared_rows(config) ? kRows * warps_of(config) * value_row : 0);
+}
+// Registers that a thread needs, roughly: sums, rows and the rest.
+int registers_of(const TilesConfig& config) {
+  const int key = padded(config.head_dim), value = padded(config.head_dim_value);
+  return (config.of_keys ? key + value : 2 * key) / 2 + (key + value) / 4 + 64;
+}
+// Blocks that a multiprocessor has room for; 0 if not one.
+int blocks_of(const TilesConfig& config, const DeviceFacts& facts) {
+  const int shared = shared_bytes(config) + kTableBytes + 1024;
+  const int registers = static_cast<int>(divide_up(std::min(registers_of(config), 255), 8)) * 8;
+  const int warps = 4 * (512 / registers);  // of a multiprocessor, from its four parts
+  return std::min({facts.shared_bytes_per_block / shared, warps / warps_of(config), 8});
+}
+
+// Along one axis, all dilation groups: blocks, tiles that they load, and tiles that warps meet,
+// each counted as if the other axes had one.
+struct AxisWork {
+  double tiles = 0, warp_tiles = 0;
+};
+AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int partner_box) {
+  AxisWork work;
+  const NaAxis dense = {
+      na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation), 0),
+      static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride), axis.is_causal};
+  const auto begin = [&](int i) {
+    return of_keys ? na_query_begin(dense, i) : na_window_begin(dense, i);
+  };
+  const auto end = [&](int i) {
+    return of_keys ? na_query_end(dense, i) : std::min(na_window_end(dense, i), dense.extent);
+  };
+  for (int first = 0; first < dense.extent; first += box * boxes) {
+    const int origin = begin(first);
+    const int last = std::min(first + box * boxes, dense.extent) - 1;
+    work.tiles += static_cast<double>(divide_up(end(last) - origin, partner_box));
+    for (int owner = first; owner <= last; owner += box) {
+      const int to = end(std::min(owner + box, dense.extent) - 1) - origin - 1;
+      work.warp_tiles += to / partner_box - (begin(owner) - origin) / partner_box + 1;
+    }
+  }
+  work.tiles *= static_cast<double>(axis.dilation);
+  work.warp_tiles *= static_cast<double>(axis.dilation);
+  return work;
+}
+
+// Boxes of powers of two, `count` tokens together, along the problem's axes.
+std::vector<std::array<int, 3>> power_boxes(int rank, int count) {
+  std::vector<std::array<int, 3>> boxes;
+  for (int x = 1; x <= (rank == 3 ? count : 1); x *= 2) {
+    for (int y = 1; x * y <= (rank >= 2 ? count : 1); y *= 2)
+      boxes.push_back({x, y, count / x / y});
+  }
+  return boxes;
+}
+
+// Boxes that nearly fill a tile of `partners` and do not reach beyond an axis.
+std::vector<std::array<int, 3>> partner_boxes(const Problem& problem, int partners) {
+  std::array<int, 3> longest = {1, 1, 1};
+  double all = 1.0;
+  for (size_t a = 0; a < 3; ++a) {
+    const Axis axis = small_axis(problem, static_cast<int>(a));
+    longest[a] =
+        static_cast<int>(std::min<int64_t>(divide_up(axis.extent, axis.dilation), partners));
+    all *= longest[a];
+  }
+  const double least = std::min<double>(all, partners - 8) / 2;
+  std::vector<std::array<int, 3>> boxes;
+  for (int x = 1; x <= longest[0]; ++x) {
+    for (int y = 1; y <= longest[1] && x * y <= partners; ++y) {
+      const int z = std::min(longest[2], partners / (x * y));
+      if (x * y * z >= least) boxes.push_back({x, y, z});
+      // A shorter one may divide the windows better.
+      for (int shorter = z - 1; shorter > 0 && x * y * shorter >= partners - 8; --shorter) {
+        boxes.push_back({x, y, shorter});
+      }
+    }
+  }
+  return boxes;
+}
+
+std::string print(const TilesConfig& c) {
+  const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
+  return fmt::format(
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
+      ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
+      ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
+      ".is_causal = {{{}, {}, {}}}, .additional_tokens = {}, .most_columns = {}, .blocks = {}, "
+      ".has_grad_lse = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
+      c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
+      ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
+      c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse);
+}
+
+std::string unsuitable(const Problem& problem) {
+  if (std::string why = unsuitable_owners(problem); !why.empty()) return why;
+  for (const int columns : {problem.head_dim(), problem.head_dim_value()}) {
+    if (columns % 8 != 0 || columns > kMaxColumns) {
+      return fmt::format("head_dim or head_dim_value is not a multiple of 8 up to {}", kMaxColumns);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
+                              const DeviceFacts& facts) {
+  TilesShape best;
+  double least = 0.0;
+  std::map<std::array<int, 4>, AxisWork> known;
+  const bool of_keys = kernel == TilesKernel::gradient_key;
+  const auto along = [&](size_t a, const TilesShape& shape) {
+    const std::array<int, 4> key = {static_cast<int>(a), shape.box[a], shape.boxes[a],
+                                    shape.partner_box[a]};
+    const auto [found, is_new] = known.try_emplace(key);
+    if (is_new) {
+      found->second = work_along(small_axis(problem, static_cast<int>(a)), of_keys, shape.box[a],
+                                 shape.boxes[a], shape.partner_box[a]);
+    }
+    return found->second;
+  };
+  const double columns = padded(problem.head_dim()) + padded(problem.head_dim_value());
+  const double columns_of_sums = of_keys ? columns : 2.0 * padded(problem.head_dim());
+  for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
+    const std::vector<std::array<int, 3>> boxes_of_partners = partner_boxes(problem, partners);
+    for (const int warps : {4, 8}) {
+      for (const auto& box : power_boxes(problem.rank(), kRows)) {
+        for (const auto& boxes : power_boxes(problem.rank(), warps)) {
+          TilesShape shape = {box, boxes, {1, 1, 1}, partners};
+          const int blocks = blocks_of(make_config(problem, kernel, shape), facts);
+          if (blocks == 0) continue;
+          const double busy = std::min(1.0, blocks * warps / kBusyWarps);
+          for (const auto& partner_box : boxes_of_partners) {
+            shape.partner_box = partner_box;
+            double tiles = 1.0, warp_tiles = 1.0;
+            for (size_t a = 0; a < 3; ++a) {
+              const AxisWork work = along(a, shape);
+              tiles *= work.tiles;
+              warp_tiles *= work.warp_tiles;
+            }
+            const double step =
+                kCyclesPerProduct * (columns + columns_of_sums) / 16.0 + kCyclesPerStep;
+            const double visits = kWait * tiles * warps + (1.0 - kWait) * warp_tiles;
+            const double cost = (visits * (partners / 16.0 * step + kCyclesPerTile) +
+                                 tiles * partners * columns * 2.0 / kBytesPerCycle) /
+                                std::sqrt(busy);
+            if (least == 0.0 || cost < least) {
+              least = cost;
+              best = shape;
+            }
+          }
+        }
+      }
+    }
+  }
+  return best;
+}
+
+BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
+                                     const vecina_backward_args& example, const DeviceFacts& facts,
+                                     const TilesShape& shape) {
+  TilesConfig config = make_config(problem, kernel, shape);
+  config.blocks = blocks_of(config, facts);
+  config.has_grad_lse = given(example.grad_lse);
+  Owners owners;
+  owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
+  for (size_t a = 0; a < 3; ++a) owners.box[a] = shape.box[a] * shape.boxes[a];
+  double blocks = 0.0;
+  const HaloParams params = owner_params(problem, example, owners, &blocks);
+  const char* name = config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query";
+  BackwardLaunch launch;
+  launch.source = {fmt::format("{}.cu", name), name, "tiles_config.h", "TilesConfig",
+                   print(config)};
+  launch.grid[0] = static_cast<uint32_t>(blocks);
+  launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
+  launch.shared_bytes = static_cast<uint32_t>(shared_bytes(config));
+  launch.is_programmatic = facts.compute_capability >= 90;
+  launch.params_bytes = sizeof(HaloParams);
+  launch.workspace_bytes = gradient_workspace_bytes(problem);
+  launch.fill = fill_params<vecina_backward_args>(params);
+  launch.description = fmt::format(
+      R"("form": "tiles", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
+      R"("partner_box": [{}, {}, {}], "blocks": {}, )"
+      R"("why": "large windows pass through shared memory")",
+      config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
+      config.boxes[2], config.partner_box[0], config.partner_box[1], config.partner_box[2], blocks);
+  return launch;
+}
+
+std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
+                                const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
+  std::string why = unsuitable_strides({&example.query, &example.key, &example.additional_key,
+                                        &example.grad_query, &example.grad_key},
+                                       problem.head_dim());
+  if (why.empty()) {
+    why = unsuitable_strides({&example.value, &example.additional_value, &example.output,
+                              &example.grad_output, &example.grad_value},
+                             problem.head_dim_value());
+  }
+  if (!why.empty()) return why;
+  const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
+  const TilesShape of_key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);
+  if (of_query.partners == 0 || of_key.partners == 0) return "rows that shared memory cannot hold";
+  launches->push_back(
+      tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query));
+  if (given(example.grad_key) || given(example.grad_value)) {
+    launches->push_back(
+        tiles_gradient_launch(problem, TilesKernel::gradient_key, example, facts, of_key));
+  }
+  return {};
+}
+
+}  // namespace vecina::internal::cuda

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+// Large windows in 16 bits on tensor cores of any architecture, boxes of partners passing through
+// shared memory: gradients of query, key and value. Needs no device.
+#ifndef VECINA_CUDA_TILES_PLAN_H_
+#define VECINA_CUDA_TILES_PLAN_H_
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "core/problem.h"
+#include "cuda/launch.h"
+
+namespace vecina::internal::cuda {
+
+enum class TilesKernel { gradient_query, gradient_key };
+
+// How owners (queries; of gradient_key, keys) and the partners that they meet are cut.
+struct TilesShape {
+  std::array<int, 3> box = {1, 1, 1};          // of a warp: 16 owners
+  std::array<int, 3> boxes = {1, 1, 1};        // of a block: 4 or 8
+  std::array<int, 3> partner_box = {1, 1, 1};  // of a tile
+  int partners = 0;                            // of a tile with what pads it
+};
+// The shape with the least estimated cost.
+TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts);
+
+// Adds the launches of the gradients of query, key and value; the first leaves the facts of each
+// query in the workspace, as gradient_query does. Or says why the form does not take the problem
+// with these strides.
+std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
+                                const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
+                                     const vecina_backward_args& example, const DeviceFacts& facts,
+                                     const TilesShape& shape);
+
+}  // namespace vecina::internal::cuda
+#endif  // VECINA_CUDA_TILES_PLAN_H_
