@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/conformance.h"
 #include "cli/json_text.h"
+#include "cli/prediction.h"
 #include "cli/text.h"
 #include "cli/timing.h"
 
@@ -23,15 +24,6 @@ struct PlanOptions {
 
 constexpr int kWarmup = 3, kRepeats = 20;
 constexpr double kLimitSeconds = 5.0;
-
-// How far the time that a kernel's planner predicted lies above the measured one, of that.
-void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan) {
-  const nlohmann::ordered_json& details = (*plan)["details"];
-  if (!details.contains("kernels") || details["kernels"].size() != 1) return;
-  const nlohmann::ordered_json& kernel = details["kernels"][0];
-  if (!kernel.contains("predicted_ms")) return;
-  (*plan)["prediction_error"] = kernel["predicted_ms"].get<double>() / measured_ms - 1.0;
-}
 
 template <typename Call>
 nlohmann::ordered_json describe(const Call& call, bool is_measured) {

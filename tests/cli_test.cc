@@ -16,6 +16,7 @@
 
 #include "cli/conformance.h"
 #include "cli/npy.h"
+#include "cli/prediction.h"
 #include "definition.h"
 #include "oracle.h"
 #include "results.h"
@@ -328,6 +329,24 @@ TEST_F(Cli, InfoAndPlanAreJson) {
   EXPECT_EQ(nlohmann::json::parse(plan.out).at("backend"), "cpu");
   EXPECT_EQ(run("info").code, 0);
   EXPECT_EQ(run("plan '2d 9x8 kernel_size 3 heads 2 head_dim 12'").code, 0);
+}
+
+TEST(Plan, SaysHowFarThePredictionWasOff) {
+  auto plan = nlohmann::ordered_json::parse(R"({"details": {"kernels": [{"predicted_ms": 1.5}]}})");
+  cli::add_prediction_error(2.0, &plan);
+  EXPECT_DOUBLE_EQ(plan.at("prediction_error").get<double>(), -0.25);
+}
+
+TEST(Plan, HasNoPredictionErrorButForOneKernelWithAPrediction) {
+  for (const char* text : {
+           R"({"details": {}})",
+           R"({"details": {"kernels": [{}]}})",
+           R"({"details": {"kernels": [{"predicted_ms": 1.5}, {"predicted_ms": 1.5}]}})",
+       }) {
+    auto plan = nlohmann::ordered_json::parse(text);
+    cli::add_prediction_error(2.0, &plan);
+    EXPECT_FALSE(plan.contains("prediction_error")) << text;
+  }
 }
 
 }  // namespace

@@ -23,6 +23,8 @@ constexpr int kMinQueries = 48;     // of a box, where the problem has as many
 constexpr size_t kMaxQueryBoxes = 12;
 // Registers for sums, logits and weights that compile without spills; tests look.
 constexpr int kMaxSums = 196, kMaxSumsWithThreeAxes = 184, kMaxSumsOfThree = 128;
+// hopper_registers leaves the warp that makes masks too few for padded tiles beyond.
+constexpr int kMaxSumsOfPadded = 190;
 constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
 constexpr int kMaxSumsOfChainedWithThreeAxes = 172;
 constexpr int kStoredColumns = 32;  // that four lanes store from registers
@@ -189,11 +191,10 @@ int count_sums(const HopperConfig& config) {
   return hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
 }
 
-// Registers leave room for what is chained. One axis: not before a GPU has compared its bits with
-// the unchained kernel's, as was done for two and three.
+// Registers leave room for what is chained.
 bool may_chain(const HopperConfig& config) {
-  return config.rank > 1 && !config.has_additional && config.packed_heads == 1 &&
-         config.head_dim_value <= 128 && config.head_dim_value % kStoredColumns == 0 &&
+  return !config.has_additional && config.packed_heads == 1 && config.head_dim_value <= 128 &&
+         config.head_dim_value % kStoredColumns == 0 &&
          (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 
@@ -217,7 +218,13 @@ bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
 
 bool fits_registers(const HopperConfig& config) {
   const int sums = count_sums(config);
-  if (config.warpgroups == 2) return sums <= (config.rank == 3 ? kMaxSumsWithThreeAxes : kMaxSums);
+  if (config.warpgroups == 2) {
+    const vecina::cuda::HopperLayout layout = hopper_layout(config);
+    const bool is_padded = layout.key_rows < layout.tile_keys;
+    return sums <= (config.rank == 3 ? kMaxSumsWithThreeAxes
+                    : is_padded      ? kMaxSumsOfPadded
+                                     : kMaxSums);
+  }
   return sums <= (config.is_dilated || config.packed_heads > 1 ? kMaxSumsOfThreeWithPlaces
                                                                : kMaxSumsOfThree);
 }

@@ -138,6 +138,54 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     for (int i = 0; i < kHeadDimValue / 2; ++i) sums[i] = 0.0f;
     rows[0] = rows[1] = RunningSum();
   };
+  const auto weigh = [&] {
+    if (is_partial) hide(words, logits);
+    exponentiate(logits, scale, rows);
+  };
+  const auto give_values_back = [&] {
+    if (is_first_lane) arrive(value_empty + before.index * 8);
+    if constexpr (kConfig.is_chained) before.advance();  // else it follows `stage`
+  };
+  // The first tile's weights, once its keys' products have been issued.
+  const auto weigh_first = [&](bool is_last) {
+    load_words();
+    wait_for_products<0>();
+    pin(logits);
+    give_keys_back(is_last);
+    weigh();
+    pack_rows<Element>(logits, weights);
+  };
+  // A tile's weights, beside the products with the values of the tile before it.
+  const auto weigh_next = [&](bool is_last) {
+    wait_for_keys();
+    turns.take();
+    pin(logits);
+    pin(sums);
+    open_products();
+    multiply_keys();
+    wait(value_full + before.index * 8, before.parity);
+    open_products();
+    multiply_values();
+    turns.pass();
+    load_words();
+    wait_for_products<1>();
+    pin(logits);
+    give_keys_back(is_last);
+    weigh();
+    wait_for_products<0>();
+    pin(sums);
+    give_values_back();
+    pack_rows<Element>(logits, weights);
+    rescale();
+    if constexpr (!kConfig.is_chained) before = stage;
+    stage.advance();
+  };
+  const auto issue_last_values = [&] {
+    wait(value_full + before.index * 8, before.parity);
+    pin(sums);
+    open_products();
+    multiply_values();
+  };
 
   if constexpr (kConfig.is_chained) {
     // The next queries' first products run beside the last values' and while output leaves. Their
@@ -157,10 +205,6 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         if (is_first_lane) arrive(key_empty + stage.index * 8);
         stage.advance();
       }
-    };
-    const auto give_values_back = [&] {
-      if (is_first_lane) arrive(value_empty + before.index * 8);
-      before.advance();
     };
     const auto pass_over_values = [&] {
 #pragma unroll 1
@@ -211,44 +255,12 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     while (found != kNoMore) {
       const Work work(work_words);
       clear();
-      load_words();
-      wait_for_products<0>();
-      pin(logits);
-      give_keys_back(work.tiles == 1);
-      if (is_partial) hide(words, logits);
-      exponentiate(logits, scale, rows);
-      pack_rows<Element>(logits, weights);
+      weigh_first(work.tiles == 1);
       stage.advance();
       pass_over_values();
 #pragma unroll 1
-      for (int left = work.tiles - 1; left > 0; --left) {
-        wait_for_keys();
-        turns.take();
-        pin(logits);
-        pin(sums);
-        open_products();
-        multiply_keys();
-        wait(value_full + before.index * 8, before.parity);
-        open_products();
-        multiply_values();
-        turns.pass();
-        load_words();
-        wait_for_products<1>();
-        pin(logits);
-        give_keys_back(left == 1);
-        if (is_partial) hide(words, logits);
-        exponentiate(logits, scale, rows);
-        wait_for_products<0>();
-        pin(sums);
-        give_values_back();
-        pack_rows<Element>(logits, weights);
-        rescale();
-        stage.advance();
-      }
-      wait(value_full + before.index * 8, before.parity);
-      pin(sums);
-      open_products();
-      multiply_values();
+      for (int left = work.tiles - 1; left > 0; --left) weigh_next(left == 1);
+      issue_last_values();
       skipped = work.after;
       look();
       const bool is_far = skipped > kMostAhead || found == 0;
@@ -298,49 +310,16 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         open_products();
         multiply_keys();
         turns.pass();
-        load_words();
-        wait_for_products<0>();
-        pin(logits);
-        give_keys_back(is_last_run && tiles == 1);
-        if (is_partial) hide(words, logits);
-        exponentiate(logits, scale, rows);
-        pack_rows<Element>(logits, weights);
+        weigh_first(is_last_run && tiles == 1);
         if (!is_first_run) rescale();
         before = stage;
         stage.advance();
 #pragma unroll 1
-        for (int left = tiles - 1; left > 0; --left) {
-          wait_for_keys();
-          turns.take();
-          pin(logits);
-          pin(sums);
-          open_products();
-          multiply_keys();
-          wait(value_full + before.index * 8, before.parity);
-          open_products();
-          multiply_values();
-          turns.pass();
-          load_words();
-          wait_for_products<1>();
-          pin(logits);
-          give_keys_back(is_last_run && left == 1);
-          if (is_partial) hide(words, logits);
-          exponentiate(logits, scale, rows);
-          wait_for_products<0>();
-          pin(sums);
-          if (is_first_lane) arrive(value_empty + before.index * 8);
-          pack_rows<Element>(logits, weights);
-          rescale();
-          before = stage;
-          stage.advance();
-        }
-        wait(value_full + before.index * 8, before.parity);
-        pin(sums);
-        open_products();
-        multiply_values();
+        for (int left = tiles - 1; left > 0; --left) weigh_next(is_last_run && left == 1);
+        issue_last_values();
         wait_for_products<0>();
         pin(sums);
-        if (is_first_lane) arrive(value_empty + before.index * 8);
+        give_values_back();
       };
 
       if constexpr (kConfig.has_additional) {
