@@ -326,7 +326,7 @@ class DirectUnit {
           block_, {query, query_stride, vectors, first_key, first_row, last_row, scale});
     };
     for (int j = 0; j < block_.row_keys; j += kLanes) {
-      rows(j, 0, grouped_, true);
+      rows(j, 0, grouped_, direct().grouped_rows > 1);
       rows(j, grouped_, block_.num_rows, false);
     }
     if (plan_.additional_tokens == 0) return;

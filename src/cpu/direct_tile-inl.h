@@ -101,7 +101,7 @@ struct DirectLogitsArguments {
 using DirectFloats = hn::CappedTag<float, kMaxDirectLanes>;
 using DirectLogits = void (*)(const DirectBlock<DirectFloats>& block,
                               const DirectLogitsArguments& arguments);
-// `in_groups`: for numbers of rows that grouped_rows(keys) divides. Compiled once, in
+// `in_groups`: for numbers of rows that grouped_rows(keys) divides, else for any. Compiled once, in
 // direct_logits.cc, for all element types.
 DirectLogits direct_logits(int keys, bool in_groups, int vectors);
 
