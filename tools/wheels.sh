@@ -28,7 +28,7 @@ for python; do
   pip install -r tests/python/requirements-wheel.txt
   pip wheel --no-build-isolation --no-deps -w build/wheels/built .
   tools/check_wheel.sh build/wheels/built/*.whl
-  PATH=$PWD/.venv/bin:$PATH .venv/bin/python -m auditwheel -q repair -w build/wheels \
+  PATH=$PWD/.venv/bin:$PATH .venv/bin/python -m auditwheel repair -w build/wheels \
     build/wheels/built/*.whl
   rm build/wheels/built/*
   pip install --no-deps build/wheels/*"$name-"*.whl

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// qk(), av() and their gradients: like forward() and backward(), every argument is positional.
+// qk(), av() and their gradients: tensors, then one tuple of parameters.
 #include "split.h"
 
 #include <algorithm>
@@ -85,31 +85,44 @@ vecina_problem problem_of_av(const vecina_split_args& args, const Parameters& pa
   return problem;
 }
 
+// (rank, kernel_size, stride, dilation, is_causal, scale, output_stride, right_aligned, backend).
+class SplitParameters {
+ public:
+  explicit SplitParameters(nb::tuple values) : values_(values) {
+    if (nb::len(values) != 9) throw nb::type_error("9 parameters are needed.");
+  }
+  Parameters window() const {
+    const nb::handle none = nb::none();
+    return {nb::cast<int>(at(0)), at(1), at(2), at(3), at(4), at(5), at(6), none, none};
+  }
+  bool right_aligned() const { return nb::cast<bool>(at(7)); }
+  nb::handle backend() const { return at(8); }
+
+ private:
+  nb::handle at(Py_ssize_t i) const { return PyTuple_GetItem(values_.ptr(), i); }
+  nb::tuple values_;
+};
+
 void qk(nb::handle query, nb::handle key, nb::handle additional_keys, nb::handle bias,
-        nb::handle weights, int rank, nb::handle kernel_size, nb::handle stride,
-        nb::handle dilation, nb::handle is_causal, nb::handle scale, nb::handle output_stride,
-        bool right_aligned, nb::handle backend) {
+        nb::handle weights, nb::tuple parameters) {
+  const SplitParameters read(parameters);
   Tensors tensors;
-  vecina_split_args args = new_args(right_aligned);
+  vecina_split_args args = new_args(read.right_aligned());
   args.query = tensors.read("query", query);
   args.key = tensors.read("key", key);
   args.additional_key = tensors.read("additional_keys", additional_keys);
   args.bias = tensors.read("bias", bias);
   args.weights = tensors.read("weights", weights, true);
-  const vecina_problem problem =
-      problem_of_qk(args, {rank, kernel_size, stride, dilation, is_causal, scale, output_stride,
-                           nb::none(), nb::none()});
-  call(&vecina_qk, problem, args, backend, args.query.device, tensors);
+  const vecina_problem problem = problem_of_qk(args, read.window());
+  call(&vecina_qk, problem, args, read.backend(), args.query.device, tensors);
 }
 
 void qk_backward(nb::handle query, nb::handle key, nb::handle additional_keys, nb::handle bias,
                  nb::handle grad_weights, nb::handle grad_query, nb::handle grad_key,
-                 nb::handle grad_additional_keys, nb::handle grad_bias, int rank,
-                 nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-                 nb::handle is_causal, nb::handle scale, nb::handle output_stride,
-                 bool right_aligned, nb::handle backend) {
+                 nb::handle grad_additional_keys, nb::handle grad_bias, nb::tuple parameters) {
+  const SplitParameters read(parameters);
   Tensors tensors;
-  vecina_split_args args = new_args(right_aligned);
+  vecina_split_args args = new_args(read.right_aligned());
   args.query = tensors.read("query", query);
   args.key = tensors.read("key", key);
   args.additional_key = tensors.read("additional_keys", additional_keys);
@@ -119,34 +132,29 @@ void qk_backward(nb::handle query, nb::handle key, nb::handle additional_keys, n
   args.grad_key = tensors.read("grad_key", grad_key, true);
   args.grad_additional_key = tensors.read("grad_additional_keys", grad_additional_keys, true);
   args.grad_bias = tensors.read("grad_bias", grad_bias, true);
-  const vecina_problem problem =
-      problem_of_qk(args, {rank, kernel_size, stride, dilation, is_causal, scale, output_stride,
-                           nb::none(), nb::none()});
-  call(&vecina_qk_backward, problem, args, backend, args.query.device, tensors);
+  const vecina_problem problem = problem_of_qk(args, read.window());
+  call(&vecina_qk_backward, problem, args, read.backend(), args.query.device, tensors);
 }
 
 void av(nb::handle attention, nb::handle value, nb::handle additional_values, nb::handle output,
-        int rank, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
-        nb::handle is_causal, nb::handle output_stride, bool right_aligned, nb::handle backend) {
+        nb::tuple parameters) {
+  const SplitParameters read(parameters);
   Tensors tensors;
-  vecina_split_args args = new_args(right_aligned);
+  vecina_split_args args = new_args(read.right_aligned());
   args.weights = tensors.read("attention", attention);
   args.value = tensors.read("value", value);
   args.additional_value = tensors.read("additional_values", additional_values);
   args.output = tensors.read("output", output, true);
-  const nb::object none = nb::none();
-  const vecina_problem problem = problem_of_av(
-      args, {rank, kernel_size, stride, dilation, is_causal, none, output_stride, none, none});
-  call(&vecina_av, problem, args, backend, args.value.device, tensors);
+  const vecina_problem problem = problem_of_av(args, read.window());
+  call(&vecina_av, problem, args, read.backend(), args.value.device, tensors);
 }
 
 void av_backward(nb::handle attention, nb::handle value, nb::handle additional_values,
                  nb::handle grad_output, nb::handle grad_attention, nb::handle grad_value,
-                 nb::handle grad_additional_values, int rank, nb::handle kernel_size,
-                 nb::handle stride, nb::handle dilation, nb::handle is_causal,
-                 nb::handle output_stride, bool right_aligned, nb::handle backend) {
+                 nb::handle grad_additional_values, nb::tuple parameters) {
+  const SplitParameters read(parameters);
   Tensors tensors;
-  vecina_split_args args = new_args(right_aligned);
+  vecina_split_args args = new_args(read.right_aligned());
   args.weights = tensors.read("attention", attention);
   args.value = tensors.read("value", value);
   args.additional_value = tensors.read("additional_values", additional_values);
@@ -154,32 +162,23 @@ void av_backward(nb::handle attention, nb::handle value, nb::handle additional_v
   args.grad_weights = tensors.read("grad_attention", grad_attention, true);
   args.grad_value = tensors.read("grad_value", grad_value, true);
   args.grad_additional_value = tensors.read("grad_additional_values", grad_additional_values, true);
-  const nb::object none = nb::none();
-  const vecina_problem problem = problem_of_av(
-      args, {rank, kernel_size, stride, dilation, is_causal, none, output_stride, none, none});
-  call(&vecina_av_backward, problem, args, backend, args.value.device, tensors);
+  const vecina_problem problem = problem_of_av(args, read.window());
+  call(&vecina_av_backward, problem, args, read.backend(), args.value.device, tensors);
 }
 
 }  // namespace
 
 void bind_split(nb::module_& m) {
   m.def("qk", &qk, "query"_a.none(), "key"_a.none(), "additional_keys"_a.none(), "bias"_a.none(),
-        "weights"_a.none(), "rank"_a, "kernel_size"_a.none(), "stride"_a.none(),
-        "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "output_stride"_a.none(),
-        "right_aligned"_a, "backend"_a.none());
+        "weights"_a.none(), "parameters"_a);
   m.def("qk_backward", &qk_backward, "query"_a.none(), "key"_a.none(), "additional_keys"_a.none(),
         "bias"_a.none(), "grad_weights"_a.none(), "grad_query"_a.none(), "grad_key"_a.none(),
-        "grad_additional_keys"_a.none(), "grad_bias"_a.none(), "rank"_a, "kernel_size"_a.none(),
-        "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "output_stride"_a.none(), "right_aligned"_a, "backend"_a.none());
+        "grad_additional_keys"_a.none(), "grad_bias"_a.none(), "parameters"_a);
   m.def("av", &av, "attention"_a.none(), "value"_a.none(), "additional_values"_a.none(),
-        "output"_a.none(), "rank"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
-        "is_causal"_a.none(), "output_stride"_a.none(), "right_aligned"_a, "backend"_a.none());
+        "output"_a.none(), "parameters"_a);
   m.def("av_backward", &av_backward, "attention"_a.none(), "value"_a.none(),
         "additional_values"_a.none(), "grad_output"_a.none(), "grad_attention"_a.none(),
-        "grad_value"_a.none(), "grad_additional_values"_a.none(), "rank"_a, "kernel_size"_a.none(),
-        "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(), "output_stride"_a.none(),
-        "right_aligned"_a, "backend"_a.none());
+        "grad_value"_a.none(), "grad_additional_values"_a.none(), "parameters"_a);
 }
 
 }  // namespace vecina::python

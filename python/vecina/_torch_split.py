@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina, _windows
 from vecina import torch as vt
+from vecina._docs import documented
 from vecina._shapes import Axes, Flags, rank_of, weights_shape
 
 # A compiler cannot look into the extension, so to it the tables are an op without tensors.
@@ -109,41 +110,36 @@ def _contiguous(gradient):
     return gradient
 
 
+def _native(rank, parameters, scale, backend):
+    """The parameters as the extension takes them."""
+    kernel_size, stride, dilation, is_causal, output_stride, right_aligned = parameters[:6]
+    window = (kernel_size, stride, dilation, is_causal, scale, output_stride)
+    return (rank, *window, right_aligned, backend)
+
+
 def _run_qk(tensors, parameters):
     weights = _new_weights(tensors, parameters)
-    kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend = (
-        parameters
-    )
-    _vecina.qk(
-        *tensors, weights, weights.ndim - 3, kernel_size, stride, dilation, is_causal, scale,
-        output_stride, right_aligned, backend,
-    )  # fmt: skip
+    _vecina.qk(*tensors, weights, _native(weights.ndim - 3, parameters, *parameters[6:]))
     return weights
 
 
 def _run_qk_backward(tensors, grad_weights, parameters):
-    kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend = (
-        parameters
-    )
     gradients = _new_gradients(tensors)
-    _vecina.qk_backward(
-        *tensors, _contiguous(grad_weights), *gradients, grad_weights.ndim - 3, kernel_size, stride,
-        dilation, is_causal, scale, output_stride, right_aligned, backend,
-    )  # fmt: skip
+    native = _native(grad_weights.ndim - 3, parameters, *parameters[6:])
+    _vecina.qk_backward(*tensors, _contiguous(grad_weights), *gradients, native)
     return gradients
 
 
 def _run_av(tensors, parameters):
     output = _new_output(tensors, parameters)
-    _vecina.av(*tensors, output, tensors[1].ndim - 3, *parameters)
+    _vecina.av(*tensors, output, _native(tensors[1].ndim - 3, parameters, None, parameters[6]))
     return output
 
 
 def _run_av_backward(tensors, grad_output, parameters):
     gradients = _new_gradients(tensors)
-    _vecina.av_backward(
-        *tensors, _contiguous(grad_output), *gradients, tensors[1].ndim - 3, *parameters
-    )
+    native = _native(tensors[1].ndim - 3, parameters, None, parameters[6])
+    _vecina.av_backward(*tensors, _contiguous(grad_output), *gradients, native)
     return gradients
 
 
@@ -298,6 +294,7 @@ def _cast(tensors):
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
+@documented
 def qk(
     query: Tensor,
     key: Tensor,
@@ -325,8 +322,7 @@ def qk(
         The others are those of neighborhood_attention().
 
     Returns:
-        ``[batch, queries..., heads, slots]`` in the dtype of query, slots row-major over the axes
-        of the window, then the additional tokens; -inf in slots without a key.
+        {logits}
     """
     rank_of(query.shape, "qk")
     query, key, additional_keys = _cast((query, key, additional_keys))

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Neighborhood attention on NumPy arrays, forward and backward.
 
-Layout, heads last: query ``[batch, tokens..., heads, head_dim]``, key
-``[batch, tokens..., heads_kv, head_dim]``, value ``[batch, tokens..., heads_kv, head_dim_value]``,
-with one, two or three axes of tokens; heads is a multiple of heads_kv. The last dimension must be
-contiguous; other strides are free, and nothing is copied.
+{layout}
 
 dtypes: float16, float32, float64, and bfloat16 as ``ml_dtypes.bfloat16`` or as uint16. lse and its
 gradients are float32 (float64 for float64).
 
-ValueError says what does not fit. NotImplementedError says why the backend does not take a call;
-``backend="reference"`` takes every one, slowly. Definition: Hassani et al., arXiv:2504.16922.
+{errors}
 """
 
 from __future__ import annotations
@@ -23,7 +19,10 @@ except ImportError as error:  # pragma: no cover
     raise ImportError("vecina.numpy needs NumPy: pip install numpy") from error
 
 from vecina import _vecina, _windows
+from vecina._docs import documented, filled
 from vecina._shapes import Axes, Flags, output_shape, rank_of, weights_shape
+
+__doc__ = filled(__doc__ or "")
 
 _ATTENTION = 0
 _INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "bias")
@@ -50,7 +49,7 @@ def _forward(rank, arrays, parameters, return_lse):
 
 
 def _backward(rank, arrays, output, lse, grad_output, grad_lse, parameters):
-    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays[:6]]
+    wanted = _new_gradients(arrays[:6])
     _vecina.backward(
         *map(_buffer, arrays),
         *map(_buffer, (output, lse, grad_output, grad_lse)),
@@ -61,6 +60,7 @@ def _backward(rank, arrays, output, lse, grad_output, grad_lse, parameters):
     return {f"grad_{name}": grad for name, grad in zip(_INPUTS, wanted) if grad is not None}
 
 
+@documented
 def neighborhood_attention(
     query,
     key,
@@ -82,21 +82,10 @@ def neighborhood_attention(
     """Each query attends to the window of keys around it; rank from the dimensions of query.
 
     Args:
-        kernel_size: tokens of the window along each axis; kernel_size * dilation <= tokens.
-        stride: so many queries share a window.
-        dilation: distance of the keys of a window.
-        is_causal: for each axis, keys after the query are not seen.
-        scale: multiplies ``query @ key``; None is head_dim ** -0.5.
-        additional_keys, additional_values: ``[batch, n, heads_kv, head_dim]`` and
-            ``[batch, n, heads_kv, head_dim_value]``, seen by every query besides its window.
-        bias: relative position bias ``[heads, 2 * kernel_size - 1, ...]``, float32 (float64).
-        lengths: int32 or int64 ``[batch, rank]``: tokens of each sample; output beyond is 0.
-        output_stride: only tokens 0, s, 2s, ... are queries.
-        backend: a name of ``vecina.backends()``; None is the best for the arrays.
+        {window}
 
     Returns:
-        output ``[batch, tokens..., heads, head_dim_value]``, with return_lse also the natural
-        logarithm of the sum of exp(logits), ``[batch, tokens..., heads]``.
+        {outputs}
     """
     rank = rank_of(np.shape(query))
     return _forward(
@@ -167,6 +156,7 @@ def neighborhood_attention_backward(
     )
 
 
+@documented
 def attention(
     query,
     key,
@@ -179,10 +169,8 @@ def attention(
     return_lse: bool = False,
     backend: str | None = None,
 ):
-    """Each query ``[batch, queries, heads, head_dim]`` attends to every key ``[batch, keys, ...]``.
-
-    is_causal: query i sees keys 0 to i, also when there are more or fewer keys than queries.
-    The rest is as in neighborhood_attention().
+    """
+    {attention}
     """
     return _forward(
         _ATTENTION,
@@ -230,6 +218,7 @@ def _packed(lengths, max_lengths):
     return rank, max_lengths
 
 
+@documented
 def neighborhood_attention_varlen(
     query,
     key,
@@ -251,16 +240,13 @@ def neighborhood_attention_varlen(
     """neighborhood_attention() of samples that lie one after another, each of its own extents.
 
     Args:
-        query, key, value: ``[1, tokens of all samples, heads, head_dim]``; each sample's tokens are
-            row-major.
-        lengths: int32 or int64 ``[samples, rank]`` (``[samples]`` for one axis): the extents.
+        {packed}
         max_lengths: the largest extents; None looks at lengths.
         additional_keys, additional_values: ``[samples, n, heads_kv, head_dim]``.
         The others: as in neighborhood_attention().
 
     Returns:
-        output ``[1, tokens, heads, head_dim_value]``, with return_lse also lse
-        ``[1, tokens, heads]``.
+        {packed_outputs}
     """
     rank, extents = _packed(lengths, max_lengths)
     return _forward(
@@ -341,10 +327,41 @@ def attention_varlen(
     )
 
 
-def merge_attentions(outputs: Sequence, lses: Sequence, *, backend: str | None = None):
-    """Attentions over different keys, made one: (output, lse).
+def attention_varlen_backward(
+    query,
+    key,
+    value,
+    output,
+    lse,
+    grad_output,
+    lengths,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    query_lengths=None,
+    grad_lse=None,
+    additional_keys=None,
+    additional_values=None,
+    backend: str | None = None,
+) -> dict:
+    """Gradients of attention_varlen(), as in neighborhood_attention_backward()."""
+    extents = _packed(lengths, None)[1]
+    query_extent = None if query_lengths is None else _packed(query_lengths, None)[1]
+    return _backward(
+        _ATTENTION,
+        (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
+        output,
+        lse,
+        grad_output,
+        grad_lse,
+        (None, 1, 1, is_causal, scale, 1, extents, query_extent, backend),
+    )
 
-    output = sum of w_i outputs[i] with w = softmax over i of lses[i]; two or more of one shape.
+
+@documented
+def merge_attentions(outputs: Sequence, lses: Sequence, *, backend: str | None = None):
+    """
+    {merge}
     """
     if not outputs or not lses:
         raise ValueError("merge takes two or more outputs and as many lses.")
@@ -373,6 +390,16 @@ def merge_attentions_backward(
     return grad_outputs, grad_lses
 
 
+def _new_gradients(arrays) -> list:
+    return [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
+
+
+def _split_backward(function, arrays: dict, gradient, parameters: tuple) -> dict:
+    wanted = _new_gradients(arrays.values())
+    function(*map(_buffer, (*arrays.values(), gradient, *wanted)), parameters)
+    return {f"grad_{name}": g for name, g in zip(arrays, wanted) if g is not None}
+
+
 def _new_weights(query, kernel_size, output_stride, additional_keys):
     shape = np.shape(query)
     rank = rank_of(shape, "qk")
@@ -384,6 +411,7 @@ def _new_weights(query, kernel_size, output_stride, additional_keys):
     return np.empty(weights_shape(shape, *axes, additional), np.asanyarray(query).dtype)
 
 
+@documented
 def qk(
     query,
     key,
@@ -406,13 +434,13 @@ def qk(
         The others are those of neighborhood_attention().
 
     Returns:
-        ``[batch, queries..., heads, slots]`` in the dtype of query, slots row-major over the axes
-        of the window, then the additional tokens; -inf in slots without a key.
+        {logits}
     """
     weights = _new_weights(query, kernel_size, output_stride, additional_keys)
     _vecina.qk(
-        *map(_buffer, (query, key, additional_keys, bias, weights)), np.ndim(query) - 3,
-        kernel_size, stride, dilation, is_causal, scale, output_stride, right_aligned, backend,
+        *map(_buffer, (query, key, additional_keys, bias, weights)),
+        (np.ndim(query) - 3, kernel_size, stride, dilation, is_causal, scale, output_stride,
+         right_aligned, backend),
     )  # fmt: skip
     return weights
 
@@ -438,15 +466,13 @@ def qk_backward(
     grad_weights is that of its result, ``[batch, queries..., heads, slots]``; slots without a key
     are not looked at. The other arguments are those of qk().
     """
-    arrays = (query, key, additional_keys, bias)
-    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
-    rank = rank_of(np.shape(query), "qk_backward")
-    _vecina.qk_backward(
-        *map(_buffer, (*arrays, grad_weights, *wanted)), rank, kernel_size, stride, dilation,
-        is_causal, scale, output_stride, right_aligned, backend,
+    return _split_backward(
+        _vecina.qk_backward,
+        dict(query=query, key=key, additional_keys=additional_keys, bias=bias),
+        grad_weights,
+        (rank_of(np.shape(query), "qk_backward"), kernel_size, stride, dilation, is_causal, scale,
+         output_stride, right_aligned, backend),
     )  # fmt: skip
-    names = ("grad_query", "grad_key", "grad_additional_keys", "grad_bias")
-    return {name: grad for name, grad in zip(names, wanted) if grad is not None}
 
 
 def av(
@@ -470,8 +496,9 @@ def av(
     rank = rank_of(np.shape(value), "av")
     output = np.empty((*np.shape(attention)[:-1], np.shape(value)[-1]), np.asanyarray(value).dtype)
     _vecina.av(
-        *map(_buffer, (attention, value, additional_values, output)), rank, kernel_size, stride,
-        dilation, is_causal, output_stride, right_aligned, backend,
+        *map(_buffer, (attention, value, additional_values, output)),
+        (rank, kernel_size, stride, dilation, is_causal, None, output_stride, right_aligned,
+         backend),
     )  # fmt: skip
     return output
 
@@ -495,21 +522,20 @@ def av_backward(
     grad_output is ``[batch, queries..., heads, head_dim_value]``; the other arguments are those of
     av(). The gradient of attention is 0 in slots without a key.
     """
-    arrays = (attention, value, additional_values)
-    wanted = [None if array is None else np.empty(array.shape, array.dtype) for array in arrays]
-    rank = rank_of(np.shape(value), "av_backward")
-    _vecina.av_backward(
-        *map(_buffer, (*arrays, grad_output, *wanted)), rank, kernel_size, stride, dilation,
-        is_causal, output_stride, right_aligned, backend,
+    return _split_backward(
+        _vecina.av_backward,
+        dict(attention=attention, value=value, additional_values=additional_values),
+        grad_output,
+        (rank_of(np.shape(value), "av_backward"), kernel_size, stride, dilation, is_causal, None,
+         output_stride, right_aligned, backend),
     )  # fmt: skip
-    names = ("grad_attention", "grad_value", "grad_additional_values")
-    return {name: grad for name, grad in zip(names, wanted) if grad is not None}
 
 
 __all__ = [
     "attention",
     "attention_backward",
     "attention_varlen",
+    "attention_varlen_backward",
     "av",
     "av_backward",
     "merge_attentions",

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Neighborhood attention on PyTorch tensors, differentiable.
 
-Layout, heads last: query ``[batch, tokens..., heads, head_dim]``, key
-``[batch, tokens..., heads_kv, head_dim]``, value ``[batch, tokens..., heads_kv, head_dim_value]``,
-with one, two or three axes of tokens; heads is a multiple of heads_kv. The last dimension must be
-contiguous; other strides are free, and nothing is copied.
+{layout}
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 Gradients of output and lse flow to query, key, value, additional tokens and bias; they do not have
 gradients themselves.
 
-ValueError says what does not fit. NotImplementedError says why the backend does not take a call;
-``backend="reference"`` takes every one, slowly. Definition: Hassani et al., arXiv:2504.16922.
+{errors}
 """
 
 # An eager call goes straight to the extension; autograd is a Function around that. The defined ops
@@ -33,7 +29,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina
+from vecina._docs import documented, filled
 from vecina._shapes import Axes, Flags, output_shape, rank_of
+
+__doc__ = filled(__doc__ or "")
 
 _ATTENTION = 0
 # query, key, value, additional_keys, additional_values, bias, lengths, query_lengths
@@ -401,6 +400,7 @@ def _dispatch(tensors, parameters, return_lse: bool):
     return _call(tensors, parameters, return_lse)
 
 
+@documented
 def neighborhood_attention(
     query: Tensor,
     key: Tensor,
@@ -422,21 +422,10 @@ def neighborhood_attention(
     """Each query attends to the window of keys around it; rank from the dimensions of query.
 
     Args:
-        kernel_size: tokens of the window along each axis; kernel_size * dilation <= tokens.
-        stride: so many queries share a window.
-        dilation: distance of the keys of a window.
-        is_causal: for each axis, keys after the query are not seen.
-        scale: multiplies ``query @ key``; None is head_dim ** -0.5.
-        additional_keys, additional_values: ``[batch, n, heads_kv, head_dim]`` and
-            ``[batch, n, heads_kv, head_dim_value]``, seen by every query besides its window.
-        bias: relative position bias ``[heads, 2 * kernel_size - 1, ...]``.
-        lengths: int32 or int64 ``[batch, rank]``: tokens of each sample; output beyond is 0.
-        output_stride: only tokens 0, s, 2s, ... are queries.
-        backend: a name of ``vecina.backends()``; None is the best for the tensors.
+        {window}
 
     Returns:
-        output ``[batch, tokens..., heads, head_dim_value]``, with return_lse also the natural
-        logarithm of the sum of exp(logits), ``[batch, tokens..., heads]``.
+        {outputs}
     """
     return _neighborhood_attention(
         query, key, value, kernel_size, stride, dilation, is_causal, scale,
@@ -500,6 +489,7 @@ for _rank, _function in enumerate((na1d, na2d, na3d), 1):
     _function.__doc__ = f"neighborhood_attention() with {_rank} axes of tokens."
 
 
+@documented
 def attention(
     query: Tensor,
     key: Tensor,
@@ -512,10 +502,8 @@ def attention(
     return_lse: bool = False,
     backend: str | None = None,
 ):
-    """Each query ``[batch, queries, heads, head_dim]`` attends to every key ``[batch, keys, ...]``.
-
-    is_causal: query i sees keys 0 to i, also when there are more or fewer keys than queries.
-    The rest is as in neighborhood_attention().
+    """
+    {attention}
     """
     return _dispatch(
         (query, key, value, additional_keys, additional_values, None, None, None),
@@ -535,6 +523,7 @@ def _largest(lengths: Tensor | None, given, name: str):
     return lengths.reshape(len(lengths), -1).amax(0).tolist()
 
 
+@documented
 def neighborhood_attention_varlen(
     query: Tensor,
     key: Tensor,
@@ -556,17 +545,14 @@ def neighborhood_attention_varlen(
     """neighborhood_attention() of samples that lie one after another, each of its own extents.
 
     Args:
-        query, key, value: ``[1, tokens of all samples, heads, head_dim]``; each sample's tokens are
-            row-major.
-        lengths: int32 or int64 ``[samples, rank]`` (``[samples]`` for one axis): the extents.
+        {packed}
         max_lengths: the largest extents, of which no sample may have more; None looks at lengths,
             for which tensors on a device are waited for. torch.compile needs them.
         additional_keys, additional_values: ``[samples, n, heads_kv, head_dim]``.
         The others: as in neighborhood_attention().
 
     Returns:
-        output ``[1, tokens, heads, head_dim_value]``, with return_lse also lse
-        ``[1, tokens, heads]``.
+        {packed_outputs}
     """
     if lengths.ndim not in (1, 2):
         raise ValueError(f"lengths has {lengths.ndim} dimensions; [samples, rank] is needed.")
@@ -615,12 +601,13 @@ def attention_varlen(
     )
 
 
+@documented
 def merge_attentions(
     outputs: Sequence[Tensor], lses: Sequence[Tensor], *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attentions over different keys, made one: (output, lse), both differentiable.
-
-    output = sum of w_i outputs[i] with w = softmax over i of lses[i]; two or more of one shape.
+    """
+    {merge}
+    Both are differentiable.
     """
     if not outputs or not lses:
         raise ValueError("merge takes two or more outputs and as many lses.")

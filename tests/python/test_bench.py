@@ -44,8 +44,9 @@ def test_contestants_compute_the_same(row):
     inputs = contestants.draw(row)
     wanted = contestants.find("reference")(row, inputs)()
     assert isinstance(wanted, tuple) == (row.kind != "output")
-    for name in ("cpu", "sdpa", "flex"):
-        if name != "cpu" and row.kind != "output":
+    ported = ("natten-mps",) if importlib.util.find_spec("natten_mps") else ()
+    for name in ("cpu", "sdpa", "flex", *ported):
+        if name in ("sdpa", "flex") and row.kind != "output":
             with pytest.raises(contestants.Unavailable, match="no lse"):
                 contestants.find(name)(row, inputs)
             continue

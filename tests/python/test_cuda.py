@@ -140,3 +140,10 @@ def test_host_and_device_tensors_do_not_mix():
     query, key, value = tensors(*[(1, 9, 2, 8)] * 3, dtype=torch.float32)
     with pytest.raises(ValueError, match="must be on one"):
         vt.na1d(query.cuda(), key, value, 3)
+
+
+def test_lengths_are_refused_with_a_sentence():
+    query, key, value = (t.cuda() for t in tensors(*[(2, 9, 2, 8)] * 3, dtype=torch.float32))
+    lengths = torch.tensor([[9], [5]], device="cuda")
+    with pytest.raises(NotImplementedError, match="lengths of samples"):
+        vt.na1d(query, key, value, 3, lengths=lengths)

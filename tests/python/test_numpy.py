@@ -183,6 +183,12 @@ def test_import_brings_no_framework():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_without_torch_its_module_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; import vecina.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "pip install torch" in done.stderr
+
+
 def test_natten_mlx_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None; import numpy, vecina.compat; "

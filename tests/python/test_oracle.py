@@ -158,23 +158,19 @@ def attentions(draw, packed=False):
     if not packed:
         batch, queries, keys = draw(st.integers(1, 2)), draw(counts), draw(counts)
         more_of(arrays, batch, size, keywords)
-        forward, positional = vn.attention, ()
+        calls, positional = (vn.attention, vn.attention_backward), ()
     else:
         lengths = draw(st.lists(st.tuples(counts, counts), min_size=1, max_size=3))
         batch, (queries, keys) = 1, map(sum, zip(*lengths))
         more_of(arrays, len(lengths), size, keywords)
-        forward, positional = vn.attention_varlen, (np.array([n for _, n in lengths]),)
+        calls = vn.attention_varlen, vn.attention_varlen_backward
+        positional = (np.array([n for _, n in lengths]),)
         keywords["query_lengths"] = np.array([n for n, _ in lengths])
     tensors = (
         arrays(batch, queries, heads, dim), arrays(batch, keys, heads_kv, dim),
         arrays(batch, keys, heads_kv, dim_value),
     )  # fmt: skip
-    if packed:  # NumPy has no backward of it; PyTorch's is in test_varlen.py and test_ops.py
-        return arrays, lambda backend: dict(zip(
-            ("output", "lse"),
-            forward(*tensors, *positional, return_lse=True, backend=backend, **keywords),
-        ))  # fmt: skip
-    return arrays, both_ways(forward, vn.attention_backward, arrays, tensors, **keywords)
+    return arrays, both_ways(*calls, arrays, tensors, positional, **keywords)
 
 
 @st.composite
