@@ -490,8 +490,7 @@ class ForwardUnit {
       }
       const auto logits = twins() > 1 ? LogitsTable<kLayout, D>::of_twins(take)
                                       : LogitsTable<kLayout, D>::of_rows(count, take);
-      logits(plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step,
-             weights);
+      logits(plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step, weights);
     }
   }
 
