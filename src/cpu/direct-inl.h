@@ -68,10 +68,11 @@ class DirectUnit {
           find_rows(z, y);
           for (int x = box_.begin[2]; x < box_.end[2]; x += direct().block_queries) {
             find_windows(x);
+            find_queries(x, z, y);
             for (int h = 0; h < plan_.heads_at_once; ++h) {
               choose_head(first_head_ + h);
               if (h + 1 < plan_.heads_at_once) prefetch_keys(plan_.key.head);
-              run_heads(x, z, y);
+              run_heads();
             }
           }
         }
@@ -87,7 +88,8 @@ class DirectUnit {
         for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
           for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
             find_rows(z, y);
-            run_heads(x, z, y);
+            find_queries(x, z, y);
+            run_heads();
           }
         }
       }
@@ -131,7 +133,7 @@ class DirectUnit {
     key_ = at<const Element>(pointers_.key, plan_.key, batch_, head_kv);
     value_ = at<const Element>(pointers_.value, plan_.value, batch_, head_kv);
     output_ = at<Element>(pointers_.output, plan_.output, batch_, head);
-    lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
+    if (plan_.has_lse) lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
     if (plan_.additional_tokens > 0) find_additional(head_kv);
     if constexpr (std::is_same_v<T, Element>) {
       block_.keys = direct().in_place ? key_ : scratch_ + direct().keys;
@@ -258,45 +260,51 @@ class DirectUnit {
     }
   }
 
-  void run_heads(int x, int z, int y) {
-    for (int g = 0; g < plan_.head_group; ++g) run_block(x, z, y, g);
-  }
-
-  void run_block(int x, int z, int y, int head) {
-    const D d;
+  // Where the first query of the block at (z, y, x) lies in each tensor, from its head's beginning.
+  void find_queries(int x, int z, int y) {
     const AxisGroup& axis = row_axis();
-    const Element* query =
-        query_ + head * plan_.query.head +
+    query_offset_ =
         token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
         axis.query_token(x, 0) * plan_.query.token[2];
-    logits(query, plan_.query.token[2] * axis.token_step * axis.step);
-    if (is_masked_) hide();
     const auto offset = [&](const Strides& strides) {
-      return head * strides.head +
-             token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
+      return token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
              axis.output_token(x, 0) * strides.token[2];
     };
+    output_offset_ = offset(plan_.output);
+    if (plan_.has_lse) lse_offset_ = offset(plan_.lse);
+  }
+
+  void run_heads() {
+    for (int g = 0; g < plan_.head_group; ++g) run_block(g);
+  }
+
+  void run_block(int head) {
+    const D d;
+    const AxisGroup& axis = row_axis();
+    logits(query_ + head * plan_.query.head + query_offset_,
+           plan_.query.token[2] * axis.token_step * axis.step);
+    if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
-    HWY_ALIGN T inverse[kMaxQueries];
-    for (int t = 0; t < block_.num_queries; t += kLanes) {
-      const int count = std::min(kLanes, block_.num_queries - t);
-      const DirectSoftmax<D> softmax =
-          direct_softmax(d, count, slots_, block_.weights + t * block_.weights_pitch,
-                         block_.weights_pitch, plan_.additional_tokens, additional + t);
-      hn::Store(softmax.inverse, d, inverse + t);
-      if (!plan_.has_lse) continue;
-      HWY_ALIGN T lse[kLanes];
-      hn::Store(log_sum_exp(d, softmax.state), d, lse);
+    DirectSoftmax<D> softmax;
+    direct_softmax(d, block_, slots_, plan_.additional_tokens, additional, &softmax);
+    if (plan_.has_lse) {
+      LseType* lse = lse_ + head * plan_.lse.head + lse_offset_;
       const ptrdiff_t stride = plan_.lse.token[2] * axis.output_step;
-      LseType* to = lse_ + offset(plan_.lse) + t * stride;
-      for (int i = 0; i < count; ++i) to[i * stride] = lse[i];
+      for (int first = 0; first < block_.num_queries; first += kLanes) {
+        HWY_ALIGN T some[kLanes];
+        hn::Store(log_sum_exp(
+                      d, {hn::Load(d, softmax.maxima + first), hn::Load(d, softmax.sums + first)}),
+                  d, some);
+        const int count = std::min(kLanes, block_.num_queries - first);
+        for (int t = 0; t < count; ++t) lse[(first + t) * stride] = some[t];
+      }
     }
-    const DirectOutput<T, Element> target = {inverse,
+    const DirectOutput<T, Element> target = {softmax.inverse,
                                              additional,
                                              additional_values_,
                                              additional_value_pitch_,
                                              plan_.additional_tokens,
-                                             output_ + offset(plan_.output),
+                                             output_ + head * plan_.output.head + output_offset_,
                                              plan_.output.token[2] * axis.output_step,
                                              plan_.head_dim_value};
     ptrdiff_t column = 0;
@@ -373,8 +381,9 @@ class DirectUnit {
   std::array<const AxisGroup*, kRank> axes_;
   std::array<KeyRange, kRank> ranges_;
   const Element *query_, *key_, *value_;
+  int64_t query_offset_, output_offset_, lse_offset_ = 0;
   Element* output_;
-  LseType* lse_;
+  LseType* lse_ = nullptr;
   const T *additional_keys_, *additional_values_;
   ptrdiff_t additional_key_pitch_, additional_value_pitch_;
   DirectBlock<D> block_ = {};

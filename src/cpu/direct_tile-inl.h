@@ -133,76 +133,89 @@ HWY_NOINLINE void direct_additional_logits(D d, const hn::TFromD<D>* first, ptrd
   }
 }
 
-// What the softmax of a vector of queries leaves: query t in lane t.
+// What the softmax of a block leaves of each query.
 template <class D>
 struct DirectSoftmax {
-  SoftmaxState<D> state;
-  hn::Vec<D> inverse;  // one over the sums of weights, 0 where a query sees nothing
+  static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
+  using T = hn::TFromD<D>;
+
+  HWY_ALIGN T maxima[kMaxQueries], sums[kMaxQueries];
+  HWY_ALIGN T inverse[kMaxQueries];  // one over the sum, 0 where a query sees nothing
 };
 
-// Turns the logits of up to a vector of queries into weights 2^(logit - maximum). `slots` of each
-// query, `additional` with one query in each lane.
+// Turns the logits of a block into weights 2^(logit - maximum). `slots` of each query, `count`
+// additional tokens. Each step is done for all queries before the next: they wait less that way.
 template <class D>
-HWY_NOINLINE DirectSoftmax<D> direct_softmax(D d, int num_queries, int slots,
-                                             hn::TFromD<D>* weights, ptrdiff_t weights_pitch,
-                                             int64_t count,
-                                             hn::TFromD<D>* HWY_RESTRICT additional) {
+HWY_NOINLINE void direct_softmax(D d, const DirectBlock<D>& block, int slots, int64_t count,
+                                 hn::TFromD<D>* HWY_RESTRICT additional,
+                                 DirectSoftmax<D>* HWY_RESTRICT result) {
   using T = hn::TFromD<D>;
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(D())), kPitch = DirectBlock<D>::kMaxQueries;
+  T* const weights = block.weights;
+  const ptrdiff_t pitch = block.weights_pitch;
+  const int num_queries = block.num_queries;
   // The last query stands in for those that there are not.
-  const auto query = [&](size_t t) { return HWY_MIN(static_cast<int>(t), num_queries - 1); };
-  auto maximum = across_lanes(d, MaxLanes(), [&](size_t t) HWY_ATTR {
-    const T* row = weights + query(t) * weights_pitch;
-    auto most = hn::Load(d, row);
-    for (int slot = kLanes; slot < slots; slot += kLanes) {
-      most = hn::Max(most, hn::Load(d, row + slot));
-    }
-    return most;
-  });
-  for (int64_t j = 0; j < count; ++j) {
-    maximum = hn::Max(maximum, hn::Load(d, additional + j * kPitch));
-  }
+  const auto query = [&](int t) { return HWY_MIN(t, num_queries - 1); };
   // A query that sees nothing but -infinity has sum 0, not NaN.
-  const auto is_empty = hn::Lt(maximum, hn::Set(d, -hwy::HighestValue<T>()));
-  const auto bases = hn::IfThenZeroElse(is_empty, maximum);
-  HWY_ALIGN T base_of[kLanes];
-  hn::Store(bases, d, base_of);
-  // Four queries at a time: one alone would wait for its own exponentials.
-  constexpr size_t kTogether = kLanes;
-  HWY_ALIGN T parts[kLanes * kLanes];
-  for (int t = 0; t < num_queries; t += static_cast<int>(kTogether)) {
-    T* rows[kTogether];
-    hn::Vec<D> base[kTogether], sums[kTogether];
-    unroll<kTogether>([&](auto i) HWY_ATTR {
-      const int q = query(static_cast<size_t>(t) + i);
-      rows[i] = weights + q * weights_pitch;
-      base[i] = hn::Set(d, base_of[q]);
+  const auto is_empty = [&](hn::Vec<D> maximum) HWY_ATTR {
+    return hn::Lt(maximum, hn::Set(d, -hwy::HighestValue<T>()));
+  };
+  HWY_ALIGN T bases[kPitch];
+  for (int first = 0; first < num_queries; first += kLanes) {
+    auto maximum = across_lanes(d, MaxLanes(), [&](size_t t) HWY_ATTR {
+      const T* row = weights + query(first + static_cast<int>(t)) * pitch;
+      auto most = hn::Load(d, row);
+      for (int slot = kLanes; slot < slots; slot += kLanes) {
+        most = hn::Max(most, hn::Load(d, row + slot));
+      }
+      return most;
+    });
+    for (int64_t j = 0; j < count; ++j) {
+      maximum = hn::Max(maximum, hn::Load(d, additional + j * kPitch + first));
+    }
+    hn::Store(maximum, d, result->maxima + first);
+    hn::Store(hn::IfThenZeroElse(is_empty(maximum), maximum), d, bases + first);
+  }
+  HWY_ALIGN T parts[kPitch * kLanes];
+  for (int first = 0; first < num_queries; first += kLanes) {
+    T* rows[kLanes];
+    hn::Vec<D> base[kLanes], sums[kLanes];
+    unroll<kLanes>([&](auto i) HWY_ATTR {
+      const int t = query(first + static_cast<int>(i));
+      rows[i] = weights + t * pitch;
+      base[i] = hn::Set(d, bases[t]);
       sums[i] = hn::Zero(d);
     });
     for (int slot = 0; slot < slots; slot += kLanes) {
-      hn::Vec<D> w[kTogether];
-      unroll<kTogether>([&](auto i)
-                            HWY_ATTR { w[i] = hn::Sub(hn::Load(d, rows[i] + slot), base[i]); });
-      unroll<kTogether>([&](auto i) HWY_ATTR { w[i] = exp2_negative(d, w[i]); });
-      unroll<kTogether>([&](auto i) HWY_ATTR {
+      hn::Vec<D> w[kLanes];  // all are read before one is written: rows may be the same
+      unroll<kLanes>([&](auto i)
+                         HWY_ATTR { w[i] = hn::Sub(hn::Load(d, rows[i] + slot), base[i]); });
+      unroll<kLanes>([&](auto i) HWY_ATTR { w[i] = exp2_negative(d, w[i]); });
+      unroll<kLanes>([&](auto i) HWY_ATTR {
         hn::Store(w[i], d, rows[i] + slot);
         sums[i] = hn::Add(sums[i], w[i]);
       });
     }
-    unroll<kTogether>([&](auto i) HWY_ATTR {
-      hn::Store(sums[i], d, parts + (t + static_cast<int>(i)) * kLanes);
+    unroll<kLanes>([&](auto i) HWY_ATTR {
+      hn::Store(sums[i], d, parts + (first + static_cast<int>(i)) * kLanes);
     });
   }
-  auto sum = across_lanes(
-      d, AddLanes(), [&](size_t t) HWY_ATTR { return hn::Load(d, parts + query(t) * kLanes); });
-  for (int64_t j = 0; j < count; ++j) {
-    const auto weight = exp2_negative(d, hn::Sub(hn::Load(d, additional + j * kPitch), bases));
-    hn::Store(weight, d, additional + j * kPitch);
-    sum = hn::Add(sum, weight);
+  for (int first = 0; first < num_queries; first += kLanes) {
+    const auto base = hn::Load(d, bases + first);
+    auto sum = across_lanes(d, AddLanes(), [&](size_t t) HWY_ATTR {
+      return hn::Load(d, parts + (first + static_cast<int>(t)) * kLanes);
+    });
+    for (int64_t j = 0; j < count; ++j) {
+      T* weight = additional + j * kPitch + first;
+      const auto w = exp2_negative(d, hn::Sub(hn::Load(d, weight), base));
+      hn::Store(w, d, weight);
+      sum = hn::Add(sum, w);
+    }
+    sum = hn::IfThenZeroElse(is_empty(hn::Load(d, result->maxima + first)), sum);
+    hn::Store(sum, d, result->sums + first);
+    hn::Store(hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum)), d,
+              result->inverse + first);
   }
-  sum = hn::IfThenZeroElse(is_empty, sum);
-  const auto inverse = hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum));
-  return {{maximum, sum}, inverse};
 }
 
 // Values of a block's queries: those of additional tokens are seen by all.
