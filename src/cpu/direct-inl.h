@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "cpu/direct_tile-inl.h"
 #include "cpu/forward.h"
