@@ -254,8 +254,9 @@ class DirectUnit {
   void prefetch_keys(int64_t next_head) {
     const Element* last = key_ + next_head + (block_.row_keys - 1) * block_.key_stride;
     for (int line = 0; line < plan_.head_dim; line += kLineElements) {
-      for (int t = 0; t < block_.num_queries; ++t)
+      for (int t = 0; t < block_.num_queries; ++t) {
         hwy::Prefetch(last + block_.key_offsets[t] + line);
+      }
     }
   }
 

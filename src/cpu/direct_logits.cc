@@ -26,8 +26,8 @@ using D = DirectFloats;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
 
 // Logits of kKeys keys in each row, kRows rows at a time: their keys follow each other in groups of
-// kLanes, of which the last may be partly empty
-// (-infinity). Two queries at a time: what one waits for, the other fills.
+// kLanes, of which the last may be partly empty (-infinity). Two queries at a time: what one waits
+// for, the other fills.
 template <int kKeys, int kRows, int kStep>
 void logits(const DirectBlock<D>& block, const DirectLogitsArguments& arguments) {
   const D d;
