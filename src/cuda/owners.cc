@@ -71,32 +71,35 @@ struct Field {
   HaloRows HaloParams::*rows;
   bool is_additional = false;  // has one axis
 };
-constexpr auto fields(const vecina_forward_args&) {
-  using A = vecina_forward_args;
+// What both passes read.
+template <typename Args>
+constexpr auto common_fields() {
   using P = HaloParams;
-  return std::to_array<Field<A>>({{&A::query, &P::query},
-                                  {&A::key, &P::key},
-                                  {&A::value, &P::value},
-                                  {&A::additional_key, &P::additional_key, true},
-                                  {&A::additional_value, &P::additional_value, true},
-                                  {&A::output, &P::output},
-                                  {&A::lse, &P::lse}});
+  return std::to_array<Field<Args>>({{&Args::query, &P::query},
+                                     {&Args::key, &P::key},
+                                     {&Args::value, &P::value},
+                                     {&Args::additional_key, &P::additional_key, true},
+                                     {&Args::additional_value, &P::additional_value, true},
+                                     {&Args::output, &P::output},
+                                     {&Args::lse, &P::lse}});
 }
-constexpr auto fields(const vecina_backward_args&) {
+constexpr std::array<Field<vecina_forward_args>, 0> own_fields(const vecina_forward_args&) {
+  return {};
+}
+constexpr auto own_fields(const vecina_backward_args&) {
   using A = vecina_backward_args;
   using P = HaloParams;
-  return std::to_array<Field<A>>({{&A::query, &P::query},
-                                  {&A::key, &P::key},
-                                  {&A::value, &P::value},
-                                  {&A::additional_key, &P::additional_key, true},
-                                  {&A::additional_value, &P::additional_value, true},
-                                  {&A::output, &P::output},
-                                  {&A::lse, &P::lse},
-                                  {&A::grad_output, &P::grad_output},
+  return std::to_array<Field<A>>({{&A::grad_output, &P::grad_output},
                                   {&A::grad_lse, &P::grad_lse},
                                   {&A::grad_query, &P::grad_query},
                                   {&A::grad_key, &P::grad_key},
                                   {&A::grad_value, &P::grad_value}});
+}
+
+template <typename Args, typename F>
+void for_fields(const Args& args, const F& f) {
+  for (const Field<Args>& field : common_fields<Args>()) f(field);
+  for (const Field<Args>& field : own_fields(args)) f(field);
 }
 
 char* workspace(const vecina_forward_args&) { return nullptr; }
@@ -108,9 +111,9 @@ template <typename Args>
 HaloParams owner_params(const Problem& problem, const Args& example, const Owners& owners,
                         double* blocks) {
   HaloParams params = {};
-  for (const Field<Args>& field : fields(example)) {
+  for_fields(example, [&](const Field<Args>& field) {
     params.*field.rows = halo_rows(example.*field.tensor, field.is_additional ? 1 : problem.rank());
-  }
+  });
   params.num_items_of_sample = owners.items_of_sample;
   params.items_of_sample = divider(params.num_items_of_sample);
   params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
@@ -135,9 +138,9 @@ template <typename Args>
 FillParams<Args> fill_params(const HaloParams& params) {
   return [params](const Args& args, void* memory) -> Status {
     HaloParams filled = params;
-    for (const Field<Args>& field : fields(args)) {
+    for_fields(args, [&](const Field<Args>& field) {
       (filled.*field.rows).data = pointer(args.*field.tensor);
-    }
+    });
     filled.facts = workspace(args);
     std::memcpy(memory, &filled, sizeof filled);
     return {};

@@ -13,17 +13,11 @@
 #include "core/problem.h"
 #include "core/window.h"
 #include "cuda/gradient_plan.h"
+#include "cuda/parsed_problem.h"
 #include "cuda/small_plan.h"
 
 namespace vecina::internal::cuda {
 namespace {
-
-Problem parsed(const std::string& line) {
-  Problem problem;
-  const Status status = Problem::parse(line, &problem);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return problem;
-}
 
 std::string forward_file(const std::string& line) {
   const Problem problem = parsed(line);

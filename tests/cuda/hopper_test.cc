@@ -12,17 +12,11 @@
 #include "cuda/hopper_map.h"
 #include "cuda/hopper_plan.h"
 #include "cuda/hopper_tiling.h"
+#include "cuda/parsed_problem.h"
 #include "definition.h"
 
 namespace vecina::internal::cuda {
 namespace {
-
-Problem parse(const std::string& line) {
-  Problem problem;
-  const Status status = Problem::parse(line, &problem);
-  EXPECT_TRUE(status.ok()) << line << ": " << status.message();
-  return problem;
-}
 
 // ---- Counting, against the same by enumeration of the definition's keys.
 
@@ -84,7 +78,7 @@ AxisCount count_axis(const tests::AxisRule& rule, int box, int warpgroups, int k
 }
 
 void expect_counts(const std::string& line, HopperConfig config) {
-  const Problem problem = parse(line);
+  const Problem problem = parsed(line);
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
   config.head_dim_value = problem.head_dim_value();
@@ -148,8 +142,8 @@ TEST(HopperTiling, AdditionalTokensAreTilesOfEveryWarpgroup) {
   HopperConfig with = config;
   with.has_additional = true;
   const std::string line = "1d 640 kernel_size 64 heads 3 head_dim 64 dtype bf16";
-  const HopperWork none = count_hopper_work(parse(line), config);
-  const HopperWork some = count_hopper_work(parse(line + " additional 65"), with);
+  const HopperWork none = count_hopper_work(parsed(line), config);
+  const HopperWork some = count_hopper_work(parsed(line + " additional 65"), with);
   EXPECT_EQ(some.tiles, none.tiles + 3 * 10 * 2);               // two tiles for each of ten boxes
   EXPECT_EQ(some.loaded_tiles, none.loaded_tiles + 3 * 5 * 2);  // and for each of five blocks
 }
@@ -159,7 +153,7 @@ TEST(HopperTiling, AdditionalTokensAreTilesOfEveryWarpgroup) {
 TEST(HopperTiling, ChoosesCutsThatFitAndWasteLittle) {
   const DeviceFacts facts;
   for (const Chosen& row : kChosen) {
-    const Problem problem = parse(row.line);
+    const Problem problem = parsed(row.line);
     const HopperChoice choice = choose_hopper_tiling(problem, facts);
     const HopperConfig& config = choice.config;
     const auto layout = vecina::cuda::hopper_layout(config);
@@ -181,8 +175,8 @@ TEST(HopperTiling, ChoosesCutsThatFitAndWasteLittle) {
 TEST(HopperTiling, HeadsOfAGroupShareTheirKeys) {
   const DeviceFacts facts;
   const std::string line = "3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 dtype bf16";
-  const HopperChoice full = choose_hopper_tiling(parse(line), facts);
-  const HopperChoice grouped = choose_hopper_tiling(parse(line + " heads_kv 3"), facts);
+  const HopperChoice full = choose_hopper_tiling(parsed(line), facts);
+  const HopperChoice grouped = choose_hopper_tiling(parsed(line + " heads_kv 3"), facts);
   EXPECT_EQ(full.config.packed_heads, 1);
   EXPECT_EQ(grouped.config.packed_heads, 8);
   EXPECT_LT(grouped.predicted_ms * 1.1, full.predicted_ms);
@@ -194,7 +188,7 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
   const auto why = [](const std::string& rest, Pass pass = Pass::forward, int capability = 90) {
     DeviceFacts facts;
     facts.compute_capability = capability;
-    return hopper_why_not(parse("2d 256x256 kernel_size 32 heads 8 " + rest), pass, facts);
+    return hopper_why_not(parsed("2d 256x256 kernel_size 32 heads 8 " + rest), pass, facts);
   };
   EXPECT_EQ(why("head_dim 64 dtype bf16"), "");
   EXPECT_EQ(why("head_dim 64 dtype f16"), "");
@@ -211,23 +205,25 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
   EXPECT_EQ(why("head_dim 64 dtype bf16 bias"), "bias: not yet");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale 0"), "a scale above 0 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale -1"), "a scale above 0 only");
-  EXPECT_EQ(hopper_why_not(parse("1d 32768 kernel_size 2048 dilation 9 head_dim 64 dtype bf16"),
+  EXPECT_EQ(hopper_why_not(parsed("1d 32768 kernel_size 2048 dilation 9 head_dim 64 dtype bf16"),
                            Pass::forward, {}),
             "dilation 9: up to 8 only");
-  EXPECT_EQ(hopper_why_not(parse("1d 32768 kernel_size 2048 output_stride 9 head_dim 64 dtype f16"),
-                           Pass::forward, {}),
-            "output_stride 9: up to 8 only");
-  EXPECT_EQ(hopper_why_not(parse("2d 256x256 kernel_size 32 dilation 2x1 output_stride 1x2 heads 8 "
-                                 "head_dim 64 dtype bf16"),
-                           Pass::forward, {}),
-            "dilation with output_stride: not yet");
   EXPECT_EQ(
-      hopper_why_not(parse("2d 16x16 kernel_size 7 head_dim 32 dtype bf16"), Pass::forward, {}),
+      hopper_why_not(parsed("1d 32768 kernel_size 2048 output_stride 9 head_dim 64 dtype f16"),
+                     Pass::forward, {}),
+      "output_stride 9: up to 8 only");
+  EXPECT_EQ(
+      hopper_why_not(parsed("2d 256x256 kernel_size 32 dilation 2x1 output_stride 1x2 heads 8 "
+                            "head_dim 64 dtype bf16"),
+                     Pass::forward, {}),
+      "dilation with output_stride: not yet");
+  EXPECT_EQ(
+      hopper_why_not(parsed("2d 16x16 kernel_size 7 head_dim 32 dtype bf16"), Pass::forward, {}),
       "at least 67 million multiply-adds only");
-  EXPECT_EQ(hopper_why_not(parse("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16"),
+  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16"),
                            Pass::forward, {}),
             "small windows of short rows: others are faster");
-  EXPECT_EQ(hopper_why_not(parse("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
+  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
                            Pass::forward, {}),
             "");
 }
@@ -238,7 +234,8 @@ Status plan(const Problem& problem, const vecina_forward_args& example) {
 }
 
 TEST(HopperPlan, SaysWhichStridesDoNotSuit) {
-  const Problem problem = parse("2d 256x256 kernel_size 32 batch 2 heads 8 head_dim 64 dtype bf16");
+  const Problem problem =
+      parsed("2d 256x256 kernel_size 32 batch 2 heads 8 head_dim 64 dtype bf16");
   vecina_forward_args good;
   imagine_arguments(problem, VECINA_CUDA, &good);
   EXPECT_TRUE(plan(problem, good).ok());
@@ -268,7 +265,7 @@ TEST(HopperPlan, SaysWhichStridesDoNotSuit) {
 
 TEST(HopperMap, HeadsAreColumnsAndDilationIsAStep) {
   const Problem problem =
-      parse("2d 100x90 kernel_size 32x8 dilation 3x1 batch 2 heads 8 head_dim 64 dtype bf16");
+      parsed("2d 100x90 kernel_size 32x8 dilation 3x1 batch 2 heads 8 head_dim 64 dtype bf16");
   vecina_forward_args args;
   imagine_arguments(problem, VECINA_CUDA, &args);
   HopperMapPlan map;

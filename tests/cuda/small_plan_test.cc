@@ -13,6 +13,7 @@
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "core/window.h"
+#include "cuda/parsed_problem.h"
 #include "cuda/small_common.h"
 #include "cuda/small_fragments_plan.h"
 
@@ -23,13 +24,6 @@ vecina_forward_args example_of(const Problem& problem) {
   vecina_forward_args example;
   imagine_arguments(problem, VECINA_CUDA, &example);
   return example;
-}
-
-Problem parsed(const std::string& line) {
-  Problem problem;
-  const Status status = Problem::parse(line, &problem);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return problem;
 }
 
 // The file of the kernel that computes the problem.

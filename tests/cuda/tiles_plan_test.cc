@@ -11,16 +11,10 @@
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cuda/gradient_plan.h"
+#include "cuda/parsed_problem.h"
 
 namespace vecina::internal::cuda {
 namespace {
-
-Problem parsed(const std::string& line) {
-  Problem problem;
-  const Status status = Problem::parse(line, &problem);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return problem;
-}
 
 std::vector<BackwardLaunch> launches_of(const std::string& line, const DeviceFacts& facts = {}) {
   const Problem problem = parsed(line);
