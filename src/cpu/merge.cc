@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Streams rows of head_dim: memory is the limit, so the exponentials of one vector of rows are
-// computed together and each output is read once.
+// Streams rows of head_dim: memory is the limit, so the exponentials of a block of rows are
+// computed together, where its rows lie is found once, and each output is read once.
 #include "cpu/merge.h"
 
 #include <algorithm>
@@ -37,11 +37,12 @@ struct FoldedMerge {
   bool is_backward() const { return grad_outputs != nullptr; }
   int64_t offset(const vecina_tensor& tensor, int64_t row) const {
     int64_t at = 0;
-    for (int d = 0; d < num_dims; ++d) {
-      const auto k = static_cast<size_t>(d);
-      at += row % sizes[k] * tensor.strides[dims[k]];
-      row /= sizes[k];
+    size_t d = 0;
+    for (; d + 1 < static_cast<size_t>(num_dims); ++d) {
+      at += row % sizes[d] * tensor.strides[dims[d]];
+      row /= sizes[d];
     }
+    at += row * tensor.strides[dims[d]];  // of one dimension, as most often: no division
     return at;
   }
 };
@@ -55,50 +56,95 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// One vector of rows from `first` on, `rows` of them: weights for each branch, in `weights`.
+// Rows of one tensor at equal distances: those of a block.
+template <typename U>
+struct Rows {
+  U* first = nullptr;  // nullptr: the tensor is not given
+  ptrdiff_t stride = 0;
+  U* row(int64_t i) const { return first + i * stride; }
+};
+template <typename U>
+Rows<U> rows_from(const FoldedMerge& m, const vecina_tensor& tensor, int64_t first) {
+  if (!given(tensor)) return {};
+  return {reinterpret_cast<U*>(address(tensor)) + m.offset(tensor, first),
+          tensor.strides[m.dims[0]]};
+}
+
+// Calls f(first, rows) for blocks of at most `most` rows that do not cross the innermost folded
+// dimension: where they lie is found once for all of them.
+template <typename F>
+void for_blocks(const FoldedMerge& m, int64_t begin, int64_t end, int64_t most, const F& f) {
+  int64_t left = m.sizes[0] - begin % m.sizes[0];
+  for (int64_t first = begin, rows; first < end; first += rows) {
+    rows = std::min({most, end - first, left});
+    f(first, rows);
+    left -= rows;
+    if (left == 0) left = m.sizes[0];
+  }
+}
+
+// Rows whose weights are computed together: each step is done for all vectors of rows before the
+// next, because one alone waits for its own results.
+template <class D>
+constexpr int64_t block_rows(D d) {
+  return 8 * static_cast<int64_t>(hn::MaxLanes(d));
+}
+
+// The weights of branch i for `rows` rows from `first` on: weights[i * block_rows] and following.
 template <class D>
 void merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
                    hn::TFromD<D>* HWY_RESTRICT weights) {
   using T = hn::TFromD<D>;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(D()));
+  constexpr int64_t kRows = block_rows(D());
+  const int64_t filled = (rows + kLanes - 1) / kLanes * kLanes;  // with the last row
   for (int i = 0; i < m.count; ++i) {
-    const vecina_tensor& lse = m.lses[i];
-    const T* data = reinterpret_cast<const T*>(address(lse));
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      weights[i * lanes + lane] = data[m.offset(lse, first + std::min(lane, rows - 1))];
+    const auto lse = rows_from<const T>(m, m.lses[i], first);
+    T* to = weights + i * kRows;
+    if (lse.stride == 1) {
+      std::copy_n(lse.first, rows, to);
+    } else {
+      for (int64_t row = 0; row < rows; ++row) to[row] = *lse.row(row);
+    }
+    std::fill(to + rows, to + filled, to[rows - 1]);
+  }
+  HWY_ALIGN T bases[kRows], sums[kRows];
+  for (int64_t at = 0; at < filled; at += kLanes) {
+    auto max = hn::LoadU(d, weights + at);
+    for (int i = 1; i < m.count; ++i) max = hn::Max(max, hn::LoadU(d, weights + i * kRows + at));
+    // Branches of nothing but -infinity weigh 0, not NaN.
+    const auto lowest = hn::Set(d, -hwy::HighestValue<T>());
+    hn::Store(hn::IfThenZeroElse(hn::Lt(max, lowest), max), d, bases + at);
+    hn::Store(hn::Zero(d), d, sums + at);
+  }
+  for (int i = 0; i < m.count; ++i) {
+    for (int64_t at = 0; at < filled; at += kLanes) {
+      T* to = weights + i * kRows + at;
+      const auto x = hn::Sub(hn::LoadU(d, to), hn::Load(d, bases + at));
+      const auto w = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Exp makes 0 of a NaN
+      hn::StoreU(w, d, to);
+      hn::Store(hn::Add(hn::Load(d, sums + at), w), d, sums + at);
     }
   }
-  auto max = hn::LoadU(d, weights);
-  for (int i = 1; i < m.count; ++i) max = hn::Max(max, hn::LoadU(d, weights + i * lanes));
-  // Branches of nothing but -infinity weigh 0, not NaN.
-  const auto lowest = hn::Set(d, -hwy::HighestValue<T>());
-  const auto base = hn::IfThenZeroElse(hn::Lt(max, lowest), max);
-  auto sum = hn::Zero(d);
-  for (int i = 0; i < m.count; ++i) {
-    const auto x = hn::Sub(hn::LoadU(d, weights + i * lanes), base);
-    const auto w = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Exp makes 0 of a NaN
-    hn::StoreU(w, d, weights + i * lanes);
-    sum = hn::Add(sum, w);
-  }
-  const auto is_empty = hn::Eq(sum, hn::Zero(d));
-  const auto inverse = hn::IfThenZeroElse(is_empty, hn::Div(hn::Set(d, T{1}), sum));
-  for (int i = 0; i < m.count; ++i) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, weights + i * lanes), inverse), d, weights + i * lanes);
+  for (int64_t at = 0; at < filled; at += kLanes) {
+    const auto sum = hn::Load(d, sums + at);
+    const auto is_empty = hn::Eq(sum, hn::Zero(d));
+    const auto inverse = hn::IfThenZeroElse(is_empty, hn::Div(hn::Set(d, T{1}), sum));
+    for (int i = 0; i < m.count; ++i) {
+      T* to = weights + i * kRows + at;
+      hn::StoreU(hn::Mul(hn::LoadU(d, to), inverse), d, to);
+    }
   }
   if (m.is_backward() || !given(*m.lse)) return;
-  HWY_ALIGN T merged[hn::MaxLanes(d)];
-  const auto infinite = hn::Set(d, -hwy::HighestValue<T>() * 2);
-  const auto lse = hn::IfThenElse(hn::IsNaN(sum), sum, hn::Add(base, hn::Log(d, sum)));
-  hn::Store(hn::IfThenElse(is_empty, infinite, lse), d, merged);
-  T* data = reinterpret_cast<T*>(address(*m.lse));
-  for (int64_t lane = 0; lane < rows; ++lane) {
-    data[m.offset(*m.lse, first + lane)] = merged[lane];
+  for (int64_t at = 0; at < filled; at += kLanes) {
+    const auto sum = hn::Load(d, sums + at);
+    const auto infinite = hn::Set(d, -hwy::HighestValue<T>() * 2);
+    const auto lse =
+        hn::IfThenElse(hn::IsNaN(sum), sum, hn::Add(hn::Load(d, bases + at), hn::Log(d, sum)));
+    hn::Store(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), infinite, lse), d, bases + at);
   }
-}
-
-template <typename Pointer>
-Pointer row_of(const FoldedMerge& m, const vecina_tensor& tensor, int64_t row) {
-  return reinterpret_cast<Pointer>(address(tensor)) + m.offset(tensor, row);
+  const auto to = rows_from<T>(m, *m.lse, first);
+  for (int64_t row = 0; row < rows; ++row) *to.row(row) = bases[row];
 }
 
 // `count` elements, zeros after them.
@@ -110,44 +156,79 @@ hn::Vec<D> load_some(D d, const Element* from, size_t count) {
   return load(d, part);
 }
 
+// One row of `count` branches, kVectors vectors of it from `at` on, the last one with `left`
+// elements. Branch i weighs weights[i * block_rows].
+template <size_t kVectors, class D, typename Element>
+HWY_INLINE void merge_columns(D d, const Rows<const Element>* branches, int count, int64_t row,
+                              int64_t at, size_t left, const hn::TFromD<D>* HWY_RESTRICT weights,
+                              Element* HWY_RESTRICT to) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  hn::Vec<D> sums[kVectors];
+  unroll<kVectors>([&](auto v) VECINA_INLINE { sums[v] = hn::Zero(d); });
+  for (int i = 0; i < count; ++i) {
+    const T weight = weights[i * block_rows(D())];
+    if (weight == T{0}) continue;  // what weighs nothing may be anything, NaN included
+    const auto w = hn::Set(d, weight);
+    const Element* from = branches[i].row(row) + at;
+    unroll<kVectors>([&](auto v) VECINA_INLINE {
+      const auto part = kVectors == 1 ? load_some(d, from, left) : load(d, from + v * kLanes);
+      sums[v] = hn::MulAdd(w, part, sums[v]);
+    });
+  }
+  unroll<kVectors>([&](auto v) VECINA_INLINE {
+    store_some(d, sums[v], kVectors == 1 ? left : hn::Lanes(d), to + at + v * kLanes);
+  });
+}
+
 template <typename Element>
 void merge_rows(const FoldedMerge& m, int64_t begin, int64_t end) {
   using T = typename ComputeType<Element>::type;
   const hn::ScalableTag<T> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  thread_local std::vector<T> weights;
-  weights.resize(static_cast<size_t>(m.count) * static_cast<size_t>(lanes));
-  for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t rows = std::min(lanes, end - first);
-    merge_weights(d, m, first, rows, weights.data());
-    for (int64_t lane = 0; lane < rows; ++lane) {
-      auto* to = row_of<Element*>(m, *m.output, first + lane);
-      for (int64_t at = 0; at < m.head_dim; at += lanes) {
-        const auto count = static_cast<size_t>(std::min(lanes, m.head_dim - at));
-        auto sum = hn::Zero(d);
-        for (int i = 0; i < m.count; ++i) {
-          const T w = weights[static_cast<size_t>(i * lanes + lane)];
-          if (w == T{0}) continue;  // what weighs nothing may be anything, NaN included
-          const auto* from = row_of<const Element*>(m, m.outputs[i], first + lane) + at;
-          sum = hn::MulAdd(hn::Set(d, w), load_some(d, from, count), sum);
-        }
-        store_some(d, sum, count, to + at);
+  thread_local std::vector<T> kept_weights;
+  thread_local std::vector<Rows<const Element>> kept_branches;
+  kept_weights.resize(static_cast<size_t>(m.count * block_rows(d)));
+  kept_branches.resize(static_cast<size_t>(m.count));
+  T* const weights = kept_weights.data();
+  Rows<const Element>* const branches = kept_branches.data();
+  for_blocks(m, begin, end, block_rows(d), [&](int64_t first, int64_t rows) HWY_ATTR {
+    merge_weights(d, m, first, rows, weights);
+    for (int i = 0; i < m.count; ++i) {
+      branches[i] = rows_from<const Element>(m, m.outputs[i], first);
+    }
+    const auto output = rows_from<Element>(m, *m.output, first);
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t at = 0;
+      for (; at + 4 * lanes <= m.head_dim; at += 4 * lanes) {
+        merge_columns<4>(d, branches, m.count, row, at, 0, weights + row, output.row(row));
+      }
+      for (; at < m.head_dim; at += lanes) {
+        const auto left = static_cast<size_t>(std::min(lanes, m.head_dim - at));
+        merge_columns<1>(d, branches, m.count, row, at, left, weights + row, output.row(row));
       }
     }
-  }
+  });
 }
+
+// One branch of a block, of backward.
+template <typename Element, typename T>
+struct Branch {
+  Rows<const Element> output;
+  Rows<Element> grad_output;
+  Rows<T> grad_lse;
+};
 
 // Of one row: dots[i] = grad_output . output_i; branches of weight 0 are not looked at.
 template <typename Element, typename T>
-void dot_branches(const FoldedMerge& m, int64_t row, const T* weights, int64_t weight_stride,
-                  T* dots) {
+void dot_branches(const FoldedMerge& m, const Branch<Element, T>* branches, int64_t row,
+                  const Element* gradient, const T* weights, T* dots) {
   const hn::ScalableTag<T> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto* gradient = row_of<const Element*>(m, *m.output, row);
   for (int i = 0; i < m.count; ++i) {
     dots[i] = 0;
-    if (weights[i * weight_stride] == T{0}) continue;
-    const auto* branch = row_of<const Element*>(m, m.outputs[i], row);
+    if (weights[i * block_rows(d)] == T{0}) continue;
+    const Element* branch = branches[i].output.row(row);
     auto sum = hn::Zero(d);
     for (int64_t at = 0; at < m.head_dim; at += lanes) {
       const auto count = static_cast<size_t>(std::min(lanes, m.head_dim - at));
@@ -160,20 +241,20 @@ void dot_branches(const FoldedMerge& m, int64_t row, const T* weights, int64_t w
 // grad_outputs_i = weight_i * grad_output
 // grad_lses_i    = weight_i * (dots_i - delta),   delta = sum_i weight_i * dots_i - grad_lse
 template <typename Element, typename T>
-void write_gradients(const FoldedMerge& m, int64_t row, const T* weights, int64_t weight_stride,
-                     const T* dots) {
+void write_gradients(const FoldedMerge& m, const Branch<Element, T>* branches, int64_t row,
+                     const Element* gradient, T grad_lse, const T* weights, const T* dots) {
   const hn::ScalableTag<T> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto* gradient = row_of<const Element*>(m, *m.output, row);
-  T delta = given(*m.lse) ? -*row_of<const T*>(m, *m.lse, row) : T{0};
-  for (int i = 0; i < m.count; ++i) delta += weights[i * weight_stride] * dots[i];
+  T delta = -grad_lse;
+  for (int i = 0; i < m.count; ++i) delta += weights[i * block_rows(d)] * dots[i];
   for (int i = 0; i < m.count; ++i) {
-    const T weight = weights[i * weight_stride];
-    if (m.grad_lses != nullptr && given(m.grad_lses[i])) {
-      *row_of<T*>(m, m.grad_lses[i], row) = weight == T{0} ? T{0} : weight * (dots[i] - delta);
+    const Branch<Element, T>& branch = branches[i];
+    const T weight = weights[i * block_rows(d)];
+    if (branch.grad_lse.first != nullptr) {
+      *branch.grad_lse.row(row) = weight == T{0} ? T{0} : weight * (dots[i] - delta);
     }
-    if (!given(m.grad_outputs[i])) continue;
-    auto* to = row_of<Element*>(m, m.grad_outputs[i], row);
+    if (branch.grad_output.first == nullptr) continue;
+    Element* to = branch.grad_output.row(row);
     for (int64_t at = 0; at < m.head_dim; at += lanes) {
       const auto count = static_cast<size_t>(std::min(lanes, m.head_dim - at));
       const auto part = weight == T{0}
@@ -188,18 +269,28 @@ template <typename Element>
 void merge_rows_backward(const FoldedMerge& m, int64_t begin, int64_t end) {
   using T = typename ComputeType<Element>::type;
   const hn::ScalableTag<T> d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   thread_local std::vector<T> weights, dots;
-  weights.resize(static_cast<size_t>(m.count) * static_cast<size_t>(lanes));
+  thread_local std::vector<Branch<Element, T>> branches;
+  weights.resize(static_cast<size_t>(m.count * block_rows(d)));
   dots.resize(static_cast<size_t>(m.count));
-  for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t rows = std::min(lanes, end - first);
+  branches.resize(static_cast<size_t>(m.count));
+  for_blocks(m, begin, end, block_rows(d), [&](int64_t first, int64_t rows) HWY_ATTR {
     merge_weights(d, m, first, rows, weights.data());
-    for (int64_t lane = 0; lane < rows; ++lane) {
-      dot_branches<Element>(m, first + lane, weights.data() + lane, lanes, dots.data());
-      write_gradients<Element>(m, first + lane, weights.data() + lane, lanes, dots.data());
+    for (int i = 0; i < m.count; ++i) {
+      branches[static_cast<size_t>(i)] = {
+          rows_from<const Element>(m, m.outputs[i], first),
+          rows_from<Element>(m, m.grad_outputs[i], first),
+          m.grad_lses == nullptr ? Rows<T>() : rows_from<T>(m, m.grad_lses[i], first)};
     }
-  }
+    const auto gradient = rows_from<const Element>(m, *m.output, first);
+    const auto grad_lse = rows_from<const T>(m, *m.lse, first);
+    for (int64_t row = 0; row < rows; ++row) {
+      dot_branches(m, branches.data(), row, gradient.row(row), weights.data() + row, dots.data());
+      write_gradients(m, branches.data(), row, gradient.row(row),
+                      grad_lse.first == nullptr ? T{0} : *grad_lse.row(row), weights.data() + row,
+                      dots.data());
+    }
+  });
 }
 
 template <typename Element>
