@@ -18,7 +18,6 @@
 #include "cpu/direct_tile-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -70,8 +69,7 @@ class DirectUnit {
             find_queries(x, z, y);
             for (int h = 0; h < plan_.heads_at_once; ++h) {
               choose_head(first_head_ + h);
-              if (h + 1 < plan_.heads_at_once) prefetch_keys(plan_.key.head);
-              run_heads();
+              for (int g = 0; g < plan_.head_group; ++g) run_block(g);
             }
           }
         }
@@ -88,7 +86,10 @@ class DirectUnit {
           for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
             find_rows(z, y);
             find_queries(x, z, y);
-            run_heads();
+            for (int g = 0; g < plan_.head_group; ++g) {
+              if (y + 1 < box_.end[1]) prefetch_block(x, z, y + 1, g);
+              run_block(g);
+            }
           }
         }
       }
@@ -98,7 +99,7 @@ class DirectUnit {
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
-  static constexpr int kLineElements = 64 / sizeof(T);
+  static constexpr int kTokensAhead = 8;  // that are fetched before they are packed
   static constexpr double kLog2E = 1.44269504088896340736;
 
   // Neighbouring queries whose values are summed up in the same way.
@@ -172,6 +173,7 @@ class DirectUnit {
   static void pack_rows(const Element* from, int64_t stride, int64_t count, int size, int pitch,
                         T* to) {
     for (int64_t i = 0; i < count; ++i) {
+      prefetch(from + (i + kTokensAhead) * stride, size);
       copy_row(D(), from + i * stride, static_cast<size_t>(size), static_cast<size_t>(pitch),
                to + i * pitch);
     }
@@ -250,39 +252,40 @@ class DirectUnit {
                           reinterpret_cast<int*>(scratch_ + direct().row_slots));
   }
 
-  // The next head's keys that the block before did not see.
-  void prefetch_keys(int64_t next_head) {
-    const Element* last = key_ + next_head + (block_.row_keys - 1) * block_.key_stride;
-    for (int line = 0; line < plan_.head_dim; line += kLineElements) {
-      for (int t = 0; t < block_.num_queries; ++t) {
-        hwy::Prefetch(last + block_.key_offsets[t] + line);
-      }
-    }
-  }
-
   // Where the first query of the block at (z, y, x) lies in each tensor, from its head's beginning.
+  int64_t query_offset(int x, int z, int y) const {
+    return token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
+           row_axis().query_token(x, 0) * plan_.query.token[2];
+  }
+  int64_t output_offset(const Strides& strides, int x, int z, int y) const {
+    return token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
+           row_axis().output_token(x, 0) * strides.token[2];
+  }
   void find_queries(int x, int z, int y) {
-    const AxisGroup& axis = row_axis();
-    query_offset_ =
-        token_offset(plan_.query, axes_[0]->query_token(z, 0), axes_[1]->query_token(y, 0)) +
-        axis.query_token(x, 0) * plan_.query.token[2];
-    const auto offset = [&](const Strides& strides) {
-      return token_offset(strides, axes_[0]->output_token(z, 0), axes_[1]->output_token(y, 0)) +
-             axis.output_token(x, 0) * strides.token[2];
-    };
-    output_offset_ = offset(plan_.output);
-    if (plan_.has_lse) lse_offset_ = offset(plan_.lse);
+    query_offset_ = query_offset(x, z, y);
+    output_offset_ = output_offset(plan_.output, x, z, y);
+    if (plan_.has_lse) lse_offset_ = output_offset(plan_.lse, x, z, y);
+  }
+  int64_t query_step() const {
+    return plan_.query.token[2] * row_axis().token_step * row_axis().step;
   }
 
-  void run_heads() {
-    for (int g = 0; g < plan_.head_group; ++g) run_block(g);
+  // What the block at (z, y, x), further down the column, reads and writes of one head.
+  void prefetch_block(int x, int z, int y, int head) const {
+    const Element* query = query_ + head * plan_.query.head + query_offset(x, z, y);
+    const Element* output =
+        output_ + head * plan_.output.head + output_offset(plan_.output, x, z, y);
+    const int64_t output_step = plan_.output.token[2] * row_axis().output_step;
+    for (int t = 0; t < block_.num_queries; ++t) {
+      prefetch(query + t * query_step(), plan_.head_dim);
+      prefetch(output + t * output_step, plan_.head_dim_value);
+    }
   }
 
   void run_block(int head) {
     const D d;
     const AxisGroup& axis = row_axis();
-    logits(query_ + head * plan_.query.head + query_offset_,
-           plan_.query.token[2] * axis.token_step * axis.step);
+    logits(query_ + head * plan_.query.head + query_offset_, query_step());
     if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
     DirectSoftmax<D> softmax;

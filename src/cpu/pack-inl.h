@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "vecina/vecina.hpp"
 
@@ -36,6 +37,17 @@ HWY_INLINE void unroll(const F& f) {
 // and in a file of many such calls all are.
 #undef VECINA_INLINE
 #define VECINA_INLINE HWY_ATTR __attribute__((always_inline))
+
+// Fetches `count` elements before they are used. The tokens of one head are not neighbours in
+// memory: the machine does not foresee them.
+template <typename Element>
+HWY_INLINE void prefetch(const Element* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Element);
+  for (int64_t i = 0; i < count; i += kLine) hwy::Prefetch(from + i);
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  asm volatile("" : : "r"(from));  // g++ drops calls of functions that do nothing but fetch
+#endif
+}
 
 // v, in a register for all its uses. Without it g++ loads it again as the operand of each one; from
 // an address that is no multiple of the vector's size each load costs two.
