@@ -96,6 +96,9 @@ class BackwardUnit {
     for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
       for (int row = 0; row < rows; row += kBackwardRows) {
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
+          const bool is_last = x + step >= box_.end[2];
+          next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + kBackwardRows : row,
+                   rows};
           run_tile(x, z, row, std::min(kBackwardRows, rows - row));
         }
       }
@@ -145,6 +148,11 @@ class BackwardUnit {
     int first, last;                       // rows of the tile that see it
     bool is_shared, is_window;
     std::array<int, kBackwardRows> slots;
+  };
+
+  // Where the tile after this one begins, if first_row is less than num_rows.
+  struct NextTile {
+    int x, z, first_row, num_rows;
   };
 
   const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
@@ -232,6 +240,31 @@ class BackwardUnit {
     place.k = box_.begin[1] + index;
     return place;
   }
+
+  // What row r of the next tile reads first.
+  void prefetch_next(int r) const {
+    if (next_.first_row + r >= next_.num_rows) return;
+    const Place place = place_of(next_.x, next_.z, next_.first_row + r);
+    const Element* query = query_ + query_offset(plan_.query, place);
+    const Element* grad_output = grad_output_ + output_offset(plan_.grad_output, place);
+    const int64_t query_step =
+        int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
+    const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
+    const int lanes = lanes_of(place);
+    for (int lane = 0; lane < lanes; ++lane) {
+      prefetch(query + lane * query_step, plan_.head_dim);
+      prefetch(grad_output + lane * output_step, plan_.head_dim_value);
+    }
+  }
+  // What row r of this tile writes last.
+  void prefetch_grad_query(const Row& row) const {
+    const int64_t step =
+        int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
+    for (int lane = 0; lane < row.lanes; ++lane) {
+      prefetch(row.grad_query + lane * step, plan_.head_dim);
+    }
+  }
+
   int64_t query_offset(const Strides& strides, const Place& place) const {
     return place.head * strides.head +
            token_offset(strides, keys_.axes[0]->query_token(place.z, 0),
@@ -545,7 +578,11 @@ class BackwardUnit {
     for (int r = 0; r < num_rows; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
-      if (grad_query_ != nullptr) add_to_queries(row, r);
+      prefetch_next(r);
+      if (grad_query_ != nullptr) {
+        add_to_queries(row, r);
+        prefetch_grad_query(row);
+      }
       if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
@@ -919,6 +956,7 @@ class BackwardUnit {
   Element* grad_query_;
   const T* bias_;
   T *sums_, *additional_sums_, *bias_sums_;
+  NextTile next_ = {};
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;
   std::array<Run, kMaxRuns> runs_;

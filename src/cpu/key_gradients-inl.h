@@ -86,6 +86,7 @@ class KeyGradients {
 
  private:
   static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  static constexpr int kTokensAhead = 4;  // that are fetched before they are written
 
   static void write_row(const T* sum, int size, T scale, Element* to) {
     const D d;
@@ -112,20 +113,21 @@ class KeyGradients {
                                            any.axes[1]->to_token(slice.y));
     while (first < last && !may_touch(first, slice)) ++first;
     while (first < last && !may_touch(last - 1, slice)) --last;
-    for (int p = slice.begin; p < slice.end; ++p) {
+    const bool is_one = last - first == 1;  // box, which is then found once
+    const Part only = is_one ? part_of(first, slice, sums, pitch) : Part();
+    const int64_t stride = axis.token_step * strides.token[2];
+    Element* to = row + axis.to_token(slice.begin) * strides.token[2];
+    for (int p = slice.begin; p < slice.end; ++p, to += stride) {
+      prefetch(to + kTokensAhead * stride, size);
       T* sum = nullptr;
       for (size_t b = first; b < last; ++b) {
-        const BoxKeys box(plan_, b);
-        if (!box.has_row(slice.z, slice.y)) continue;
-        const KeyRange& range = box.ranges[2];
-        T* packed = sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
-                    box.row(slice.z, slice.y) * range.size() * pitch;
+        const Part part = is_one ? only : part_of(b, slice, sums, pitch);
         // The key itself, and where it stands for positions beyond the borders.
         const int window = axis.window.kernel_size;
         for (int at : {p, p - window, p + window}) {
-          if (at < range.begin || at >= range.end) continue;
+          if (at < part.range.begin || at >= part.range.end) continue;
           if (at != p && packed_key(axis, at) != p) continue;
-          T* column = packed + ptrdiff_t{at - range.begin} * pitch;
+          T* column = part.sums + ptrdiff_t{at - part.range.begin} * pitch;
           if (sum == nullptr) {
             sum = column;
           } else {
@@ -133,13 +135,25 @@ class KeyGradients {
           }
         }
       }
-      Element* to = row + axis.to_token(p) * strides.token[2];
       if (sum == nullptr) {
         std::fill_n(to, size, Element());
       } else {
         write_row(sum, size, static_cast<T>(scale), to);
       }
     }
+  }
+
+  // The sums of a box in the row of a slice, and their positions; none if it has no such row.
+  struct Part {
+    T* sums = nullptr;
+    KeyRange range = {0, 0};
+  };
+  Part part_of(size_t b, const KeySlice& slice, T* sums, int pitch) const {
+    const BoxKeys box(plan_, b);
+    if (!box.has_row(slice.z, slice.y)) return {};
+    return {sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
+                box.row(slice.z, slice.y) * box.ranges[2].size() * pitch,
+            box.ranges[2]};
   }
 
   bool may_touch(size_t b, const KeySlice& slice) const {

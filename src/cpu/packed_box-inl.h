@@ -81,6 +81,7 @@ class PackedBox {
 
   void pack_row(const Element* from, int64_t stride, int size, int pitch, T* to) const {
     for (int i = 0; i < keys_.ranges[2].size(); ++i, to += pitch) {
+      prefetch_tokens(from, stride, size, i + kLanes, 1);
       if (tokens_[i] < 0) {
         std::fill_n(to, pitch, T{0});
       } else {
@@ -90,12 +91,23 @@ class PackedBox {
     }
   }
 
+  // Those of `count` positions from the one at `first` on.
+  void prefetch_tokens(const Element* from, int64_t stride, int size, int first, int count) const {
+    const int end = std::min(first + count, keys_.ranges[2].size());
+    for (int i = first; i < end; ++i) {
+      if (tokens_[i] >= 0) prefetch(from + tokens_[i] * stride, size);
+    }
+  }
+
   void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
     const int step = lane_axis().step, count = keys_.ranges[2].size();
     const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::array<const Element*, kLanes> rows;
     for (int run = 0; run < step; ++run) {
       for (int column = 0; column * step + run < count; column += kLanes) {
+        if (run == 0) {
+          prefetch_tokens(from, stride, size, (column + kLanes) * step, kLanes * step);
+        }
         for (int lane = 0; lane < kLanes; ++lane) {
           const int i = (column + lane) * step + run;
           rows[static_cast<size_t>(lane)] =
