@@ -90,7 +90,12 @@ TEST(Merge, EveryBackendFollowsTheFormula) {
     for (int count : {2, 3, 5}) {
       for (int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
         for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
-                 {3, 8}, {2, 5, 7, 3}, {1, 4, 3, 2, 17}, {2, 2, 3, 2, 2, 33}, {0, 3, 2, 8}}) {
+                 {3, 8},
+                 {2, 5, 7, 3},
+                 {1, 4, 3, 2, 17},
+                 {2, 2, 3, 2, 2, 33},
+                 {130, 3, 9},  // more rows than a thread takes at once, which do not divide them
+                 {0, 3, 2, 8}}) {
           for (int64_t gap : {0, 3}) {
             SCOPED_TRACE(backend + " count " + std::to_string(count) + " dtype " +
                          std::to_string(dtype) + " rank " + std::to_string(shape.size()));
