@@ -44,12 +44,14 @@ finish() {
   [ "$failed" = 0 ] || exit 1
   exit 0
 }
-# build_preset PRESET FOLDER [OPTION...]: false if it does not build.
+# build_preset PRESET FOLDER TARGET [OPTION...]: false if it does not build.
 build_preset() {
   preset=$1
   folder=$2
-  shift 2
-  if step "configure $preset" cmake --preset "$preset" "$@" && step "build $preset" ninja -C "$folder"
+  target=$3
+  shift 3
+  if step "configure $preset" cmake --preset "$preset" "$@" &&
+    step "build $preset" ninja -C "$folder" "$target"
   then
     passed=$((passed + 1))
   else
@@ -85,13 +87,15 @@ check "python packages" tools/python.sh venv
 for wheel in "$PWD"/.venv/lib/python3*/site-packages/nvidia/cu13/lib/libnvrtc.so.13; do
   [ ! -e "$wheel" ] || export VECINA_NVRTC="${VECINA_NVRTC:-$wheel}"
 done
-build_preset release build -DVECINA_BUILD_TESTS=ON -DVECINA_WERROR=ON || finish
+build_preset release build all -DVECINA_BUILD_TESTS=ON -DVECINA_WERROR=ON || finish
 ctest_in "tests" build
 check "fuzz" tools/fuzz.sh 20
 test_python
 
-if wants asan && build_preset asan build-asan; then ctest_in "tests asan" build-asan; fi
-if wants tsan && build_preset tsan build-tsan; then ctest_in "tests tsan" build-tsan -L threads; fi
+if wants asan && build_preset asan build-asan all; then ctest_in "tests asan" build-asan; fi
+if wants tsan && build_preset tsan build-tsan threads_test; then
+  ctest_in "tests tsan" build-tsan -L threads
+fi
 if wants check; then
   for seed in 10000 20000 30000 40000; do  # case i has seed + i
     check "5000 cases, seed $seed" build/vecina check --cases 5000 --seed $seed
