@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/tensor.h"
@@ -25,7 +26,7 @@ int swizzle(uint32_t columns) { return columns == 64 ? 3 : columns == 32 ? 2 : 1
 
 }  // namespace
 
-Status make_map(const char* name, const vecina_tensor& tensor, int rank,
+Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is_by_head,
                 const std::array<int, 3>& tokens, const std::array<int, 3>& steps,
                 HopperMapPlan* plan) {
   if (reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment != 0) {
@@ -33,25 +34,29 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank,
   }
   const int64_t heads = tensor.shape[rank + 1], columns = tensor.shape[rank + 2];
   const int64_t head_stride = heads > 1 ? tensor.strides[rank + 1] : columns;
-  const double width = static_cast<double>(heads - 1) * static_cast<double>(head_stride) +
-                       static_cast<double>(columns);
+  const double width =
+      static_cast<double>(is_by_head ? 0 : heads - 1) * static_cast<double>(head_stride) +
+      static_cast<double>(columns);
   if (head_stride < columns || head_stride % (kAlignment / kElementBytes) != 0 ||
-      width > 2147483647.0) {
+      std::max(width, static_cast<double>(head_stride)) > 2147483647.0) {
     return unsupported(fmt::format("{} has heads {} elements apart", name, head_stride));
   }
   plan->dtype = tensor.dtype;
   plan->head_stride = static_cast<int>(head_stride);
   plan->extents[0] = static_cast<uint64_t>(width);
-  plan->box[0] = static_cast<uint32_t>(vecina::cuda::hopper_columns(static_cast<int>(columns)));
+  const int padded = vecina::cuda::hopper_round_up(static_cast<int>(columns), 16);
+  plan->box[0] = static_cast<uint32_t>(vecina::cuda::hopper_columns(padded));
   plan->steps[0] = 1;
   uint64_t apart = kAlignment;  // for dimensions of one token
   for (size_t i = 1; i < 5; ++i) {
     const int a = 3 - static_cast<int>(i);  // -1: the batch
     const int dimension = a < 0 ? 0 : a - (3 - rank) + 1;
-    const bool is_there = a < 0 || dimension >= 1;
-    plan->extents[i] = is_there ? static_cast<uint64_t>(tensor.shape[dimension]) : 1;
+    const bool is_head = is_by_head && a == 0;
+    const bool is_there = is_head || a < 0 || dimension >= 1;
+    plan->extents[i] =
+        is_there ? static_cast<uint64_t>(tensor.shape[is_head ? rank + 1 : dimension]) : 1;
     if (plan->extents[i] > 1) {
-      const int64_t stride = tensor.strides[dimension] * kElementBytes;
+      const int64_t stride = (is_head ? head_stride : tensor.strides[dimension]) * kElementBytes;
       if (stride <= 0 || stride % kAlignment != 0 ||
           static_cast<uint64_t>(stride) >= kMaxByteStride) {
         return unsupported(fmt::format("{} has stride {} in dimension {}", name,

@@ -26,9 +26,10 @@ constexpr double kMaxInt = 2147483647.0;
 // Multiply-adds of visible pairs below which a launch of the small kernels is sooner done.
 constexpr double kMinWork = 67108864.0;
 
-std::string dim_why_not(const char* name, int head_dim) {
-  if (head_dim % 16 == 0 && head_dim <= 256) return {};
-  return fmt::format("{} {}: multiples of 16 up to 256 only", name, head_dim);
+std::string dim_why_not(const char* name, int head_dim, int rank) {
+  const int unit = rank < 3 ? 8 : 16;  // with three axes no dimension of the maps is left for heads
+  if (head_dim % unit == 0 && head_dim <= 256) return {};
+  return fmt::format("{} {}: multiples of {} up to 256 only", name, head_dim, unit);
 }
 
 // Softmax is computed in powers of two.
@@ -60,22 +61,20 @@ Status make_maps(const Problem& problem, const vecina_forward_args& example,
   const std::array<int, 3> keys = std::to_array(config.key_box);
   const std::array<int, 3> rows = {1, 1, layout.key_rows}, ones = {1, 1, 1};
   const int rank = problem.rank();
-  Status status = make_map("query", example.query, rank, queries, query_step, &maps->query);
-  if (status.ok()) status = make_map("key", example.key, rank, keys, dilation, &maps->key);
-  if (status.ok()) status = make_map("value", example.value, rank, keys, dilation, &maps->value);
-  if (status.ok()) {
-    status = make_map("output", example.output, rank, queries, dilation, &maps->output);
-  }
-  if (!config.has_additional) return status;
-  if (status.ok()) {
-    status =
-        make_map("additional_key", example.additional_key, 1, rows, ones, &maps->additional_key);
-  }
-  if (status.ok()) {
-    status = make_map("additional_value", example.additional_value, 1, rows, ones,
-                      &maps->additional_value);
-  }
-  return status;
+  const bool is_by_head = rank < 3;
+  const auto add = [&](const char* name, const vecina_tensor& tensor, int axes,
+                       const std::array<int, 3>& box, const std::array<int, 3>& steps,
+                       HopperMapPlan* plan) {
+    return make_map(name, tensor, axes, is_by_head, box, steps, plan);
+  };
+  VECINA_RETURN_IF_ERROR(add("query", example.query, rank, queries, query_step, &maps->query));
+  VECINA_RETURN_IF_ERROR(add("key", example.key, rank, keys, dilation, &maps->key));
+  VECINA_RETURN_IF_ERROR(add("value", example.value, rank, keys, dilation, &maps->value));
+  VECINA_RETURN_IF_ERROR(add("output", example.output, rank, queries, dilation, &maps->output));
+  if (!config.has_additional) return {};
+  VECINA_RETURN_IF_ERROR(
+      add("additional_key", example.additional_key, 1, rows, ones, &maps->additional_key));
+  return add("additional_value", example.additional_value, 1, rows, ones, &maps->additional_value);
 }
 
 // Everything of the parameters but what depends on addresses.
@@ -133,15 +132,16 @@ std::string braces(const int (&values)[3]) {
 
 std::string print(const HopperConfig& c) {
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .warpgroups = {}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .output_columns = {}, "
+      ".warpgroups = {}, "
       ".pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, .stages = {}, "
       ".is_ping_pong = {}, "
       ".has_output_buffer = {}, .is_chained = {}, .is_causal = {}, .is_strided = {}, .is_dilated = "
       "{}, "
       ".has_additional = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.warpgroups, c.pair_axis, braces(c.query_box),
-      c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer,
-      c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.warpgroups, c.pair_axis,
+      braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong,
+      c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
@@ -153,8 +153,10 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
   if (problem.has_bias()) return "bias: not yet";
   if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
-  std::string why = dim_why_not("head_dim", problem.head_dim());
-  if (why.empty()) why = dim_why_not("head_dim_value", problem.head_dim_value());
+  std::string why = dim_why_not("head_dim", problem.head_dim(), problem.rank());
+  if (why.empty()) {
+    why = dim_why_not("head_dim_value", problem.head_dim_value(), problem.rank());
+  }
   if (!why.empty()) return why;
   bool is_dilated = false, has_output_stride = false;
   for (int a = 0; a < problem.rank(); ++a) {

@@ -139,7 +139,7 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
     work.loaded_tiles += tiles * work.blocks;
   }
   work.flops =
-      work.tiles * 2.0 * kHopperRows * tile_keys * (problem.head_dim() + problem.head_dim_value());
+      work.tiles * 2.0 * kHopperRows * tile_keys * (config.head_dim + config.head_dim_value);
   return work;
 }
 
@@ -150,11 +150,10 @@ double softmax_cycles(const HopperConfig& config, double keys) {
          kCyclesPerKeyOfWideTile * std::max(0.0, keys - kWideTile);
 }
 
-double predict(const Problem& problem, const HopperConfig& config,
-               const std::array<int, 3>& key_box, const HopperWork& work,
-               const DeviceFacts& facts) {
+double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
+               const HopperWork& work, const DeviceFacts& facts) {
   const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
-  const double columns = problem.head_dim() + problem.head_dim_value();
+  const double columns = config.head_dim + config.head_dim_value;
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
   const bool has_few_tiles = work.tiles < kFewTiles * work.blocks * config.warpgroups;
   const double tile = kProductCycles * product + softmax_cycles(config, keys) + kCyclesPerTile;
@@ -173,8 +172,9 @@ HopperConfig base_config(const Problem& problem) {
   HopperConfig config = {};
   config.dtype = problem.dtype();
   config.rank = problem.rank();
-  config.head_dim = problem.head_dim();
-  config.head_dim_value = problem.head_dim_value();
+  config.head_dim = vecina::cuda::hopper_round_up(problem.head_dim(), 16);
+  config.head_dim_value = vecina::cuda::hopper_round_up(problem.head_dim_value(), 16);
+  config.output_columns = problem.head_dim_value();
   config.packed_heads = 1;
   for (int a = 0; a < 3; ++a) {
     const Axis axis = hopper_axis(problem, a);
@@ -346,13 +346,13 @@ class Search {
       HopperConfig config = base_;
       std::copy(key_box.begin(), key_box.end(), config.key_box);
       config.has_output_buffer = config.is_chained = true;  // the least that it may cost
-      if (!is_better(predict(problem_, config, key_box, work, facts_))) continue;
+      if (!is_better(predict(config, key_box, work, facts_))) continue;
       if (!fits_registers(config)) continue;
       const double tiles = work.tiles / (work.blocks * config.warpgroups);
       // Measured on an H200: slower than two.
       if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
       if (!fit_memory(facts_, tiles, &config)) continue;
-      const double ms = predict(problem_, config, key_box, work, facts_);
+      const double ms = predict(config, key_box, work, facts_);
       if (is_better(ms)) best_ = {config, work, ms};
     }
   }
@@ -407,9 +407,9 @@ HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config)
   return work;
 }
 
-double predict_hopper_ms(const Problem& problem, const HopperConfig& config, const HopperWork& work,
+double predict_hopper_ms(const HopperConfig& config, const HopperWork& work,
                          const DeviceFacts& facts) {
-  return predict(problem, config, std::to_array(config.key_box), work, facts);
+  return predict(config, std::to_array(config.key_box), work, facts);
 }
 
 HopperChoice choose_hopper_tiling(const Problem& problem, const DeviceFacts& facts) {

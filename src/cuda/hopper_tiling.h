@@ -30,7 +30,7 @@ struct HopperWork {
 HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config);
 
 // Milliseconds by the cost model.
-double predict_hopper_ms(const Problem& problem, const HopperConfig& config, const HopperWork& work,
+double predict_hopper_ms(const HopperConfig& config, const HopperWork& work,
                          const DeviceFacts& facts);
 
 // The cut that the model thinks fastest.

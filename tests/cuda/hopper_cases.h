@@ -28,6 +28,8 @@ inline constexpr Chosen kChosen[] = {
     {"2d 256x256 kernel_size 80 heads 24 head_dim 128 head_dim_value 64 dtype bf16", 0.8},
     {"2d 128x128 kernel_size 32 heads 8 head_dim 256 dtype f16", 0.5},
     {"2d 128x128 kernel_size 32 heads 8 head_dim 80 head_dim_value 112 dtype f16", 0.5},
+    {"2d 128x128 kernel_size 32 heads 8 head_dim 72 dtype bf16", 0.5},
+    {"1d 32768 kernel_size 2048 heads 8 head_dim 120 head_dim_value 88 dtype bf16", 0.85},
     {"2d 96x96 kernel_size 24 heads 8 head_dim 128 dtype bf16", 0.55},
     {"2d 188x140 kernel_size 49x44 heads 19 head_dim 128 dtype bf16", 0.6},
     {"2d 187x121 kernel_size 36x15 heads 18 head_dim 96 dtype bf16", 0.5},

@@ -168,7 +168,7 @@ TEST(HopperTiling, ChoosesCutsThatFitAndWasteLittle) {
     const HopperWork again = count_hopper_work(problem, config);
     EXPECT_EQ(choice.work.tiles, again.tiles) << row.line;
     EXPECT_EQ(choice.work.useful_share, again.useful_share) << row.line;
-    EXPECT_EQ(choice.predicted_ms, predict_hopper_ms(problem, config, again, facts)) << row.line;
+    EXPECT_EQ(choice.predicted_ms, predict_hopper_ms(config, again, facts)) << row.line;
   }
 }
 
@@ -199,9 +199,13 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
             "a GPU of compute capability 9.0 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::backward), "gradients: not yet");
   EXPECT_EQ(why("head_dim 64 dtype f32"), "dtypes f16 and bf16 only");
-  EXPECT_EQ(why("head_dim 72 dtype bf16"), "head_dim 72: multiples of 16 up to 256 only");
+  EXPECT_EQ(why("head_dim 72 head_dim_value 40 dtype bf16"), "");
+  EXPECT_EQ(why("head_dim 76 dtype bf16"), "head_dim 76: multiples of 8 up to 256 only");
   EXPECT_EQ(why("head_dim 64 head_dim_value 320 dtype bf16"),
-            "head_dim_value 320: multiples of 16 up to 256 only");
+            "head_dim_value 320: multiples of 8 up to 256 only");
+  EXPECT_EQ(hopper_why_not(parsed("3d 16x32x32 kernel_size 9 heads 8 head_dim 72 dtype bf16"),
+                           Pass::forward, {}),
+            "head_dim 72: multiples of 16 up to 256 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16 bias"), "bias: not yet");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale 0"), "a scale above 0 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale -1"), "a scale above 0 only");
@@ -255,6 +259,9 @@ TEST(HopperPlan, SaysWhichStridesDoNotSuit) {
   args.query.strides[2] = 64;
   args.query.strides[1] = 256 * 64;
   args.query.strides[3] = 256 * 256 * 64;
+  EXPECT_TRUE(plan(problem, args).ok());
+  args = good;
+  args.query.strides[2] = 56;  // tokens that overlap
   EXPECT_NE(plan(problem, args).message().find("the heads of query do not lie within its tokens"),
             std::string::npos);
   args = good;
@@ -269,13 +276,19 @@ TEST(HopperMap, HeadsAreColumnsAndDilationIsAStep) {
   vecina_forward_args args;
   imagine_arguments(problem, VECINA_CUDA, &args);
   HopperMapPlan map;
-  ASSERT_TRUE(make_map("key", args.key, 2, {1, 4, 16}, {1, 3, 1}, &map).ok());
+  ASSERT_TRUE(make_map("key", args.key, 2, false, {1, 4, 16}, {1, 3, 1}, &map).ok());
   EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{512, 90, 100, 1, 2}));
   EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1024, 92160, 92160, 9216000}));
   EXPECT_EQ(map.box, (std::array<uint32_t, 5>{64, 16, 12, 1, 1}));
   EXPECT_EQ(map.steps, (std::array<uint32_t, 5>{1, 1, 3, 1, 1}));
   EXPECT_EQ(map.head_stride, 64);
-  EXPECT_EQ(make_map("key", args.key, 2, {1, 86, 1}, {1, 3, 1}, &map).code(), VECINA_UNSUPPORTED);
+  EXPECT_EQ(make_map("key", args.key, 2, false, {1, 86, 1}, {1, 3, 1}, &map).code(),
+            VECINA_UNSUPPORTED);
+  // With a dimension for heads a box of 64 columns ends where a head does.
+  ASSERT_TRUE(make_map("key", args.key, 2, true, {1, 4, 16}, {1, 3, 1}, &map).ok());
+  EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{64, 90, 100, 8, 2}));
+  EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1024, 92160, 128, 9216000}));
+  EXPECT_EQ(map.box, (std::array<uint32_t, 5>{64, 16, 12, 1, 1}));
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ namespace vecina::cuda {
 struct HopperConfig {
   int dtype;  // vecina_dtype, f16 or bf16
   int rank;
-  int head_dim, head_dim_value;  // multiples of 16
+  int head_dim, head_dim_value;  // multiples of 16: the tensors' columns, or 8 more that are zeros
+  int output_columns;            // that head_dim_value has
   // Warpgroups that compute. Each has a box of at most 64 queries, of packed_heads heads one after
   // another; the boxes of a block lie side by side along pair_axis.
   int warpgroups;

@@ -9,6 +9,20 @@
 
 namespace vecina::cuda {
 
+// Where the rows of a head begin, `head_stride` elements apart where tokens hold all heads.
+VECINA_DEVICE BoxOrigin box_origin(int head, int head_stride, int token0, int token1, int token2,
+                                   int batch) {
+  if constexpr (kConfig.rank < 3) return {0, {head, token1, token2}, batch};
+  return {head * head_stride, {token0, token1, token2}, batch};
+}
+VECINA_DEVICE void to_next_head(int head_stride, BoxOrigin* at) {
+  if constexpr (kConfig.rank < 3) {
+    ++at->token[0];
+  } else {
+    at->column += head_stride;
+  }
+}
+
 // All columns of a box: one copy for each kColumns of them, kRows rows apart in shared memory.
 template <int kHeadDim, int kRows>
 VECINA_DEVICE void load_rows(unsigned to, const HopperMap& map, unsigned barrier, BoxOrigin at) {
@@ -32,7 +46,7 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
   const HopperMap& map = is_key ? params.key : params.value;
   Stage stage;
   for_each_block(params, [&](const Block& block) {
-    const int column = block.head_kv * (is_key ? params.key_head : params.value_head);
+    const int head_stride = is_key ? params.key_head : params.value_head;
     const auto load = [&](const HopperMap& from, BoxOrigin at) {
       const unsigned barrier = full + stage.index * 8;
       wait(empty + stage.index * 8, stage.parity ^ 1);
@@ -45,17 +59,16 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
       key[kPair] = block.first_key[kPair] + pair * kConfig.key_box[kPair];
       key[kOuter] = block.first_key[kOuter] + outer * kConfig.key_box[kOuter];
       key[kInner] = block.first_key[kInner] + inner * kConfig.key_box[kInner];
-      load(map, {column,
-                 {block.token(params, 0, key[0]), block.token(params, 1, key[1]),
-                  block.token(params, 2, key[2])},
-                 block.batch});
+      load(map, box_origin(block.head_kv, head_stride, block.token(params, 0, key[0]),
+                           block.token(params, 1, key[1]), block.token(params, 2, key[2]),
+                           block.batch));
     });
     if constexpr (kConfig.has_additional) {
       const HopperMap& more = is_key ? params.additional_key : params.additional_value;
-      const int more_column =
-          block.head_kv * (is_key ? params.additional_key_head : params.additional_value_head);
+      const int more_stride = is_key ? params.additional_key_head : params.additional_value_head;
       for (int tile = 0; tile < params.additional_tiles; ++tile) {
-        load(more, {more_column, {0, 0, tile * kLayout.key_rows}, block.batch});
+        load(more, box_origin(block.head_kv, more_stride, 0, 0, tile * kLayout.key_rows,
+                              block.batch));
       }
     }
   });
@@ -94,16 +107,15 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       }
       arrive_and_expect(barrier, kLayout.query_rows * kConfig.head_dim * 2);
       constexpr int kRowBytes = hopper_columns(kConfig.head_dim) * 2;
-      BoxOrigin at = {block.head * params.query_head,
-                      {query_token(params, block, 0, w), query_token(params, block, 1, w),
-                       query_token(params, block, 2, w)},
-                      block.batch};
+      BoxOrigin at = box_origin(block.head, params.query_head, query_token(params, block, 0, w),
+                                query_token(params, block, 1, w), query_token(params, block, 2, w),
+                                block.batch);
       unsigned to = shared + kLayout.query + w * kLayout.query_bytes;
 #pragma unroll
       for (int h = 0; h < kConfig.packed_heads; ++h) {
         load_rows<kConfig.head_dim, kHopperRows>(to, params.query, barrier, at);
         to += kLayout.query_tokens * kRowBytes;
-        at.column += params.query_head;
+        to_next_head(params.query_head, &at);
       }
     }
     parity ^= 1;

@@ -4,6 +4,7 @@
 #ifndef VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
 #define VECINA_CUDA_KERNELS_HOPPER_EPILOGUE_CUH_
 
+#include "hopper_copy.cuh"
 #include "hopper_ptx.h"
 #include "hopper_softmax.cuh"
 #include "hopper_tiles.cuh"
@@ -104,7 +105,9 @@ VECINA_DEVICE void store_from_registers(const HopperParams& params, const Work& 
                           pack(Element{}, from[4] * scale, from[5] * scale),
                           pack(Element{}, from[8] * scale, from[9] * scale),
                           pack(Element{}, from[12] * scale, from[13] * scale), lane);
-      if (place.is_query) *reinterpret_cast<uint4*>(to + c * 2) = piece;
+      const bool is_there = c + 32 <= kConfig.output_columns ||
+                            c + (lane & 3) * 8 < kConfig.output_columns;
+      if (place.is_query && is_there) *reinterpret_cast<uint4*>(to + c * 2) = piece;
     }
   }
 }
@@ -135,10 +138,9 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
   publish_shared();
   sync_threads(4 + warpgroup, 128);
   if (thread == 0) {
-    BoxOrigin at = {work.head * params.output_head,
-                    {work.token(params, 0, work.query[0]), work.token(params, 1, work.query[1]),
-                     work.token(params, 2, work.query[2])},
-                    work.batch};
+    BoxOrigin at = box_origin(work.head, params.output_head, work.token(params, 0, work.query[0]),
+                              work.token(params, 1, work.query[1]),
+                              work.token(params, 2, work.query[2]), work.batch);
 #pragma unroll
     for (int h = 0; h < kConfig.packed_heads; ++h) {
 #pragma unroll
@@ -147,7 +149,7 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
                   params.output,
                   {at.column + box * kColumns, {at.token[0], at.token[1], at.token[2]}, at.batch});
       }
-      at.column += params.output_head;
+      to_next_head(params.output_head, &at);
     }
     commit_stores();
   }

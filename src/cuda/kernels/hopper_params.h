@@ -8,8 +8,9 @@
 
 namespace vecina::cuda {
 
-// A tensor as the copy engine sees it: [batch, axis 0, axis 1, axis 2, heads and columns]. Written
-// by the driver, read by the hardware.
+// A tensor as the copy engine sees it, written by the driver, read by the hardware. Of three axes:
+// [batch, axis 0, axis 1, axis 2, heads and columns]. Of fewer: [batch, heads, axis 1, axis 2,
+// columns], so that what a box takes beyond a head's columns is zeros.
 struct alignas(64) HopperMap {
   unsigned long long words[16];
 };
