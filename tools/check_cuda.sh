@@ -87,6 +87,8 @@ check_each() {
 problems=${PROBLEMS:-$(dirname "$0")/../tests}
 check_each large "$problems/large_problems.txt" $vecina check --backend cuda
 check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda --backward
+VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
+  $vecina check --backend cuda
 check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda
 check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda --backward
 

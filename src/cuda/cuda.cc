@@ -118,11 +118,13 @@ class CudaBackend : public Backend {
       std::shared_ptr<const DeviceState> state;
       VECINA_RETURN_IF_ERROR(open(device_index_, &state));
       facts = state->device->facts();
+      compute_capability = state->device->compute_capability();
     }
     ordered_json built = ordered_json::array();
-    VECINA_RETURN_IF_ERROR(build_pass<vecina_forward_args>(problem, Pass::forward, facts, &built));
     VECINA_RETURN_IF_ERROR(
-        build_pass<vecina_backward_args>(problem, Pass::backward, facts, &built));
+        build_pass<vecina_forward_args>(problem, Pass::forward, facts, compute_capability, &built));
+    VECINA_RETURN_IF_ERROR(build_pass<vecina_backward_args>(problem, Pass::backward, facts,
+                                                            compute_capability, &built));
     *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
     return {};
   }
@@ -145,7 +147,7 @@ class CudaBackend : public Backend {
  private:
   static ordered_json describe_device(const cuda::Device& device) {
     return {{"name", device.name()},
-            {"compute_capability", device.facts().compute_capability},
+            {"compute_capability", device.compute_capability()},
             {"multiprocessors", device.facts().multiprocessors},
             {"shared_bytes_per_block", device.facts().shared_bytes_per_block},
             {"l2_bytes", device.facts().l2_bytes}};
@@ -174,7 +176,7 @@ class CudaBackend : public Backend {
 
   template <typename Args>
   Status build_pass(const Problem& problem, Pass pass, const DeviceFacts& facts,
-                    ordered_json* list) const {
+                    int compute_capability, ordered_json* list) const {
     const char* pass_name = pass == Pass::forward ? "forward" : "backward";
     const std::string why = cuda::why_not(problem, pass, facts);
     if (!why.empty()) {
@@ -188,8 +190,7 @@ class CudaBackend : public Backend {
     VECINA_RETURN_IF_ERROR(cuda::plan_launches(problem, example, facts, &family, &launches));
     for (const cuda::KernelLaunch<Args>& launch : launches) {
       cuda::Built built;
-      VECINA_RETURN_IF_ERROR(
-          cuda::build_kernel(launch.source, facts.compute_capability, cache_, &built));
+      VECINA_RETURN_IF_ERROR(cuda::build_kernel(launch.source, compute_capability, cache_, &built));
       list->push_back({{"pass", pass_name},
                        {"family", family},
                        {"kernel", launch.source.entry},

@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 namespace vecina::internal::cuda {
@@ -26,6 +29,24 @@ Status read_facts(DeviceHandle device, DeviceFacts* facts) {
   return read(DeviceAttribute::l2_bytes, &facts->l2_bytes);
 }
 
+// VECINA_CUDA_TARGET: kernels for GPUs of that compute capability, for tests.
+Status choose_target(DeviceFacts* facts) {
+  const char* wanted = std::getenv("VECINA_CUDA_TARGET");
+  if (wanted == nullptr || *wanted == '\0') return {};
+  const std::string_view text = wanted;
+  int target = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), target);
+  if (error != std::errc() || end != text.data() + text.size() || target < kOldestCapability ||
+      target > facts->compute_capability) {
+    return unsupported(fmt::format(
+        "VECINA_CUDA_TARGET is '{}'; on this GPU a number from {} to {} is allowed: a compute "
+        "capability times 10.",
+        text, kOldestCapability, facts->compute_capability));
+  }
+  facts->compute_capability = target;
+  return {};
+}
+
 }  // namespace
 
 Status Device::open(int index, std::unique_ptr<Device>* device) {
@@ -47,6 +68,8 @@ Status Device::open(int index, std::unique_ptr<Device>* device) {
         "{} has compute capability {}.{}; 8.0 (Ampere) or newer is needed", opened->name_,
         opened->facts_.compute_capability / 10, opened->facts_.compute_capability % 10));
   }
+  opened->compute_capability_ = opened->facts_.compute_capability;
+  VECINA_RETURN_IF_ERROR(choose_target(&opened->facts_));
   VECINA_CUDA_RETURN_IF_ERROR(driver, cuDevicePrimaryCtxRetain,
                               (&opened->context_, opened->handle_));
   *device = std::move(opened);

@@ -21,7 +21,10 @@ class Device {
 
   int index() const { return index_; }
   const std::string& name() const { return name_; }
+  // By which problems are planned: those of the device, but for the compute capability where
+  // VECINA_CUDA_TARGET names an older one.
   const DeviceFacts& facts() const { return facts_; }
+  int compute_capability() const { return compute_capability_; }
 
   // Makes this device's context current on the calling thread for the guard's life.
   class Current {
@@ -44,6 +47,7 @@ class Device {
   ContextHandle context_ = nullptr;
   std::string name_;
   DeviceFacts facts_;
+  int compute_capability_ = 0;
 };
 
 // Device memory that frees itself.

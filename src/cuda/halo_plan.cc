@@ -20,7 +20,6 @@ using vecina::cuda::HaloParams;
 constexpr int kRows = 16;       // of a warp
 constexpr int kMaxWarps = 8;    // of a block
 constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
-constexpr int kMinKeys = 17;    // fewer in a window leave most of a product unused
 constexpr double kSetup = 1.2;  // of a block, in items
 constexpr int kMaxItems = 32;   // of a block
 constexpr int kMaxGradientColumns = 64;
@@ -127,17 +126,14 @@ std::string unsuitable(const Problem& problem) {
   }
   if (!(problem.scale() > 0.0)) return "a scale of 0 or less";
   if (problem.additional_tokens() > 64) return "more than 64 additional tokens";
-  double keys = static_cast<double>(problem.additional_tokens()), window = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
     if (axis.kernel_size > 8 * kMaxTiles) return "many keys in a window";
     if (a == 0 && problem.rank() == 3 && axis.extent > 1 && problem.additional_tokens() > 0) {
       return "additional tokens in 3-D";
     }
-    window *= static_cast<double>(axis.kernel_size);
   }
-  keys += window;
-  if (keys < kMinKeys) return "few keys in a window";
+  if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
   return {};
 }
 

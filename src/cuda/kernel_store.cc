@@ -65,7 +65,7 @@ KernelStore::~KernelStore() {
 Status KernelStore::load(const KernelSource& source, Slot* slot) const {
   const Driver& driver = Driver::get();
   Built built;
-  VECINA_RETURN_IF_ERROR(build_kernel(source, device_.facts().compute_capability, cache_, &built));
+  VECINA_RETURN_IF_ERROR(build_kernel(source, device_.compute_capability(), cache_, &built));
   const Result loaded = driver.cuLibraryLoadData(&slot->library, built.compiled.image.data(),
                                                  nullptr, nullptr, 0, nullptr, nullptr, 0);
   if (loaded != kSuccess) {

@@ -116,6 +116,14 @@ Axis small_axis(const Problem& problem, int a) {
   return axis < 0 ? Axis() : problem.axis(axis);
 }
 
+double visible_keys(const Problem& problem) {
+  double window = 1.0;
+  for (int a = 0; a < problem.rank(); ++a) {
+    window *= static_cast<double>(problem.axis(a).kernel_size);
+  }
+  return window + static_cast<double>(problem.additional_tokens());
+}
+
 SmallTiles make_tiles(const Problem& problem, const std::array<int, 3>& tile) {
   SmallTiles tiles;
   tiles.tile = tile;

@@ -27,6 +27,10 @@ inline int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 // The problem's axis, or one token for the axes before its first.
 Axis small_axis(const Problem& problem, int a);
 
+// Keys that a query sees at most, with additional tokens.
+double visible_keys(const Problem& problem);
+inline constexpr double kMinTensorCoreKeys = 17.0;  // fewer are faster without
+
 // How queries are cut into blocks.
 struct SmallTiles {
   std::array<int, 3> tile = {1, 1, 1};       // queries of a block along each axis

@@ -23,7 +23,6 @@ constexpr int kMaxThreads = 256;      // of a block
 constexpr int kMaxSplit = 8;          // warps that share a box's keys
 constexpr int kPaddedColumns = 4;     // of partial sums in shared memory
 constexpr double kMaxUnion = 1024.0;  // keys that a box may meet; far beyond what is taken
-constexpr double kMinKeys = 17.0;     // fewer in a window are faster without tensor cores
 // Tiles of keys that a warp has registers for, by bytes of a row.
 int max_tiles(int32_t dtype, int head_dim) {
   const int tiles = dtype == VECINA_F32 ? 8 : 14;
@@ -31,15 +30,6 @@ int max_tiles(int32_t dtype, int head_dim) {
 }
 
 std::array<int, 3> array_of(const int (&values)[3]) { return {values[0], values[1], values[2]}; }
-
-double visible_keys(const Problem& problem) {
-  double keys = static_cast<double>(problem.additional_tokens());
-  double window = 1.0;
-  for (int a = 0; a < problem.rank(); ++a) {
-    window *= static_cast<double>(problem.axis(a).kernel_size);
-  }
-  return keys + window;
-}
 
 // Why the problem or its strides do not suit, before any box is chosen.
 std::string unsuitable(const Problem& problem, const vecina_forward_args& example) {
@@ -58,7 +48,7 @@ std::string unsuitable(const Problem& problem, const vecina_forward_args& exampl
       if (tensor->strides[d] < 0 && tensor->shape[d] > 1) return "a negative stride";
     }
   }
-  if (visible_keys(problem) < kMinKeys) return "few keys in a window";
+  if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
   if (visible_keys(problem) > kMaxUnion) return "many keys in a window";
   const int whole_loads = 16 / static_cast<int>(dtype_bytes(problem.dtype()));
   if (vector_elements({&example.query, &example.key, &example.value, &example.additional_key,

@@ -3,12 +3,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 #include "cuda/halo_plan.h"
 #include "cuda/small_common.h"
 #include "cuda/small_fragments_plan.h"
 #include "cuda/small_lanes_plan.h"
+#include "cuda/tiles_plan.h"
 
 namespace vecina::internal::cuda {
 
@@ -24,15 +27,25 @@ std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& 
 Status small_plan_forward(const Problem& problem, const vecina_forward_args& example,
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
-  ForwardLaunch launch;
+  using PlanForm = std::string (*)(const Problem&, const vecina_forward_args&, const DeviceFacts&,
+                                   ForwardLaunch*);
   const bool is_halo_first = pays_for_halo(problem);
-  const auto plan_first = is_halo_first ? plan_halo_forward : plan_fragments;
-  const auto plan_second = is_halo_first ? plan_fragments : plan_halo_forward;
-  const std::string why = plan_first(problem, example, facts, &launch);
-  const std::string why_second = why.empty() ? "" : plan_second(problem, example, facts, &launch);
-  if (!why_second.empty()) {
+  std::array<PlanForm, 3> forms = {is_halo_first ? plan_halo_forward : plan_fragments,
+                                   is_halo_first ? plan_fragments : plan_halo_forward,
+                                   plan_tiles_forward};
+  if (pays_for_tiles(problem)) std::rotate(forms.begin(), forms.end() - 1, forms.end());
+  ForwardLaunch launch;
+  std::string sentences;
+  bool is_planned = false;
+  for (const PlanForm plan : forms) {
+    const std::string why = plan(problem, example, facts, &launch);
+    is_planned = why.empty();
+    if (is_planned) break;
+    sentences += fmt::format(R"({}"{}")", sentences.empty() ? "" : ", ", why);
+  }
+  if (!is_planned) {
     launch = plan_lanes(problem, example, facts);
-    launch.description += fmt::format(R"(, "why_not_tensor_cores": ["{}", "{}"])", why, why_second);
+    launch.description += fmt::format(R"(, "why_not_tensor_cores": [{}])", sentences);
   }
   launches->push_back(std::move(launch));
   return {};

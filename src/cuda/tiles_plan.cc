@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <utility>
 
 #include "core/tensor.h"
@@ -21,12 +20,11 @@ namespace {
 using vecina::cuda::HaloParams;
 using vecina::cuda::TilesConfig;
 
-constexpr int kRows = 16;               // of a warp
 constexpr int kStages = 2;              // of tiles in shared memory
 constexpr int kMaxPartners = 64;        // of a tile: bits of a mask
 constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
 constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
-constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 8 * kRows * 24;
+constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72;  // and 24 for each owner
 
 // The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
 // windows on an H200 (benchmarks/results/h200-tiles.json). Of a warp: a product of 16 rows, 16
@@ -35,7 +33,14 @@ constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 8 * kRows * 24;
 // other warps.
 constexpr double kCyclesPerProduct = 10.0, kCyclesPerStep = 40.0, kCyclesPerTile = 170.0;
 constexpr double kBytesPerCycle = 64.0, kWait = 0.8;
-constexpr double kBusyWarps = 8.0;  // of a multiprocessor; fewer wait for themselves
+// Warps of a multiprocessor; fewer wait for themselves. The forward's are measured in
+// benchmarks/results/h200-tiles-forward.json.
+constexpr double kBusyWarps = 8.0, kBusyForwardWarps = 12.0;
+// The same of a warp with 32 rows, whose products wait for the step before them.
+constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusyWideWarps = 8.0;
+
+int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
+int rows_of(const TilesConfig& config) { return config.box[0] * config.box[1] * config.box[2]; }
 
 TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
   TilesConfig config = {};
@@ -59,7 +64,7 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
     config.dilation[a] = static_cast<int>(axis.dilation);
     config.is_causal[a] = axis.is_causal;
   }
-  config.most_columns = kMaxColumnsOfRows;
+  config.most_columns = kernel == TilesKernel::forward ? 2 * kMaxColumns : kMaxColumnsOfRows;
   config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
   return config;
 }
@@ -67,7 +72,6 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
 int warps_of(const TilesConfig& config) {
   return config.boxes[0] * config.boxes[1] * config.boxes[2];
 }
-int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
 bool has_shared_rows(const TilesConfig& config) {
   return padded(config.head_dim) + padded(config.head_dim_value) > config.most_columns;
 }
@@ -75,17 +79,23 @@ int shared_bytes(const TilesConfig& config) {
   const int row = 2 * padded(config.head_dim) + 16,
             value_row = 2 * padded(config.head_dim_value) + 16;
   return kStages * config.partners * (row + value_row + (config.of_keys ? 16 : 0)) +
-         (has_shared_rows(config) ? kRows * warps_of(config) * value_row : 0);
+         (has_shared_rows(config) ? rows_of(config) * warps_of(config) * value_row : 0) +
+         (rows_of(config) > 16 ? rows_of(config) * warps_of(config) * row : 0);
 }
 // Registers that a thread needs, roughly: sums, rows and the rest.
-int registers_of(const TilesConfig& config) {
+int registers_of(const TilesConfig& config, TilesKernel kernel) {
   const int key = padded(config.head_dim), value = padded(config.head_dim_value);
+  if (kernel == TilesKernel::forward) {
+    return rows_of(config) / 16 * (key / 4 + value / 2 + 16) + 48;
+  }
   return (config.of_keys ? key + value : 2 * key) / 2 + (key + value) / 4 + 64;
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
-int blocks_of(const TilesConfig& config, const DeviceFacts& facts) {
-  const int shared = shared_bytes(config) + kTableBytes + 1024;
-  const int registers = static_cast<int>(divide_up(std::min(registers_of(config), 255), 8)) * 8;
+int blocks_of(const TilesConfig& config, TilesKernel kernel, const DeviceFacts& facts) {
+  const int shared =
+      shared_bytes(config) + kTableBytes + 24 * rows_of(config) * warps_of(config) + 1024;
+  const int registers =
+      static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8)) * 8;
   const int warps = 4 * (512 / registers);  // of a multiprocessor, from its four parts
   return std::min({facts.shared_bytes_per_block / shared, warps / warps_of(config), 8});
 }
@@ -120,12 +130,39 @@ AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int part
   return work;
 }
 
-// Boxes of powers of two, `count` tokens together, along the problem's axes.
-std::vector<std::array<int, 3>> power_boxes(int rank, int count) {
+// The same of each shape, computed once.
+class WorkTable {
+ public:
+  WorkTable(const Problem& problem, bool of_keys)
+      : problem_(problem), of_keys_(of_keys), works_(3 * kBoxes * kBoxesOfBlock * kPartnerBoxes) {}
+
+  const AxisWork& along(size_t a, const TilesShape& shape) {
+    const auto box = static_cast<size_t>(shape.box[a]), boxes = static_cast<size_t>(shape.boxes[a]),
+               partner_box = static_cast<size_t>(shape.partner_box[a]);
+    AxisWork& work =
+        works_[((a * kBoxes + box) * kBoxesOfBlock + boxes) * kPartnerBoxes + partner_box];
+    if (work.tiles == 0.0) {
+      work = work_along(small_axis(problem_, static_cast<int>(a)), of_keys_, shape.box[a],
+                        shape.boxes[a], shape.partner_box[a]);
+    }
+    return work;
+  }
+
+ private:
+  static constexpr size_t kBoxes = 33, kBoxesOfBlock = 9, kPartnerBoxes = kMaxPartners + 1;
+  const Problem& problem_;
+  const bool of_keys_;
+  std::vector<AxisWork> works_;
+};
+
+// Boxes of `count` things together, along the problem's axes.
+std::vector<std::array<int, 3>> whole_boxes(int rank, int count) {
   std::vector<std::array<int, 3>> boxes;
-  for (int x = 1; x <= (rank == 3 ? count : 1); x *= 2) {
-    for (int y = 1; x * y <= (rank >= 2 ? count : 1); y *= 2)
-      boxes.push_back({x, y, count / x / y});
+  for (int x = 1; x <= (rank == 3 ? count : 1); ++x) {
+    if (count % x != 0) continue;
+    for (int y = 1; x * y <= (rank >= 2 ? count : 1); ++y) {
+      if (count / x % y == 0) boxes.push_back({x, y, count / x / y});
+    }
   }
   return boxes;
 }
@@ -179,53 +216,90 @@ std::string unsuitable(const Problem& problem) {
   return {};
 }
 
+// What a warp's rows may be, and what they cost.
+struct Choice {
+  int rows;                // of a warp
+  std::vector<int> warps;  // of a block
+  double cycles_per_product, cycles_per_step, busy_warps;
+};
+std::vector<Choice> choices_of(TilesKernel kernel) {
+  if (kernel != TilesKernel::forward) {
+    return {{16, {4, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
+  }
+  return {{16, {4, 6, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyForwardWarps},
+          {32, {4, 8}, kCyclesPerWideProduct, kCyclesPerWideStep, kBusyWideWarps}};
+}
+
+template <typename Args>
+KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* kernel,
+                               const TilesConfig& config, const DeviceFacts& facts) {
+  Owners owners;
+  owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
+  for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
+  double blocks = 0.0;
+  const HaloParams params = owner_params(problem, example, owners, &blocks);
+  KernelLaunch<Args> launch;
+  launch.source = {fmt::format("{}.cu", kernel), kernel, "tiles_config.h", "TilesConfig",
+                   print(config)};
+  launch.grid[0] = static_cast<uint32_t>(blocks);
+  launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
+  launch.shared_bytes = static_cast<uint32_t>(shared_bytes(config));
+  launch.is_programmatic = facts.compute_capability >= 90;
+  launch.params_bytes = sizeof(HaloParams);
+  launch.fill = fill_params<Args>(params);
+  launch.description = fmt::format(
+      R"("form": "tiles", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
+      R"("partner_box": [{}, {}, {}], "blocks": {}, )"
+      R"("why": "large windows pass through shared memory")",
+      config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
+      config.boxes[2], config.partner_box[0], config.partner_box[1], config.partner_box[2], blocks);
+  return launch;
+}
+
 }  // namespace
 
 TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
                               const DeviceFacts& facts) {
   TilesShape best;
   double least = 0.0;
-  std::map<std::array<int, 4>, AxisWork> known;
   const bool of_keys = kernel == TilesKernel::gradient_key;
-  const auto along = [&](size_t a, const TilesShape& shape) {
-    const std::array<int, 4> key = {static_cast<int>(a), shape.box[a], shape.boxes[a],
-                                    shape.partner_box[a]};
-    const auto [found, is_new] = known.try_emplace(key);
-    if (is_new) {
-      found->second = work_along(small_axis(problem, static_cast<int>(a)), of_keys, shape.box[a],
-                                 shape.boxes[a], shape.partner_box[a]);
-    }
-    return found->second;
-  };
+  WorkTable works(problem, of_keys);
   const double columns = padded(problem.head_dim()) + padded(problem.head_dim_value());
-  const double columns_of_sums = of_keys ? columns : 2.0 * padded(problem.head_dim());
+  const double columns_of_sums = kernel == TilesKernel::forward ? 0.0
+                                 : of_keys                      ? columns
+                                                                : 2.0 * padded(problem.head_dim());
+  const auto try_boxes = [&](const Choice& choice, int warps, TilesShape shape,
+                             const std::vector<std::array<int, 3>>& partner_boxes) {
+    const int blocks = blocks_of(make_config(problem, kernel, shape), kernel, facts);
+    if (blocks == 0) return;
+    const double busy = std::min(1.0, blocks * warps / choice.busy_warps);
+    const double step =
+        choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
+    const double visit = shape.partners / 16.0 * step + kCyclesPerTile;
+    const double load = shape.partners * columns * 2.0 / kBytesPerCycle;
+    for (const auto& partner_box : partner_boxes) {
+      shape.partner_box = partner_box;
+      double tiles = 1.0, warp_tiles = 1.0;
+      for (size_t a = 0; a < 3; ++a) {
+        const AxisWork& work = works.along(a, shape);
+        tiles *= work.tiles;
+        warp_tiles *= work.warp_tiles;
+      }
+      const double visits = kWait * tiles * warps + (1.0 - kWait) * warp_tiles;
+      const double cost = (visits * visit + tiles * load) / std::sqrt(busy);
+      if (least == 0.0 || cost < least) {
+        least = cost;
+        best = shape;
+      }
+    }
+  };
   for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
     const std::vector<std::array<int, 3>> boxes_of_partners = partner_boxes(problem, partners);
-    for (const int warps : {4, 8}) {
-      for (const auto& box : power_boxes(problem.rank(), kRows)) {
-        for (const auto& boxes : power_boxes(problem.rank(), warps)) {
-          TilesShape shape = {box, boxes, {1, 1, 1}, partners};
-          const int blocks = blocks_of(make_config(problem, kernel, shape), facts);
-          if (blocks == 0) continue;
-          const double busy = std::min(1.0, blocks * warps / kBusyWarps);
-          for (const auto& partner_box : boxes_of_partners) {
-            shape.partner_box = partner_box;
-            double tiles = 1.0, warp_tiles = 1.0;
-            for (size_t a = 0; a < 3; ++a) {
-              const AxisWork work = along(a, shape);
-              tiles *= work.tiles;
-              warp_tiles *= work.warp_tiles;
-            }
-            const double step =
-                kCyclesPerProduct * (columns + columns_of_sums) / 16.0 + kCyclesPerStep;
-            const double visits = kWait * tiles * warps + (1.0 - kWait) * warp_tiles;
-            const double cost = (visits * (partners / 16.0 * step + kCyclesPerTile) +
-                                 tiles * partners * columns * 2.0 / kBytesPerCycle) /
-                                std::sqrt(busy);
-            if (least == 0.0 || cost < least) {
-              least = cost;
-              best = shape;
-            }
+    for (const Choice& choice : choices_of(kernel)) {
+      for (const int warps : choice.warps) {
+        for (const auto& box : whole_boxes(problem.rank(), choice.rows)) {
+          for (const auto& boxes : whole_boxes(problem.rank(), warps)) {
+            try_boxes(choice, warps, {box, boxes, {1, 1, 1}, partners}, boxes_of_partners);
           }
         }
       }
@@ -234,34 +308,49 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
   return best;
 }
 
+ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_args& example,
+                                   const DeviceFacts& facts, const TilesShape& shape) {
+  TilesConfig config = make_config(problem, TilesKernel::forward, shape);
+  config.blocks = blocks_of(config, TilesKernel::forward, facts);
+  return make_launch(problem, example, "tiles_forward", config, facts);
+}
+
+bool pays_for_tiles(const Problem& problem) {
+  // Measured with 128 and 169 keys and some 100,000 queries.
+  constexpr double kManyKeys = 128.0, kManyQueries = 65536.0;
+  return visible_keys(problem) >= kManyKeys && static_cast<double>(problem.batch()) *
+                                                       problem.heads() *
+                                                       static_cast<double>(problem.num_queries()) >=
+                                                   kManyQueries;
+}
+
+std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
+                               const DeviceFacts& facts, ForwardLaunch* launch) {
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
+  if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
+  std::string why = unsuitable_strides({&example.query, &example.key, &example.additional_key},
+                                       problem.head_dim());
+  if (why.empty()) {
+    why = unsuitable_strides({&example.value, &example.additional_value, &example.output},
+                             problem.head_dim_value());
+  }
+  if (!why.empty()) return why;
+  const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
+  if (shape.partners == 0) return "rows that shared memory cannot hold";
+  *launch = tiles_forward_launch(problem, example, facts, shape);
+  return {};
+}
+
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const vecina_backward_args& example, const DeviceFacts& facts,
                                      const TilesShape& shape) {
   TilesConfig config = make_config(problem, kernel, shape);
-  config.blocks = blocks_of(config, facts);
+  config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
-  Owners owners;
-  owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
-  for (size_t a = 0; a < 3; ++a) owners.box[a] = shape.box[a] * shape.boxes[a];
-  double blocks = 0.0;
-  const HaloParams params = owner_params(problem, example, owners, &blocks);
-  const char* name = config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query";
-  BackwardLaunch launch;
-  launch.source = {fmt::format("{}.cu", name), name, "tiles_config.h", "TilesConfig",
-                   print(config)};
-  launch.grid[0] = static_cast<uint32_t>(blocks);
-  launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
-  launch.shared_bytes = static_cast<uint32_t>(shared_bytes(config));
-  launch.is_programmatic = facts.compute_capability >= 90;
-  launch.params_bytes = sizeof(HaloParams);
+  BackwardLaunch launch =
+      make_launch(problem, example, config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query",
+                  config, facts);
   launch.workspace_bytes = gradient_workspace_bytes(problem);
-  launch.fill = fill_params<vecina_backward_args>(params);
-  launch.description = fmt::format(
-      R"("form": "tiles", "box": [{}, {}, {}], "boxes_of_block": [{}, {}, {}], )"
-      R"("partner_box": [{}, {}, {}], "blocks": {}, )"
-      R"("why": "large windows pass through shared memory")",
-      config.box[0], config.box[1], config.box[2], config.boxes[0], config.boxes[1],
-      config.boxes[2], config.partner_box[0], config.partner_box[1], config.partner_box[2], blocks);
   return launch;
 }
 

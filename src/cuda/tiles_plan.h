@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Large windows in 16 bits on tensor cores of any architecture, boxes of partners passing through
-// shared memory: gradients of query, key and value. Needs no device.
+// shared memory: forward, and gradients of query, key and value. Needs no device.
 #ifndef VECINA_CUDA_TILES_PLAN_H_
 #define VECINA_CUDA_TILES_PLAN_H_
 
@@ -13,17 +13,25 @@
 
 namespace vecina::internal::cuda {
 
-enum class TilesKernel { gradient_query, gradient_key };
+enum class TilesKernel { forward, gradient_query, gradient_key };
 
 // How owners (queries; of gradient_key, keys) and the partners that they meet are cut.
 struct TilesShape {
-  std::array<int, 3> box = {1, 1, 1};          // of a warp: 16 owners
-  std::array<int, 3> boxes = {1, 1, 1};        // of a block: 4 or 8
+  std::array<int, 3> box = {1, 1, 1};          // of a warp: 16 owners; of forward, also 32
+  std::array<int, 3> boxes = {1, 1, 1};        // of a block
   std::array<int, 3> partner_box = {1, 1, 1};  // of a tile
   int partners = 0;                            // of a tile with what pads it
 };
 // The shape with the least estimated cost.
 TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts);
+
+// The forward is faster than the forms for small windows, if it takes the problem.
+bool pays_for_tiles(const Problem& problem);
+// Or says why the form does not take the problem with these strides.
+std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
+                               const DeviceFacts& facts, ForwardLaunch* launch);
+ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_args& example,
+                                   const DeviceFacts& facts, const TilesShape& shape);
 
 // Adds the launches of the gradients of query, key and value; the first leaves the facts of each
 // query in the workspace, as gradient_query does. Or says why the form does not take the problem

@@ -52,6 +52,15 @@ struct SpreadRow {
     for (int m = 0; m < kCount; ++m) is_good = is_good && vecina::cuda::is_finite(columns[m]);
     return is_good;
   }
+  // Takes the columns of `other` that are finite in both.
+  VECINA_DEVICE void keep_finite(const SpreadRow& other) {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      if (vecina::cuda::is_finite(columns[m]) && vecina::cuda::is_finite(other.columns[m])) {
+        columns[m] = other.columns[m];
+      }
+    }
+  }
   VECINA_DEVICE void clear() {
 #pragma unroll
     for (int m = 0; m < kCount; ++m) columns[m] = 0.0f;
@@ -105,7 +114,7 @@ __device__ __noinline__ void compute_rows_alone(const HaloParams& params) {
   for (int i = 0; i < tile.num_items; ++i) {
     const Item item = make_item(params, tile.first_item + i);
 #pragma unroll 1
-    for (int r = 0; r < 16; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const Row row = make_row(tile, box, r);
       if (row.is_owner) kCompute(params, item.batch, item.head + row.head, row.token);
     }

@@ -3,7 +3,7 @@
 // shared memory (halo.cuh), one item and plane after the other, the next one's copies under way.
 // Planes meet in a running maximum (Milakov and Gimelshein, arXiv:1805.02867). What is not finite:
 // alone.cuh.
-#include "alone.cuh"
+#include "forward_alone.cuh"
 #include "halo.cuh"
 
 namespace vecina::cuda {
@@ -164,50 +164,6 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
     plane = is_last ? 0 : plane + 1;
   }
   return is_good;
-}
-
-// Stores output and lse of the query if anything that it sees, or what was stored, is not finite.
-VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
-                                const int (&token)[3]) {
-  const int head_kv = head / kConfig.head_group;
-  bool is_good = true;
-  KeyRow query, output;
-  query.load(row_at(params.query, batch, head, token), is_good);
-  output.clear();
-  float maximum = -infinity(), total = 0.0f;
-  const auto add = [&](const char* key_row, const char* value_row) {
-    KeyRow key, value;
-    key.load(key_row, is_good);
-    value.load(value_row, is_good);
-    const float logit = query.dot(key) * params.scale_to_powers;
-    const float next = larger(maximum, logit);
-    const float shift = next == -infinity() ? 0.0f : next;
-    const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
-    maximum = next;
-    total = total * kept + weight;
-    output.scale(kept);
-    output.add_scaled(weight, value);
-  };
-  for_partners(params, token, [&](const int(&partner)[3]) {
-    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
-  });
-#pragma unroll 1
-  for (int i = 0; i < kAdditional; ++i) {
-    add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
-        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
-  }
-  output.scale(total == 0.0f ? 0.0f : 1.0f / total);
-  const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
-                    static_cast<float>(kLn2);
-  char* stored = row_at(params.output, batch, head, token);
-  KeyRow before;
-  before.load(stored, is_good);
-  is_good = is_good && output.is_finite() && is_finite(lse);
-  if (__all_sync(0xffffffffu, is_good)) return;
-  output.store(stored);
-  if (params.lse.data != nullptr && threadIdx.x % 32 == 0) {
-    *reinterpret_cast<float*>(row_at(params.lse, batch, head, token)) = lse;
-  }
 }
 
 }  // namespace

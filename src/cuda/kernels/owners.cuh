@@ -20,7 +20,9 @@ inline constexpr int kFirstAxis = 3 - kConfig.rank;
 inline constexpr int kAdditional = kConfig.additional_tokens;
 inline constexpr int kBoxes = kConfig.boxes[0] * kConfig.boxes[1] * kConfig.boxes[2];
 inline constexpr int kThreads = 32 * kBoxes;
-static_assert(kConfig.box[0] * kConfig.box[1] * kConfig.box[2] * kConfig.heads == 16, "a warp's");
+// Of a warp: one or more times 16.
+inline constexpr int kRows = kConfig.box[0] * kConfig.box[1] * kConfig.box[2] * kConfig.heads;
+static_assert(kRows % 16 == 0 && kRows > 0, "");
 inline constexpr int kKeyColumns = kConfig.head_dim, kValueColumns = kConfig.head_dim_value;
 inline constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
@@ -118,7 +120,7 @@ VECINA_DEVICE Box first_owners(const Tile& tile) {
   return box;
 }
 
-// One of a thread's two rows.
+// One of a thread's rows.
 struct Row {
   int head;  // among the block's first
   int token[3];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of large windows share: a block owns a box of tokens, a warp 16 of them. Boxes
-// of the partners that they meet (tiles) pass through shared memory, the next one's copies under
-// way. A warp takes 16 partners at a time and skips those that none of its rows sees; pairs outside
-// of a row's own window are masked.
+// What the kernels of large windows share: a block owns a box of tokens, a warp 16 of them (of the
+// forward, also 32). Boxes of the partners that they meet (tiles) pass through shared memory, the
+// next one's copies under way. A warp takes as many partners at a time as it has rows and skips
+// those that none of its rows sees; pairs outside of a row's own window are masked.
 //
 // Partners have rows of two tensors: of head_dim columns (key; of keys, query) and of
 // head_dim_value columns (value; of keys, grad_output). Rows in shared memory are an odd number of
@@ -20,6 +20,9 @@ inline constexpr int kPartnersOfBox =
 static_assert(kPartners % 16 == 0 && kPartners <= 64 && kPartnersOfBox <= kPartners, "");
 static_assert(kConfig.heads == 1 && kConfig.items_of_block == 1, "");
 inline constexpr int kStages = 2;
+inline constexpr int kRowsOfThread = kRows / 8;
+inline constexpr int kStep = kRows;  // partners that a warp takes at once
+static_assert(kRows <= 32 && kPartners % kStep == 0, "");
 
 // Rows of one tensor.
 template <int kColumns>
@@ -48,7 +51,8 @@ using Mask = unsigned long long;  // a bit for each partner of a tile
 struct Tables {
   Partner partners[kPartners];
   Mask before[3][kPartners + 1];       // of axis a and t: partners with coordinates below t
-  Range visible[16 * kBoxes][3];       // of each row, from the block's first partner on
+  Tile tile;                           // where registers are needed for other things
+  Range visible[kRows * kBoxes][3];    // of each row, from the block's first partner on
 };
 
 // Tensors of partners, and of their facts.
@@ -101,12 +105,13 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
     }
     tables.before[a][t] = mask;
   }
+  if (threadIdx.x == 0) tables.tile = tile;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  if (lane < 16) {
+  if (lane < kRows) {
     const Row row = make_row(tile, box, lane);
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-      tables.visible[16 * warp + lane][a] = a < kFirstAxis ? Range{0, 1} : row.visible[a];
+      tables.visible[kRows * warp + lane][a] = a < kFirstAxis ? Range{0, 1} : row.visible[a];
     }
   }
 }
@@ -230,9 +235,9 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
 }
 
 // Columns that copies leave out shall be zero.
-VECINA_DEVICE void clear_stages(uint4* shared) {
+VECINA_DEVICE void clear_shared(uint4* shared, int bytes) {
   if constexpr (kIsPadded) {
-    for (int i = static_cast<int>(threadIdx.x); i < kStages * kStageBytes / 16; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < bytes / 16; i += kThreads) {
       shared[i] = make_uint4(0, 0, 0, 0);
     }
   }
@@ -328,8 +333,9 @@ VECINA_DEVICE void clear(float (&sums)[kTiles][4]) {
   for (int t = 0; t < kTiles; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = 0.0f;
 }
 
-// A warp's 16 rows with 16 partners: products over columns (logits, grad_output . value), from
-// which come weights and gradients of logits, first factors of what is added to the sums.
+// Of gradients: a warp's 16 rows with 16 partners: products over columns (logits, grad_output .
+// value), from which come weights and gradients of logits, first factors of what is added to the
+// sums.
 struct Pairs {
   float logits[2][4], differences[2][4];
 };
@@ -337,19 +343,32 @@ struct Factors {
   Weights weights, gradients;
 };
 
-// Walks the tiles of partners, in steps of 16 that some row of the warp sees:
+// A row's bits of the thread's partners alone: 8k + e at 2k + e.
+VECINA_DEVICE unsigned pack_bits(Mask mask) {
+  const auto pack = [](unsigned bits) {  // of two steps
+    bits &= 0x03030303u;
+    bits |= bits >> 6;
+    return (bits & 0xfu) | (bits >> 12 & 0xf0u);
+  };
+  return pack(static_cast<unsigned>(mask)) | pack(static_cast<unsigned>(mask >> 32)) << 8;
+}
+inline constexpr int kBits = kStep / 4;  // of a step
+inline constexpr unsigned kBitsOfStep = (1u << kBits) - 1;
+VECINA_DEVICE bool is_visible(unsigned bits, int k, int e) { return (bits >> (2 * k + e)) & 1; }
+
+// Walks the tiles of partners, in steps of kStep that some row of the warp sees:
 //   work.multiply<false, true>(stage, -, -, step, pairs)  products over columns
-//   work.weigh(stage, step, bits, pairs)                  makes factors of them
+//   work.weigh(stage, step, bits, pairs)                  makes factors of them (bits: is_visible)
 //   work.multiply<true, true>(stage, step, factors, next step, pairs)
-//                                  adds to sums, while the next step's products fill the waits
-template <class Work>
+//                                  adds to sums, while the next step's products fill the waits;
+//                                  one after the other where registers do not suffice for that
+template <class Pairs, class Factors, class Work>
 VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, const Tables& tables,
                                  int batch, int head, bool is_cleaned, Work& work) {
   extern __shared__ uint4 shared[];
-  constexpr unsigned kBitsOfThread = 0x0303u;  // among 16 partners
   const unsigned stages = shared_address(shared);
   const int first_row =
-      static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+      static_cast<int>(threadIdx.x) / 32 * kRows + static_cast<int>(threadIdx.x) % 32 / 4;
   const int tiles = count_tiles(tile);
   Walk walk, next;
   load_tile(params, tile, next, tables, batch, head, stages);
@@ -357,14 +376,18 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
   next.advance(tile);
 #pragma unroll 1
   for (int number = 0; number < tiles; ++number) {
-    Mask masks[2];
+    // Of two rows in a word.
+    unsigned masks[kRowsOfThread / 2], any = 0;
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread / 2; ++i) {
+      masks[i] = pack_bits(visible_partners(tables, walk, first_row + 16 * i)) |
+                 pack_bits(visible_partners(tables, walk, first_row + 16 * i + 8)) << 16;
+      any |= masks[i] | masks[i] >> 16;
+    }
     unsigned steps = 0;  // that the warp takes, a bit each
 #pragma unroll
-    for (int i = 0; i < 2; ++i) masks[i] = visible_partners(tables, walk, first_row + 8 * i);
-#pragma unroll
-    for (int step = 0; step < kPartners / 16; ++step) {
-      const auto bits = static_cast<unsigned>((masks[0] | masks[1]) >> (16 * step));
-      if ((bits & kBitsOfThread) != 0) steps |= 1u << step;
+    for (int step = 0; step < kPartners / kStep; ++step) {
+      if ((any >> (kBits * step) & kBitsOfStep) != 0) steps |= 1u << step;
     }
     steps = __reduce_or_sync(0xffffffffu, steps);
     walk = next;
@@ -389,8 +412,11 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
     next.advance(tile);
 #pragma unroll 1
     while (steps != 0) {
-      const unsigned bits[2] = {static_cast<unsigned>(masks[0] >> (16 * step)),
-                                static_cast<unsigned>(masks[1] >> (16 * step))};
+      unsigned bits[kRowsOfThread];
+#pragma unroll
+      for (int i = 0; i < kRowsOfThread; ++i) {
+        bits[i] = masks[i / 2] >> (16 * (i % 2) + kBits * step) & kBitsOfStep;
+      }
       factors = work.weigh(stage, step, bits, pairs);
       const int now = step;
       steps &= steps - 1;
@@ -398,14 +424,15 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
         work.template multiply<true, false>(stage, now, factors, 0, pairs);
       } else {
         step = __ffs(static_cast<int>(steps)) - 1;
-        work.template multiply<true, true>(stage, now, factors, step, pairs);
+        if constexpr (kRows == 16) {
+          work.template multiply<true, true>(stage, now, factors, step, pairs);
+        } else {
+          work.template multiply<true, false>(stage, now, factors, 0, pairs);
+          work.template multiply<false, true>(stage, 0, factors, step, pairs);
+        }
       }
     }
   }
-}
-// Of sum e of the products with partners 8k to 8k + 7 of a step.
-VECINA_DEVICE bool is_visible(const unsigned (&bits)[2], int k, int e) {
-  return (bits[e / 2] >> (8 * k + e % 2)) & 1;
 }
 
 }  // namespace vecina::cuda

@@ -9,7 +9,7 @@
 namespace vecina::cuda {
 namespace {
 
-static_assert(kConfig.of_keys && kAdditional == 0, "owners are keys");
+static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are keys");
 
 // What a warp holds of its rows.
 struct KeyWork {
@@ -82,7 +82,7 @@ struct KeyWork {
         const float shift = __uint_as_float(facts.z) + __uint_as_float(facts.w);
 #pragma unroll
         for (int e = column; e < 4; e += 2) {
-          const bool is_seen = is_visible(bits, k, e);
+          const bool is_seen = is_visible(bits[e / 2], k, e % 2);
           float& weight = pairs.logits[k][e];
           float& gradient = pairs.differences[k][e];
           weight = is_seen && inverse != 0.0f
@@ -121,8 +121,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   work.query_rows = place_by_rows<KeySide>();
   work.output_rows = place_by_rows<ValueSide>() + KeySide::kBytes;
   work.facts_place = static_cast<unsigned>(kRowsBytes + lane % 4 * 32);
-  walk_partners(params, tile, tables, item.batch, item.head * kConfig.head_group, is_cleaned,
-                work);
+  walk_partners<Pairs, Factors>(params, tile, tables, item.batch,
+                                item.head * kConfig.head_group, is_cleaned, work);
   bool is_good = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   const Tile tile = make_tile(params);
   const Box box = first_owners(tile);
   fill_tables(params, tile, box, tables);
-  clear_stages(shared);
+  clear_shared(shared, kStages * kStageBytes);
   __syncthreads();
   wait_for_previous();
   compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {

@@ -13,7 +13,7 @@
 namespace vecina::cuda {
 namespace {
 
-static_assert(!kConfig.of_keys, "owners are queries");
+static_assert(!kConfig.of_keys && kRows == 16, "owners are queries");
 constexpr int kTiles = 2 * KeySide::kSteps;  // of 8 columns
 
 VECINA_DEVICE float dot_rows(const unsigned (&a)[ValueSide::kSteps][4],
@@ -98,7 +98,7 @@ struct QueryWork {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = e / 2;
-        const bool is_seen = is_visible(bits, k, e);
+        const bool is_seen = is_visible(bits[i], k, e % 2);
         float& weight = pairs.logits[k][e];
         float& gradient = pairs.differences[k][e];
         weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum[i])) : 0.0f;
@@ -149,8 +149,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   work.value_place = place_by_columns<ValueSide>() + KeySide::kBytes;
   work.key_rows = place_by_rows<KeySide>();
   work.grad_output_rows = place_of_shared_rows();
-  walk_partners(params, tile, tables, item.batch, item.head / kConfig.head_group, is_cleaned,
-                work);
+  walk_partners<Pairs, Factors>(params, tile, tables, item.batch,
+                                item.head / kConfig.head_group, is_cleaned, work);
   bool is_good = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   const Tile tile = make_tile(params);
   const Box box = first_owners(tile);
   fill_tables(params, tile, box, tables);
-  clear_stages(shared);
+  clear_shared(shared, kStages * kStageBytes);
   __syncthreads();
   wait_for_previous();
   compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
