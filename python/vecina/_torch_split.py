@@ -157,13 +157,14 @@ class _Half:
         )
 
         def op(*args):
-            return run(args[: self.count], args[self.count :])
+            return run(args[: self.count], vt._with_flags(args[self.count :], 3))
 
         def fake(*args):
             return new_result(args[: self.count], args[self.count :])
 
         def backward_op(*args):
-            gradients = run_backward(args[: self.count], args[self.count], args[self.count + 1 :])
+            parameters = vt._with_flags(args[self.count + 1 :], 3)
+            gradients = run_backward(args[: self.count], args[self.count], parameters)
             return vt._or_empty(args[0], gradients)
 
         def backward_fake(*args):
@@ -203,7 +204,7 @@ class _Half:
 
 
 _WINDOW = (
-    "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, int[] output_stride, "
+    "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, int[] output_stride, "
     "bool right_aligned"
 )
 _qk = _Half(

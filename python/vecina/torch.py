@@ -72,6 +72,7 @@ _vecina.set_framework(
     (
         torch._C._len_torch_dispatch_stack,
         _has_transforms,
+        torch._C._is_tracing,
     ),
     torch._C._is_any_autocast_enabled,
     torch.is_grad_enabled,
@@ -96,10 +97,11 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     return gradients
 
 
-# The defined ops. Optional gradients are tensors of no element.
+# The defined ops. Optional gradients are tensors of no element. Flags are int[], because
+# torch.jit.trace takes no bool[].
 
 _PARAMETERS = (
-    "int rank, int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float? scale, "
+    "int rank, int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float? scale, "
     "int[] output_stride, int[]? extents, int[]? query_extent, str? backend"
 )
 _INPUTS = (
@@ -119,8 +121,13 @@ _library.define(
 )
 
 
+def _with_flags(parameters, at: int):
+    """The parameters of an op with is_causal, which stands there, as flags again."""
+    return (*parameters[:at], [bool(flag) for flag in parameters[at]], *parameters[at + 1 :])
+
+
 def _forward_op(*args):
-    return _attend_plain(*args, True)
+    return _attend_plain(*args[:_NUM_TENSORS], *_with_flags(args[_NUM_TENSORS:], 4), True)
 
 
 def _forward_fake(*args):
@@ -132,7 +139,8 @@ def _or_empty(query, gradients):
 
 
 def _backward_op(*args):
-    results, parameters = args[_NUM_TENSORS:-_NUM_PARAMETERS], args[-_NUM_PARAMETERS:]
+    results = args[_NUM_TENSORS:-_NUM_PARAMETERS]
+    parameters = _with_flags(args[-_NUM_PARAMETERS:], 4)
     gradients = _run_backward(args[:_NUM_TENSORS], *results, parameters)
     return _or_empty(args[0], gradients)
 
@@ -307,8 +315,8 @@ _apply_forward = _direct_apply(_Forward)
 def _listed(value, rank: int):
     """One value for each axis, as the schemas of the ops want it."""
     if isinstance(value, (bool, int)):
-        return [value] * max(rank, 1)
-    return list(value) if value is not None else []
+        value = [value] * max(rank, 1)
+    return [int(v) if isinstance(v, bool) else v for v in value] if value is not None else []
 
 
 def _schema_parameters(parameters):

@@ -8,6 +8,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -293,6 +294,50 @@ def test_flex_and_experimental_of_0_17():
     dense = [t.flatten(1, 2).transpose(1, 2) for t in (query, key, value)]
     masked = torch.nn.functional.scaled_dot_product_attention(*dense, attn_mask=seen)
     torch.testing.assert_close(masked.transpose(1, 2).reshape(wanted.shape), wanted)
+
+
+def test_flops_of_a_trace():
+    from vecina.compat import _flops
+
+    flops = vecina.compat.for_version("0.17.5").flops
+    query, key, value = qkv(1, 6, 8, 2, 4)
+
+    def call(query, key, value):
+        window = ((5, 3), 1, (1, 2), (True, False))
+        return vt.na2d(query, key, value, *window), vt.av(vt.qk(query, key, *window), value, *window)
+
+    class Traced(torch.nn.Module):
+        forward = staticmethod(call)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph, _ = torch.jit._get_trace_graph(Traced(), (query, key, value))
+    shape, window = tuple(query.shape), ((5, 3), (1, 2), (True, False))
+    half = 48 * 2 * 15 * 4  # tokens x heads x window x head_dim
+    counts = dict(forward=2 * half, qk=half, av=half)
+    found = {
+        node.kind(): _flops._HANDLES[node.kind()](list(node.inputs()), list(node.outputs()))
+        for node in graph.nodes()
+        if node.kind() in _flops._HANDLES
+    }
+    assert found == {f"vecina::{name}": count for name, count in counts.items()}
+    assert flops.na_qk_flop_count(shape, shape, *window, True, return_macs=True) == half
+    assert flops.na_av_flop_count(shape[:-1] + (15,), shape, *window, True) == 2 * half
+    assert flops.fna_flop_count(shape, shape, shape, *window, True) == 4 * half
+    with pytest.raises(ValueError, match="one shape"):
+        flops.fna_flop_count(shape, shape, shape[1:], *window, True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fvcore") is None, reason="needs fvcore")
+def test_flops_by_fvcore():
+    vecina.compat.install("natten", "0.17.5")
+    from natten import NeighborhoodAttention2D
+    from natten.flops import get_flops
+
+    tokens, dim, window = 6 * 8, 8, 5 * 3
+    layer = NeighborhoodAttention2D(dim, 2, (5, 3), (1, 2))
+    wanted = tokens * dim * (3 * dim + dim) + 2 * tokens * dim * window
+    assert get_flops(layer, randn(1, 6, 8, dim), disable_warnings=True) == wanted
 
 
 @pytest.mark.parametrize("version", ["0.20.1", "0.21.6"])

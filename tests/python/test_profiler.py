@@ -24,7 +24,7 @@ def rows_of(text):
 def test_table(capsys):
     run("--backprop", "-n", "4", "--heads-kv", "2", "--add-kv", "3", "--dim-value", "4", "-c", "1",
         "0", "-s", "2", "1", "--backend", "cutlass-fna", "--q-tile", "8", "8", "--kv-tile", "8",
-        "8", "--optimize", "--persistent", "--schedule", "coop")  # fmt: skip
+        "8", "--persistent", "--schedule", "coop")  # fmt: skip
     text = capsys.readouterr().out
     header, forward, backward, total = rows_of(text)
     assert text.startswith(" ") and "Profiler results" in text.splitlines()[0]
@@ -80,6 +80,13 @@ def test_pytorchs_own_attention(capsys):
         run("--backend", "fav2")
 
 
+def test_optimize_says_that_nothing_is_to_be_searched(capsys):
+    run("--optimize", "--optimize-warmup-steps", "2", "--backend", "cutlass-fna")
+    first, rest = capsys.readouterr().out.split("\n", 1)
+    assert first.startswith("Nothing to search") and profiler._device() in first
+    assert rows_of(rest)[-1][3] == "Total"
+
+
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
@@ -92,6 +99,7 @@ def test_pytorchs_own_attention(capsys):
         (["--dilation", "3", "1"], ValueError, "dilation"),
         (["--dtype", "e4m3"], NotImplementedError, "8-bit floats"),
         (["--dry-run", "--backend", "cudnn"], ValueError, "a dry run is for"),
+        (["--optimize", "--backend", "cudnn"], ValueError, "optimize is for"),
         (["-i", "1", "2", "3", "4"], ValueError, "one, two or three"),
     ],
 )

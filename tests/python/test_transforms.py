@@ -79,6 +79,24 @@ def test_export(decomposed):
         torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_jit_trace(grad):
+    def halves(query, key, value):
+        window = dict(kernel_size=3, is_causal=True)
+        return vt.av(vt.qk(query, key, **window).softmax(-1), value, **window)
+
+    x, other = torch.randn(2, 2, 6, 7, 8).unbind()
+    tensors, others = torch.randn(2, 3, 1, 9, 2, 4).unbind()
+    with torch.set_grad_enabled(grad), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = Net().eval()
+        for call, inputs, new in (
+            (net, (x,), (other,)), (halves, tensors.unbind(), others.unbind()),
+        ):  # fmt: skip
+            traced = torch.jit.trace(call, inputs)
+            torch.testing.assert_close(traced(*new), call(*new))
+
+
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(m) for m in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx, onnxscript and onnxruntime",

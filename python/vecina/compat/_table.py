@@ -310,6 +310,7 @@ _SWITCHES = (
     "use_tiled_na is_tiled_na_enabled use_gemm_na is_gemm_na_enabled use_flex_attention "
     "force_flex_attention"
 ).split()
+_FLOPS = ["add_natten_handle", "get_flops"]
 _CONFIGS = [
     f"get_{way}configs_for_{kind}"
     for kind in ("cutlass_fna", "cutlass_fmha", "cutlass_hopper_fna", "cutlass_hopper_fmha",
@@ -358,7 +359,7 @@ SUPPORT = {
         "profiling_utils.profiling": ("profiler", _PROFILES),
         "profiling_utils.formatting": ("profiler", ["Result"]),
         "profiling_utils.pretty_printer": ("profiler", ["print_table"]),
-        "profiling_utils.dry_run": ("profiler", ["dry_run"]),
+        "profiling_utils.dry_run": ("profiler", ["dry_run", "optimize"]),
     },
     "v017": {
         "context": (
@@ -367,7 +368,7 @@ SUPPORT = {
              "MemoryUsagePreference"],
         ),
         "types": ("_types", None),
-        "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "flops": ("_flops", [*_FLOPS, "fna_flop_count", "na_av_flop_count", "na_qk_flop_count"]),
         "libnatten": ("_internals", ["compute_delta"]),
         "utils": ("_checks", ["check_all_args", "get_num_na_weights"]),
         "utils.log": ("_log", ITSELF),
@@ -375,10 +376,10 @@ SUPPORT = {
     },
     "v015": {
         "context": ("_context", [*_HAS, *_GEMM]),
-        "flops": ("_flops", ["add_natten_handle", "get_flops"]),
+        "flops": ("_flops", _FLOPS),
         "utils.testing": ("_testing", None),
     },
-    "v014": {"flops": ("_flops", ["add_natten_handle", "get_flops"])},
+    "v014": {"flops": ("_flops", _FLOPS)},
     "natten_mps": {
         "_core": ("_port_backends", ["get_backend", "set_backend"]),
         "_core.ops": ("_port_backends", ITSELF),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import unittest
 
 from vecina.compat._backends import HAS_LIBNATTEN
@@ -21,10 +22,10 @@ _NEEDS = {
     "blackwell_kernels_not_supported": (False, "NATTEN's own kernels"),
     "nested_is_not_supported": (True, ""),
     "experimental_ops_are_not_supported": (True, ""),
-    "fvcore_is_not_available": (False, "fvcore's handles: not yet"),
+    "fvcore_is_not_available": (importlib.util.find_spec("fvcore") is not None, "no fvcore here"),
     "triton_is_not_supported": (False, "vecina does not go through Triton"),
     "torch_compile_is_not_supported": (True, ""),
-    "torch_flop_count_is_not_supported": (False, "torch's FLOP counter: not yet"),
+    "torch_flop_count_is_not_supported": (False, "expects that qk and av are not counted"),
     "not_running_extended_tests": (False, "extended tests"),
 }
 

@@ -3,7 +3,7 @@
 
 ``python -m vecina.compat.profiler -i 32 32 -w 7 7 --backprop`` takes the options of
 ``python -m natten.profiler``. Options that choose or tune NATTEN's kernels are taken and change
-nothing; there is nothing to optimize. ``xformers``, ``cudnn`` and ``fav2`` are PyTorch's own
+nothing; ``--optimize`` says so and profiles what vecina chooses. ``xformers``, ``cudnn`` and ``fav2`` are PyTorch's own
 attention and need a window that is the whole input. ``-c 0`` and ``-c false`` are not causal.
 """
 
@@ -284,6 +284,18 @@ def dry_run(
     print("vecina chooses its tiles itself: `vecina plan` shows them.")
 
 
+def optimize(problem: Problem, backend=None, fmha_backend=None, **tuning) -> None:
+    """Prints that nothing is to be searched: no tuning argument changes what vecina runs."""
+    if backend in SDPA_BACKENDS:
+        raise ValueError(f"optimize is for {', '.join(NATTEN_BACKENDS)}, not for {backend}.")
+    _backends.check(backend, _backends.FNA)
+    _backends.check(fmha_backend, _backends.FMHA)
+    print(
+        f"Nothing to search: vecina has one backend for tensors on {_device()} and cuts its tiles "
+        "itself. Leave backends and tile shapes out of your calls; `vecina plan` shows what runs."
+    )
+
+
 def print_table(title: str, headers, values, has_footer: bool = False) -> None:
     """Columns as wide as they need to be, with a line before the footer."""
     rows = [list(headers), *([str(value) for value in row] for row in values)]
@@ -386,7 +398,7 @@ def profile(
     backward_kv_tile, persistent, schedule, compile, dry_run, max_configs, optimize,
     optimize_warmup_steps, heads_kv=None,
 ) -> None:  # fmt: skip
-    """Prints the table of one problem, or with dry_run what may be chosen."""
+    """Prints the table of one problem, with dry_run what may be chosen instead."""
     if dry_run and optimize:
         raise ValueError("dry_run and optimize do not go together.")
     for name, pair in (
@@ -406,6 +418,8 @@ def profile(
     if dry_run:
         globals()["dry_run"](problem, backend, fmha_backend, backprop, compile, max_configs)
         return
+    if optimize:
+        globals()["optimize"](problem, backend, fmha_backend)
     results = do_profile(problem, backend, fmha_backend, warmup_steps, backprop)
     rows = [
         [r.framework, r.kernel_type, r.tag, r.op_name_formatted, str(r.num_calls), r.time_str]
