@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Neighborhood attention: each query attends to a window of keys around it.
 
-``vecina.torch`` and ``vecina.numpy`` hold the functions; this module imports neither framework.
+``vecina.torch``, ``vecina.numpy`` and ``vecina.mlx`` hold the functions; this module imports no
+framework.
 """
 
 import json as _json

@@ -11,6 +11,7 @@ gradients are float32 (float64 for float64).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 try:
@@ -96,13 +97,18 @@ def neighborhood_attention(
     )
 
 
+def check_rank(query, rank: int) -> None:
+    if np.ndim(query) != rank + 3:
+        raise ValueError(
+            f"query has {np.ndim(query)} dimensions; na{rank}d takes {rank + 3}: "
+            "[batch, tokens..., heads, head_dim]."
+        )
+
+
 def _of_rank(rank: int):
+    @functools.wraps(neighborhood_attention)
     def function(query, key, value, kernel_size, *args, **keywords):
-        if np.ndim(query) != rank + 3:
-            raise ValueError(
-                f"query has {np.ndim(query)} dimensions; na{rank}d takes {rank + 3}: "
-                "[batch, tokens..., heads, head_dim]."
-            )
+        check_rank(query, rank)
         return neighborhood_attention(query, key, value, kernel_size, *args, **keywords)
 
     function.__name__ = function.__qualname__ = f"na{rank}d"

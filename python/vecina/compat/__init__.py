@@ -2,9 +2,9 @@
 """The interfaces of NATTEN, natten-mps and natten-mlx, over vecina.
 
 ``vecina.compat.natten`` is today's NATTEN (0.21); ``v020``, ``v017``, ``v015`` and ``v014`` are its
-earlier releases; ``natten_mps`` and ``natten_mlx`` are the ports, the last one on NumPy arrays.
-``install("natten", version="0.17.5")`` makes ``import natten`` mean one of them, so that code
-written for it runs unchanged.
+earlier releases; ``natten_mps`` and ``natten_mlx`` are the ports, the last one on arrays of MLX or
+NumPy. ``install("natten", version="0.17.5")`` makes ``import natten`` mean one of them, so that
+code written for it runs unchanged.
 
 Names, order of arguments, defaults and types of errors are those of the release. Arguments that
 tune its kernels are taken and recorded (``recorded()``) and change nothing. ``qk`` and ``av`` are

@@ -80,8 +80,8 @@ class _Tree:
 
 def fill(name: str, release: str) -> None:
     """Fills the module called name, and makes its submodules, as release had them."""
-    front_name = "vecina.numpy" if release == "natten_mlx" else "vecina.torch"
-    front = importlib.import_module(front_name)
+    is_mlx = release == "natten_mlx"
+    front = importlib.import_module("vecina.compat._port_arrays" if is_mlx else "vecina.torch")
     tree = _Tree(sys.modules[name])
     for path, (support, names) in _table.SUPPORT.get(release, {}).items():
         real = importlib.import_module(f"vecina.compat.{support}")

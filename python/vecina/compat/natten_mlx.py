@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The functions of natten-mlx 0.3 on NumPy arrays. Its functions are rows of ``_table``.
+"""The functions of natten-mlx 0.3 on arrays of MLX, or of NumPy. They are rows of ``_table``.
 
-Arrays of MLX (and so its gradients, its nn modules and its own compat): not yet.
+Its nn modules and its own compat: not yet.
 """
 
 from vecina.compat import _build

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""vecina.mlx: the results and gradients of vecina.numpy, as MLX's arrays and by its transforms."""
+
+import numpy as np
+import pytest
+
+mx = pytest.importorskip("mlx.core")
+
+import vecina.mlx as vm  # noqa: E402
+import vecina.numpy as vn  # noqa: E402
+
+RNG = np.random.default_rng(0)
+WINDOW = dict(kernel_size=3, dilation=2, is_causal=True)
+LENGTHS = np.array([6, 5])
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+def more(samples):
+    shapes = dict(additional_keys=(samples, 2, 2, 4), additional_values=(samples, 2, 2, 3))
+    return {name: normal(*shape) for name, shape in shapes.items()}
+
+
+QKV = dict(query=normal(1, 11, 4, 4), key=normal(1, 11, 2, 4), value=normal(1, 11, 2, 3))
+#: function, its arrays, the rest
+CALLS = {
+    "na1d": ("na1d", {**QKV, **more(1), "bias": normal(4, 5)}, WINDOW),
+    "output_stride": ("neighborhood_attention", QKV, dict(kernel_size=4, output_stride=2)),
+    "packed": ("neighborhood_attention_varlen", {**QKV, **more(2)}, dict(lengths=LENGTHS, **{
+        **WINDOW, "dilation": 1})),
+    "padded": ("na1d", QKV, dict(lengths=np.array([[7]]), kernel_size=3)),
+    "attention": ("attention", {**QKV, **more(1)}, dict(is_causal=True, scale=0.3)),
+    "attention_varlen": ("attention_varlen", QKV, dict(lengths=LENGTHS)),
+    "qk": ("qk", dict(query=QKV["query"], key=QKV["key"], bias=normal(4, 5)), dict(kernel_size=3)),
+    "av": ("av", dict(attention=normal(1, 11, 4, 3), value=QKV["value"]), WINDOW),
+}  # fmt: skip
+WITHOUT_LSE = ("qk", "av")
+
+
+def slopes_of(name, arrays, rest, results, gradients):
+    """The gradients by vecina.numpy's own backward function, in the order of arrays."""
+    general = "neighborhood_attention" if name == "na1d" else name
+    named = dict(output=results[0], lse=results[-1], grad_lse=gradients[-1])
+    if name in WITHOUT_LSE:
+        named = {}
+    named["grad_weights" if name == "qk" else "grad_output"] = gradients[0]
+    found = getattr(vn, f"{general}_backward")(**arrays, **rest, **named)
+    return [found[f"grad_{key}"] for key in arrays]
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_values_and_gradients(case):
+    name, arrays, rest = CALLS[case]
+    extra = {} if name in WITHOUT_LSE else dict(return_lse=True)
+    wanted = getattr(vn, name)(**arrays, **rest, **extra)
+    wanted = wanted if extra else (wanted,)
+    weights = [normal(*a.shape) * np.isfinite(a) for a in wanted]
+
+    def loss(*given):
+        found = getattr(vm, name)(**dict(zip(arrays, given)), **rest, **extra)
+        found = found if extra else (found,)
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert isinstance(mine, mx.array)
+            np.testing.assert_array_equal(np.asarray(mine), theirs)
+        finite = [mx.where(mx.array(np.isfinite(a)), b, 0) for a, b in zip(wanted, found)]
+        return sum((a * mx.array(w)).sum() for a, w in zip(finite, weights))
+
+    given = [mx.array(array) for array in arrays.values()]
+    found = mx.grad(loss, argnums=list(range(len(given))))(*given)
+    slopes = slopes_of(name, arrays, rest, wanted, weights)
+    for mine, theirs in zip(found, slopes, strict=True):
+        np.testing.assert_allclose(np.asarray(mine), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_merging():
+    outputs, lses = [normal(1, 5, 2, 4) for _ in range(3)], [normal(1, 5, 2) for _ in range(3)]
+    wanted = vn.merge_attentions(outputs, lses)
+
+    def loss(*parts):
+        output, lse = vm.merge_attentions(parts[:3], parts[3:])
+        np.testing.assert_array_equal(np.asarray(output), wanted[0])
+        return output.sum() + lse.sum()
+
+    found = mx.grad(loss, argnums=list(range(6)))(*map(mx.array, [*outputs, *lses]))
+    slopes = vn.merge_attentions_backward(
+        outputs, lses, np.ones_like(wanted[0]), np.ones_like(wanted[1])
+    )
+    for mine, theirs in zip(found, [*slopes[0], *slopes[1]], strict=True):
+        np.testing.assert_allclose(np.asarray(mine), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes_and_views(dtype):
+    packed = mx.array(normal(2, 6, 5, 3, 2, 8)).astype(getattr(mx, dtype), stream=mx.cpu)
+    with mx.stream(mx.cpu):
+        views = [part.squeeze(3) for part in mx.split(packed, 3, axis=3)]
+        found, lse = vm.na2d(*views, 3, return_lse=True)
+        assert found.dtype == packed.dtype
+        assert lse.dtype == (mx.float64 if dtype == "float64" else mx.float32)
+        wide = [np.asarray(view.astype(mx.float64)) for view in views]
+        error = np.abs(np.asarray(found.astype(mx.float64)) - vn.na2d(*wide, 3)).max()
+        grad = mx.grad(lambda query: vm.na2d(query, *views[1:], 3).sum())(views[0])
+        assert grad.dtype == packed.dtype
+    assert error < {"bfloat16": 2e-2, "float16": 2e-3, "float64": 1e-12}[dtype]
+
+
+def test_what_does_not_fit():
+    query = mx.zeros((1, 6, 2, 4))
+    with pytest.raises(ValueError, match="kernel_size"):
+        vm.na1d(query, query, query, 7)
+    with pytest.raises(ValueError, match="na2d takes 5"):
+        vm.na2d(query, query, query, 3)
+    with pytest.raises(ValueError, match="value is ndarray; mlx.core.array"):
+        vm.na1d(query, query, np.zeros((1, 6, 2, 4)), 3)
+    for transform, array in ((mx.compile, query), (mx.vmap, query[None])):
+        with pytest.raises(ValueError, match="compile or vmap"):
+            transform(lambda q: vm.na1d(q, q, q, 3))(array)
+
+
+def test_natten_mlx():
+    import vecina.compat.natten_mlx as port
+
+    query, key, value = (mx.array(normal(2, 9, 2, 4)) for _ in range(3))
+    output, lse = port.na1d(query, key, value, 3, stride=2, return_lse=True)
+    logits = port.na1d_qk(query, key, 3, stride=2)
+    found = port.na1d_av(mx.exp(logits - lse[..., None]), value, 3, stride=2)
+    assert isinstance(found, mx.array)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(output), atol=1e-5)
+    varlen = port.na1d_varlen(query, key, value, mx.array([9, 5]), 3)
+    assert not np.asarray(varlen)[1, 5:].any()
+    grad = mx.grad(lambda q: port.na1d(q, key, value, 3).square().sum())(query)
+    assert np.asarray(grad).any()
+    merged, _ = port.merge_attentions([output, output], [lse, lse])
+    np.testing.assert_allclose(np.asarray(merged), np.asarray(output), atol=1e-6)
