@@ -100,6 +100,8 @@ if wants check; then
   for seed in 10000 20000 30000 40000; do  # case i has seed + i
     check "5000 cases, seed $seed" build/vecina check --cases 5000 --seed $seed
   done
+  check "2000 calls from Python" env VECINA_EXAMPLES=2000 tools/python.sh test \
+    tests/python/test_oracle.py
 fi
 if wants clang; then check "clang" tools/check_clang.sh; fi
 if wants wheels; then check "wheels" tools/wheels.sh; fi

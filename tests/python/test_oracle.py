@@ -19,8 +19,8 @@ except ImportError:
     BFLOAT16 = None
     del TOLERANCE["bfloat16"]
 
-#: Of all kinds together; VECINA_EXAMPLES=20000 for a long run.
-EXAMPLES = int(os.environ.get("VECINA_EXAMPLES", "2000"))
+#: Of all kinds together; `./dev test --full=check` takes 2000.
+EXAMPLES = int(os.environ.get("VECINA_EXAMPLES", "420"))
 
 
 class Arrays:
