@@ -61,7 +61,8 @@ def test_who_is_not_there_says_so():
     inputs = contestants.draw(SMALL[0])
     import vecina.compat
 
-    for name, module in (("natten", "natten"), ("natten-mps", "natten_mps")):
+    for name in ("natten", "natten-mps", "natten-mlx"):
+        module = name.replace("-", "_")
         if importlib.util.find_spec(module) is None:
             with pytest.raises(contestants.Unavailable, match="cannot be imported"):
                 contestants.find(name)(SMALL[0], inputs)

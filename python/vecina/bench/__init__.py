@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only some of {' '.join(_rows.features())}")
     add("--backends", metavar="A,B", default="cpu,sdpa",
         help="whom to compare: vecina's backends, sdpa (torch's, with a mask), flex "
-        "(FlexAttention), natten, natten-mps (cpu,sdpa)")
+        "(FlexAttention), natten, natten-mps, natten-mlx (cpu,sdpa)")
     add("--json", nargs="?", const="-", metavar="FILE",
         help="write JSON; - or nothing is standard output, the table then goes to standard error")
     add("--plot", metavar="FILE.png", help="draw the results as bars (needs matplotlib)")

@@ -179,7 +179,38 @@ def _natten_mps(row: Row, inputs: Inputs) -> Callable:
     return _with_merge(row, attend, lambda *parts: natten_mps.merge_attentions(*parts, False))
 
 
-_OTHERS = {"sdpa": _sdpa, "flex": _flex, "natten": _natten, "natten-mps": _natten_mps}
+def _natten_mlx(row: Row, inputs: Inputs) -> Callable:
+    natten_mlx = _package("natten_mlx")
+    import mlx.core as mx
+
+    def array(tensor):
+        if tensor is None:
+            return None
+        return mx.array(tensor.float().numpy()).astype(getattr(mx, row.dtype))
+
+    query, key, value, keys, values = map(array, inputs)
+    function = getattr(natten_mlx, f"na{len(row.tokens)}d")
+
+    def attend(return_lse: bool):
+        return function(
+            query, key, value, _window(row), return_lse=return_lse, additional_keys=keys,
+            additional_values=values,
+        )  # fmt: skip
+
+    call = _with_merge(row, attend, natten_mlx.merge_attentions)
+
+    def evaluated():
+        result = call()
+        mx.eval(result)
+        return result
+
+    return evaluated
+
+
+_OTHERS = {
+    "sdpa": _sdpa, "flex": _flex, "natten": _natten, "natten-mps": _natten_mps,
+    "natten-mlx": _natten_mlx,
+}  # fmt: skip
 
 
 def names() -> list[str]:
