@@ -14,7 +14,9 @@ import re
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "docs" / "reference"
-MODULES = ("vecina", "vecina.torch", "vecina.numpy", "vecina.mlx", "vecina.compat")
+MODULES = (
+    "vecina", "vecina.torch", "vecina.numpy", "vecina.mlx", "vecina.jax", "vecina.compat",
+)
 WIDTH = 100
 
 

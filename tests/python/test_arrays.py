@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""vecina.mlx: the results and gradients of vecina.numpy, as MLX's arrays and by its transforms."""
+"""vecina.mlx and vecina.jax: the results and gradients of vecina.numpy, by their own transforms."""
+
+import importlib
 
 import numpy as np
 import pytest
 
-mx = pytest.importorskip("mlx.core")
-
-import vecina.mlx as vm  # noqa: E402
-import vecina.numpy as vn  # noqa: E402
+import vecina.numpy as vn
 
 RNG = np.random.default_rng(0)
 WINDOW = dict(kernel_size=3, dilation=2, is_causal=True)
@@ -39,6 +38,23 @@ CALLS = {
 WITHOUT_LSE = ("qk", "av")
 
 
+@pytest.fixture(params=["mlx", "jax"])
+def framework(request):
+    """(functions, array of NumPy's, where, grad of a loss by every argument)."""
+    if request.param == "mlx":
+        mx = pytest.importorskip("mlx.core")
+        grad, array, where = mx.grad, mx.array, mx.where
+    else:
+        jax = pytest.importorskip("jax")
+        grad, array, where = jax.grad, jax.numpy.array, jax.numpy.where
+    module = importlib.import_module(f"vecina.{request.param}")
+
+    def slopes(loss, *arrays):
+        return grad(loss, argnums=tuple(range(len(arrays))))(*arrays)
+
+    return module, array, where, slopes
+
+
 def slopes_of(name, arrays, rest, results, gradients):
     """The gradients by vecina.numpy's own backward function, in the order of arrays."""
     general = "neighborhood_attention" if name == "na1d" else name
@@ -51,48 +67,53 @@ def slopes_of(name, arrays, rest, results, gradients):
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_values_and_gradients(case):
+def test_values_and_gradients(case, framework):
+    module, array, where, grad = framework
     name, arrays, rest = CALLS[case]
     extra = {} if name in WITHOUT_LSE else dict(return_lse=True)
     wanted = getattr(vn, name)(**arrays, **rest, **extra)
     wanted = wanted if extra else (wanted,)
     weights = [normal(*a.shape) * np.isfinite(a) for a in wanted]
 
-    def loss(*given):
-        found = getattr(vm, name)(**dict(zip(arrays, given)), **rest, **extra)
-        found = found if extra else (found,)
-        for mine, theirs in zip(found, wanted, strict=True):
-            assert isinstance(mine, mx.array)
-            np.testing.assert_array_equal(np.asarray(mine), theirs)
-        finite = [mx.where(mx.array(np.isfinite(a)), b, 0) for a, b in zip(wanted, found)]
-        return sum((a * mx.array(w)).sum() for a, w in zip(finite, weights))
+    def call(*given):
+        found = getattr(module, name)(**dict(zip(arrays, given)), **rest, **extra)
+        return found if extra else (found,)
 
-    given = [mx.array(array) for array in arrays.values()]
-    found = mx.grad(loss, argnums=list(range(len(given))))(*given)
+    def loss(*given):
+        finite = [where(array(np.isfinite(a)), b, 0) for a, b in zip(wanted, call(*given))]
+        return sum((a * array(w)).sum() for a, w in zip(finite, weights))
+
+    given = [array(each) for each in arrays.values()]
+    for mine, theirs in zip(call(*given), wanted, strict=True):
+        assert type(mine) is type(given[0])
+        np.testing.assert_array_equal(np.asarray(mine), theirs)
     slopes = slopes_of(name, arrays, rest, wanted, weights)
-    for mine, theirs in zip(found, slopes, strict=True):
+    for mine, theirs in zip(grad(loss, *given), slopes, strict=True):
         np.testing.assert_allclose(np.asarray(mine), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_merging():
+def test_merging(framework):
+    module, array, _, grad = framework
     outputs, lses = [normal(1, 5, 2, 4) for _ in range(3)], [normal(1, 5, 2) for _ in range(3)]
     wanted = vn.merge_attentions(outputs, lses)
+    given = [array(each) for each in [*outputs, *lses]]
+    for mine, theirs in zip(module.merge_attentions(given[:3], given[3:]), wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), theirs)
 
     def loss(*parts):
-        output, lse = vm.merge_attentions(parts[:3], parts[3:])
-        np.testing.assert_array_equal(np.asarray(output), wanted[0])
+        output, lse = module.merge_attentions(parts[:3], parts[3:])
         return output.sum() + lse.sum()
 
-    found = mx.grad(loss, argnums=list(range(6)))(*map(mx.array, [*outputs, *lses]))
     slopes = vn.merge_attentions_backward(
         outputs, lses, np.ones_like(wanted[0]), np.ones_like(wanted[1])
     )
-    for mine, theirs in zip(found, [*slopes[0], *slopes[1]], strict=True):
+    for mine, theirs in zip(grad(loss, *given), [*slopes[0], *slopes[1]], strict=True):
         np.testing.assert_allclose(np.asarray(mine), theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_dtypes_and_views(dtype):
+def test_dtypes_and_views_of_mlx(dtype):
+    mx, vm = pytest.importorskip("mlx.core"), importlib.import_module("vecina.mlx")
     packed = mx.array(normal(2, 6, 5, 3, 2, 8)).astype(getattr(mx, dtype), stream=mx.cpu)
     with mx.stream(mx.cpu):
         views = [part.squeeze(3) for part in mx.split(packed, 3, axis=3)]
@@ -106,7 +127,8 @@ def test_dtypes_and_views(dtype):
     assert error < {"bfloat16": 2e-2, "float16": 2e-3, "float64": 1e-12}[dtype]
 
 
-def test_what_does_not_fit():
+def test_what_does_not_fit_in_mlx():
+    mx, vm = pytest.importorskip("mlx.core"), importlib.import_module("vecina.mlx")
     query = mx.zeros((1, 6, 2, 4))
     with pytest.raises(ValueError, match="kernel_size"):
         vm.na1d(query, query, query, 7)
@@ -120,8 +142,8 @@ def test_what_does_not_fit():
 
 
 def test_natten_mlx():
-    import vecina.compat.natten_mlx as port
-
+    mx = pytest.importorskip("mlx.core")
+    port = importlib.import_module("vecina.compat.natten_mlx")
     query, key, value = (mx.array(normal(2, 9, 2, 4)) for _ in range(3))
     output, lse = port.na1d(query, key, value, 3, stride=2, return_lse=True)
     logits = port.na1d_qk(query, key, 3, stride=2)
@@ -134,3 +156,25 @@ def test_natten_mlx():
     assert np.asarray(grad).any()
     merged, _ = port.merge_attentions([output, output], [lse, lse])
     np.testing.assert_allclose(np.asarray(merged), np.asarray(output), atol=1e-6)
+
+
+def test_transforms_of_jax():
+    jax, vj = pytest.importorskip("jax"), importlib.import_module("vecina.jax")
+    tensors = [jax.numpy.asarray(normal(3, 1, 6, 5, 2, 8)) for _ in range(3)]
+
+    def call(query, key, value):
+        return vj.na2d(query, key, value, (3, 2), is_causal=(True, False))
+
+    wanted = np.stack([vn.na2d(*map(np.asarray, parts), (3, 2), is_causal=(True, False))
+                       for parts in zip(*tensors)])  # fmt: skip
+    for transformed in (jax.vmap(call), jax.jit(jax.vmap(call))):
+        np.testing.assert_array_equal(np.asarray(transformed(*tensors)), wanted)
+    slope = jax.jit(jax.grad(lambda query, *rest: call(query, *rest).sum()))
+    single = [tensor[0] for tensor in tensors]
+    bf16 = [tensor.astype(jax.numpy.bfloat16) for tensor in single]
+    exact, rounded = slope(*single), slope(*bf16)
+    assert rounded.dtype == jax.numpy.bfloat16
+    error = np.abs(np.asarray(rounded, np.float32) - np.asarray(exact)).max()
+    assert error < 2e-2 * np.abs(np.asarray(exact)).max()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="kernel_size 9 x dilation 1"):
+        vj.na2d(*single, 9).block_until_ready()
