@@ -288,6 +288,8 @@ def _call_op(half, tensors, parameters):
 
 def _cast(tensors):
     """As autocast does with the products of the framework."""
+    if tensors[0].is_meta:
+        return tensors
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors

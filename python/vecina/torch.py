@@ -384,6 +384,9 @@ def _is_plain(tensors) -> bool:
 def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
+    if query.is_meta:  # shapes only; autocast knows no such device
+        output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
+        return (output, lse) if return_lse else output
     if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(query.device.type)
         tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
@@ -402,7 +405,12 @@ def _call(tensors, parameters, return_lse: bool):
 
 def _dispatch(tensors, parameters, return_lse: bool):
     if not (_is_compiling() or _is_decomposing):
-        found = _attend(*tensors, *parameters, return_lse)
+        try:
+            found = _attend(*tensors, *parameters, return_lse)
+        except RuntimeError:
+            if not tensors[0].is_meta:
+                raise
+            found = None
         if found is not None and found is not False:
             return found
     return _call(tensors, parameters, return_lse)
@@ -466,11 +474,15 @@ def _of_rank(rank: int | None):
     ):
         found = None
         if not (_is_compiling() or _is_decomposing):
-            found = _attend(
-                query, key, value, additional_keys, additional_values, bias, lengths, None, rank,
-                kernel_size, stride, dilation, is_causal, scale, output_stride, None, None,
-                backend, return_lse,
-            )  # fmt: skip
+            try:
+                found = _attend(
+                    query, key, value, additional_keys, additional_values, bias, lengths, None,
+                    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, None,
+                    None, backend, return_lse,
+                )  # fmt: skip
+            except RuntimeError:  # DLPack has no such device
+                if not query.is_meta:
+                    raise
             if found is not None and found is not False:
                 return found
         if rank is not None and query.ndim != rank + 3:
@@ -482,7 +494,11 @@ def _of_rank(rank: int | None):
             rank or rank_of(query.shape), kernel_size, stride, dilation, is_causal, scale,
             output_stride, None, None, backend,
         )  # fmt: skip
-        if found is False and bias is additional_keys is additional_values is lengths is None:
+        if (
+            found is False
+            and bias is additional_keys is additional_values is lengths is None
+            and not query.is_meta
+        ):
             return _apply_forward(return_lse, parameters, query, key, value)
         tensors = (query, key, value, additional_keys, additional_values, bias, lengths, None)
         return _call(tensors, parameters, return_lse)

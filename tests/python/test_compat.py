@@ -104,15 +104,16 @@ def test_today():
     )  # fmt: skip
     got = natten.na2d(
         query, key, value, (3, 4), (1, 2), (2, 1), (True, False), 0.3, *more,
-        backend="hopper-fna", q_tile_shape=(8, 8), run_persistent_kernel=False,
-        torch_compile=True, return_lse=True,
+        backend="hopper-fna", q_tile_shape=(8, 8), kv_tile_shape=(8, 4),
+        run_persistent_kernel=False, torch_compile=True, return_lse=True,
     )  # fmt: skip
     for mine, his in zip(got, wanted):
         torch.testing.assert_close(mine, his, rtol=0, atol=0)
     given = vecina.compat.recorded()["na2d"]
     assert given == dict(
-        backend="hopper-fna", q_tile_shape=(8, 8), run_persistent_kernel=False, torch_compile=True
-    )
+        backend="hopper-fna", q_tile_shape=(8, 8), kv_tile_shape=(8, 4),
+        run_persistent_kernel=False, torch_compile=True,
+    )  # fmt: skip
     generic = natten.functional.neighborhood_attention_generic(query, key, value, 3)
     torch.testing.assert_close(generic, vt.na2d(query, key, value, 3), rtol=0, atol=0)
     reference = natten.backends.reference.na2d_reference(query, key, value, 3)
@@ -158,13 +159,13 @@ def test_attention_and_packed_sequences():
         query, key, value, *lengths
     )
     assert sums[0].tolist() == [0, 4, 9] and sums[1].tolist() == [0, 7, 12] and sums[2:] == (5, 7)
-    packed = dict(cumulative_seqlen_Q=sums[0], cumulative_seqlen_KV=sums[1])
+    names = [f"{what}_{side}" for what in ("cumulative_seqlen", "max_seqlen") for side in ("Q", "KV")]
+    packed = dict(zip(names, sums))
     torch.testing.assert_close(natten.attention(query, key, value, True, **packed), whole)
     with pytest.raises(ValueError, match="belong together"):
         natten.attention(query, key, value, seqlens_Q=lengths[0])
     with pytest.raises(ValueError, match="rise from 0 to 9"):
-        natten.attention(query, key, value, cumulative_seqlen_Q=sums[1],
-                         cumulative_seqlen_KV=sums[1])  # fmt: skip
+        natten.attention(query, key, value, **{**packed, "cumulative_seqlen_Q": sums[1]})
     parts = [natten.attention(query, part, part, return_lse=True) for part in (key, value)]
     merged = natten.merge_attentions(*zip(*parts))
     torch.testing.assert_close(merged, vt.merge_attentions(*map(list, zip(*parts))))
@@ -352,11 +353,11 @@ def test_kernels_by_name(version):
         for function in (f"{generic}_generic", f"na2d_{kernel}"):
             call = getattr(backends, function)
             got = call(query, key, value, 3, 2, 1, (False, True), q_tile_shape=(8, 8),
-                       return_lse=True)  # fmt: skip
+                       kv_tile_shape=(8, 8), return_lse=True)  # fmt: skip
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
     flat = [t.flatten(1, 2) for t in (query, key, value)]
     for kernel in ("cutlass_fmha", "cutlass_hopper_fmha", "cutlass_blackwell_fmha", "flex_fmha"):
-        got = getattr(backends, kernel)(*flat, scale=0.3, q_tile_size=64)
+        got = getattr(backends, kernel)(*flat, scale=0.3, q_tile_size=64, kv_tile_size=64)
         torch.testing.assert_close(got, vt.attention(*flat, scale=0.3), rtol=0, atol=0)
     assert ("is_causal" in inspect.signature(backends.cutlass_fmha).parameters) == (
         version == "0.21.6"

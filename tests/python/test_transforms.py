@@ -171,6 +171,22 @@ def test_autocast_trains(dtype):
         assert error < 0.05
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_meta_tensors_have_shapes(grad):
+    query = torch.zeros(2, 6, 7, 4, 8, device="meta", requires_grad=grad)
+    key = torch.zeros(2, 6, 7, 2, 8, device="meta")
+    output, lse = vt.na2d(query, key, key[..., :3], 3, output_stride=2, return_lse=True)
+    assert output.is_meta and output.shape == (2, 3, 4, 4, 3) and lse.shape == (2, 3, 4, 4)
+    assert output.requires_grad == grad
+    flat = [t.flatten(1, 2) for t in (query, key, key)]
+    assert vt.attention(*flat).shape == flat[0].shape
+    weights = vt.qk(query, key, 3)
+    assert weights.is_meta and weights.shape == (2, 6, 7, 4, 9)
+    assert vt.av(weights, key, 3).shape == query.shape
+    net = Net().to("meta")
+    assert net(torch.zeros(1, 6, 7, 8, device="meta")).shape == (1, 6, 7, 8)
+
+
 def test_flops():
     tensors = leaves(1, 8, 8, 2, 4)
     with FlopCounterMode(display=False) as counter:

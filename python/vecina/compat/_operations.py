@@ -46,6 +46,14 @@ def _is_on_host(tensor) -> bool:
 # NATTEN
 
 
+def _check_tiles(tuning: dict) -> None:
+    """Tiles of queries and of keys belong together, in each pass."""
+    for name, value in tuning.items():
+        other = name.replace("q_tile", "kv_tile")
+        if other != name and (value is None) != (tuning[other] is None):
+            raise ValueError(f"{name} and {other} belong together.")
+
+
 def natten_na(
     front, rank, query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
     rpb=None, additional_keys=None, additional_values=None, return_lse=False, backend=None,
@@ -58,6 +66,7 @@ def natten_na(
     if query.ndim != rank + 3 or rank not in (1, 2, 3):
         raise ValueError(f"query has {query.ndim} dimensions; batch, tokens, heads, head_dim.")
     _backends.check(backend, _backends.FNA)
+    _check_tiles(tuning)
     if not isinstance(kernel_schedule, (_types.KernelSchedule, type(None))):
         if kernel_schedule not in ("non", "coop", "pp"):
             raise ValueError(f"kernel_schedule {kernel_schedule!r} is none of non, coop, pp.")
@@ -148,6 +157,13 @@ def _packed_bounds(query, key, lengths: dict) -> list[tuple[int, int, int, int]]
         raise ValueError("cumulative_seqlen_Q and _KV need sequences + 1 numbers each.")
     if query.shape[0] != 1 or key.shape[0] != 1:
         raise ValueError(f"packed sequences need batch 1, not {query.shape[0]}.")
+    if lengths["seqlens_Q"] is None:
+        most = [lengths[f"max_seqlen_{side}"] for side in ("Q", "KV")]
+        totals = (query.shape[1], key.shape[1])
+        if not all(isinstance(n, int) and 0 <= n <= total for n, total in zip(most, totals)):
+            raise ValueError(f"max_seqlen_Q and _KV are {most}; int of at most {totals} is needed.")
+        if (most[0] == 0) != (most[1] == 0):
+            raise ValueError(f"max_seqlen_Q and _KV are {most}; both are 0, or none.")
     of_queries, of_keys = (s.tolist() for s in sums)
     for name, bounds, total in (("Q", of_queries, query.shape[1]), ("KV", of_keys, key.shape[1])):
         if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
@@ -169,6 +185,7 @@ def natten_attention(
     if query.ndim != 4:
         raise ValueError(f"query has {query.ndim} dimensions; [batch, queries, heads, head_dim].")
     _backends.check(backend, _backends.FMHA)
+    _check_tiles(tuning)
     _record("attention", {**tuning, "backend": backend})
     bounds = _packed_bounds(
         query,
@@ -178,6 +195,8 @@ def natten_attention(
             seqlens_KV=seqlens_KV,
             cumulative_seqlen_Q=cumulative_seqlen_Q,
             cumulative_seqlen_KV=cumulative_seqlen_KV,
+            max_seqlen_Q=max_seqlen_Q,
+            max_seqlen_KV=max_seqlen_KV,
         ),
     )
     if bounds is None:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""Each wrong argument: a ValueError that says so, and the type of the release's error in compat."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vecina.compat  # noqa: E402
+import vecina.torch as vt  # noqa: E402
+
+
+def zeros(*shape, **keywords):
+    return torch.zeros(shape, **keywords)
+
+
+TENSORS = dict(query=zeros(2, 8, 4, 4), key=zeros(2, 8, 2, 4), value=zeros(2, 8, 2, 4))
+MORE = dict(additional_keys=zeros(2, 3, 2, 4), additional_values=zeros(2, 3, 2, 4))
+#: What is wrong in a call of na1d, for NATTEN, natten-mps and vecina alike.
+WRONG = {
+    "rank": {name: zeros(2, 8, 8, 4, 4) for name in TENSORS},
+    "rank of key": dict(key=zeros(2, 4, 2, 2, 4)),
+    "tokens": dict(key=zeros(2, 7, 2, 4)),
+    "batch": dict(key=zeros(1, 8, 2, 4), value=zeros(1, 8, 2, 4)),
+    "head_dim": dict(key=zeros(2, 8, 2, 5)),
+    "heads of value": dict(value=zeros(2, 8, 4, 4)),
+    "heads do not divide": dict(key=zeros(2, 8, 3, 4), value=zeros(2, 8, 3, 4)),
+    "more heads of key": dict(key=zeros(2, 8, 8, 4), value=zeros(2, 8, 8, 4)),
+    "additional keys alone": dict(additional_keys=MORE["additional_keys"]),
+    "additional values alone": dict(additional_values=MORE["additional_values"]),
+    "additional head_dim": {**MORE, "additional_keys": zeros(2, 3, 2, 5)},
+    "additional batch": {name: zeros(1, 3, 2, 4) for name in MORE},
+    "additional tokens": {**MORE, "additional_values": zeros(2, 2, 2, 4)},
+    "additional heads": {name: zeros(2, 3, 3, 4) for name in MORE},
+    "additional rank": {name: zeros(2, 3, 8) for name in MORE},
+    "kernel_size 0": dict(kernel_size=0),
+    "kernel_size 3.0": dict(kernel_size=3.0),
+    "kernel_size of two axes": dict(kernel_size=(3, 3)),
+    "kernel_size exceeds": dict(kernel_size=9),
+    "dilation 0": dict(dilation=0),
+    "dilation -1": dict(dilation=-1),
+    "dilation '1'": dict(dilation="1"),
+    "dilation exceeds": dict(dilation=3),
+    "stride 0": dict(stride=0),
+    "stride exceeds": dict(stride=4),
+    "stride of two axes": dict(stride=(1, 1)),
+    "is_causal of two axes": dict(is_causal=(True, True)),
+}  # fmt: skip
+#: For NATTEN and vecina: natten-mps does not look at these.
+WRONG_TOO = {
+    "is_causal 1": dict(is_causal=1),
+    "dtype": dict(key=zeros(2, 8, 2, 4, dtype=torch.float64)),
+}
+#: For NATTEN alone.
+WRONG_THERE = {
+    "kernel_size 1": (dict(kernel_size=1), ValueError),
+    "kernel_schedule": (dict(kernel_schedule="nonesuch"), ValueError),
+    "backend": (dict(backend="nonesuch"), NotImplementedError),
+    "q_tile_shape alone": (dict(q_tile_shape=(64,)), ValueError),
+    "sparse": (dict(query=TENSORS["query"].to_sparse()), NotImplementedError),
+}
+
+
+def call(function, wrong):
+    return function(**{**TENSORS, "kernel_size": 3, **wrong})
+
+
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_TOO])
+def test_ours(name):
+    call(vt.na1d, {})
+    with pytest.raises(ValueError) as error:
+        call(vt.na1d, {**WRONG, **WRONG_TOO}[name])
+    assert len(str(error.value)) > 20
+
+
+@pytest.mark.parametrize("version", ["0.20.1", "0.21.6"])
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_TOO, *WRONG_THERE])
+def test_natten(name, version):
+    na1d = vecina.compat.for_version(version).na1d
+    call(na1d, {})
+    alike = {key: (wrong, ValueError) for key, wrong in {**WRONG, **WRONG_TOO}.items()}
+    wrong, error = {**alike, **WRONG_THERE}[name]
+    with pytest.raises(error):
+        call(na1d, wrong)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_natten_mps(name):
+    from vecina.compat import natten_mps
+
+    call(natten_mps.na1d, {})
+    with pytest.raises(ValueError):
+        call(natten_mps.na1d, WRONG[name])
+
+
+def int32(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+PACKED = dict(query=zeros(1, 9, 2, 4), key=zeros(1, 9, 2, 4), value=zeros(1, 9, 2, 4))
+SUMS = dict(cumulative_seqlen_Q=int32(0, 4, 9), cumulative_seqlen_KV=int32(0, 4, 9))
+MOST = dict(max_seqlen_Q=5, max_seqlen_KV=5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(query=zeros(9, 2, 4)),
+        dict(value=zeros(1, 8, 2, 4)),
+        dict(seqlens_Q=int32(4, 5)),
+        dict(seqlens_Q=int32(4, 5), seqlens_KV=[4, 5]),
+        dict(seqlens_Q=int32(4, 5), seqlens_KV=torch.tensor([4, 5])),
+        dict(seqlens_Q=int32(4, 5), seqlens_KV=int32(4, 5)[None]),
+        dict(seqlens_Q=int32(4, 5), seqlens_KV=int32(9)),
+        dict(seqlens_Q=int32(), seqlens_KV=int32()),
+        dict(cumulative_seqlen_Q=int32(0, 4, 9), **MOST),
+        dict(cumulative_seqlen_Q=int32(0), cumulative_seqlen_KV=int32(0), **MOST),
+        dict(**SUMS),
+        dict(**SUMS, max_seqlen_Q=5),
+        dict(**SUMS, max_seqlen_Q=5.0, max_seqlen_KV=5),
+        dict(**SUMS, max_seqlen_Q=10, max_seqlen_KV=5),
+        dict(**SUMS, max_seqlen_Q=0, max_seqlen_KV=5),
+        dict(**SUMS, max_seqlen_Q=-1, max_seqlen_KV=-1),
+        dict(**SUMS, **MOST, query=zeros(2, 9, 2, 4), key=zeros(2, 9, 2, 4),
+             value=zeros(2, 9, 2, 4)),
+    ],
+    ids=lambda wrong: " ".join(wrong),
+)  # fmt: skip
+def test_attention_of_natten(wrong):
+    attention = vecina.compat.for_version("0.21").attention
+    attention(**PACKED, **SUMS, **MOST)
+    with pytest.raises(ValueError):
+        attention(**{**PACKED, **wrong})
