@@ -565,6 +565,19 @@ def test_token_permutation(layout, tile, dilation, flip):
         at += rank_in([n % t for n, t in zip(inner, tile)], tile)
         row = math.prod(steps) + rank_in(groups, steps)  # of the second batch
         assert torch.equal(permuted[row, at], tensor[(1, *token)])
+    # As 0.20 had it: the groups with the heads.
+    old = vecina.compat.for_version("0.20.1").token_permute
+    padded, padding = old.maybe_pad(tensor, tile, dilation)
+    together, shape, rest = old.token_permute(padded, tile, dilation, flip)
+    groups = math.prod(steps)
+    apart = together.unflatten(2, (groups, 2)).movedim(2, 1).flatten(0, 1)
+    assert shape == group and torch.equal(apart, permuted)
+    whole = old.token_unpermute(together, tile, shape, rest, dilation, flip)
+    assert torch.equal(old.maybe_unpad(whole, padding), tensor)
+    with pytest.raises(ValueError, match="maybe_pad"):
+        old.token_permute(padded[:, 1:], tile, dilation, flip)
+    with pytest.raises(ValueError, match="tiles of"):
+        old.token_unpermute(together, tile, shape, [n + 1 for n in rest], dilation, flip)
     with pytest.raises(ValueError, match="dimensions"):
         permute(tensor[0, 0, 0], tile)
     with pytest.raises(ValueError, match="tile_shape"):

@@ -340,7 +340,9 @@ SUPPORT = {
         "context": ("_context", [*_MEMORY, *_FLEX, "NattenContext", "MemoryUsagePreference"]),
         "backends": ("_backends", [*_CONFIGS, *_CHOICES]),
         "token_permute": (
-            "_token_permute", ["token_permute_operation", "token_unpermute_operation"]
+            "_token_permute",
+            ["token_permute_operation", "token_unpermute_operation", "maybe_pad", "maybe_unpad",
+             "token_permute", "token_unpermute"],
         ),
         "types": ("_types", None),
         "utils.checks": ("_checks", None),

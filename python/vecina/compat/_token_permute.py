@@ -3,6 +3,7 @@
 
 An axis is split as token = (tile * tile_shape + place) * dilation + group. All groups come first,
 then all tiles, then the places, each over the axes in order, or in reverse with flip_tiled_dims.
+The other four functions are those of 0.20.0 to 0.21.1, where the groups lie with the heads.
 """
 
 from __future__ import annotations
@@ -27,6 +28,29 @@ def _tiles(layout, tile_shape, dilation) -> list[int]:
     return [-(-n // (t * d)) for n, t, d in zip(layout, tile_shape, dilation)]
 
 
+def _rank_of(tensor: Tensor) -> int:
+    if tensor.ndim not in (4, 5, 6):
+        raise ValueError(f"tensor has {tensor.ndim} dimensions; 4, 5 or 6 are needed.")
+    return tensor.ndim - 3
+
+
+def maybe_pad(tensor: Tensor, tile_shape, dilation=None):
+    """(tensor with zeros up to whole tiles, how many along each axis)."""
+    tile_shape, dilation, _ = _axes(_rank_of(tensor), tile_shape, dilation, False)
+    layout = tensor.shape[1:-2]
+    tiles = _tiles(layout, tile_shape, dilation)
+    missing = tuple(r * t * d - n for r, t, d, n in zip(tiles, tile_shape, dilation, layout))
+    return pad(tensor, [0, 0, 0, 0, *(n for m in reversed(missing) for n in (0, m))]), missing
+
+
+def maybe_unpad(tensor: Tensor, padding) -> Tensor:
+    """tensor without the padding at the end of each axis."""
+    if len(padding) != _rank_of(tensor):
+        raise ValueError(f"padding is {padding!r}; {tensor.ndim - 3} numbers are needed.")
+    kept = (slice(n - m) for n, m in zip(tensor.shape[1:-2], padding))
+    return tensor[(slice(None), *kept)].contiguous()
+
+
 def token_permute_operation(
     tensor: Tensor, tile_shape, dilation=None, flip_tiled_dims: bool = True, use_torch: bool = True
 ):
@@ -35,14 +59,10 @@ def token_permute_operation(
     permuted is [batch * groups, padded tokens of a group, heads, dim]; padding is 0. use_torch is
     taken and changes nothing.
     """
-    rank = tensor.ndim - 3
-    if rank not in (1, 2, 3):
-        raise ValueError(f"tensor has {tensor.ndim} dimensions; 4, 5 or 6 are needed.")
-    tile_shape, dilation, order = _axes(rank, tile_shape, dilation, flip_tiled_dims)
+    tile_shape, dilation, order = _axes(_rank_of(tensor), tile_shape, dilation, flip_tiled_dims)
     batch, *layout, heads, dim = tensor.shape
     tiles = _tiles(layout, tile_shape, dilation)
-    missing = [r * t * d - n for r, t, d, n in zip(tiles, tile_shape, dilation, layout)]
-    padded = pad(tensor, [0, 0, 0, 0, *(n for m in reversed(missing) for n in (0, m))])
+    padded, _ = maybe_pad(tensor, tile_shape, dilation)
     split = [n for axis in zip(tiles, tile_shape, dilation) for n in axis]
     places = [1 + 3 * axis + part for part in (2, 0, 1) for axis in order]
     permuted = padded.reshape(batch, *split, heads, dim).permute(0, *places, -2, -1)
@@ -74,3 +94,35 @@ def token_unpermute_operation(
     padded = [r * t * d for r, t, d in zip(tiles, tile_shape, dilation)]
     whole = whole.reshape(batch, *padded, *tensor.shape[2:])
     return whole[(slice(None), *(slice(n) for n in token_layout_shape))].contiguous()
+
+
+def token_permute(tensor: Tensor, tile_shape, dilation=None, flip_tiled_dims: bool = True):
+    """(permuted, extents of a dilation group, tiles along each axis) of whole tiles.
+
+    permuted is [batch, tokens of a group, groups * heads, dim].
+    """
+    _, missing = maybe_pad(tensor, tile_shape, dilation)
+    if any(missing):
+        raise ValueError(
+            f"tensor is {tuple(tensor.shape)}; tiles of {tile_shape!r} with dilation {dilation!r} "
+            f"leave {missing} tokens: maybe_pad() first."
+        )
+    permuted, _, group = token_permute_operation(tensor, tile_shape, dilation, flip_tiled_dims)
+    batch = tensor.shape[0]
+    permuted = permuted.unflatten(0, (batch, len(permuted) // batch)).movedim(1, 2).flatten(2, 3)
+    return permuted.contiguous(), group, tuple(n // t for n, t in zip(group, tile_shape))
+
+
+def token_unpermute(
+    tensor: Tensor, tile_shape, orig_shape, rest_shape, dilation=None, flip_tiled_dims: bool = True
+) -> Tensor:
+    """[batch, tokens..., heads, dim] of what token_permute() gave, with the extents it gave."""
+    tile_shape, steps, _ = _axes(len(orig_shape), tile_shape, dilation, flip_tiled_dims)
+    if tuple(n * t for n, t in zip(rest_shape, tile_shape)) != tuple(orig_shape):
+        raise ValueError(f"{rest_shape!r} tiles of {tile_shape!r} are not {orig_shape!r} tokens.")
+    groups = math.prod(steps)
+    if tensor.ndim != 4 or tensor.shape[2] % groups:
+        raise ValueError(f"tensor is {tuple(tensor.shape)}; {groups} groups of heads are needed.")
+    apart = tensor.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1)
+    layout = [n * d for n, d in zip(orig_shape, steps)]
+    return token_unpermute_operation(apart, layout, tile_shape, steps, flip_tiled_dims)
