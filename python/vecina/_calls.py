@@ -63,8 +63,8 @@ def _call_of(name: str, signature, args, keywords) -> tuple[Call, bool]:
     return Call(arrays, forward, backward, given), is_first_only
 
 
-def functions(run: Callable[[str, Call], tuple]) -> dict[str, Callable]:
-    """The functions of vecina.numpy by name, of arrays that run() takes and gives."""
+def functions(run: Callable[[str, Call], tuple], module: str) -> dict[str, Callable]:
+    """The functions of vecina.numpy by name, of arrays that run() takes and gives, for a module."""
 
     def make(name):
         original = getattr(vn, name)
@@ -109,4 +109,7 @@ def functions(run: Callable[[str, Call], tuple]) -> dict[str, Callable]:
         arrays = dict(enumerate([*outputs, *lses]))
         return run("merge_attentions", Call(arrays, forward, backward, {}))
 
-    return {**made, "merge_attentions": merge_attentions}
+    made["merge_attentions"] = merge_attentions
+    for function in made.values():
+        function.__module__ = module
+    return made

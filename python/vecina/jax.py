@@ -83,9 +83,27 @@ def _run(name: str, call: _calls.Call) -> tuple:
     return run(*call.arrays.values())
 
 
-_functions = _calls.functions(_run)
-for _name, _function in _functions.items():
-    _function.__module__ = __name__
-globals().update(_functions)
+_functions = _calls.functions(_run, __name__)
+attention = _functions["attention"]
+attention_varlen = _functions["attention_varlen"]
+av = _functions["av"]
+merge_attentions = _functions["merge_attentions"]
+na1d = _functions["na1d"]
+na2d = _functions["na2d"]
+na3d = _functions["na3d"]
+neighborhood_attention = _functions["neighborhood_attention"]
+neighborhood_attention_varlen = _functions["neighborhood_attention_varlen"]
+qk = _functions["qk"]
 
-__all__ = sorted(_functions)
+__all__ = [
+    "attention",
+    "attention_varlen",
+    "av",
+    "merge_attentions",
+    "na1d",
+    "na2d",
+    "na3d",
+    "neighborhood_attention",
+    "neighborhood_attention_varlen",
+    "qk",
+]
