@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs the unchanged tests of NATTEN or natten-mps, out of a clone of it, on vecina.compat in .venv.
+# Runs the unchanged tests of NATTEN or natten-mps, out of a clone of it, on vecina.compat in .venv
+# (PYTHON names another interpreter).
 # usage: tools/peer_tests.sh natten|natten_mps VERSION CLONE [ARGUMENT of pytest...]
 #   for example  tools/peer_tests.sh natten 0.17.5 ~/NATTEN -k test_na2d
 set -eu
-[ $# -ge 3 ] || { sed -n '3,5s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '3,6s/^# *//p' "$0" >&2; exit 2; }
 name=$1 version=$2 clone=$3
 shift 3
-python=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python
+python=${PYTHON:-$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 git -C "$clone" archive "v$version" tests | tar -x -C "$folder"

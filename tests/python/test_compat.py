@@ -164,8 +164,31 @@ def test_attention_and_packed_sequences():
     torch.testing.assert_close(natten.attention(query, key, value, True, **packed), whole)
     with pytest.raises(ValueError, match="belong together"):
         natten.attention(query, key, value, seqlens_Q=lengths[0])
-    with pytest.raises(ValueError, match="rise from 0 to 9"):
+    with pytest.raises(ValueError, match="rise from 0 to at most 9"):
         natten.attention(query, key, value, **{**packed, "cumulative_seqlen_Q": sums[1]})
+    compiled = torch.compile(
+        lambda q, k, v, packed: natten.attention(q, k, v, True, **packed), fullgraph=True,
+        backend="aot_eager",
+    )  # fmt: skip
+    torch.testing.assert_close(compiled(query, key, value, packed), whole)
+    # Tokens after the last sequence, and sequences without queries or keys.
+    bounds = [0, 4, 4, 6, 8], [0, 3, 5, 5, 9]
+    sums = [torch.tensor(b, dtype=torch.int32) for b in bounds]
+    packed = dict(zip(names, (*sums, 4, 4)))
+    query.requires_grad_()
+    output, lse = natten.attention(query, key, value, return_lse=True, **packed)
+    for a, b, c, d in zip(bounds[0], bounds[0][1:], bounds[1], bounds[1][1:]):
+        if a < b and c < d:
+            alone = vt.attention(query[:, a:b], key[:, c:d], value[:, c:d])
+            torch.testing.assert_close(output[:, a:b], alone)
+    blank = [4, 5, 8]
+    assert not output[:, blank].any() and torch.isneginf(lse[:, blank]).all()
+    assert torch.isfinite(lse[:, [0, 1, 2, 3, 6, 7]]).all()
+    (grad,) = torch.autograd.grad(output.sum(), query)
+    assert not grad[:, blank].any() and grad[:, :4].any()
+    nothing = dict(zip(names, (*(s * 0 for s in sums), 0, 0)))
+    assert not natten.attention(query, key, value, **nothing).any()
+    query = query.detach()
     parts = [natten.attention(query, part, part, return_lse=True) for part in (key, value)]
     merged = natten.merge_attentions(*zip(*parts))
     torch.testing.assert_close(merged, vt.merge_attentions(*map(list, zip(*parts))))
@@ -584,3 +607,25 @@ def test_token_permutation(layout, tile, dilation, flip):
         permute(tensor, (*tile, 2))
     with pytest.raises(ValueError, match="groups"):
         unpermute(permuted[:, 1:], layout, tile, dilation, flip)
+
+
+def test_everything_compiles_without_a_graph_break():
+    today, old = (vecina.compat.for_version(v) for v in ("0.21.6", "0.17.5"))
+    port = importlib.import_module("vecina.compat.natten_mps")
+    tensors = qkv(1, 6, 8, 2, 4)
+    first = [heads_first(t) for t in tensors]
+    flat = [t.flatten(1, 2) for t in tensors]
+    tiles = dict(backend="cutlass-fna", q_tile_shape=(8, 8), kv_tile_shape=(8, 8))
+    parts = [today.attention(*flat, return_lse=True) for _ in range(2)]
+    for call, inputs in (
+        (lambda q, k, v: today.na2d(q, k, v, (3, 4), 2, 1, True, return_lse=True, **tiles), tensors),
+        (lambda q, k, v: today.attention(q, k, v, True), flat),
+        (lambda *p: today.merge_attentions(p[:2], p[2:]), [*zip(*parts)][0] + [*zip(*parts)][1]),
+        (lambda q, k: old.functional.na2d_qk(q, k, 3, 2), first[:2]),
+        (lambda q, k, v: port.na2d(q, k, v, 3, stride=2), tensors),
+        (lambda q, k: port.na2d_qk(q, k, 3), tensors[:2]),
+        (today.NeighborhoodAttention2D(8, 2, 3), [randn(1, 6, 8, 8)]),
+        (old.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True), [randn(1, 6, 8, 8)]),
+    ):
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), call(*inputs))

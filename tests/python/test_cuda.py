@@ -142,8 +142,24 @@ def test_host_and_device_tensors_do_not_mix():
         vt.na1d(query.cuda(), key, value, 3)
 
 
-def test_lengths_are_refused_with_a_sentence():
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_lengths_are_refused_with_a_sentence(device):
     query, key, value = (t.cuda() for t in tensors(*[(2, 9, 2, 8)] * 3, dtype=torch.float32))
-    lengths = torch.tensor([[9], [5]], device="cuda")
-    with pytest.raises(NotImplementedError, match="lengths of samples"):
+    lengths = torch.tensor([[9], [5]], device=device)
+    with pytest.raises(NotImplementedError if device == "cuda" else ValueError, match="lengths"):
         vt.na1d(query, key, value, 3, lengths=lengths)
+
+
+def test_the_reference_of_natten_takes_tensors_of_a_device():
+    from vecina.compat import natten
+
+    inputs = [t.cuda().requires_grad_() for t in tensors(*[(1, 9, 2, 8)] * 3, dtype=torch.float32)]
+    more = [t.cuda() for t in tensors(*[(1, 2, 2, 8)] * 2, dtype=torch.float32)]
+    found, lse = natten.backends.reference.na1d_reference(
+        *inputs, 3, additional_keys=more[0], additional_values=more[1], return_lse=True
+    )
+    wanted = natten.na1d(*inputs, 3, additional_keys=more[0], additional_values=more[1])
+    assert found.is_cuda and lse.is_cuda
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    for mine, theirs in zip(*(torch.autograd.grad(o.sum(), inputs) for o in (found, wanted))):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import importlib.machinery
@@ -16,9 +17,12 @@ def _define(name: str, arguments: str, run):
     """A function of this name and these arguments that calls run(name=value, ...).
 
     Made from text, as collections.namedtuple does, so that its signature and its TypeErrors are
-    those of a function written by hand.
+    those of a function written by hand, and torch.compile sees no more than one.
     """
-    code = compile(f"def {name}({arguments}):\n    return _run(**locals())", "<compat>", "exec")
+    head = f"def {name}({arguments}):\n    "
+    parsed = ast.parse(f"{head}pass").body[0].args
+    passed = ", ".join(f"{arg.arg}={arg.arg}" for arg in [*parsed.args, *parsed.kwonlyargs])
+    code = compile(f"{head}return _run({passed})", "<compat>", "exec")
     scope = {"_run": run}
     exec(code, scope)
     return scope[name]

@@ -11,6 +11,7 @@ from torch import Tensor
 from vecina.compat._backends import HAS_LIBNATTEN  # noqa: F401
 
 _NUM_RAND_SWEEP_TESTS = int(os.environ.get("NATTEN_RAND_SWEEP_TESTS", "1000"))
+_RUN_ADDITIONAL_KV_TESTS = os.environ.get("NATTEN_RUN_ADDITIONAL_KV_TESTS", "1") != "0"
 _RUN_FLEX_TESTS = os.environ.get("NATTEN_RUN_FLEX_TESTS", "1") != "0"
 
 

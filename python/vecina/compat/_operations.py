@@ -6,6 +6,7 @@ Each takes the front, the rank (0: from the tensors) and the arguments by the re
 
 from __future__ import annotations
 
+import math
 import sys
 
 from vecina._windows import Axis, axis_lists
@@ -41,6 +42,12 @@ def _dense(*tensors) -> None:
 
 def _is_on_host(tensor) -> bool:
     return str(getattr(tensor, "device", "cpu")) == "cpu"
+
+
+def _is_compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_dynamo_compiling()
 
 
 # NATTEN
@@ -107,10 +114,17 @@ def flex_mask(front, rank, na_dim, input_size, kernel_size, dilation, is_causal)
 
 
 def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
-    """By vecina's reference, which sums in double."""
+    """By vecina's reference, which sums in double and runs on the host: tensors go there and back."""
     for name in ("stride", "dilation", "is_causal"):
         if keywords[name] is None:
             del keywords[name]
+    if not _is_on_host(query):
+        device, query, key, value = query.device, query.cpu(), key.cpu(), value.cpu()
+        for name in ("additional_keys", "additional_values"):
+            if keywords.get(name) is not None:
+                keywords[name] = keywords[name].cpu()
+        found = natten_reference(front, rank, query, key, value, kernel_size, **keywords)
+        return tuple(t.to(device) for t in found) if isinstance(found, tuple) else found.to(device)
     return front.neighborhood_attention(
         query, key, value, kernel_size, backend="reference", **keywords
     )
@@ -166,9 +180,9 @@ def _packed_bounds(query, key, lengths: dict) -> list[tuple[int, int, int, int]]
             raise ValueError(f"max_seqlen_Q and _KV are {most}; both are 0, or none.")
     of_queries, of_keys = (s.tolist() for s in sums)
     for name, bounds, total in (("Q", of_queries, query.shape[1]), ("KV", of_keys, key.shape[1])):
-        if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+        if bounds[0] != 0 or bounds[-1] > total or bounds != sorted(bounds):
             raise ValueError(
-                f"cumulative lengths {name} are {bounds}; they must rise from 0 to {total}."
+                f"cumulative lengths {name} are {bounds}; they must rise from 0 to at most {total}."
             )
     return list(zip(of_queries, of_queries[1:], of_keys, of_keys[1:]))
 
@@ -178,7 +192,10 @@ def natten_attention(
     seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None, cumulative_seqlen_KV=None,
     max_seqlen_Q=None, max_seqlen_KV=None, **tuning,
 ):  # fmt: skip
-    """Packed sequences are one call on the CPU; on a device one call each."""
+    """Packed sequences are one call on the CPU; on a device one call each.
+
+    Queries after the last sequence, and those of a sequence without keys, give 0 and lse -inf.
+    """
     from vecina.compat import _backends
 
     _dense(query, key, value)
@@ -187,6 +204,13 @@ def natten_attention(
     _backends.check(backend, _backends.FMHA)
     _check_tiles(tuning)
     _record("attention", {**tuning, "backend": backend})
+    if max_seqlen_Q is not None and _is_on_host(query) and _is_compiling():
+        # Nothing can be looked at; one op, which wants every token to be some sequence's.
+        return front.attention_varlen(
+            query, key, value, cumulative_seqlen_KV.diff(), bool(is_causal), scale,
+            query_lengths=cumulative_seqlen_Q.diff(), max_length=max_seqlen_KV,
+            max_query_length=max_seqlen_Q, return_lse=return_lse,
+        )  # fmt: skip
     bounds = _packed_bounds(
         query,
         key,
@@ -203,21 +227,30 @@ def natten_attention(
         return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
     import torch
 
-    if _is_on_host(query) and all(a < b for a, b, _, _ in bounds):
+    def nothing(queries: int):
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        output = query.new_zeros(1, queries, query.shape[2], value.shape[-1])
+        return output, query.new_full(output.shape[:-1], -math.inf, dtype=dtype)
+
+    end, end_of_keys = bounds[-1][1], bounds[-1][3]
+    if _is_on_host(query) and all(a < b and c < d for a, b, c, d in bounds):
         queries = torch.tensor([b - a for a, b, _, _ in bounds])
         keys = torch.tensor([d - c for _, _, c, d in bounds])
-        return front.attention_varlen(
-            query, key, value, keys, bool(is_causal), scale, query_lengths=queries,
-            return_lse=return_lse,
-        )  # fmt: skip
-    parts = [
-        front.attention(
-            query[:, a:b], key[:, c:d], value[:, c:d], bool(is_causal), scale, return_lse=True
-        )
-        for a, b, c, d in bounds
-        if a < b
-    ]
-    output, lse = (torch.cat([part[i] for part in parts], 1) for i in (0, 1))
+        parts = [front.attention_varlen(
+            query[:, :end], key[:, :end_of_keys], value[:, :end_of_keys], keys, bool(is_causal),
+            scale, query_lengths=queries, return_lse=True,
+        )]  # fmt: skip
+    else:
+        parts = [
+            front.attention(
+                query[:, a:b], key[:, c:d], value[:, c:d], bool(is_causal), scale, return_lse=True
+            ) if c < d else nothing(b - a)
+            for a, b, c, d in bounds
+            if a < b
+        ]  # fmt: skip
+    if end < query.shape[1]:
+        parts.append(nothing(query.shape[1] - end))
+    output, lse = parts[0] if len(parts) == 1 else (torch.cat(of, 1) for of in zip(*parts))
     return (output, lse) if return_lse else output
 
 

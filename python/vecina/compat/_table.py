@@ -347,7 +347,11 @@ SUPPORT = {
         "types": ("_types", None),
         "utils.checks": ("_checks", None),
         "utils.testing": ("_testing", None),
-        "_environment": ("_internals", ["HAS_LIBNATTEN", "_NUM_RAND_SWEEP_TESTS", "_RUN_FLEX_TESTS"]),
+        "_environment": (
+            "_internals",
+            ["HAS_LIBNATTEN", "_NUM_RAND_SWEEP_TESTS", "_RUN_ADDITIONAL_KV_TESTS",
+             "_RUN_FLEX_TESTS"],
+        ),
         "_libnatten": ("_internals", ["compute_delta"]),
         "utils.dtype": ("_internals", ["is_fp8"]),
         "utils.log": ("_log", ITSELF),
