@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from vecina import numpy as vn
 
-#: function -> (its backward function, its gradients' names there, arrays that have gradients)
 _SIDE = ("additional_keys", "additional_values", "bias")
 _WHOLE = ("query", "key", "value", *_SIDE)
+#: function -> (its backward function, the name of its result there, arrays that have gradients)
 _FUNCTIONS = {
     "neighborhood_attention": (vn.neighborhood_attention_backward, "output", _WHOLE),
     "neighborhood_attention_varlen": (vn.neighborhood_attention_varlen_backward, "output", _WHOLE),

@@ -385,6 +385,8 @@ def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
     if query.is_meta:  # shapes only; autocast knows no such device
+        if _is_decomposing:
+            return _composed(tensors, parameters, return_lse)
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
         return (output, lse) if return_lse else output
     if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:

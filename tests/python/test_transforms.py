@@ -178,6 +178,8 @@ def test_meta_tensors_have_shapes(grad):
     output, lse = vt.na2d(query, key, key[..., :3], 3, output_stride=2, return_lse=True)
     assert output.is_meta and output.shape == (2, 3, 4, 4, 3) and lse.shape == (2, 3, 4, 4)
     assert output.requires_grad == grad
+    with vt.decompose():
+        assert vt.na2d(query, key, key[..., :3], 3).shape == (2, 6, 7, 4, 3)
     flat = [t.flatten(1, 2) for t in (query, key, key)]
     assert vt.attention(*flat).shape == flat[0].shape
     weights = vt.qk(query, key, 3)
