@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <string>
 #include <vector>
@@ -108,6 +109,95 @@ TEST(Merge, EveryBackendFollowsTheFormula) {
             EXPECT_TRUE(branches.lse.gaps_intact());
           }
         }
+      }
+    }
+  }
+}
+
+// An f32 tensor with any strides, its elements drawn.
+class StridedTensor {
+ public:
+  StridedTensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                cli::Random* random) {
+    int64_t before = 0, behind = 0;
+    size_ = 1;
+    for (size_t d = 0; d < shape.size(); ++d) {
+      const int64_t reach = (shape[d] - 1) * strides[d];
+      (reach < 0 ? before : behind) += std::abs(reach);
+      size_ *= shape[d];
+      view_.shape[d] = shape[d];
+      view_.strides[d] = strides[d];
+    }
+    storage_.resize(static_cast<size_t>(before + behind + 1));
+    for (float& element : storage_) element = static_cast<float>(random->normal());
+    view_.data = storage_.data() + before;
+    view_.ndim = static_cast<int32_t>(shape.size());
+    view_.dtype = VECINA_F32;
+  }
+  const vecina_tensor& view() const { return view_; }
+  std::vector<double> values() const {  // in row-major order
+    std::vector<double> list;
+    for (int64_t i = 0; i < size_; ++i) {
+      int64_t at = 0, rest = i;
+      for (int d = view_.ndim - 1; d >= 0; rest /= view_.shape[d--]) {
+        at += rest % view_.shape[d] * view_.strides[d];
+      }
+      list.push_back(static_cast<const float*>(view_.data)[at]);
+    }
+    return list;
+  }
+
+ private:
+  std::vector<float> storage_;
+  vecina_tensor view_ = {};
+  int64_t size_ = 0;
+};
+
+void expect_near(const char* name, const std::vector<double>& found,
+                 const std::vector<double>& expected) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_NEAR(found[i], expected[i], 1e-5) << name << " " << i;
+  }
+}
+
+// Rows whose distances differ from axis to axis: slices, swapped axes, backwards; an axis of one
+// token, whose stride means nothing, among them.
+TEST(Merge, RowsLieAnywhere) {
+  const std::vector<int64_t> shape = {4, 1, 3, 8}, lse_shape = {4, 1, 3};
+  struct Layout {
+    std::vector<int64_t> output, lse;  // strides
+  };
+  const Layout contiguous = {{24, 24, 8, 1}, {3, 3, 1}};
+  const Layout layouts[] = {contiguous,
+                            {{40, 40, 8, 1}, {5, 5, 1}},
+                            {{40, 1000, 8, 1}, {5, 1000, 1}},
+                            {{8, 32, 32, 1}, {3, 12, 1}},
+                            {{-24, 24, -8, 1}, {-3, 3, 1}}};
+  for (const std::string& backend : backend_names()) {
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    cli::Random random(6);
+    for (const Layout& merged : layouts) {
+      for (const Layout& branch : layouts) {
+        SCOPED_TRACE(backend + " " + testing::PrintToString(merged.output) + " " +
+                     testing::PrintToString(branch.output));
+        const StridedTensor output(shape, merged.output, &random);
+        const StridedTensor lse(lse_shape, merged.lse, &random);
+        const StridedTensor outputs[] = {{shape, branch.output, &random},
+                                         {shape, contiguous.output, &random}};
+        const StridedTensor lses[] = {{lse_shape, contiguous.lse, &random},
+                                      {lse_shape, branch.lse, &random}};
+        const vecina_tensor output_views[] = {outputs[0].view(), outputs[1].view()};
+        const vecina_tensor lse_views[] = {lses[0].view(), lses[1].view()};
+        const OracleMerge expected =
+            oracle_merge({outputs[0].values(), outputs[1].values()},
+                         {lses[0].values(), lses[1].values()}, output.values(), {});
+        ASSERT_EQ(vecina_merge_attentions(context.get(), 2, output_views, lse_views, &output.view(),
+                                          &lse.view(), nullptr),
+                  VECINA_OK)
+            << vecina_last_error();
+        expect_near("output", output.values(), expected.output);
+        expect_near("lse", lse.values(), expected.lse);
       }
     }
   }

@@ -334,22 +334,27 @@ void fold(FoldedMerge* merge) {
   }
   const int last = m.output->ndim - 1;
   m.head_dim = m.output->shape[last];
-  const auto is_one = [&](int outer, int inner) {
+  const auto is_one = [&](int outer, int inner, int64_t size) {
     return std::all_of(tensors.begin(), tensors.end(), [&](const vecina_tensor* tensor) {
-      return !given(*tensor) ||
-             tensor->strides[outer] == tensor->strides[inner] * tensor->shape[inner];
+      return !given(*tensor) || tensor->strides[outer] == tensor->strides[inner] * size;
     });
+  };
+  const auto add_dimension = [&](int d, int64_t size) {
+    m.dims[static_cast<size_t>(m.num_dims)] = d;
+    m.sizes[static_cast<size_t>(m.num_dims++)] = size;
   };
   for (int d = last - 1; d >= 0; --d) {
     const int64_t size = m.output->shape[d];
     m.rows *= size;
-    if (m.num_dims > 0 && (size == 1 || is_one(d, d + 1))) {
-      m.sizes[static_cast<size_t>(m.num_dims - 1)] *= size;
+    if (size == 1) continue;  // its stride means nothing
+    const auto folded = static_cast<size_t>(m.num_dims - 1);
+    if (m.num_dims > 0 && is_one(d, m.dims[folded], m.sizes[folded])) {
+      m.sizes[folded] *= size;
     } else {
-      m.dims[static_cast<size_t>(m.num_dims)] = d;
-      m.sizes[static_cast<size_t>(m.num_dims++)] = size;
+      add_dimension(d, size);
     }
   }
+  if (m.num_dims == 0) add_dimension(0, 1);
 }
 
 void run(FoldedMerge* m, ThreadPool* threads) {
