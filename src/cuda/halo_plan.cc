@@ -269,9 +269,7 @@ ForwardLaunch halo_forward_launch(const Problem& problem, const vecina_forward_a
 
 bool pays_for_halo(const Problem& problem) {
   constexpr double kManyQueries = 100000.0;
-  const double queries = static_cast<double>(problem.batch()) * problem.heads() *
-                         static_cast<double>(problem.num_queries());
-  return problem.rank() > 1 && queries >= kManyQueries;
+  return problem.rank() > 1 && query_rows(problem) >= kManyQueries;
 }
 
 bool halo_beats_hopper(const Problem& problem, const DeviceFacts& facts) {

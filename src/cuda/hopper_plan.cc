@@ -12,7 +12,7 @@
 #include "cuda/halo_plan.h"
 #include "cuda/hopper_map.h"
 #include "cuda/kernels/hopper_params.h"
-#include "cuda/small_common.h"  // divider
+#include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -35,12 +35,6 @@ std::string dim_why_not(const char* name, int head_dim, int rank) {
 // Softmax is computed in powers of two.
 float scale_of(const Problem& problem) {
   return static_cast<float>(problem.scale() * std::numbers::log2e);
-}
-
-// Of blocks, at the most.
-double max_blocks(const Problem& problem) {
-  return static_cast<double>(problem.batch()) * problem.heads() *
-         static_cast<double>(problem.num_queries());
 }
 
 struct Maps {
@@ -133,12 +127,9 @@ std::string braces(const int (&values)[3]) {
 std::string print(const HopperConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .output_columns = {}, "
-      ".warpgroups = {}, "
-      ".pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, .stages = {}, "
-      ".is_ping_pong = {}, "
-      ".has_output_buffer = {}, .is_chained = {}, .is_causal = {}, .is_strided = {}, .is_dilated = "
-      "{}, "
-      ".has_additional = {}}}",
+      ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
+      ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
+      ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.warpgroups, c.pair_axis,
       braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong,
       c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
@@ -171,7 +162,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
     has_output_stride = has_output_stride || axis.output_stride > 1;
   }
   if (is_dilated && has_output_stride) return "dilation with output_stride: not yet";
-  if (max_blocks(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
+  if (query_rows(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
   }

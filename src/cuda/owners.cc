@@ -18,16 +18,12 @@ std::string unsuitable_owners(const Problem& problem) {
   if (problem.batch() == 0) return "an empty batch";
   if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
   if (problem.has_bias()) return "relative position bias";
-  double tokens = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {
     const Axis& axis = problem.axis(a);
     if (axis.output_stride > 1) return "output_stride";
     if (axis.query_extent != axis.extent) return "queries that are not as many as keys";
-    tokens *= static_cast<double>(axis.extent);
   }
-  if (static_cast<double>(problem.batch()) * problem.heads() * tokens > kMaxBlocks) {
-    return "2^31 rows or more";
-  }
+  if (query_rows(problem) > kMaxBlocks) return "2^31 rows or more";
   return {};
 }
 

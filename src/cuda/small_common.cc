@@ -116,6 +116,11 @@ Axis small_axis(const Problem& problem, int a) {
   return axis < 0 ? Axis() : problem.axis(axis);
 }
 
+double query_rows(const Problem& problem) {
+  return static_cast<double>(problem.batch()) * problem.heads() *
+         static_cast<double>(problem.num_queries());
+}
+
 double visible_keys(const Problem& problem) {
   double window = 1.0;
   for (int a = 0; a < problem.rank(); ++a) {

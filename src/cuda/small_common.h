@@ -27,6 +27,9 @@ inline int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
 // The problem's axis, or one token for the axes before its first.
 Axis small_axis(const Problem& problem, int a);
 
+// Of query or output: queries of all samples and heads. May exceed what an int holds.
+double query_rows(const Problem& problem);
+
 // Keys that a query sees at most, with additional tokens.
 double visible_keys(const Problem& problem);
 inline constexpr double kMinTensorCoreKeys = 17.0;  // fewer are faster without

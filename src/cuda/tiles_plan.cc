@@ -269,7 +269,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
                                  : of_keys                      ? columns
                                                                 : 2.0 * padded(problem.head_dim());
   const auto try_boxes = [&](const Choice& choice, int warps, TilesShape shape,
-                             const std::vector<std::array<int, 3>>& partner_boxes) {
+                             const std::vector<std::array<int, 3>>& boxes_of_partners) {
     const int blocks = blocks_of(make_config(problem, kernel, shape), kernel, facts);
     if (blocks == 0) return;
     const double busy = std::min(1.0, blocks * warps / choice.busy_warps);
@@ -277,7 +277,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
         choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
     const double visit = shape.partners / 16.0 * step + kCyclesPerTile;
     const double load = shape.partners * columns * 2.0 / kBytesPerCycle;
-    for (const auto& partner_box : partner_boxes) {
+    for (const auto& partner_box : boxes_of_partners) {
       shape.partner_box = partner_box;
       double tiles = 1.0, warp_tiles = 1.0;
       for (size_t a = 0; a < 3; ++a) {
@@ -318,10 +318,7 @@ ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_
 bool pays_for_tiles(const Problem& problem) {
   // Measured with 128 and 169 keys and some 100,000 queries.
   constexpr double kManyKeys = 128.0, kManyQueries = 65536.0;
-  return visible_keys(problem) >= kManyKeys && static_cast<double>(problem.batch()) *
-                                                       problem.heads() *
-                                                       static_cast<double>(problem.num_queries()) >=
-                                                   kManyQueries;
+  return visible_keys(problem) >= kManyKeys && query_rows(problem) >= kManyQueries;
 }
 
 std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
