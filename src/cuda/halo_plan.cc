@@ -284,10 +284,11 @@ bool halo_beats_hopper(const Problem& problem, const DeviceFacts& facts) {
 std::string plan_halo_forward(const Problem& problem, const vecina_forward_args& example,
                               const DeviceFacts& facts, ForwardLaunch* launch) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
-  const std::string why =
+  std::string why =
       unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output},
                          problem.head_dim());
+  if (why.empty()) why = unsuitable_offsets({&example.lse});
   if (!why.empty()) return why;
   const HaloShape shape = choose_halo_shape(problem, HaloKernel::forward, facts);
   if (!shape.is_possible()) return "many keys in a window";
@@ -315,11 +316,12 @@ std::string plan_halo_backward(const Problem& problem, const vecina_backward_arg
   // tiles_plan.h for 28x28 images, 2.23 instead of 1.14 in 3-D
   // (benchmarks/results/h200-tiles.json).
   if (problem.head_dim() > kMaxGradientColumns) return "long rows: sums fill the registers";
-  const std::string why =
+  std::string why =
       unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output, &example.grad_output,
                           &example.grad_query, &example.grad_key, &example.grad_value},
                          problem.head_dim());
+  if (why.empty()) why = unsuitable_offsets({&example.lse, &example.grad_lse});
   if (!why.empty()) return why;
   const HaloShape of_query = choose_halo_shape(problem, HaloKernel::gradient_query, facts);
   const HaloShape of_key = choose_halo_shape(problem, HaloKernel::gradient_key, facts);

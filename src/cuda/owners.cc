@@ -27,18 +27,24 @@ std::string unsuitable_owners(const Problem& problem) {
   return {};
 }
 
-std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim) {
-  for (const vecina_tensor* tensor : rows) {
+std::string unsuitable_offsets(std::initializer_list<const vecina_tensor*> tensors) {
+  for (const vecina_tensor* tensor : tensors) {
     if (!given(*tensor)) continue;
+    const auto bytes = static_cast<double>(dtype_bytes(tensor->dtype));
     double reach = 0.0;  // of one sample
     for (int d = 0; d < tensor->ndim; ++d) {
       if (tensor->shape[d] <= 1) continue;
       if (tensor->strides[d] < 0) return "a negative stride";
-      const double stride = 2.0 * static_cast<double>(tensor->strides[d]);
+      const double stride = bytes * static_cast<double>(tensor->strides[d]);
       if (d > 0) reach += stride * static_cast<double>(tensor->shape[d]);
     }
     if (reach >= 2147483647.0) return "a sample of 2^31 bytes or more";
   }
+  return {};
+}
+
+std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim) {
+  if (std::string why = unsuitable_offsets(rows); !why.empty()) return why;
   if (vector_elements(rows, head_dim, 16) < 8) {
     return "strides or addresses that are no multiples of 16 bytes";
   }

@@ -17,7 +17,9 @@ namespace vecina::internal::cuda {
 
 // Why they do not take the problem, whatever its windows and rows; empty if they may.
 std::string unsuitable_owners(const Problem& problem);
-// Strides that the kernels cannot read or write by rows of 16 bytes and with narrow offsets.
+// Strides that the kernels' narrow offsets cannot follow.
+std::string unsuitable_offsets(std::initializer_list<const vecina_tensor*> tensors);
+// Those, and strides or addresses that do not allow reading and writing rows by 16 bytes.
 std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim);
 
 // Boxes of `owners` tokens along an axis, of all dilation groups.

@@ -331,6 +331,7 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
     why = unsuitable_strides({&example.value, &example.additional_value, &example.output},
                              problem.head_dim_value());
   }
+  if (why.empty()) why = unsuitable_offsets({&example.lse});
   if (!why.empty()) return why;
   const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
   if (shape.partners == 0) return "rows that shared memory cannot hold";
@@ -362,6 +363,7 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
                               &example.grad_output, &example.grad_value},
                              problem.head_dim_value());
   }
+  if (why.empty()) why = unsuitable_offsets({&example.lse, &example.grad_lse});
   if (!why.empty()) return why;
   const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
   const TilesShape of_key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);

@@ -66,6 +66,25 @@ TEST(HaloPlan, LeavesToOthersWhatItDoesNotTake) {
   }
 }
 
+TEST(HaloPlan, RefusesNegativeStridesOfLse) {
+  const Problem problem = parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16");
+  vecina_forward_args forward;
+  imagine_arguments(problem, VECINA_CUDA, &forward);
+  ForwardLaunch launch;
+  EXPECT_EQ(plan_halo_forward(problem, forward, {}, &launch), "");
+  forward.lse.strides[1] *= -1;
+  EXPECT_EQ(plan_halo_forward(problem, forward, {}, &launch), "a negative stride");
+  for (vecina_tensor vecina_backward_args::*of :
+       {&vecina_backward_args::lse, &vecina_backward_args::grad_lse}) {
+    vecina_backward_args backward;
+    imagine_arguments(problem, VECINA_CUDA, &backward);
+    std::vector<BackwardLaunch> launches;
+    EXPECT_EQ(plan_halo_backward(problem, backward, {}, &launches), "");
+    (backward.*of).strides[1] *= -1;
+    EXPECT_EQ(plan_halo_backward(problem, backward, {}, &launches), "a negative stride");
+  }
+}
+
 TEST(HaloPlan, GradientsOfAdditionalTokensComeFromTheirOwnKernel) {
   EXPECT_EQ(backward_files("2d 12x12 kernel_size 5 heads 2 head_dim 32 dtype bf16 additional 2"),
             (std::vector<std::string>{"halo_gradient_query.cu", "halo_gradient_key.cu",
