@@ -2,7 +2,7 @@
 // A block computes at most twice with tensor cores. A masked partner counts 0 times its element,
 // which is not 0 for a NaN or infinity: where a result is not finite, the block computes again with
 // such elements as 0, and then a warp each of its rows alone, partner by partner. A row keeps what
-// the block stored unless it meets such an element.
+// the block stored if that is finite and the row meets no such element.
 #ifndef VECINA_CUDA_KERNELS_ALONE_CUH_
 #define VECINA_CUDA_KERNELS_ALONE_CUH_
 

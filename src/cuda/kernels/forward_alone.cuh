@@ -7,8 +7,9 @@
 
 namespace vecina::cuda {
 
-// Stores output and lse of the query if itself or a key that it sees is not finite; else, of the
-// output, columns in which a value or what was stored is not: the others keep their bits.
+// Stores output and lse of the query if itself or a key that it sees is not finite; else what was
+// stored and is not finite, as sums of tensor cores may overflow where these do not, and columns of
+// the output in which a value is not: the others, and a finite lse, keep their bits.
 VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
                                 const int (&token)[3]) {
   const int head_kv = head / kConfig.head_group;
@@ -44,6 +45,10 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
   const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *
                     static_cast<float>(kLn2);
   is_good = __all_sync(0xffffffffu, is_good && is_finite(lse)) != 0;
+  if (params.lse.data != nullptr && threadIdx.x % 32 == 0) {
+    float* stored_lse = reinterpret_cast<float*>(row_at(params.lse, batch, head, token));
+    if (!is_good || !is_finite(*stored_lse)) *stored_lse = lse;
+  }
   char* stored = row_at(params.output, batch, head, token);
   ValueRow before;
   before.load(stored, are_values_good);
@@ -52,9 +57,6 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
     output.keep_finite(before);
   }
   output.store(stored);
-  if (!is_good && params.lse.data != nullptr && threadIdx.x % 32 == 0) {
-    *reinterpret_cast<float*>(row_at(params.lse, batch, head, token)) = lse;
-  }
 }
 
 }  // namespace vecina::cuda
