@@ -29,25 +29,27 @@ Status read_facts(DeviceHandle device, DeviceFacts* facts) {
   return read(DeviceAttribute::l2_bytes, &facts->l2_bytes);
 }
 
-// VECINA_CUDA_TARGET: kernels for GPUs of that compute capability, for tests.
-Status choose_target(DeviceFacts* facts) {
-  const char* wanted = std::getenv("VECINA_CUDA_TARGET");
-  if (wanted == nullptr || *wanted == '\0') return {};
-  const std::string_view text = wanted;
-  int target = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), target);
-  if (error != std::errc() || end != text.data() + text.size() || target < kOldestCapability ||
-      target > facts->compute_capability) {
+}  // namespace
+
+Status read_target(std::string_view text, int own, int* target) {
+  int number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number < kOldestCapability ||
+      number > own) {
     return unsupported(fmt::format(
         "VECINA_CUDA_TARGET is '{}'; on this GPU a number from {} to {} is allowed: a compute "
         "capability times 10.",
-        text, kOldestCapability, facts->compute_capability));
+        text, kOldestCapability, own));
   }
-  facts->compute_capability = target;
+  if (number / 10 == 9 && own / 10 != 9) {
+    return unsupported(fmt::format(
+        "VECINA_CUDA_TARGET is '{}', but this GPU has compute capability {}.{}: kernels for Hopper "
+        "(9.0) use instructions that no other GPU has.",
+        text, own / 10, own % 10));
+  }
+  *target = number;
   return {};
 }
-
-}  // namespace
 
 Status Device::open(int index, std::unique_ptr<Device>* device) {
   const Driver& driver = Driver::get();
@@ -69,7 +71,11 @@ Status Device::open(int index, std::unique_ptr<Device>* device) {
         opened->facts_.compute_capability / 10, opened->facts_.compute_capability % 10));
   }
   opened->compute_capability_ = opened->facts_.compute_capability;
-  VECINA_RETURN_IF_ERROR(choose_target(&opened->facts_));
+  const char* wanted = std::getenv("VECINA_CUDA_TARGET");
+  if (wanted != nullptr && *wanted != '\0') {
+    VECINA_RETURN_IF_ERROR(
+        read_target(wanted, opened->compute_capability_, &opened->facts_.compute_capability));
+  }
   VECINA_CUDA_RETURN_IF_ERROR(driver, cuDevicePrimaryCtxRetain,
                               (&opened->context_, opened->handle_));
   *device = std::move(opened);

@@ -5,12 +5,17 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "core/status.h"
 #include "cuda/driver.h"
 #include "cuda/launch.h"
 
 namespace vecina::internal::cuda {
+
+// What VECINA_CUDA_TARGET names, on a GPU of compute capability `own`: that of a GPU whose kernels
+// run on it too, for tests.
+Status read_target(std::string_view text, int own, int* target);
 
 class Device {
  public:
