@@ -50,20 +50,21 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is
   uint64_t apart = kAlignment;  // for dimensions of one token
   for (size_t i = 1; i < 5; ++i) {
     const int a = 3 - static_cast<int>(i);  // -1: the batch
-    const int dimension = a < 0 ? 0 : a - (3 - rank) + 1;
     const bool is_head = is_by_head && a == 0;
-    const bool is_there = is_head || a < 0 || dimension >= 1;
-    plan->extents[i] =
-        is_there ? static_cast<uint64_t>(tensor.shape[is_head ? rank + 1 : dimension]) : 1;
+    const int dimension = is_head ? rank + 1 : a < 0 ? 0 : a - (3 - rank) + 1;
+    const bool is_there = a < 0 || dimension >= 1;
+    plan->extents[i] = is_there ? static_cast<uint64_t>(tensor.shape[dimension]) : 1;
     if (plan->extents[i] > 1) {
-      const int64_t stride = (is_head ? head_stride : tensor.strides[dimension]) * kElementBytes;
+      const int64_t stride = tensor.strides[dimension] * kElementBytes;
       if (stride <= 0 || stride % kAlignment != 0 ||
           static_cast<uint64_t>(stride) >= kMaxByteStride) {
         return unsupported(fmt::format("{} has stride {} in dimension {}", name,
                                        tensor.strides[dimension], dimension));
       }
       if (static_cast<double>(stride) < width * kElementBytes) {
-        return unsupported(fmt::format("the heads of {} do not lie within its tokens", name));
+        return unsupported(is_by_head
+                               ? fmt::format("rows of {} overlap", name)
+                               : fmt::format("the heads of {} do not lie within its tokens", name));
       }
       apart = static_cast<uint64_t>(stride);
     }

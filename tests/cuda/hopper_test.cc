@@ -262,8 +262,7 @@ TEST(HopperPlan, SaysWhichStridesDoNotSuit) {
   EXPECT_TRUE(plan(problem, args).ok());
   args = good;
   args.query.strides[2] = 56;  // tokens that overlap
-  EXPECT_NE(plan(problem, args).message().find("the heads of query do not lie within its tokens"),
-            std::string::npos);
+  EXPECT_NE(plan(problem, args).message().find("rows of query overlap"), std::string::npos);
   args = good;
   args.output.strides[3] = 0;
   EXPECT_NE(plan(problem, args).message().find("output has heads 0 elements apart"),
