@@ -4,32 +4,35 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "cases.h"
 #include "cli/random.h"
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cuda/families.h"
 #include "cuda/gradient_plan.h"
 #include "cuda/parsed_problem.h"
+#include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
 namespace {
 
-std::vector<BackwardLaunch> launches_of(const std::string& line, const DeviceFacts& facts = {}) {
+std::vector<std::string> files(const Problem& problem, const vecina_backward_args& example) {
+  std::vector<BackwardLaunch> launches;
+  EXPECT_TRUE(gradient_plan_backward(problem, example, {}, &launches).ok());
+  std::vector<std::string> files;
+  for (const BackwardLaunch& launch : launches) files.push_back(launch.source.file);
+  return files;
+}
+std::vector<std::string> files(const std::string& line) {
   const Problem problem = parsed(line);
   vecina_backward_args example;
   imagine_arguments(problem, VECINA_CUDA, &example);
-  std::vector<BackwardLaunch> launches;
-  EXPECT_TRUE(gradient_plan_backward(problem, example, facts, &launches).ok());
-  return launches;
-}
-
-std::vector<std::string> files(const std::string& line) {
-  std::vector<std::string> files;
-  for (const BackwardLaunch& launch : launches_of(line)) files.push_back(launch.source.file);
-  return files;
+  return files(problem, example);
 }
 
 TEST(TilesPlan, TakesLargeWindowsAndRowsThatHalosDoNot) {
@@ -49,16 +52,22 @@ TEST(TilesPlan, TakesLargeWindowsAndRowsThatHalosDoNot) {
                                       "gradient_key.cu"}));
 }
 
-std::string forward_file(const std::string& line, int compute_capability) {
-  const Problem problem = parsed(line);
-  vecina_forward_args example;
-  imagine_arguments(problem, VECINA_CUDA, &example);
-  DeviceFacts facts;
-  facts.compute_capability = compute_capability;
+std::string forward_file(const Problem& problem, const vecina_forward_args& example,
+                         const DeviceFacts& facts) {
   const char* family = nullptr;
   std::vector<ForwardLaunch> launches;
   EXPECT_TRUE(plan_launches(problem, example, facts, &family, &launches).ok());
   return launches.size() == 1 ? launches.front().source.file : "";
+}
+std::string forward_file(const Problem& problem, const DeviceFacts& facts) {
+  vecina_forward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  return forward_file(problem, example, facts);
+}
+std::string forward_file(const std::string& line, int compute_capability) {
+  DeviceFacts facts;
+  facts.compute_capability = compute_capability;
+  return forward_file(parsed(line), facts);
 }
 
 TEST(TilesPlan, TakesTheForwardOfLargeWindowsWithoutHopper) {
@@ -81,9 +90,81 @@ TEST(TilesPlan, TakesTheForwardOfLargeWindowsWithoutHopper) {
             "small_fragments.cu");
   const char* large = "2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16";
   EXPECT_EQ(forward_file(large, 90), "hopper_forward.cu");
-  // Rows of Hopper's kernels are multiples of 16 columns.
+  // Of head dims that are no multiples of 16, Hopper's kernels take those of fewer than three axes.
   EXPECT_EQ(forward_file("2d 256x256 kernel_size 80 heads 2 head_dim 104 dtype bf16", 90),
+            "hopper_forward.cu");
+  EXPECT_EQ(forward_file("3d 30x48x80 kernel_size 18x24x24 heads 2 head_dim 104 dtype bf16", 90),
             "tiles_forward.cu");
+}
+
+// Forms that may come before tiles: halo, fragments.
+bool may_be_small(const Problem& problem) {
+  constexpr double kMostKeysOfFragments = 1024.0, kMostKeysOfHaloPlane = 128.0;
+  if (problem.head_dim() != problem.head_dim_value()) return false;
+  double plane = 1.0;
+  for (int a = 1; a < 3; ++a) plane *= static_cast<double>(small_axis(problem, a).kernel_size);
+  switch (problem.head_dim()) {
+    case 32:
+    case 64:
+      return visible_keys(problem) <= kMostKeysOfFragments;
+    case 128:
+      return plane <= kMostKeysOfHaloPlane;
+    default:
+      return false;
+  }
+}
+
+// Problems that check_cuda.sh runs on a GPU, also as an older one: their plans reach the kernels
+// of tiles with both sizes of boxes, with much shared memory and with little.
+TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
+  struct Gpu {
+    int capability, multiprocessors, shared_bytes;
+  };
+  for (const Gpu& gpu : {Gpu{80, 108, 163 * 1024}, Gpu{86, 82, 99 * 1024}}) {
+    DeviceFacts facts;
+    facts.compute_capability = gpu.capability;
+    facts.multiprocessors = gpu.multiprocessors;
+    facts.shared_bytes_per_block = gpu.shared_bytes;
+    std::ifstream lines(tests::tests_path("large_problems.txt"));
+    std::set<int> rows;
+    for (std::string line; std::getline(lines, line);) {
+      const Problem problem = parsed(line);
+      const Axis last = problem.axis(problem.rank() - 1);
+      if (problem.head_dim() > 128 || problem.head_dim_value() > 128 ||
+          last.query_extent != last.extent) {
+        continue;  // tiles do not take it
+      }
+      const std::string file = forward_file(problem, facts);
+      EXPECT_NE(file, "small_lanes.cu") << line;
+      if (may_be_small(problem)) continue;
+      EXPECT_EQ(file, "tiles_forward.cu") << line;
+      const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
+      rows.insert(shape.box[0] * shape.box[1] * shape.box[2]);
+    }
+    EXPECT_EQ(rows, (std::set<int>{16, 32})) << gpu.capability;
+  }
+}
+
+TEST(TilesPlan, OffsetsOfLseFit31Bits) {
+  const Problem problem = parsed("2d 256x256 kernel_size 20 heads 2 head_dim 64 dtype f16");
+  DeviceFacts facts;
+  facts.compute_capability = 80;
+  const int64_t far = int64_t{1} << 21;  // 256 times 4 bytes of it are 2^31
+  for (const int64_t stride : {int64_t{-512}, far}) {
+    vecina_forward_args forward;
+    imagine_arguments(problem, VECINA_CUDA, &forward);
+    EXPECT_EQ(forward_file(problem, forward, facts), "tiles_forward.cu");
+    forward.lse.strides[1] = stride;
+    EXPECT_EQ(forward_file(problem, forward, facts), "small_lanes.cu") << stride;
+    for (vecina_tensor vecina_backward_args::*of :
+         {&vecina_backward_args::lse, &vecina_backward_args::grad_lse}) {
+      vecina_backward_args backward;
+      imagine_arguments(problem, VECINA_CUDA, &backward);
+      EXPECT_EQ(files(problem, backward).front(), "tiles_gradient_query.cu");
+      (backward.*of).strides[1] = stride;
+      EXPECT_EQ(files(problem, backward).front(), "gradient_query.cu") << stride;
+    }
+  }
 }
 
 TEST(TilesPlan, LeavesTheForwardToOthers) {
@@ -158,7 +239,7 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
       const uint32_t tables = 4 * 1024 + 24 * static_cast<uint32_t>(rows) * threads / 32;
       ASSERT_LE(shared_bytes + tables, static_cast<uint32_t>(facts.shared_bytes_per_block))
           << problem.line();
-      ASSERT_LE(threads, 384u);
+      ASSERT_LE(threads, 256u);
       for (int a = 0; a < 3; ++a) {
         const auto at = static_cast<size_t>(a);
         const int64_t length = a < 3 - rank ? 1 : problem.axis(a - (3 - rank)).extent;
