@@ -4,8 +4,9 @@
 //   fragments  tensor cores on fragments straight from global memory: windows of some 20 to some
 //              hundred keys
 //   halo       tensor cores on the windows of a tile in shared memory: many queries, 16 bits
-//   tiles      tensor cores on boxes of keys that pass through shared memory: large windows, 16
-//   bits lanes      no tensor cores; every problem of the definition (equal lengths)
+//   tiles      tensor cores on boxes of keys that pass through shared memory: large windows
+//              in 16 bits
+//   lanes      no tensor cores; every problem of the definition (equal lengths)
 #ifndef VECINA_CUDA_SMALL_PLAN_H_
 #define VECINA_CUDA_SMALL_PLAN_H_
 

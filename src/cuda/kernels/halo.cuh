@@ -13,6 +13,7 @@
 
 namespace vecina::cuda {
 
+static_assert(kRows == 16, "of a warp: a thread has two");
 inline constexpr int kColumns = kKeyColumns;
 static_assert(kValueColumns == kColumns, "both sides of a stage are alike");
 inline constexpr int kWords = kColumns / 8;  // of a row in a thread

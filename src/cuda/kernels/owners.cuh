@@ -171,7 +171,7 @@ VECINA_DEVICE void clean_shared(char* shared, int bytes) {
   }
 }
 
-// Stores a thread's columns of one of its two rows; false if they are not all finite.
+// Stores a thread's columns of one of its rows; false if they are not all finite.
 template <int kTilesOfRow, int kTilesOfSums>
 VECINA_DEVICE bool store_row(const float (&sums)[kTilesOfSums][4], int i, float factor, char* row,
                              bool is_owner) {
