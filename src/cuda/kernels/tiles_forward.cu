@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Forward with tensor cores for large windows (tiles.cuh).
 //
-// Sums are relative to 2^maximum of each row, which follows the largest logit only when one exceeds
-// it by more than 2^8: few steps look for a maximum at all. Where a warp has 32 rows, what it loads
-// from shared memory feeds twice the products, and it takes 32 keys at a time.
+// Sums are relative to 2^maximum of each row, which follows the largest logit (in powers of two)
+// only when one exceeds it by more than 8, a weight of more than 2^8: few steps look for a maximum
+// at all. Where a warp has 32 rows, what it loads from shared memory feeds twice the products, and
+// it takes 32 keys at a time.
 // What is not finite: alone.cuh.
 #include "forward_alone.cuh"
 #include "tiles.cuh"
