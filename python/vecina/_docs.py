@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the docstrings of vecina.torch and vecina.numpy share."""
+"""What the docstrings of vecina.torch, numpy, mlx and jax share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ _PARTS = {
         Layout, heads last: query ``[batch, tokens..., heads, head_dim]``, key
         ``[batch, tokens..., heads_kv, head_dim]``, value
         ``[batch, tokens..., heads_kv, head_dim_value]``, with one, two or three axes of tokens;
-        heads is a multiple of heads_kv. The last dimension must be contiguous; other strides are
-        free, and nothing is copied.
+        heads is a multiple of heads_kv.
+    """,
+    "strides": """
+        The last dimension must be contiguous; other strides are free, and nothing is copied.
     """,
     "errors": """
         ValueError says what does not fit. NotImplementedError says why the backend does not take a

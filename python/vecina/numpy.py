@@ -2,6 +2,7 @@
 """Neighborhood attention on NumPy arrays, forward and backward.
 
 {layout}
+{strides}
 
 dtypes: float16, float32, float64, and bfloat16 as ``ml_dtypes.bfloat16`` or as uint16. lse and its
 gradients are float32 (float64 for float64).

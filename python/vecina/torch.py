@@ -2,6 +2,7 @@
 """Neighborhood attention on PyTorch tensors, differentiable.
 
 {layout}
+{strides}
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 Gradients of output and lse flow to query, key, value, additional tokens and bias; they do not have
