@@ -283,7 +283,9 @@ def _call(half, tensors, parameters):
 
 def _call_op(half, tensors, parameters):
     rank = tensors[1].ndim - 3
-    return half.op(*tensors, *(vt._listed(p, rank) for p in parameters[:5]), *parameters[5:])
+    names = "kernel_size", "stride", "dilation", "is_causal", "output_stride"
+    listed = (vt._listed(name, value, rank) for name, value in zip(names, parameters))
+    return half.op(*tensors, *listed, *parameters[5:])
 
 
 def _cast(tensors):

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vecina import _vecina
 from vecina._docs import documented, filled
 from vecina._shapes import Axes, Flags, output_shape, rank_of
+from vecina._windows import per_axis
 
 __doc__ = filled(__doc__ or "")
 
@@ -313,18 +314,27 @@ class _Forward(torch.autograd.Function):
 _apply_forward = _direct_apply(_Forward)
 
 
-def _listed(value, rank: int):
-    """One value for each axis, as the schemas of the ops want it."""
-    if isinstance(value, (bool, int)):
-        value = [value] * max(rank, 1)
-    return [int(v) if isinstance(v, bool) else v for v in value] if value is not None else []
+def _listed(name: str, value, rank: int):
+    """One int for each axis, as the schemas of the ops want it; these take bools for ints too."""
+    if value is None:
+        return []
+    if name == "is_causal":
+        return [int(flag) for flag in per_axis(name, bool, value, max(rank, 1))]
+    values = [value] * max(rank, 1) if isinstance(value, int) else list(value)
+    for item in values:
+        if isinstance(item, bool):
+            raise ValueError(f"{name} is {value!r}; int is needed.")
+    return values
 
 
 def _schema_parameters(parameters):
-    rank, *axes, scale, output_stride, extents, query_extent, backend = parameters
+    rank, *window, scale, output_stride, extents, query_extent, backend = parameters
+    names = "kernel_size", "stride", "dilation", "is_causal"
+    lengths = ("the largest length", extents), ("the largest query length", query_extent)
     return (
-        rank, *(_listed(axis, rank) for axis in axes), scale, _listed(output_stride, rank),
-        *(None if extent is None else _listed(extent, rank) for extent in (extents, query_extent)),
+        rank, *(_listed(name, value, rank) for name, value in zip(names, window)), scale,
+        _listed("output_stride", output_stride, rank),
+        *(None if extent is None else _listed(name, extent, rank) for name, extent in lengths),
         backend,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 torch = pytest.importorskip("torch")
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -185,6 +186,14 @@ def test_meta_tensors_have_shapes(grad):
     weights = vt.qk(query, key, 3)
     assert weights.is_meta and weights.shape == (2, 6, 7, 4, 9)
     assert vt.av(weights, key, 3).shape == query.shape
+    for name, wrong in (("is_causal", 1), ("is_causal", (2, False)), ("kernel_size", True),
+                        ("stride", (1, True)), ("output_stride", True)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is .*needed"):
+            vt.na2d(query, key, key, **{"kernel_size": 3, name: wrong})
+        with FakeTensorMode(), pytest.raises(ValueError, match=f"{name} is .*needed"):
+            vt.qk(*torch.zeros(2, 1, 6, 7, 2, 8), **{"kernel_size": 3, name: wrong})
+    with pytest.raises(ValueError, match="is_causal is 2"):
+        vt.attention(*flat, is_causal=2)
     net = Net().to("meta")
     assert net(torch.zeros(1, 6, 7, 8, device="meta")).shape == (1, 6, 7, 8)
 
