@@ -6,9 +6,13 @@ vecina.mlx and vecina.jax are these calls, with their arrays turned into NumPy's
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+
+import numpy as np
 
 from vecina import numpy as vn
 
@@ -23,58 +27,102 @@ _FUNCTIONS = {
     "qk": (vn.qk_backward, "weights", ("query", "key", "additional_keys", "bias")),
     "av": (vn.av_backward, "output", ("attention", "value", "additional_values")),
 }
+_WITHOUT_LSE = ("qk", "av")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+def _identity(value):
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return repr(value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
-    """One call: arrays that have gradients by name, and how to compute it on NumPy's arrays.
+    """What to compute on NumPy's arrays that are given later, in the order of names.
 
-    forward(arrays) gives a tuple: (output, lse), or the one result of qk() and av().
-    backward(arrays, results, gradients) gives a gradient for each array, in their order.
+    It holds none of the arrays that have gradients. Equal calls compute the same.
     """
 
-    def __init__(self, arrays: dict, forward: Callable, backward: Callable, given: dict):
-        self.arrays, self.forward, self.backward = arrays, forward, backward
-        self.given = given  # the other arguments by name
+    name: str
+    names: tuple[str, ...]  # of the arrays that have gradients
+    given: dict = dataclasses.field(compare=False)  # the other arguments by name
+    identity: tuple  # given, as what can be hashed; 1, 1.0 and True differ
 
+    def forward(self, values) -> tuple:
+        """(output, lse), or the one result of qk() and av()."""
+        more = dict(return_lse=True) if self.name not in _WITHOUT_LSE else {}
+        found = getattr(vn, self.name)(**dict(zip(self.names, values)), **self.given, **more)
+        return found if more else (found,)
 
-def _call_of(name: str, signature, args, keywords) -> tuple[Call, bool]:
-    """(the call, True if only the first of its results was asked for)."""
-    backward_function, result, with_gradients = _FUNCTIONS[name]
-    bound = signature.bind(*args, **keywords)
-    given = bound.arguments
-    arrays = {n: given.pop(n) for n in with_gradients if given.get(n) is not None}
-    given = {n: value for n, value in given.items() if n not in with_gradients}
-    has_lse = name not in ("qk", "av")
-    is_first_only = not given.pop("return_lse", False)
-    function = getattr(vn, name)
-
-    def forward(values):
-        more = dict(return_lse=True) if has_lse else {}
-        found = function(**dict(zip(arrays, values)), **given, **more)
-        return found if has_lse else (found,)
-
-    def backward(values, results, gradients):
+    def backward(self, values, results, gradients) -> list:
+        """A gradient for each array, in their order."""
+        function, result, _ = _FUNCTIONS[self.name]
         named = {f"grad_{result}": gradients[0]}
-        if has_lse:
+        if self.name not in _WITHOUT_LSE:
             named |= dict(output=results[0], lse=results[1], grad_lse=gradients[1])
-        found = backward_function(**dict(zip(arrays, values)), **named, **given)
-        return [found[f"grad_{n}"] for n in arrays]
-
-    return Call(arrays, forward, backward, given), is_first_only
+        found = function(**dict(zip(self.names, values)), **named, **self.given)
+        return [found[f"grad_{n}"] for n in self.names]
 
 
-def functions(run: Callable[[str, Call], tuple], module: str) -> dict[str, Callable]:
-    """The functions of vecina.numpy by name, of arrays that run() takes and gives, for a module."""
+class _Merge(Call):
+    """merge_attentions(); the first half of the arrays are outputs."""
+
+    def forward(self, values) -> tuple:
+        count = len(values) // 2
+        return vn.merge_attentions(values[:count], values[count:], **self.given)
+
+    def backward(self, values, results, gradients) -> list:
+        count = len(values) // 2
+        found = vn.merge_attentions_backward(
+            values[:count], values[count:], *gradients, **self.given
+        )
+        return [*found[0], *found[1]]
+
+
+def _check(name: str, argument: str, array, array_types: tuple[type, ...]) -> None:
+    if not isinstance(array, array_types):
+        needed = f"{array_types[0].__module__}.{array_types[0].__name__}"
+        raise ValueError(f"{name}: {argument} is {type(array).__name__}; {needed} is needed.")
+    dtype = str(array.dtype).rpartition(".")[2]
+    if dtype not in _DTYPES:  # uint16 too, which vecina.numpy takes for bfloat16
+        raise ValueError(f"{name}: {argument} is {dtype}; one of {', '.join(_DTYPES)} is needed.")
+    if not array.ndim:
+        raise ValueError(f"{name}: {argument} has no dimensions.")
+
+
+def functions(run: Callable, array_types: tuple, to_numpy: Callable, module: str) -> dict:
+    """The functions of vecina.numpy by name, of a framework's arrays, for a module.
+
+    run(call, arrays) gives the results of a call; to_numpy(argument) gives NumPy's array of an
+    array, and anything else as it is.
+    """
+
+    def computed(kind: type[Call], name: str, arrays: dict, given: dict) -> tuple:
+        for argument, array in arrays.items():
+            _check(name, argument, array, array_types)
+        # Copies, because a call may be kept and serve for its equals.
+        given = {n: copy.deepcopy(to_numpy(value)) for n, value in given.items()}
+        identity = tuple((n, _identity(value)) for n, value in sorted(given.items()))
+        return run(kind(name, tuple(arrays), given, identity), tuple(arrays.values()))
 
     def make(name):
         original = getattr(vn, name)
         signature = inspect.signature(original)
+        with_gradients = _FUNCTIONS[name][2]
 
         @functools.wraps(original)
         def function(*args, **keywords):
-            call, is_first_only = _call_of(name, signature, args, keywords)
-            results = run(name, call)
-            return results[0] if is_first_only else results
+            given = signature.bind(*args, **keywords).arguments
+            arrays = {n: given.pop(n) for n in with_gradients if n in given}
+            arrays = {
+                n: array
+                for n, array in arrays.items()
+                if array is not None or signature.parameters[n].default is inspect.Parameter.empty
+            }
+            return_lse = given.pop("return_lse", False)
+            results = computed(Call, name, arrays, given)
+            return results if return_lse else results[0]
 
         return function
 
@@ -95,19 +143,14 @@ def functions(run: Callable[[str, Call], tuple], module: str) -> dict[str, Calla
 
     @functools.wraps(vn.merge_attentions)
     def merge_attentions(outputs, lses, *, backend=None):
-        count = len(outputs)
-
-        def forward(values):
-            return vn.merge_attentions(values[:count], values[count:], backend=backend)
-
-        def backward(values, results, gradients):
-            found = vn.merge_attentions_backward(
-                values[:count], values[count:], *gradients, backend=backend
+        if len(outputs) < 2 or len(outputs) != len(lses):
+            raise ValueError(
+                "merge_attentions takes two or more outputs and as many lses, not "
+                f"{len(outputs)} and {len(lses)}."
             )
-            return [*found[0], *found[1]]
-
-        arrays = dict(enumerate([*outputs, *lses]))
-        return run("merge_attentions", Call(arrays, forward, backward, {}))
+        arrays = {f"outputs[{i}]": output for i, output in enumerate(outputs)}
+        arrays |= {f"lses[{i}]": lse for i, lse in enumerate(lses)}
+        return computed(_Merge, "merge_attentions", arrays, dict(backend=backend))
 
     made["merge_attentions"] = merge_attentions
     for function in made.values():

@@ -5,13 +5,17 @@
 
 The arguments are those of vecina.numpy. vecina's CPU backend computes, in a callback on the host:
 arrays of other devices are brought there, and ``vmap`` calls it for one after another. lengths must
-be known when a function is traced. What does not fit is said when the call runs, by a
+be known when a function is traced. An array of a wrong type or dtype is refused at once by a
+ValueError; what else does not fit is said by one too, or when the call runs, by a
 ``jax.errors.JaxRuntimeError`` with the words of vecina.numpy. Gradients do not have gradients.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 """
 
 from __future__ import annotations
+
+import dataclasses
+import functools
 
 try:
     import jax
@@ -31,59 +35,72 @@ def _like(shape, dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
-def _results_of(name: str, call: _calls.Call) -> tuple:
+def _results_of(call: _calls.Call, arrays: tuple) -> tuple:
     """Shapes and dtypes of what the call gives."""
-    arrays, given = call.arrays, call.given
+    name, given, named = call.name, call.given, dict(zip(call.names, arrays))
     if name == "merge_attentions":
-        parts = list(arrays.values())
-        return tuple(_like(a.shape, a.dtype) for a in (parts[0], parts[len(parts) // 2]))
+        return tuple(_like(a.shape, a.dtype) for a in (arrays[0], arrays[len(arrays) // 2]))
     if name == "av":
-        attention, value = arrays["attention"], arrays["value"]
+        attention, value = named["attention"], named["value"]
         return (_like((*attention.shape[:-1], value.shape[-1]), value.dtype),)
-    query, step = arrays["query"], given.get("output_stride", 1)
+    query, step = named["query"], 1
+    if name in ("qk", "neighborhood_attention"):
+        rank = rank_of(query.shape, name)
+        step = _windows.per_axis("output_stride", int, given.get("output_stride", 1), rank)
     if name == "qk":
-        rank, more = rank_of(query.shape, name), arrays.get("additional_keys")
-        axes = (_windows.per_axis("kernel_size", int, given["kernel_size"], rank),
-                _windows.per_axis("output_stride", int, step, rank))  # fmt: skip
-        shape = weights_shape(query.shape, *axes, None if more is None else more.shape)
+        size = _windows.per_axis("kernel_size", int, given["kernel_size"], rank)
+        more = named.get("additional_keys")
+        shape = weights_shape(query.shape, size, step, None if more is None else more.shape)
         return (_like(shape, query.dtype),)
-    shape = output_shape(query.shape, arrays["value"].shape, step)
+    shape = output_shape(query.shape, named["value"].shape, step)
     wide = np.float64 if query.dtype == np.float64 else np.float32
     return _like(shape, query.dtype), _like(shape[:-1], wide)
 
 
-def _on_host(function, like, *groups):
-    """function of the groups' arrays as NumPy's; it gives as many arrays as like describes."""
+@dataclasses.dataclass(frozen=True)
+class _OnHost:
+    """One pass of a call. JAX compiles it once for all that are equal, and keeps it for ever."""
 
-    def call(*groups):
-        return tuple(function(*([np.asarray(array) for array in group] for group in groups)))
+    call: _calls.Call
+    name: str  # forward or backward
 
-    return jax.pure_callback(call, like, *groups, vmap_method="sequential")
-
-
-def _run(name: str, call: _calls.Call) -> tuple:
-    for argument, value in call.given.items():
-        if isinstance(value, jax.Array):
-            call.given[argument] = np.asarray(value)
-    results = _results_of(name, call)
-
-    @jax.custom_vjp
-    def run(*arrays):
-        return _on_host(call.forward, results, arrays)
-
-    def forward(*arrays):
-        found = run(*arrays)
-        return found, (arrays, found)
-
-    def backward(saved, gradients):
-        like = tuple(_like(array.shape, array.dtype) for array in saved[0])
-        return _on_host(call.backward, like, *saved, gradients)
-
-    run.defvjp(forward, backward)
-    return run(*call.arrays.values())
+    def __call__(self, *groups):
+        arrays = ([np.asarray(array) for array in group] for group in groups)
+        return tuple(getattr(self.call, self.name)(*arrays))
 
 
-_functions = _calls.functions(_run, __name__)
+def _on_host(call: _calls.Call, name: str, like: tuple, *groups) -> tuple:
+    """That pass of the call over groups of arrays; it gives arrays as like describes them."""
+    return jax.pure_callback(_OnHost(call, name), like, *groups, vmap_method="sequential")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(call: _calls.Call, arrays: tuple) -> tuple:
+    return _on_host(call, "forward", _results_of(call, arrays), arrays)
+
+
+def _forward(call, arrays):
+    found = _on_host(call, "forward", _results_of(call, arrays), arrays)
+    return found, (arrays, found)
+
+
+def _backward(call, saved, gradients):
+    like = tuple(_like(array.shape, array.dtype) for array in saved[0])
+    return (_on_host(call, "backward", like, *saved, gradients),)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _compute(call: _calls.Call, arrays: tuple) -> tuple:
+    return _run(call, tuple(map(jax.numpy.asarray, arrays)))  # NumPy's become JAX's
+
+
+def _numpy(value):
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+_functions = _calls.functions(_compute, (jax.Array, np.ndarray), _numpy, __name__)
 attention = _functions["attention"]
 attention_varlen = _functions["attention_varlen"]
 av = _functions["av"]

@@ -5,7 +5,8 @@
 
 The arguments are those of vecina.numpy. vecina's CPU backend computes on the arrays' own memory,
 at once: what a call needs is evaluated by it, and it cannot stand inside ``mx.compile`` or
-``mx.vmap``, which say so. Gradients do not have gradients.
+``mx.vmap``, which say so. An argument is copied only if its last dimension is not contiguous.
+Gradients do not have gradients, and there is no ``mx.jvp``; NotImplementedError says so.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 
@@ -13,6 +14,8 @@ dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 f
 """
 
 from __future__ import annotations
+
+import itertools
 
 try:
     import mlx.core as mx
@@ -43,26 +46,39 @@ def _mlx(array) -> mx.array:
     return mx.array(array, _DTYPES[array.dtype.name])
 
 
-def _run(name: str, call: _calls.Call) -> tuple:
-    for argument, array in call.arrays.items():
-        if not isinstance(array, mx.array):
-            kind = type(array).__name__
-            raise ValueError(f"{name}: {argument} is {kind}; mlx.core.array is needed.")
-    call.given.update((n, _numpy(value)) for n, value in call.given.items())
+def _refuse(name: str):
+    """A transform of MLX's that says what it cannot do; without it, MLX gives zeros."""
 
+    def transform(*_):
+        raise NotImplementedError(f"vecina.mlx: {name} cannot be computed.")
+
+    return transform
+
+
+def _run(call: _calls.Call, arrays: tuple) -> tuple:
     @mx.custom_function
     def run(*arrays):
         return tuple(map(_mlx, call.forward(list(map(_numpy, arrays)))))
 
     @run.vjp
     def gradients(arrays, cotangents, results):
-        groups = ([_numpy(array) for array in group] for group in (arrays, results, cotangents))
-        return tuple(map(_mlx, call.backward(*groups)))
+        groups = arrays, results, cotangents
+        ends = list(itertools.accumulate(map(len, groups)))
 
-    return run(*call.arrays.values())
+        @mx.custom_function
+        def backward(*flat):
+            flat = list(map(_numpy, flat))
+            return tuple(map(_mlx, call.backward(*(flat[a:b] for a, b in zip([0, *ends], ends)))))
+
+        backward.vjp(_refuse("gradients of gradients"))
+        backward.jvp(_refuse("forward-mode derivatives"))
+        return backward(*itertools.chain(*groups))
+
+    run.jvp(_refuse("forward-mode derivatives"))
+    return run(*arrays)
 
 
-_functions = _calls.functions(_run, __name__)
+_functions = _calls.functions(_run, (mx.array,), _numpy, __name__)
 attention = _functions["attention"]
 attention_varlen = _functions["attention_varlen"]
 av = _functions["av"]

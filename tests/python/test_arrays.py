@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """vecina.mlx and vecina.jax: the results and gradients of vecina.numpy, by their own transforms."""
 
+import gc
 import importlib
+import weakref
 
 import numpy as np
 import pytest
@@ -127,18 +129,52 @@ def test_dtypes_and_views_of_mlx(dtype):
     assert error < {"bfloat16": 2e-2, "float16": 2e-3, "float64": 1e-12}[dtype]
 
 
-def test_what_does_not_fit_in_mlx():
+def test_what_does_not_fit(framework):
+    module, array, *_ = framework
+    query, lse = array(np.zeros((1, 6, 2, 4), np.float32)), array(np.zeros((1, 6, 2), np.float32))
+    bits = array(np.zeros((1, 6, 2, 4), np.uint16))
+    with pytest.raises(ValueError, match="na2d takes 5"):
+        module.na2d(query, query, query, 3)
+    with pytest.raises(ValueError, match=r"value is list; .*rray is needed"):
+        module.na1d(query, query, [[[[0.0]]]], 3)
+    with pytest.raises(ValueError, match=r"value is NoneType; .*rray is needed"):
+        module.attention(query, query, None)
+    for wrong in (dict(key=bits), dict(additional_keys=bits, additional_values=query)):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is uint16; one of float16"):
+            module.na1d(**{**dict(query=query, key=query, value=query), **wrong}, kernel_size=3)
+    with pytest.raises(ValueError, match="value has no dimensions"):
+        module.attention(query, query, query.sum())
+    with pytest.raises(ValueError, match="output_stride"):
+        module.na1d(query, query, query, 3, output_stride="2")
+    for outputs, lses in (([], []), ([query], [lse]), ([query, query], [lse])):
+        with pytest.raises(ValueError, match="two or more outputs and as many lses"):
+            module.merge_attentions(outputs, lses)
+    with pytest.raises(ValueError, match=r"lses\[1\] is str"):
+        module.merge_attentions([query, query], [lse, "lse"])
+
+
+def test_what_mlx_refuses():
     mx, vm = pytest.importorskip("mlx.core"), importlib.import_module("vecina.mlx")
-    query = mx.zeros((1, 6, 2, 4))
+    query = mx.array(normal(1, 6, 2, 4))
     with pytest.raises(ValueError, match="kernel_size"):
         vm.na1d(query, query, query, 7)
-    with pytest.raises(ValueError, match="na2d takes 5"):
-        vm.na2d(query, query, query, 3)
     with pytest.raises(ValueError, match="value is ndarray; mlx.core.array"):
         vm.na1d(query, query, np.zeros((1, 6, 2, 4)), 3)
+
+    def call(q):
+        return vm.na1d(q, query, query, 3)
+
     for transform, array in ((mx.compile, query), (mx.vmap, query[None])):
         with pytest.raises(ValueError, match="compile or vmap"):
-            transform(lambda q: vm.na1d(q, q, q, 3))(array)
+            transform(call)(array)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        mx.jvp(call, [query], [query])
+    slope = mx.grad(lambda q: call(q).square().sum())
+    assert np.asarray(slope(query)).any()
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        mx.jvp(slope, [query], [query])
+    with pytest.raises(NotImplementedError, match="gradients of gradients"):
+        mx.grad(lambda q: slope(q).square().sum())(query)
 
 
 def test_natten_mlx():
@@ -178,3 +214,33 @@ def test_transforms_of_jax():
     assert error < 2e-2 * np.abs(np.asarray(exact)).max()
     with pytest.raises(jax.errors.JaxRuntimeError, match="kernel_size 9 x dilation 1"):
         vj.na2d(*single, 9).block_until_ready()
+    assert isinstance(vj.na2d(*map(np.asarray, single), 3), jax.Array)
+
+
+def test_eager_calls_of_jax_are_compiled_once_and_hold_nothing():
+    jax, vj = pytest.importorskip("jax"), importlib.import_module("vecina.jax")
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+
+    def call(lengths, **keywords):
+        query = jax.numpy.asarray(normal(1, 11, 4, 4))
+        kept.append(weakref.ref(query))
+        slope = jax.grad(lambda query: vj.neighborhood_attention_varlen(
+            query, query, query, lengths, **keywords).sum())(query)  # fmt: skip
+        return np.asarray(slope)
+
+    kept = []
+    call(LENGTHS.copy(), kernel_size=[3])
+    assert compiled
+    compiled.clear()
+    call(LENGTHS.copy(), kernel_size=[3])
+    gc.collect()
+    assert all(reference() is None for reference in kept)
+    assert not compiled
+    # What is not equal is not taken for it.
+    call(np.array([3, 8]), kernel_size=[3])
+    assert compiled
+    with pytest.raises(jax.errors.JaxRuntimeError, match="is_causal"):
+        call(LENGTHS, kernel_size=[3], is_causal=0)
