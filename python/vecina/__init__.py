@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Neighborhood attention: each query attends to a window of keys around it.
 
-``vecina.torch``, ``vecina.numpy``, ``vecina.mlx`` and ``vecina.jax`` hold the functions; this module
-imports no framework.
+``vecina.torch``, ``vecina.numpy``, ``vecina.mlx`` and ``vecina.jax`` hold the functions; this
+module imports no framework.
 """
 
 import json as _json

@@ -3,8 +3,9 @@
 
 ``python -m vecina.compat.profiler -i 32 32 -w 7 7 --backprop`` takes the options of
 ``python -m natten.profiler``. Options that choose or tune NATTEN's kernels are taken and change
-nothing; ``--optimize`` says so and profiles what vecina chooses. ``xformers``, ``cudnn`` and ``fav2`` are PyTorch's own
-attention and need a window that is the whole input. ``-c 0`` and ``-c false`` are not causal.
+nothing; ``--optimize`` says so and profiles what vecina chooses. ``xformers``, ``cudnn`` and
+``fav2`` are PyTorch's own attention and need a window that is the whole input. ``-c 0`` and
+``-c false`` are not causal.
 """
 
 from __future__ import annotations
