@@ -171,6 +171,20 @@ def test_attention_and_packed_sequences():
         backend="aot_eager",
     )  # fmt: skip
     torch.testing.assert_close(compiled(query, key, value, packed), whole)
+    for name in names:
+        message = "belong together" if name.startswith("cumulative") else "max_seqlen_Q and _KV are"
+        with pytest.raises(ValueError, match=message):
+            natten.attention(query, key, value, **{**packed, name: None})
+        with pytest.raises(Exception, match=f"ValueError.*{message}"):  # of the compiler
+            compiled(query, key, value, {**packed, name: None})
+    # Of lengths and sums, the lengths count, compiled or not.
+    one = [torch.tensor([n], dtype=torch.int32) for n in (9, 12)]
+    both = dict(packed, seqlens_Q=one[0], seqlens_KV=one[1])
+    with_breaks = torch.compile(
+        lambda given: natten.attention(query, key, value, True, **given), backend="eager"
+    )
+    for function in (lambda given: natten.attention(query, key, value, True, **given), with_breaks):
+        torch.testing.assert_close(function(both), vt.attention(query, key, value, True))
     # Tokens after the last sequence, and sequences without queries or keys.
     bounds = [0, 4, 4, 6, 8], [0, 3, 5, 5, 9]
     sums = [torch.tensor(b, dtype=torch.int32) for b in bounds]

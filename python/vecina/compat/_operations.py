@@ -114,7 +114,7 @@ def flex_mask(front, rank, na_dim, input_size, kernel_size, dilation, is_causal)
 
 
 def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
-    """By vecina's reference, which sums in double and runs on the host: tensors go there and back."""
+    """By vecina's reference, which sums in double, on the host: tensors go there and back."""
     for name in ("stride", "dilation", "is_causal"):
         if keywords[name] is None:
             del keywords[name]
@@ -155,13 +155,13 @@ def varlen_parameters(front, rank, query, key, value, seqlens_Q=None, seqlens_KV
     return (*sums, int(seqlens_Q.max()), int(seqlens_KV.max()))
 
 
-def _packed_bounds(query, key, lengths: dict) -> list[tuple[int, int, int, int]] | None:
-    """(queries from, to, keys from, to) of each sequence; None: not packed."""
+def _packed_sums(query, key, lengths: dict) -> list | None:
+    """Cumulative lengths of queries and of keys; None: not packed. Their numbers are not read."""
     sums = [lengths[f"cumulative_seqlen_{side}"] for side in ("Q", "KV")]
     if lengths["seqlens_Q"] is not None or lengths["seqlens_KV"] is not None:
         seqlens = lengths["seqlens_Q"], lengths["seqlens_KV"]
         sums = varlen_parameters(None, 0, query, key, key, *seqlens)[:2]
-    elif sums == [None, None]:
+    elif all(s is None for s in sums):
         return None
     import torch
 
@@ -178,6 +178,11 @@ def _packed_bounds(query, key, lengths: dict) -> list[tuple[int, int, int, int]]
             raise ValueError(f"max_seqlen_Q and _KV are {most}; int of at most {totals} is needed.")
         if (most[0] == 0) != (most[1] == 0):
             raise ValueError(f"max_seqlen_Q and _KV are {most}; both are 0, or none.")
+    return sums
+
+
+def _packed_bounds(query, key, sums) -> list[tuple[int, int, int, int]]:
+    """(queries from, to, keys from, to) of each sequence."""
     of_queries, of_keys = (s.tolist() for s in sums)
     for name, bounds, total in (("Q", of_queries, query.shape[1]), ("KV", of_keys, key.shape[1])):
         if bounds[0] != 0 or bounds[-1] > total or bounds != sorted(bounds):
@@ -204,14 +209,7 @@ def natten_attention(
     _backends.check(backend, _backends.FMHA)
     _check_tiles(tuning)
     _record("attention", {**tuning, "backend": backend})
-    if max_seqlen_Q is not None and _is_on_host(query) and _is_compiling():
-        # Nothing can be looked at; one op, which wants every token to be some sequence's.
-        return front.attention_varlen(
-            query, key, value, cumulative_seqlen_KV.diff(), bool(is_causal), scale,
-            query_lengths=cumulative_seqlen_Q.diff(), max_length=max_seqlen_KV,
-            max_query_length=max_seqlen_Q, return_lse=return_lse,
-        )  # fmt: skip
-    bounds = _packed_bounds(
+    sums = _packed_sums(
         query,
         key,
         dict(
@@ -223,8 +221,17 @@ def natten_attention(
             max_seqlen_KV=max_seqlen_KV,
         ),
     )
-    if bounds is None:
+    if sums is None:
         return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
+    if seqlens_Q is None and _is_on_host(query) and _is_compiling():
+        # Nothing can be looked at; one op, which wants every token to be some sequence's.
+        of_queries, of_keys = sums
+        return front.attention_varlen(
+            query, key, value, of_keys.diff(), bool(is_causal), scale,
+            query_lengths=of_queries.diff(), max_length=max_seqlen_KV,
+            max_query_length=max_seqlen_Q, return_lse=return_lse,
+        )  # fmt: skip
+    bounds = _packed_bounds(query, key, sums)
     import torch
 
     def nothing(queries: int):
