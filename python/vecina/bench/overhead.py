@@ -42,7 +42,10 @@ def _extension_us(arguments: tuple, count: int) -> dict[str, float]:
 
 
 def measure_overhead(calls: int) -> dict:
-    """Microseconds by name; of na1d with and without autograd a dictionary of lines. Needs PyTorch."""
+    """Microseconds by name; of na1d with and without autograd a dictionary of lines.
+
+    Needs PyTorch.
+    """
     import torch
 
     import vecina.torch as vt
