@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Times large windows beside FlexAttention in one process: forward and backward.
+
+    VECINA_CUDA_TARGET=80 python benchmarks/flex_attention.py [--seconds S] > rows.json
+
+Needs PyTorch with CUDA and the package vecina. VECINA_CUDA_TARGET=80 leaves Hopper's kernels out.
+FlexAttention gets its tokens in tiles of 128 (reordering them is not timed), and which pairs of
+tiles are seen whole, in part or not at all, exactly. Each side runs back to back for S seconds, of
+which the second half counts: vecina, FlexAttention, vecina, FlexAttention; the better turn of each
+is printed, with the largest difference of what both compute.
+"""
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+
+import torch
+import vecina.torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+TILE = 128
+MAX_DIFFERENCE = 0.02  # of the largest number
+#: tokens, window, tile of FlexAttention, heads, head_dim
+PROBLEMS = (
+    ((256, 256), (80, 80), (8, 16), 24, 128),
+    ((30, 48, 80), (18, 24, 24), (2, 8, 8), 24, 128),
+)
+
+
+def steady_ms(call, seconds):
+    """Of one call, the second half of so many seconds."""
+
+    def elapsed(count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    elapsed(1)
+    half = max(2, int(seconds * 500 / (elapsed(2) / 2)))
+    elapsed(half)
+    return elapsed(half) / half
+
+
+def tiled(tensor, tile):
+    """[batch, tokens..., heads, head_dim] as [batch, heads, tokens tile by tile, head_dim]."""
+    rank, tokens = len(tile), tensor.shape[1:-2]
+    split = list(itertools.chain(*((n // t, t) for n, t in zip(tokens, tile))))
+    axes = [1 + 2 * a for a in range(rank)] + [2 + 2 * a for a in range(rank)]
+    tensor = tensor.reshape(tensor.shape[0], *split, *tensor.shape[-2:])
+    tensor = tensor.permute(0, 1 + 2 * rank, *axes, 2 + 2 * rank)
+    return tensor.reshape(*tensor.shape[:2], math.prod(tokens), tensor.shape[-1]).contiguous()
+
+
+def block_mask(tokens, window, tile):
+    def position(index, axis):  # of a token along an axis, from its place among the tiles
+        inner = index % TILE // math.prod(tile[axis + 1:]) % tile[axis]
+        tiles = [n // t for n, t in zip(tokens, tile)]
+        return index // TILE // math.prod(tiles[axis + 1:]) % tiles[axis] * tile[axis] + inner
+
+    def sees(query, key, axis):
+        begin = (query - window[axis] // 2).clamp(0, tokens[axis] - window[axis])
+        return (begin <= key) & (key < begin + window[axis])
+
+    def mask_mod(batch, head, query, key):
+        seen = sees(position(query, 0), position(key, 0), 0)
+        for axis in range(1, len(tokens)):
+            seen = seen & sees(position(query, axis), position(key, axis), axis)
+        return seen
+
+    some = every = torch.ones(1, 1, dtype=torch.bool, device="cuda")
+    for axis, (n, t) in enumerate(zip(tokens, tile)):
+        at = torch.arange(n, device="cuda")
+        pairs = sees(at[:, None], at, axis).view(n // t, t, n // t, t)
+        some = torch.kron(some.byte(), pairs.amax((1, 3)).byte()).bool()
+        every = torch.kron(every.byte(), pairs.amin((1, 3)).byte()).bool()
+
+    def listed(blocks):  # those of each row of tiles first
+        order = blocks.byte().argsort(dim=1, descending=True, stable=True)
+        return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+    return BlockMask.from_kv_blocks(*listed(some & ~every), *listed(every), BLOCK_SIZE=TILE,
+                                    mask_mod=mask_mod)  # fmt: skip
+
+
+def rows_of(tokens, window, tile, heads, head_dim, seconds):
+    torch.manual_seed(0)
+    shape = (1, *tokens, heads, head_dim)
+    query, key, value, gradient = (
+        torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)
+    )
+    ours = [tensor.requires_grad_() for tensor in (query, key, value)]
+    theirs = [tiled(tensor.detach(), tile).requires_grad_() for tensor in ours]
+    mask, flex = block_mask(tokens, window, tile), torch.compile(flex_attention, dynamic=False)
+    attend = {
+        "vecina": lambda: vecina.torch.neighborhood_attention(*ours, window),
+        "flex": lambda: flex(*theirs, block_mask=mask),
+    }
+    outputs = {name: call() for name, call in attend.items()}
+    gradients = {"vecina": gradient, "flex": tiled(gradient, tile)}
+    inputs = {"vecina": ours, "flex": theirs}
+
+    def with_gradients(name):
+        return torch.autograd.grad(outputs[name], inputs[name], gradients[name], retain_graph=True)
+
+    def forward(name):
+        with torch.no_grad():
+            return attend[name]()
+
+    found = {name: (outputs[name], *with_gradients(name)) for name in attend}
+    differences = [
+        ((tiled(mine.detach(), tile) - other).abs().max() / other.abs().max()).item()
+        for mine, other in zip(found["vecina"], found["flex"])
+    ]
+    del found
+    for label, run in (("forward", forward), ("backward", with_gradients)):
+        turns = {name: [] for name in attend}
+        for name in (*attend, *attend):
+            turns[name].append(steady_ms(lambda: run(name), seconds))
+        best = {name: min(ms) for name, ms in turns.items()}
+        yield dict(tokens=tokens, window=window, heads=heads, head_dim=head_dim, dtype="bf16",
+                   what=label, ratio=best["flex"] / best["vecina"], ms=turns,
+                   differences=differences[:1] if label == "forward" else differences[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=0.5)
+    seconds = parser.parse_args().seconds
+    rows = [row for problem in PROBLEMS for row in rows_of(*problem, seconds)]
+    device = torch.cuda.get_device_properties(0)
+    print(json.dumps(dict(device=f"{device.name} ({device.multi_processor_count} multiprocessors)",
+                          torch=torch.__version__, target=os.environ.get("VECINA_CUDA_TARGET"),
+                          rows=rows), indent=1))  # fmt: skip
+    return any(difference > MAX_DIFFERENCE for row in rows for difference in row["differences"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
