@@ -181,8 +181,9 @@ std::string plan_fragments(const Problem& problem, const vecina_forward_args& ex
   set_launch(make_params(problem, example, cut), false, blocks, static_cast<uint32_t>(32 * warps),
              facts, launch);
   if (split > 1) {
-    launch->shared_bytes = static_cast<uint32_t>(
-        warps * kRows * ((config.head_dim + kPaddedColumns) * sizeof(float) + 2 * sizeof(float)));
+    const int numbers_of_row = config.head_dim + kPaddedColumns + 2;
+    launch->shared_bytes =
+        static_cast<uint32_t>(warps * kRows * numbers_of_row) * uint32_t{sizeof(float)};
   }
   launch->description = fmt::format(
       R"("form": "fragments", "box": [{}, {}, {}], "heads_of_box": {}, "keys_of_box": {}, )"
