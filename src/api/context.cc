@@ -87,14 +87,6 @@ constexpr int64_t options_of(const SplitArgs& args) {
   return int64_t{args.c.right_aligned} | int64_t{args.c.reserved} << 32;
 }
 
-// Where the tensors are: the device of one that every call has.
-int32_t device_of(const vecina_forward_args& args) { return args.query.device; }
-int32_t device_of(const vecina_backward_args& args) { return args.query.device; }
-int32_t device_of(const SplitArgs& args) {
-  const bool is_qk = args.pass == Pass::qk || args.pass == Pass::qk_backward;
-  return is_qk ? args.c.query.device : args.c.value.device;
-}
-
 // All that a plan depends on: the problem and, of each tensor, everything but the address.
 template <typename Args>
 void write_key(uint64_t context, const vecina_problem& problem, const Args& args,
@@ -228,7 +220,7 @@ Status Context::make_plan(const Problem& problem, const Args& example,
                           std::shared_ptr<const PlanRecord>* record) {
   VECINA_RETURN_IF_ERROR(check_arguments(problem, example));
   Backend* backend = nullptr;
-  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), device_of(example), &backend));
+  VECINA_RETURN_IF_ERROR(choose(problem, pass_of(example), first_tensor(example).device, &backend));
   auto made = std::make_shared<PlanRecord>();
   made->problem = problem;
   made->backend = backend->name();

@@ -242,6 +242,17 @@ struct Totals {
   int64_t keys = 0, query_tokens = 0, outputs = 0;
 };
 
+// Where lengths are not read, packed tensors say what they add up to.
+template <typename Args>
+Totals totals_of_tensors(const Problem& problem, const Args& args) {
+  const int64_t keys = std::max<int64_t>(args.key.shape[1], 0);
+  const int64_t queries =
+      given(args.query_lengths) ? std::max<int64_t>(args.query.shape[1], 0) : keys;
+  bool is_strided = false;
+  for (int a = 0; a < problem.rank(); ++a) is_strided |= problem.axis(a).output_stride > 1;
+  return {keys, queries, is_strided ? std::max<int64_t>(args.output.shape[1], 0) : queries};
+}
+
 template <typename Args>
 Status check_all_lengths(const Problem& problem, const Args& args, Totals* totals) {
   if (problem.lengths() == VECINA_LENGTHS_EQUAL) {
@@ -253,11 +264,15 @@ Status check_all_lengths(const Problem& problem, const Args& args, Totals* total
     }
     return {};
   }
-  const bool is_packed = problem.lengths() == VECINA_LENGTHS_PACKED;
-  const int64_t samples = is_packed ? problem.samples() : problem.batch();
   const auto expect = [&](const char* name, const vecina_tensor& tensor) {
     const int32_t dtype = tensor.dtype == VECINA_I64 ? VECINA_I64 : VECINA_I32;
-    VECINA_RETURN_IF_ERROR(check_tensor({name, &tensor, dtype, {samples, problem.rank()}}));
+    VECINA_RETURN_IF_ERROR(
+        check_tensor({name, &tensor, dtype, {problem.num_samples(), problem.rank()}}));
+    if (tensor.device != args.query.device || tensor.device_index != args.query.device_index) {
+      return invalid(fmt::format("{} is on device {}:{}, but query on {}:{}; all must be on one.",
+                                 name, tensor.device, tensor.device_index, args.query.device,
+                                 args.query.device_index));
+    }
     if (tensor.device != VECINA_CPU) return Status();  // values are not read from here
     const bool of_queries = name[0] == 'q';
     int64_t tokens = 0, queries = 0;
@@ -270,6 +285,7 @@ Status check_all_lengths(const Problem& problem, const Args& args, Totals* total
     return Status();
   };
   VECINA_RETURN_IF_ERROR(expect("lengths", args.lengths));
+  if (args.lengths.device != VECINA_CPU) *totals = totals_of_tensors(problem, args);
   if (!given(args.query_lengths)) return {};
   if (!problem.is_attention()) {
     return invalid("query_lengths is given, but only attention problems have them.");
@@ -300,9 +316,7 @@ class Shapes {
     return shape;
   }
   Shape additional(int head_dim) const {
-    const int64_t samples =
-        problem_.lengths() == VECINA_LENGTHS_PACKED ? problem_.samples() : problem_.batch();
-    return {samples, problem_.additional_tokens(), problem_.heads_kv(), head_dim};
+    return {problem_.num_samples(), problem_.additional_tokens(), problem_.heads_kv(), head_dim};
   }
   Shape bias() const {
     Shape shape = {problem_.heads()};
@@ -577,6 +591,23 @@ Status expected_tensors(const Problem& problem, const vecina_backward_args& args
   return {};
 }
 
+Status expected_tensors(const Problem& problem, const SplitArgs& args, const Totals& totals,
+                        std::vector<Expected>* expected) {
+  NamedTensor tensors[kMaxTensors];
+  const int count = list_tensors(args, tensors);
+  const Shapes shapes(problem, totals);
+  for (int i = 0; i < count; ++i) {
+    const std::string_view missing = missing_for(problem, tensors[i].name);
+    if (missing.empty()) {
+      expected->push_back(expected_tensor(problem, shapes, tensors[i]));
+    } else if (given(*tensors[i].tensor)) {
+      return invalid(
+          fmt::format("{} is given, but the problem has {} 0.", tensors[i].name, missing));
+    }
+  }
+  return {};
+}
+
 template <typename Args>
 Status check_all(const Problem& problem, const Args& args) {
   Totals totals;
@@ -586,15 +617,10 @@ Status check_all(const Problem& problem, const Args& args) {
   return check_list(list);
 }
 
-template <typename Args>
-Args imagine(const Problem& problem, vecina_device device) {
-  Args args = {};
-  args.struct_size = sizeof(args);
-  std::vector<Expected> list;
-  // Nothing is given that the problem lacks, so that nothing can be refused.
-  static_cast<void>(expected_tensors(problem, args, Totals(), &list).ok());
+// Lets the tensors of a list, which belong to arguments that may be written, be what is expected.
+void imagine(const std::vector<Expected>& list, vecina_device device) {
   for (const Expected& expected : list) {
-    auto& tensor = const_cast<vecina_tensor&>(*expected.tensor);  // a member of args
+    auto& tensor = const_cast<vecina_tensor&>(*expected.tensor);
     tensor.data = reinterpret_cast<void*>(kImaginedAddress);
     tensor.dtype = expected.dtype;
     tensor.device = device;
@@ -606,7 +632,29 @@ Args imagine(const Problem& problem, vecina_device device) {
       stride *= tensor.shape[d];
     }
   }
-  return args;
+}
+
+template <typename Args>
+void imagine(const Problem& problem, vecina_device device, Args* imagined) {
+  Args& args = *imagined;
+  args = {};
+  args.struct_size = sizeof(args);
+  std::vector<Expected> list;
+  const int64_t samples = problem.num_samples();
+  int64_t query_tokens = samples;
+  for (int a = 0; a < problem.rank(); ++a) query_tokens *= problem.axis(a).query_extent;
+  const Totals totals = {samples * problem.num_keys(), query_tokens,
+                         samples * problem.num_queries()};
+  // Nothing is given that the problem lacks, so that nothing can be refused.
+  static_cast<void>(expected_tensors(problem, args, totals, &list).ok());
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) {
+    const Shape shape = {samples, problem.rank()};
+    list.push_back({"lengths", &args.lengths, VECINA_I32, shape});
+    if (problem.is_attention()) {
+      list.push_back({"query_lengths", &args.query_lengths, VECINA_I32, shape});
+    }
+  }
+  imagine(list, device);
 }
 
 }  // namespace
@@ -630,28 +678,23 @@ Status check_arguments(const Problem& problem, const SplitArgs& args) {
   if (args.c.reserved != 0) {
     return invalid(fmt::format("reserved is {}; it must be 0.", args.c.reserved));
   }
-  NamedTensor tensors[kMaxTensors];
-  const int count = list_tensors(args, tensors);
-  const Totals no_totals;  // only packed lengths have them
-  const Shapes shapes(problem, no_totals);
   std::vector<Expected> list;
-  for (int i = 0; i < count; ++i) {
-    const std::string_view missing = missing_for(problem, tensors[i].name);
-    if (missing.empty()) {
-      list.push_back(expected_tensor(problem, shapes, tensors[i]));
-    } else if (given(*tensors[i].tensor)) {
-      return invalid(
-          fmt::format("{} is given, but the problem has {} 0.", tensors[i].name, missing));
-    }
-  }
+  VECINA_RETURN_IF_ERROR(expected_tensors(problem, args, Totals(), &list));
   return check_list(list);
 }
 
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args) {
-  *args = imagine<vecina_forward_args>(problem, device);
+  imagine(problem, device, args);
 }
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args) {
-  *args = imagine<vecina_backward_args>(problem, device);
+  imagine(problem, device, args);
+}
+void imagine_arguments(const Problem& problem, vecina_device device, SplitArgs* args) {
+  args->c = {};
+  args->c.struct_size = sizeof(args->c);
+  std::vector<Expected> list;
+  static_cast<void>(expected_tensors(problem, *args, Totals(), &list).ok());
+  imagine(list, device);
 }
 
 Status check_workspace(size_t needed_bytes, const void* workspace, size_t workspace_bytes) {

@@ -28,9 +28,11 @@ Status check_merge_backward(int32_t count, const vecina_tensor* outputs, const v
                             const vecina_tensor* grad_outputs, const vecina_tensor* grad_lses);
 
 // Contiguous tensors of the problem's shapes at an address that must not be followed: plans are
-// made from them where there is no data. Every optional tensor is there; lengths must be equal.
+// made from them where there is no data. Every optional tensor is there; samples have the extents.
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args);
 void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args);
+// Of args->pass.
+void imagine_arguments(const Problem& problem, vecina_device device, SplitArgs* args);
 
 // The tensors of a call by name, in a fixed order; the same for example and run.
 struct NamedTensor {
@@ -42,6 +44,14 @@ inline constexpr int kMaxTensors = 19;
 int list_tensors(const vecina_forward_args& args, NamedTensor (&list)[kMaxTensors]);
 int list_tensors(const vecina_backward_args& args, NamedTensor (&list)[kMaxTensors]);
 int list_tensors(const SplitArgs& args, NamedTensor (&list)[kMaxTensors]);  // those of its pass
+
+// One that every call has: the others are where it is.
+inline const vecina_tensor& first_tensor(const vecina_forward_args& args) { return args.query; }
+inline const vecina_tensor& first_tensor(const vecina_backward_args& args) { return args.query; }
+inline const vecina_tensor& first_tensor(const SplitArgs& args) {
+  const bool is_qk = args.pass == Pass::qk || args.pass == Pass::qk_backward;
+  return is_qk ? args.c.query : args.c.value;
+}
 
 // What may change between a plan's example and a run is the addresses only: the same tensors given,
 // at least as aligned (16 bytes) as the example's, outputs still apart from everything else.

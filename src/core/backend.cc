@@ -24,6 +24,10 @@ Status Plan::measure(const vecina_backward_args&, int, std::vector<double>*) con
   return unsupported("no clock of its own");
 }
 
+Status Plan::measure(const SplitArgs&, int, std::vector<double>*) const {
+  return unsupported("no clock of its own");
+}
+
 Status Backend::plan(const Problem&, const vecina_backward_args&, std::unique_ptr<Plan>*) {
   return unsupported("no backward");
 }

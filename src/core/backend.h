@@ -31,6 +31,7 @@ class Plan {
                          std::vector<double>* times_us) const;
   virtual Status measure(const vecina_backward_args& args, int repeats,
                          std::vector<double>* times_us) const;
+  virtual Status measure(const SplitArgs& args, int repeats, std::vector<double>* times_us) const;
   virtual std::string describe() const = 0;  // JSON object: kernel, tiles, work, why
   virtual size_t workspace_bytes() const { return 0; }
 };

@@ -63,6 +63,7 @@ class Problem {
   bool has_bias() const { return has_bias_; }
   vecina_lengths lengths() const { return lengths_; }
   int samples() const { return samples_; }  // packed only
+  int64_t num_samples() const { return lengths_ == VECINA_LENGTHS_PACKED ? samples_ : batch_; }
   uint32_t flags() const { return flags_; }
 
   // The problem of one sample whose lengths are these: batch 1, equal lengths. Unlike other
