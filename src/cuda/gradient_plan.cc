@@ -11,6 +11,7 @@
 #include <numbers>
 
 #include "core/tensor.h"
+#include "cuda/gather_common.h"
 #include "cuda/halo_plan.h"
 #include "cuda/kernels/gradient_config.h"
 #include "cuda/kernels/gradient_params.h"
@@ -23,21 +24,15 @@ namespace {
 using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
 
-constexpr int kWarps = 4;                  // of a block
-constexpr int kMostWarps = 16;             // of a block that owns one row and walks all queries
-constexpr int kGatheredBytes = 20 * 1024;  // of shared memory, where its warps meet
-constexpr int kLoadBytes = 16;             // of a thread at once
-constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
+constexpr int kLoadBytes = 16;  // of a thread at once
 constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
-constexpr double kMaxNumber = 2147483647.0;
 
 std::string print(const GradientConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
-      ".warps = {}, .lanes = {}, .has_bias = {}, .has_grad_lse = {}, .is_stored = {}, "
-      ".of_additional = {}, "
-      ".has_wide_number = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes,
+      ".warps = {}, .lanes = {}, .lengths = {}, .has_bias = {}, .has_grad_lse = {}, "
+      ".is_stored = {}, .of_additional = {}, .has_wide_number = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes, c.lengths,
       c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
 }
 
@@ -57,56 +52,29 @@ GradientConfig make_config(const Problem& problem, const vecina_backward_args& e
                            head_dim, kLoadBytes);
   };
   config.piece = std::min(piece(config.head_dim), piece(config.head_dim_value));
-  const int columns = std::max(config.head_dim, config.head_dim_value);
-  config.lanes = 1;
-  while (config.lanes < 32 && columns > config.lanes * std::max(kMaxColumns, config.vector)) {
-    config.lanes *= 2;
-  }
+  config.lanes = gather_lanes(std::max(config.head_dim, config.head_dim_value), config.vector);
+  config.lengths = problem.lengths();
   config.has_bias = problem.has_bias();
   config.has_grad_lse = given(example.grad_lse);
   return config;
 }
 
-int most_warps(const GradientConfig& config) {
-  const auto bytes = static_cast<int>(dtype_bytes(lse_dtype(config.dtype)));
-  int warps = config.dtype == VECINA_F64 ? kMostWarps / 2 : kMostWarps;
-  while (warps > kWarps &&
-         warps * bytes * std::max(config.head_dim, config.head_dim_value) > kGatheredBytes) {
-    warps /= 2;
-  }
-  return warps;
-}
-
 GradientParams make_gradient_params(const Problem& problem, const vecina_backward_args& example) {
   GradientParams params = {};
-  const int rank = problem.rank();
+  const int rank = token_rank(problem);
   params.query = token_rows(example.query, rank);
   params.key = token_rows(example.key, rank);
   params.value = token_rows(example.value, rank);
   params.additional_key = token_rows(example.additional_key, 1);
   params.additional_value = token_rows(example.additional_value, 1);
-  params.bias = bias_rows(example.bias, rank);
+  params.bias = bias_rows(example.bias, problem.rank());
   params.output = token_rows(example.output, rank);
   params.grad_output = token_rows(example.grad_output, rank);
   params.grad_lse = token_rows(example.grad_lse, rank);
   params.grad_query = token_rows(example.grad_query, rank);
-  params.grad_bias = bias_rows(example.grad_bias, rank);
-  for (int a = 0; a < 3; ++a) {
-    const Axis axis = small_axis(problem, a);
-    params.axes[a] = {static_cast<int>(axis.extent),
-                      static_cast<int>(axis.num_queries()),
-                      static_cast<int>(axis.kernel_size),
-                      static_cast<int>(axis.stride),
-                      static_cast<int>(axis.dilation),
-                      static_cast<int>(axis.output_stride),
-                      axis.is_causal ? 1 : 0};
-    params.query_extent[a] = static_cast<int>(axis.query_extent);
-  }
-  params.batch = static_cast<int>(problem.batch());
-  params.heads = problem.heads();
-  params.heads_kv = problem.heads_kv();
-  params.additional_tokens = static_cast<int>(problem.additional_tokens());
-  params.is_attention = problem.is_attention();
+  params.grad_bias = bias_rows(example.grad_bias, problem.rank());
+  params.geometry = gather_geometry(problem);
+  params.geometry.lengths = sample_lengths(problem, example);
   params.scale = problem.scale();
   params.scale_to_powers = problem.scale() * std::numbers::log2e;
   return params;
@@ -139,24 +107,7 @@ void set_pointers(const vecina_backward_args& args, const Written& written,
   params->grad_value.data = of(written.value);
   params->grad_bias.data = of(written.bias);
   params->facts = static_cast<char*>(args.workspace);
-}
-
-// Rows that a gradient has; as doubles, since they may exceed 64 bits before they are refused.
-struct RowCounts {
-  double query, key, additional, bias;
-};
-RowCounts count_rows(const Problem& problem) {
-  const auto batch = static_cast<double>(problem.batch());
-  RowCounts rows = {batch * problem.heads(), batch * problem.heads_kv(),
-                    batch * problem.heads_kv() * static_cast<double>(problem.additional_tokens()),
-                    static_cast<double>(problem.heads())};
-  for (int a = 0; a < problem.rank(); ++a) {
-    const Axis& axis = problem.axis(a);
-    rows.query *= static_cast<double>(axis.query_extent);
-    rows.key *= static_cast<double>(axis.extent);
-    rows.bias *= 2.0 * static_cast<double>(axis.kernel_size) - 1.0;
-  }
-  return rows;
+  set_lengths(args, &params->geometry.lengths);
 }
 
 class LaunchList {
@@ -175,14 +126,17 @@ class LaunchList {
     GradientConfig config = config_;
     config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
-    config.warps = of_additional ? most_warps(config) : kWarps;
+    config.warps =
+        of_additional
+            ? most_gather_warps(config.dtype, std::max(config.head_dim, config.head_dim_value))
+            : kGatherWarps;
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
-    params.num_rows = static_cast<long long>(rows);
+    params.geometry.num_rows = static_cast<long long>(rows);
     BackwardLaunch launch;
     launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
                      print(config)};
-    launch.grid[0] = static_cast<uint32_t>(divide_up(params.num_rows, rows_of_block));
+    launch.grid[0] = static_cast<uint32_t>(divide_up(params.geometry.num_rows, rows_of_block));
     launch.block[0] = static_cast<uint32_t>(32 * config.warps);
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
@@ -195,7 +149,7 @@ class LaunchList {
     };
     launch.description =
         fmt::format(R"("rows": {}, "threads_per_row": {}, "why": "takes every problem")",
-                    params.num_rows, of_additional ? 32 * config.warps : 32);
+                    params.geometry.num_rows, of_additional ? 32 * config.warps : 32);
     launches_->push_back(std::move(launch));
   }
 
@@ -223,18 +177,13 @@ void add_additional(const Problem& problem, const vecina_backward_args& example,
 
 std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts&) {
   if (pass == Pass::forward) return "computes gradients alone";
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
-  const RowCounts rows = count_rows(problem);
-  if (std::max(rows.query, rows.key) > kWarps * kMaxNumber ||
-      std::max(rows.additional, rows.bias) > kMaxNumber) {
-    return "a gradient has more rows than a grid has threads";
-  }
-  return {};
+  return too_many_rows(problem);
 }
 
 size_t gradient_workspace_bytes(const Problem& problem) {
   const size_t facts = kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
-  return facts * static_cast<size_t>(problem.batch() * problem.heads() * problem.num_queries());
+  return facts *
+         static_cast<size_t>(problem.num_samples() * problem.heads() * problem.num_queries());
 }
 
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
@@ -249,11 +198,11 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   if (!is_planned) {
     Written of_query;
     if (given(example.grad_query)) of_query.query = &Args::grad_query;
-    list.add("gradient_query", rows.query, kWarps, of_query);
+    list.add("gradient_query", rows.query, kGatherWarps, of_query);
     if (given(example.grad_key) || given(example.grad_value)) {
-      params.grad_key = token_rows(example.grad_key, problem.rank());
-      params.grad_value = token_rows(example.grad_value, problem.rank());
-      list.add("gradient_key", rows.key, kWarps,
+      params.grad_key = token_rows(example.grad_key, token_rank(problem));
+      params.grad_value = token_rows(example.grad_value, token_rank(problem));
+      list.add("gradient_key", rows.key, kGatherWarps,
                {.key = &Args::grad_key, .value = &Args::grad_value});
     }
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Plans of the gradients' kernels: every problem of equal lengths, deterministic.
+// Plans of the gradients' kernels: every problem, deterministic.
 #ifndef VECINA_CUDA_GRADIENT_PLAN_H_
 #define VECINA_CUDA_GRADIENT_PLAN_H_
 

@@ -141,7 +141,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (problem.dtype() != VECINA_BF16 && problem.dtype() != VECINA_F16) {
     return "dtypes f16 and bf16 only";
   }
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
   if (problem.has_bias()) return "bias: not yet";
   if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
   std::string why = dim_why_not("head_dim", problem.head_dim(), problem.rank());

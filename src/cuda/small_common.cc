@@ -15,6 +15,8 @@
 namespace vecina::internal::cuda {
 namespace {
 
+using vecina::cuda::LengthRows;
+using vecina::cuda::SampleLengths;
 using vecina::cuda::SmallParams;
 using vecina::cuda::SmallStrides;
 
@@ -59,6 +61,7 @@ NarrowParams narrow(const WideParams& wide) {
   params.additional_tokens = wide.additional_tokens;
   params.column_tiles = wide.column_tiles;
   params.scale_f64 = wide.scale_f64;
+  params.lengths = wide.lengths;
   return params;
 }
 
@@ -74,6 +77,7 @@ FillParams<vecina_forward_args> filler(const Params& params) {
     filled.additional_key = pointer(args.additional_key);
     filled.additional_value = pointer(args.additional_value);
     filled.bias = pointer(args.bias);
+    set_lengths(args, &filled.lengths);
     std::memcpy(memory, &filled, sizeof filled);
     return {};
   };
@@ -102,6 +106,10 @@ SmallRows bias_rows(const vecina_tensor& tensor, int rank) {
   return rows;
 }
 
+int token_rank(const Problem& problem) {
+  return problem.lengths() == VECINA_LENGTHS_PACKED ? 1 : problem.rank();
+}
+
 char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tensor) : nullptr; }
 
 Divider divider(int64_t divisor) {
@@ -117,7 +125,7 @@ Axis small_axis(const Problem& problem, int a) {
 }
 
 double query_rows(const Problem& problem) {
-  return static_cast<double>(problem.batch()) * problem.heads() *
+  return static_cast<double>(problem.num_samples()) * problem.heads() *
          static_cast<double>(problem.num_queries());
 }
 
@@ -139,7 +147,7 @@ SmallTiles make_tiles(const Problem& problem, const std::array<int, 3>& tile) {
 }
 
 double count_blocks(const Problem& problem, const SmallTiles& tiles) {
-  double blocks = static_cast<double>(problem.batch()) * (problem.heads() / tiles.heads) *
+  double blocks = static_cast<double>(problem.num_samples()) * (problem.heads() / tiles.heads) *
                   static_cast<double>(tiles.column_tiles);
   for (const int64_t count : tiles.count) blocks *= static_cast<double>(count);
   return blocks;
@@ -165,11 +173,56 @@ std::array<int, 3> spread_queries(const Problem& problem, int queries) {
   return tile;
 }
 
+namespace {
+
+LengthRows length_rows(const vecina_tensor& lengths) {
+  const int64_t bytes = dtype_bytes(lengths.dtype);
+  return {nullptr, lengths.strides[0] * bytes, lengths.strides[1] * bytes, bytes};
+}
+
+// Lengths of the keys stand for those of the queries.
+template <typename Args>
+const vecina_tensor& query_lengths(const Args& args) {
+  return given(args.query_lengths) ? args.query_lengths : args.lengths;
+}
+
+}  // namespace
+
+template <typename Args>
+SampleLengths sample_lengths(const Problem& problem, const Args& example) {
+  SampleLengths lengths = {};
+  if (problem.lengths() == VECINA_LENGTHS_EQUAL) return lengths;
+  lengths.key = length_rows(example.lengths);
+  lengths.query = length_rows(query_lengths(example));
+  lengths.num_keys = example.key.shape[1];
+  lengths.num_queries = example.query.shape[1];
+  lengths.num_outputs = example.output.shape[1];
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = small_axis(problem, a);
+    lengths.extent[a] = static_cast<int>(axis.extent);
+    lengths.query_extent[a] = static_cast<int>(axis.query_extent);
+    lengths.window_tokens[a] =
+        problem.is_attention() ? 0 : static_cast<int>(axis.kernel_size * axis.dilation);
+    lengths.output_stride[a] = static_cast<int>(axis.output_stride);
+  }
+  return lengths;
+}
+template SampleLengths sample_lengths(const Problem&, const vecina_forward_args&);
+template SampleLengths sample_lengths(const Problem&, const vecina_backward_args&);
+
+template <typename Args>
+void set_lengths(const Args& args, SampleLengths* lengths) {
+  lengths->key.data = pointer(args.lengths);
+  lengths->query.data = pointer(query_lengths(args));
+}
+template void set_lengths(const vecina_forward_args&, SampleLengths*);
+template void set_lengths(const vecina_backward_args&, SampleLengths*);
+
 WideParams make_params(const Problem& problem, const vecina_forward_args& example,
                        const SmallTiles& tiles) {
   using Strides = SmallStrides<long long>;
   WideParams params = {};
-  const int rank = problem.rank();
+  const int rank = token_rank(problem);
   set_strides(example.query, rank, &Strides::query, &params);
   set_strides(example.key, rank, &Strides::key, &params);
   set_strides(example.value, rank, &Strides::value, &params);
@@ -188,8 +241,8 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
   if (given(example.bias)) {
     const int64_t bytes = dtype_bytes(example.bias.dtype);
     params.bias_head = example.bias.strides[0] * bytes;
-    for (int a = 0; a < rank; ++a) {
-      params.bias_position[3 - rank + a] = example.bias.strides[1 + a] * bytes;
+    for (int a = 0; a < problem.rank(); ++a) {
+      params.bias_position[3 - problem.rank() + a] = example.bias.strides[1 + a] * bytes;
     }
   }
   for (int a = 0; a < 3; ++a) {
@@ -209,6 +262,7 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
   params.blocks_per_group = divider(problem.head_group() / tiles.heads);
   params.column_tiles = divider(tiles.column_tiles);
   params.additional_tokens = static_cast<int>(problem.additional_tokens());
+  params.lengths = sample_lengths(problem, example);
   params.scale_f64 = problem.scale() * std::numbers::log2e;
   params.scale = static_cast<float>(params.scale_f64);
   if (params.scale == 0.0f && params.scale_f64 != 0.0) {  // infinity times it stays infinity

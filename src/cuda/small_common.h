@@ -55,8 +55,17 @@ std::array<int, 3> spread_queries(const Problem& problem, int queries);
 SmallRows token_rows(const vecina_tensor& tensor, int rank);
 // Strides of a bias: relative positions as tokens.
 SmallRows bias_rows(const vecina_tensor& tensor, int rank);
+// Axes of tokens that a tensor has: one where the samples are packed.
+int token_rank(const Problem& problem);
 // nullptr if it is not given.
 char* pointer(const vecina_tensor& tensor);
+
+// Where the lengths of a call are; zeros if its samples are equal. No addresses.
+template <typename Args>
+vecina::cuda::SampleLengths sample_lengths(const Problem& problem, const Args& example);
+// Adds those.
+template <typename Args>
+void set_lengths(const Args& args, vecina::cuda::SampleLengths* lengths);
 
 // Everything of the parameters but the pointers.
 WideParams make_params(const Problem& problem, const vecina_forward_args& example,

@@ -33,6 +33,7 @@ std::array<int, 3> array_of(const int (&values)[3]) { return {values[0], values[
 
 // Why the problem or its strides do not suit, before any box is chosen.
 std::string unsuitable(const Problem& problem, const vecina_forward_args& example) {
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
   if (problem.dtype() == VECINA_F64) return "f64";
   if (problem.has_bias()) return "relative position bias";
   if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";

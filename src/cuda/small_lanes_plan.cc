@@ -63,11 +63,11 @@ std::string print(const SmallLanesConfig& c) {
       ".value_columns = {}, .heads = {}, "
       ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
-      ".has_bias = {}, .has_wide_offsets = {}}}",
+      ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
       c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once,
       c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
-      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias,
+      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias, c.lengths,
       c.has_wide_offsets);
 }
 
@@ -100,8 +100,10 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   const int64_t keys = window_keys(problem) + problem.additional_tokens();
   // A thread's registers: half as many numbers in f64.
   const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
+  config.lengths = problem.lengths();
   config.is_unrolled =
-      keys * std::max(config.key_columns, config.value_columns) <= logits;  // and as many loads
+      keys * std::max(config.key_columns, config.value_columns) <= logits &&  // and as many loads
+      !(problem.is_attention() && config.lengths != VECINA_LENGTHS_EQUAL);
   const int columns =
       std::max(config.key_columns * config.key_vector, config.value_columns * config.value_vector);
   config.heads = problem.head_group() % 2 == 0 && 2 * columns <= kMaxColumns &&

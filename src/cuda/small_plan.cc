@@ -17,7 +17,6 @@ namespace vecina::internal::cuda {
 
 std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& /*facts*/) {
   if (pass == Pass::backward) return "gradients: not yet";
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples: not yet";
   if (lanes_blocks(problem) > kMaxBlocks) {
     return "the problem needs more than 2^31 - 1 blocks of threads";
   }

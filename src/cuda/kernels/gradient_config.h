@@ -9,10 +9,11 @@ struct GradientConfig {
   int dtype;  // vecina_dtype
   int rank;
   int head_dim, head_dim_value;
-  int vector;  // neighbouring elements of a thread; divides both head dims
-  int piece;   // elements of one load or store, as alignment allows
-  int warps;   // of a block
-  int lanes;   // threads that share a row, a power of two up to 32
+  int vector;   // neighbouring elements of a thread; divides both head dims
+  int piece;    // elements of one load or store, as alignment allows
+  int warps;    // of a block
+  int lanes;    // threads that share a row, a power of two up to 32
+  int lengths;  // vecina_lengths
   bool has_bias;
   bool has_grad_lse;
   bool is_stored;        // gradient_query.cu: the gradient is wanted, not the facts alone

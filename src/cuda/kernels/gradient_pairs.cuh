@@ -12,88 +12,22 @@
 // (lse, rounded, is not read) and leaves them to the others as QueryFacts.
 //
 // Each gradient is gathered by the warp (the block, for additional tokens and bias) that owns its
-// row, in a fixed order: no atomics, the same bits in every run.
+// row.
 #ifndef VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 #define VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 
-#include "config.h"
+#include "gather.cuh"
 #include "gradient_params.h"
-#include "row_part.cuh"
-#include "small_geometry.cuh"
-#include "types.h"
 
 namespace vecina::cuda {
-
-using Element = Types<kConfig.dtype>::Element;
-using Real = Types<kConfig.dtype>::Real;
-
-inline constexpr int kWarps = kConfig.warps;
-inline constexpr int kLanes = kConfig.lanes;
-inline constexpr int kGroups = 32 / kLanes;  // of a warp: rows at the same time
-inline constexpr int kFirstAxis = 3 - kConfig.rank;
 
 using KeyPart =
     RowPart<Element, Real, kConfig.head_dim, kConfig.vector, kConfig.piece, kLanes>;
 using ValuePart = RowPart<Element, Real, kConfig.head_dim_value, kConfig.vector, kConfig.piece, kLanes>;
 
-template <bool is_wide>
-struct NumberType {
-  using Type = unsigned;
-};
-template <>
-struct NumberType<true> {
-  using Type = unsigned long long;
-};
-using Number = NumberType<kConfig.has_wide_number>::Type;
-
-// number becomes number / size; returns number % size.
-VECINA_DEVICE int take_off(Number& number, int size) {
-  const Number quotient = number / static_cast<Number>(size);
-  const auto remainder = static_cast<int>(number - quotient * static_cast<Number>(size));
-  number = quotient;
-  return remainder;
+VECINA_DEVICE Real bias_at(const GradientParams& params, int head, const int (&relative)[3]) {
+  return *reinterpret_cast<const Real*>(row_at(params.bias, 0, head, relative));
 }
-
-VECINA_DEVICE AxisWindow window_along(const GradientAxis& axis, int query) {
-  return window_along(
-      axis.extent,
-      {axis.kernel_size, axis.stride, axis.dilation, axis.output_stride, axis.is_causal}, query);
-}
-
-VECINA_DEVICE char* row_at(const SmallRows& rows, int batch, int head, const int (&token)[3]) {
-  char* row = rows.data + batch * rows.batch + head * rows.head;
-#pragma unroll
-  for (int a = kFirstAxis; a < 3; ++a) row += token[a] * rows.token[a];
-  return row;
-}
-VECINA_DEVICE Real real_at(const SmallRows& rows, int batch, int head, const int (&token)[3]) {
-  return *reinterpret_cast<Real*>(row_at(rows, batch, head, token));
-}
-
-// Walks a box of tokens, the innermost axis fastest, several at a time.
-struct BoxWalk {
-  int at[3] = {0, 0, 0};
-
-  // Leaves the box at the far end of the outermost axis.
-  VECINA_DEVICE void advance(int steps, const int (&count)[3]) {
-    at[2] += steps;
-    if constexpr (kFirstAxis < 2) {
-      while (at[2] >= count[2]) {
-        at[2] -= count[2];
-        ++at[1];
-      }
-    }
-    if constexpr (kFirstAxis < 1) {
-      while (at[1] >= count[1]) {
-        at[1] -= count[1];
-        ++at[0];
-      }
-    }
-  }
-  VECINA_DEVICE bool is_inside(const int (&count)[3]) const {
-    return at[kFirstAxis] < count[kFirstAxis];
-  }
-};
 
 // The logit of a pair, in powers of two. Every kernel gets the same bits.
 VECINA_DEVICE Real logit_of(Real dot, Real bias, const GradientParams& params) {
@@ -110,9 +44,10 @@ struct alignas(4 * sizeof(Real)) QueryFacts {
 
 VECINA_DEVICE QueryFacts& facts_at(const GradientParams& params, int batch, int head,
                                    const int (&token)[3]) {
-  long long number = static_cast<long long>(batch) * params.heads + head;
+  const GatherGeometry& geometry = params.geometry;
+  long long number = static_cast<long long>(batch) * geometry.heads + head;
 #pragma unroll
-  for (int a = kFirstAxis; a < 3; ++a) number = number * params.axes[a].num_queries + token[a];
+  for (int a = kFirstAxis; a < 3; ++a) number = number * geometry.axes[a].num_queries + token[a];
   return reinterpret_cast<QueryFacts*>(params.facts)[number];
 }
 

@@ -73,13 +73,14 @@ VECINA_DEVICE void gather_groups(Query& query) {
   query.products.sum_over_groups();
 }
 
-VECINA_DEVICE void add_window(const GradientParams& params, int batch, int head, int head_kv,
-                              const int (&token)[3], int group, int lane, Query& query) {
+VECINA_DEVICE void add_window(const GradientParams& params, const Sample& sample, int head,
+                              int head_kv, const int (&token)[3], int group, int lane,
+                              Query& query) {
   AxisWindow windows[3];
   int count[3] = {1, 1, 1};
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) {
-    windows[a] = window_along(params.axes[a], token[a]);
+    windows[a] = window_along(params.geometry, sample, a, token[a]);
     count[a] = windows[a].count;
   }
   const int keys = count[0] * count[1] * count[2];
@@ -91,24 +92,25 @@ VECINA_DEVICE void add_window(const GradientParams& params, int batch, int head,
     if (exists) {
 #pragma unroll
       for (int a = kFirstAxis; a < 3; ++a) {
-        at[a] = windows[a].first + walk.at[a] * params.axes[a].dilation;
+        at[a] = windows[a].first + walk.at[a] * params.geometry.axes[a].dilation;
         relative[a] = windows[a].bias_first + walk.at[a];
       }
     }
     Real bias = Real(0);
     if constexpr (kConfig.has_bias) {
-      if (exists) bias = real_at(params.bias, 0, head, relative);
+      if (exists) bias = bias_at(params, head, relative);
     }
-    add_key(params, row_at(params.key, batch, head_kv, at),
-            row_at(params.value, batch, head_kv, at), bias, exists, lane, query);
+    add_key(params, row_at(params.key, sample.key, head_kv, at),
+            row_at(params.value, sample.key, head_kv, at), bias, exists, lane, query);
     walk.advance(kGroups, count);
   }
 }
 
 VECINA_DEVICE void add_additional(const GradientParams& params, int batch, int head_kv, int group,
                                   int lane, Query& query) {
-  for (int first = 0; first < params.additional_tokens; first += kGroups) {
-    const bool exists = first + group < params.additional_tokens;
+  const int num_tokens = params.geometry.additional_tokens;
+  for (int first = 0; first < num_tokens; first += kGroups) {
+    const bool exists = first + group < num_tokens;
     const long long token = exists ? first + group : 0;
     const SmallRows &keys = params.additional_key, &values = params.additional_value;
     add_key(params, keys.data + batch * keys.batch + head_kv * keys.head + token * keys.token[2],
@@ -124,29 +126,33 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int group = static_cast<int>(threadIdx.x) % 32 / kLanes;
   Number number = static_cast<Number>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (number >= static_cast<Number>(params.num_rows)) return;
+  const GatherGeometry& geometry = params.geometry;
+  if (number >= static_cast<Number>(geometry.num_rows)) return;
   int position[3] = {0, 0, 0}, token[3] = {0, 0, 0};
   bool is_query = true;  // with output_stride, few tokens are
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
-    position[a] = take_off(number, params.query_extent[a]);
-    token[a] = position[a] / params.axes[a].output_stride;
-    is_query = is_query && token[a] * params.axes[a].output_stride == position[a];
+    position[a] = take_off(number, geometry.query_extent[a]);
+    token[a] = position[a] / geometry.axes[a].output_stride;
+    is_query = is_query && token[a] * geometry.axes[a].output_stride == position[a];
   }
-  const int head = take_off(number, params.heads);
+  const int head = take_off(number, geometry.heads);
   const int batch = static_cast<int>(number);
-  const int head_kv = head / (params.heads / params.heads_kv);
+  const int head_kv = head / (geometry.heads / geometry.heads_kv);
 
   wait_for_previous();
+  const Sample sample = sample_at(geometry, batch);
+  const bool is_token = !kHasLengths || sample.query.has(position);
+  is_query = is_query && is_token && sample.has_windows;
   KeyPart gradient;
   gradient.clear();
   if (is_query) {
     Query query;
     query.clear();
-    query.row.load(row_at(params.query, batch, head, position), lane, true);
-    query.grad_output.load(row_at(params.grad_output, batch, head, token), lane, true);
-    query.output.load(row_at(params.output, batch, head, token), lane, true);
-    add_window(params, batch, head, head_kv, token, group, lane, query);
+    query.row.load(row_at(params.query, sample.query, head, position), lane, true);
+    query.grad_output.load(row_at(params.grad_output, sample.output, head, token), lane, true);
+    query.output.load(row_at(params.output, sample.output, head, token), lane, true);
+    add_window(params, sample, head, head_kv, token, group, lane, query);
     add_additional(params, batch, head_kv, group, lane, query);
     gather_groups(query);
 
@@ -155,7 +161,8 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
     facts.inverse = query.sum == Real(0) ? Real(0) : Real(1) / query.sum;
     facts.delta = query.differences * facts.inverse;
     if constexpr (kConfig.has_grad_lse) {
-      facts.delta -= real_at(params.grad_lse, batch, head, token);
+      facts.delta -=
+          *reinterpret_cast<const Real*>(row_at(params.grad_lse, sample.output, head, token));
     }
     if (static_cast<int>(threadIdx.x) % 32 == 0) facts_at(params, batch, head, token) = facts;
     const Real factor = static_cast<Real>(params.scale) * facts.inverse;
@@ -164,7 +171,9 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   }
   let_next_start();
   if constexpr (kConfig.is_stored) {
-    if (group == 0) gradient.store(row_at(params.grad_query, batch, head, position), lane);
+    if (group == 0 && (is_token || !kIsPacked)) {
+      gradient.store(row_at(params.grad_query, sample.query, head, position), lane);
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 // maximum and sum (Milakov and Gimelshein, arXiv:1805.02867).
 #include "config.h"
 #include "row_part.cuh"
+#include "samples.cuh"
 #include "small_geometry.cuh"
 #include "small_params.h"
 #include "types.h"
@@ -29,6 +30,8 @@ using Offset = OffsetType<kConfig.has_wide_offsets>::Type;  // within a sample, 
 using Params = SmallParams<Offset>;
 
 constexpr int kFirstAxis = 3 - kConfig.rank;
+constexpr bool kHasLengths = kConfig.lengths != kEqualLengths;
+constexpr bool kIsPacked = kConfig.lengths == kPackedLengths;
 constexpr int kHeads = kConfig.heads;
 constexpr int kLanes = kConfig.lanes;
 constexpr int kBlock = kConfig.tile[0] * kConfig.tile[1] * kConfig.tile[2] * kLanes;
@@ -70,13 +73,23 @@ VECINA_DEVICE Pointer sample_of(Pointer data, int batch, Offset stride) {
   return data + static_cast<long long>(batch) * stride;
 }
 
+// The first row of a sample.
+template <class Pointer>
+VECINA_DEVICE Pointer rows_of(Pointer data, const Tokens& tokens, Offset batch, Offset token) {
+  return kIsPacked ? data + tokens.first * token : sample_of(data, tokens.sample, batch);
+}
+
 // The rule of an axis's windows, compiled in or not.
-VECINA_DEVICE SmallWindow window_rule(const Params& params, int a) {
+VECINA_DEVICE SmallWindow window_rule(const Params& params, const Sample& sample, int a) {
   if constexpr (kConfig.is_unrolled) {
     return {kConfig.kernel_size[a], kConfig.stride[a], kConfig.dilation[a],
             kConfig.output_stride[a], kConfig.is_causal[a]};
   } else {
-    return params.windows[a];
+    SmallWindow rule = params.windows[a];
+    if constexpr (kHasLengths) {
+      if (params.lengths.window_tokens[a] == 0) rule.kernel_size = sample.key.extent[a];
+    }
+    return rule;
   }
 }
 
@@ -98,6 +111,17 @@ struct Query {
 
   Real maximum[kHeads], sum[kHeads];  // of logits in powers of two; of their exponentials
   Real output[kHeads][kValueElements];
+
+  // Has seen nothing.
+  VECINA_DEVICE void clear() {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      maximum[h] = Real(-infinity());
+      sum[h] = Real(0);
+#pragma unroll
+      for (int i = 0; i < kValueElements; ++i) output[h][i] = Real(0);
+    }
+  }
 };
 
 // Adds keys to what the queries have attended to. is_first: these are their first.
@@ -294,13 +318,7 @@ VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens&
 VECINA_DEVICE void attend_streamed(const Window& window, const AdditionalTokens& additional,
                                    int num_additional, Query& query) {
   constexpr int kKeys = kConfig.keys_at_once;
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    query.maximum[h] = Real(-infinity());
-    query.sum[h] = Real(0);
-#pragma unroll
-    for (int i = 0; i < kValueElements; ++i) query.output[h][i] = Real(0);
-  }
+  query.clear();
   int visible = 1;
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) visible *= window.count[a];
@@ -328,6 +346,39 @@ VECINA_DEVICE void attend_streamed(const Window& window, const AdditionalTokens&
   let_next_start();
 }
 
+// What a block knows of its sample. Of equal lengths the kernel reads only the axes.
+VECINA_DEVICE Sample sample_of_block(const Params& params, int batch) {
+  if constexpr (kHasLengths) {
+    wait_for_previous();
+    return sample_at<kConfig.lengths, kFirstAxis>(params.lengths, batch);
+  } else {
+    Sample sample = {};
+    sample.has_windows = true;
+    sample.key.sample = sample.query.sample = sample.output.sample = batch;
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      sample.key.extent[a] = params.axes[2 - a].extent;
+      sample.output.extent[a] = params.axes[2 - a].num_queries;
+    }
+    return sample;
+  }
+}
+
+// Strides of the tokens along an axis; in a packed tensor they depend on the sample.
+VECINA_DEVICE SmallStrides<Offset> token_strides(const Params& params, const Sample& sample,
+                                                 int axis) {
+  if constexpr (!kIsPacked) return params.axes[2 - axis].token;
+  SmallStrides<Offset> strides = params.axes[0].token;
+  for (int a = 2; a > axis; --a) {
+    strides.query *= sample.query.extent[a];
+    strides.key *= sample.key.extent[a];
+    strides.value *= sample.key.extent[a];
+    strides.output *= sample.output.extent[a];
+    strides.lse *= sample.output.extent[a];
+  }
+  return strides;
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kBlock)
@@ -351,40 +402,47 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   const int head_kv = divide(head_block, params.blocks_per_group);
 
   // Where things lie.
+  const Sample sample = sample_of_block(params, batch);
   Query query;
   query.lane = static_cast<int>(threadIdx.x) % kLanes;
   query.first_value = column_tile * (kLanes * kConfig.value_columns) + query.lane;
   int place = static_cast<int>(threadIdx.x) / kLanes;
-  bool is_query = true;  // not beyond the last token
+  bool is_row = true;                  // not beyond the last row of the output
+  bool is_query = sample.has_windows;  // not beyond the sample's last token
   Window window;
   Offset query_offset = head * params.head.query, output_offset = head * params.head.output;
   Offset key_offset = head_kv * params.head.key, value_offset = head_kv * params.head.value;
   Offset lse_offset = head * params.head.lse, bias_offset = 0;
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
-    const SmallAxis<Offset>& axis = params.axes[2 - a];
-    const SmallWindow rule = window_rule(params, a);
+    const SmallWindow rule = window_rule(params, sample, a);
+    const SmallStrides<Offset> strides = token_strides(params, sample, a);
+    const int num_queries = sample.output.extent[a];
+    const int num_rows = kIsPacked ? num_queries : params.axes[2 - a].num_queries;
     const int unclamped = tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
     place /= kConfig.tile[a];
-    is_query = is_query && unclamped < axis.num_queries;
-    const int token = na_min(unclamped, axis.num_queries - 1);
-    const AxisWindow along = window_along(axis.extent, rule, token);
-    query_offset += along.position * axis.token.query;
-    key_offset += along.first * axis.token.key;
-    value_offset += along.first * axis.token.value;
-    output_offset += token * axis.token.output;
-    lse_offset += token * axis.token.lse;
-    window.key_step[a] = rule.dilation * axis.token.key;
-    window.value_step[a] = rule.dilation * axis.token.value;
+    is_row = is_row && unclamped < num_rows;
+    is_query = is_query && unclamped < num_queries;
+    const int row = na_min(unclamped, num_rows - 1), token = na_min(unclamped, num_queries - 1);
+    const AxisWindow along = window_along(sample.key.extent[a], rule, token);
+    query_offset += along.position * strides.query;
+    key_offset += along.first * strides.key;
+    value_offset += along.first * strides.value;
+    output_offset += row * strides.output;
+    lse_offset += row * strides.lse;
+    window.key_step[a] = rule.dilation * strides.key;
+    window.value_step[a] = rule.dilation * strides.value;
     window.count[a] = along.count;
     if constexpr (kConfig.has_bias) {
       bias_offset += along.bias_first * params.bias_position[a];
       window.bias_step[a] = params.bias_position[a];
     }
   }
-  const char* query_row = sample_of(params.query, batch, params.batch.query) + query_offset;
-  window.key = sample_of(params.key, batch, params.batch.key) + key_offset;
-  window.value = sample_of(params.value, batch, params.batch.value) + value_offset;
+  const SmallStrides<Offset>& inner = params.axes[0].token;
+  const char* query_row =
+      rows_of(params.query, sample.query, params.batch.query, inner.query) + query_offset;
+  window.key = rows_of(params.key, sample.key, params.batch.key, inner.key) + key_offset;
+  window.value = rows_of(params.value, sample.key, params.batch.value, inner.value) + value_offset;
   AdditionalTokens additional = {};
   if (!kConfig.is_unrolled || kConfig.additional_tokens > 0) {
     additional = {sample_of(params.additional_key, batch, params.additional_key_batch) +
@@ -400,25 +458,30 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   }
 
   wait_for_previous();
+  // A thread without a query goes along with the sample's last; its loads are of real tokens.
+  if (!kHasLengths || __syncthreads_or(is_query) != 0) {
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    query.rows[h] = query_row + h * params.head.query;
-    if constexpr (kKeySteps == 1) {
-      load_key_part(query.rows[h], 0, query.lane, true, query.columns[h]);
+    for (int h = 0; h < kHeads; ++h) {
+      query.rows[h] = query_row + h * params.head.query;
+      if constexpr (kKeySteps == 1) {
+        load_key_part(query.rows[h], 0, query.lane, true, query.columns[h]);
+      }
+      if constexpr (kConfig.has_bias) {
+        query.bias[h] = params.bias + bias_offset + (head + h) * params.bias_head;
+      }
     }
-    if constexpr (kConfig.has_bias) {
-      query.bias[h] = params.bias + bias_offset + (head + h) * params.bias_head;
+    if constexpr (kConfig.is_unrolled) {
+      attend_unrolled<kConfig.kernel_size[0] * kConfig.kernel_size[1] * kConfig.kernel_size[2],
+                      kConfig.additional_tokens>(window, additional, query);
+    } else {
+      attend_streamed(window, additional, params.additional_tokens, query);
     }
-  }
-  if constexpr (kConfig.is_unrolled) {
-    attend_unrolled<kConfig.kernel_size[0] * kConfig.kernel_size[1] * kConfig.kernel_size[2],
-                    kConfig.additional_tokens>(window, additional, query);
-  } else {
-    attend_streamed(window, additional, params.additional_tokens, query);
   }
 
-  if (!is_query) return;
-  char* output = sample_of(params.output, batch, params.batch.output) + output_offset;
+  if (!is_row) return;
+  if (kHasLengths && !is_query) query.clear();
+  char* output =
+      rows_of(params.output, sample.output, params.batch.output, inner.output) + output_offset;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     const Real inverse = query.sum[h] == Real(0) ? Real(0) : Real(1) / query.sum[h];
@@ -437,7 +500,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     }
     if (params.lse != nullptr && query.lane == 0 && column_tile == 0) {
       const Real shift = query.maximum[h] == Real(-infinity()) ? Real(0) : query.maximum[h];
-      char* lse = sample_of(params.lse, batch, params.batch.lse) + lse_offset;
+      char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
       *reinterpret_cast<Real*>(lse + h * params.head.lse) =
           (shift + logarithm_of_two(query.sum[h])) * Real(kLn2);
     }

@@ -24,6 +24,7 @@ struct SmallLanesConfig {
   bool is_causal[3];
   int additional_tokens;
   bool has_bias;
+  int lengths;            // vecina_lengths
   bool has_wide_offsets;  // 64-bit offsets within a sample
 };
 

@@ -41,6 +41,22 @@ struct SmallWindow {
   int kernel_size, stride, dilation, output_stride, is_causal;
 };
 
+// Lengths of samples, [samples, rank]; strides in bytes.
+struct LengthRows {
+  const char* data;
+  long long sample, axis;
+  long long bytes;  // of a length: 4 or 8
+};
+
+// Samples of different length (samples.cuh); not read where they are equal.
+struct SampleLengths {
+  LengthRows key, query;
+  long long num_keys, num_queries, num_outputs;  // tokens of packed tensors
+  int extent[3], query_extent[3];                // of the largest sample, outermost first
+  int window_tokens[3];  // that a window spans; 0: every query sees all keys
+  int output_stride[3];
+};
+
 template <class Offset>
 struct SmallParams {
   const char *query, *key, *value;
@@ -61,12 +77,15 @@ struct SmallParams {
   int additional_tokens;
   Divider column_tiles;
   double scale_f64;
+  SampleLengths lengths;
 };
+static_assert(sizeof(SampleLengths) == 2 * 32 + 3 * 8 + 4 * 12,
+              "the host and the kernel must agree");
 static_assert(sizeof(SmallParams<int>) ==
-                  5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8,
+                  5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8 + 136,
               "the host and the kernel must agree");
 static_assert(sizeof(SmallParams<long long>) ==
-                  5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8,
+                  5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8 + 136,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda
