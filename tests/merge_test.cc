@@ -251,20 +251,6 @@ TEST(Merge, LargeLsesDoNotOverflow) {
   }
 }
 
-// Those of backend_names() that have the gradient of a merge.
-std::vector<std::string> backends_with_backward() {
-  std::vector<std::string> names;
-  for (const std::string& backend : backend_names()) {
-    const cli::ContextPtr context = cli::make_context(backend, 1);
-    const vecina_status status = Branches(2, {3, 4}, VECINA_F32, 1).merge_backward(context.get());
-    if (status == VECINA_OK) names.push_back(backend);
-    // Only where it says so may it be missing.
-    else
-      EXPECT_TRUE(status == VECINA_UNSUPPORTED && backend == "cuda") << vecina_last_error();
-  }
-  return names;
-}
-
 void expect_gradients(const Branches& branches, int32_t dtype) {
   const OracleMerge expected = branches.expected();
   for (size_t i = 0; i < branches.outputs.size(); ++i) {
@@ -278,7 +264,7 @@ void expect_gradients(const Branches& branches, int32_t dtype) {
 }
 
 TEST(MergeBackward, FollowsTheFormula) {
-  for (const std::string& backend : backends_with_backward()) {
+  for (const std::string& backend : backend_names()) {
     const cli::ContextPtr context = cli::make_context(backend, 2);
     for (int count : {2, 3, 5}) {
       for (int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
@@ -299,7 +285,7 @@ TEST(MergeBackward, FollowsTheFormula) {
 }
 
 TEST(MergeBackward, BranchesThatSawNothing) {
-  for (const std::string& backend : backends_with_backward()) {
+  for (const std::string& backend : backend_names()) {
     SCOPED_TRACE(backend);
     const cli::ContextPtr context = cli::make_context(backend, 1);
     Branches branches(3, {4, 2, 8}, VECINA_F32, 4);
@@ -318,7 +304,7 @@ TEST(MergeBackward, BranchesThatSawNothing) {
 }
 
 TEST(MergeBackward, FollowsFiniteDifferences) {
-  for (const std::string& backend : backends_with_backward()) {
+  for (const std::string& backend : backend_names()) {
     SCOPED_TRACE(backend);
     const cli::ContextPtr context = cli::make_context(backend, 1);
     constexpr double kStep = 1e-5;

@@ -213,17 +213,6 @@ INSTANTIATE_TEST_SUITE_P(Problems, SplitDefinition,
 
 class SplitOfBackend : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override {
-    const vecina_problem problem = cli::parse_problem("1d 3 kernel_size 3 head_dim 1");
-    try {
-      checker_.check_split(problem, 1);
-    } catch (const cli::Unsupported& refusal) {
-      EXPECT_NE(GetParam(), "reference");
-      EXPECT_NE(GetParam(), "cpu");
-      expect_last_error({"qk problem", "split form", "cpu"});
-      GTEST_SKIP() << refusal.what();
-    }
-  }
   cli::Checker checker_{GetParam(), 2};
 };
 INSTANTIATE_TEST_SUITE_P(Backends, SplitOfBackend, testing::ValuesIn(backend_names()));

@@ -71,7 +71,6 @@ class CudaBackend : public Backend {
   std::string why_not() const override { return cuda::Driver::get().why_not; }
 
   std::string why_not(const Problem& problem, Pass pass) const override {
-    if (is_split(pass)) return "the split form (qk and av) on a GPU: not yet; `cpu` has it";
     std::shared_ptr<const DeviceState> state;
     const Status status = open(device_index_, &state);
     if (!status.ok() && cuda::Driver::get().why_not.empty()) return status.message();
@@ -86,17 +85,18 @@ class CudaBackend : public Backend {
               std::unique_ptr<Plan>* plan) override {
     return make_plan(problem, example, plan);
   }
+  Status plan(const Problem& problem, const SplitArgs& example,
+              std::unique_ptr<Plan>* plan) override {
+    return make_plan(problem, example, plan);
+  }
 
   size_t workspace_bytes(const Problem& problem, Pass pass) const override {
     return cuda::workspace_bytes(problem, pass);
   }
 
-  Status merge(const MergeArgs& args, void* queue) override {
-    const vecina_tensor& first = args.outputs[0];
-    std::shared_ptr<const DeviceState> state;
-    VECINA_RETURN_IF_ERROR(
-        open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
-    return merges_.run(args, std::move(state), queue);
+  Status merge(const MergeArgs& args, void* queue) override { return merge(args, queue, &merges_); }
+  Status merge_backward(const MergeBackwardArgs& args, void* queue) override {
+    return merge(args, queue, &merge_gradients_);
   }
 
   Status list_kernels(std::string* json) const override {
@@ -169,9 +169,19 @@ class CudaBackend : public Backend {
   template <typename Args>
   Status make_plan(const Problem& problem, const Args& example, std::unique_ptr<Plan>* plan) {
     std::shared_ptr<const DeviceState> state;
-    const bool is_staged = example.query.device == VECINA_CPU;
-    VECINA_RETURN_IF_ERROR(open(is_staged ? device_index_ : example.query.device_index, &state));
+    const vecina_tensor& first = first_tensor(example);
+    VECINA_RETURN_IF_ERROR(
+        open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
     return cuda::make_plan(problem, example, std::move(state), plan);
+  }
+
+  template <typename Args>
+  Status merge(const Args& args, void* queue, cuda::Merges<Args>* merges) {
+    const vecina_tensor& first = args.outputs[0];
+    std::shared_ptr<const DeviceState> state;
+    VECINA_RETURN_IF_ERROR(
+        open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
+    return merges->run(args, std::move(state), queue);
   }
 
   template <typename Args>
@@ -208,7 +218,8 @@ class CudaBackend : public Backend {
 
   const int device_index_;
   const cuda::DiskCache cache_;
-  cuda::Merges merges_;
+  cuda::Merges<MergeArgs> merges_;
+  cuda::Merges<MergeBackwardArgs> merge_gradients_;
   mutable std::mutex mutex_;  // guards devices_
   mutable std::map<int, std::shared_ptr<const DeviceState>> devices_;
 };

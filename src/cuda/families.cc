@@ -54,6 +54,7 @@ std::span<const Family> families() {
 }
 
 std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
+  if (is_split(pass)) return split_why_not(problem);
   std::string sentences;
   for (const Family& family : families()) {
     const std::string why = family.why_not(problem, pass, facts);
@@ -77,6 +78,12 @@ Status plan_launches(const Problem& problem, const vecina_backward_args& example
                      const DeviceFacts& facts, const char** family,
                      std::vector<BackwardLaunch>* launches) {
   return plan(problem, example, facts, family, launches);
+}
+
+Status plan_launches(const Problem& problem, const SplitArgs& example, const DeviceFacts& facts,
+                     const char** family, std::vector<SplitLaunch>* launches) {
+  *family = "split";
+  return split_plan(problem, example, facts, launches);
 }
 
 }  // namespace vecina::internal::cuda

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The families of kernels, in order of preference: the first that takes a problem gets it.
+// The families of kernels, in order of preference: the first that takes a problem gets it. The
+// split form has one family of its own (split_plan.h).
 #ifndef VECINA_CUDA_FAMILIES_H_
 #define VECINA_CUDA_FAMILIES_H_
 
@@ -11,6 +12,7 @@
 #include "core/problem.h"
 #include "core/status.h"
 #include "cuda/launch.h"
+#include "cuda/split_plan.h"
 
 namespace vecina::internal::cuda {
 
@@ -39,6 +41,8 @@ Status plan_launches(const Problem& problem, const vecina_forward_args& example,
 Status plan_launches(const Problem& problem, const vecina_backward_args& example,
                      const DeviceFacts& facts, const char** family,
                      std::vector<BackwardLaunch>* launches);
+Status plan_launches(const Problem& problem, const SplitArgs& example, const DeviceFacts& facts,
+                     const char** family, std::vector<SplitLaunch>* launches);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_FAMILIES_H_

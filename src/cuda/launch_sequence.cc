@@ -143,6 +143,8 @@ nlohmann::ordered_json LaunchSequence<Args>::describe() const {
 
 template class LaunchSequence<vecina_forward_args>;
 template class LaunchSequence<vecina_backward_args>;
+template class LaunchSequence<SplitArgs>;
 template class LaunchSequence<MergeArgs>;
+template class LaunchSequence<MergeBackwardArgs>;
 
 }  // namespace vecina::internal::cuda

@@ -20,7 +20,7 @@ struct DeviceState {
   std::unique_ptr<KernelStore> kernels;
 };
 
-// Args is vecina_forward_args, vecina_backward_args or MergeArgs.
+// Args is vecina_forward_args, vecina_backward_args, SplitArgs, MergeArgs or MergeBackwardArgs.
 template <typename Args>
 class LaunchSequence {
  public:

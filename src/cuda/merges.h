@@ -13,19 +13,20 @@
 
 namespace vecina::internal::cuda {
 
+// Args is MergeArgs or MergeBackwardArgs.
+template <typename Args>
 class Merges {
  public:
   // On the stream `queue`; host tensors are copied to the device and back, and it returns when
   // done.
-  Status run(const MergeArgs& args, std::shared_ptr<const DeviceState> state, void* queue);
+  Status run(const Args& args, std::shared_ptr<const DeviceState> state, void* queue);
 
  private:
   using Key = std::vector<int64_t>;
-  Status run_on_device(const MergeArgs& args, std::shared_ptr<const DeviceState> state,
-                       void* queue);
+  Status run_on_device(const Args& args, std::shared_ptr<const DeviceState> state, void* queue);
 
   std::shared_mutex mutex_;  // guards sequences_
-  std::map<Key, std::shared_ptr<const LaunchSequence<MergeArgs>>> sequences_;
+  std::map<Key, std::shared_ptr<const LaunchSequence<Args>>> sequences_;
 };
 
 }  // namespace vecina::internal::cuda

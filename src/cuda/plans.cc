@@ -75,7 +75,7 @@ class StagedPlan : public Plan {
 template <typename Args>
 Status make(const Problem& problem, const Args& example, std::shared_ptr<const DeviceState> state,
             std::unique_ptr<Plan>* plan) {
-  const bool is_staged = example.query.device == VECINA_CPU;
+  const bool is_staged = first_tensor(example).device == VECINA_CPU;
   StagedCall<Args> call;
   if (is_staged) VECINA_RETURN_IF_ERROR(StagedCall<Args>::make(*state->device, example, &call));
   const char* family = nullptr;
@@ -102,6 +102,11 @@ Status make_plan(const Problem& problem, const vecina_forward_args& example,
 }
 
 Status make_plan(const Problem& problem, const vecina_backward_args& example,
+                 std::shared_ptr<const DeviceState> state, std::unique_ptr<Plan>* plan) {
+  return make(problem, example, std::move(state), plan);
+}
+
+Status make_plan(const Problem& problem, const SplitArgs& example,
                  std::shared_ptr<const DeviceState> state, std::unique_ptr<Plan>* plan) {
   return make(problem, example, std::move(state), plan);
 }

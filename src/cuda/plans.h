@@ -16,6 +16,8 @@ Status make_plan(const Problem& problem, const vecina_forward_args& example,
                  std::shared_ptr<const DeviceState> state, std::unique_ptr<Plan>* plan);
 Status make_plan(const Problem& problem, const vecina_backward_args& example,
                  std::shared_ptr<const DeviceState> state, std::unique_ptr<Plan>* plan);
+Status make_plan(const Problem& problem, const SplitArgs& example,
+                 std::shared_ptr<const DeviceState> state, std::unique_ptr<Plan>* plan);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_PLANS_H_

@@ -14,7 +14,9 @@
 namespace vecina::internal::cuda {
 namespace {
 
+using vecina::cuda::MergeGradientParams;
 using vecina::cuda::MergeRows;
+using vecina::cuda::MergeShape;
 using vecina::cuda::SmallMergeConfig;
 using vecina::cuda::SmallMergeParams;
 
@@ -71,10 +73,31 @@ MergeRows rows_of(const vecina_tensor& tensor, const std::vector<Dimension>& dim
 
 char* pointer(const vecina_tensor* tensor) { return wanted(tensor) ? address(*tensor) : nullptr; }
 
-}  // namespace
+// Calls visit(tensor, its place among the parameters, whether it has columns).
+template <typename Visit>
+void for_tensors(const MergeArgs& args, SmallMergeParams* params, Visit visit) {
+  for (int i = 0; i < args.count; ++i) {
+    visit(&args.outputs[i], &params->outputs[i], true);
+    visit(&args.lses[i], &params->lses[i], false);
+  }
+  visit(args.output, &params->output, true);
+  visit(args.lse, &params->lse, false);
+}
+template <typename Visit>
+void for_tensors(const MergeBackwardArgs& args, MergeGradientParams* params, Visit visit) {
+  for (int i = 0; i < args.count; ++i) {
+    visit(&args.outputs[i], &params->outputs[i], true);
+    visit(&args.lses[i], &params->lses[i], false);
+    visit(&args.grad_outputs[i], &params->grad_outputs[i], true);
+    visit(&args.grad_lses[i], &params->grad_lses[i], false);
+  }
+  visit(args.grad_output, &params->grad_output, true);
+  visit(args.grad_lse, &params->grad_lse, false);
+}
 
-Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
-                        std::vector<KernelLaunch<MergeArgs>>* launches) {
+template <typename Params, typename Args>
+Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
+            std::vector<KernelLaunch<Args>>* launches) {
   if (example.count > kMaxSmallMerge) {
     return unsupported(fmt::format("{} attentions to merge; at most {} at once: merge the merged.",
                                    example.count, kMaxSmallMerge));
@@ -87,67 +110,68 @@ Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
   config.count = example.count;
   config.head_dim = static_cast<int>(shape.shape[shape.ndim - 1]);
   config.vector = kLoadBytes;
-  for (int i = 0; i < example.count; ++i) {
-    tensors.push_back(&example.outputs[i]);
-    tensors.push_back(&example.lses[i]);
-    config.vector = std::min(config.vector,
-                             vector_elements({&example.outputs[i]}, config.head_dim, kLoadBytes));
-  }
-  if (wanted(example.output)) {
-    tensors.push_back(example.output);
-    config.vector =
-        std::min(config.vector, vector_elements({example.output}, config.head_dim, kLoadBytes));
-  }
-  if (wanted(example.lse)) tensors.push_back(example.lse);
+  Params params = {};
+  for_tensors(example, &params, [&](const vecina_tensor* tensor, MergeRows*, bool has_columns) {
+    if (!wanted(tensor)) return;
+    tensors.push_back(tensor);
+    if (!has_columns) return;
+    config.vector = std::min(config.vector, vector_elements({tensor}, config.head_dim, kLoadBytes));
+  });
 
   const std::vector<Dimension> dimensions = fold(tensors, shape);
-  SmallMergeParams params = {};
-  params.rows = 1;
+  MergeShape& rows = params.shape;
+  rows.rows = 1;
   for (size_t d = 0; d < dimensions.size(); ++d) {
-    params.rows *= dimensions[d].size;
-    params.size[d] = dimensions[d].size;
+    rows.rows *= dimensions[d].size;
+    rows.size[d] = dimensions[d].size;
   }
-  config.is_large = params.rows >= (int64_t{1} << 31);
+  config.is_large = rows.rows >= (int64_t{1} << 31);
   for (size_t d = 0; d < dimensions.size() && !config.is_large; ++d) {
-    params.sizes[d] = divider(dimensions[d].size);
+    rows.sizes[d] = divider(dimensions[d].size);
   }
   config.num_dims = static_cast<int>(dimensions.size());
   config.lanes = 1;
   while (config.lanes < kMaxLanes && config.lanes * config.vector < config.head_dim) {
     config.lanes *= 2;
   }
-  for (int i = 0; i < example.count; ++i) {
-    params.outputs[i] = rows_of(example.outputs[i], dimensions);
-    params.lses[i] = rows_of(example.lses[i], dimensions);
-  }
-  if (wanted(example.output)) params.output = rows_of(*example.output, dimensions);
-  if (wanted(example.lse)) params.lse = rows_of(*example.lse, dimensions);
+  for_tensors(example, &params, [&](const vecina_tensor* tensor, MergeRows* of_tensor, bool) {
+    if (wanted(tensor)) *of_tensor = rows_of(*tensor, dimensions);
+  });
 
-  const int64_t blocks = divide_up(params.rows, kThreads / config.lanes);
+  const int64_t blocks = divide_up(rows.rows, kThreads / config.lanes);
   if (static_cast<double>(blocks) > kMaxBlocks) {
     return unsupported("the merge needs more than 2^31 - 1 blocks of threads");
   }
-  KernelLaunch<MergeArgs> launch;
-  launch.source = {"small_merge.cu", "small_merge", "small_merge_config.h", "SmallMergeConfig",
+  KernelLaunch<Args> launch;
+  launch.source = {fmt::format("{}.cu", kernel), kernel, "small_merge_config.h", "SmallMergeConfig",
                    print(config)};
   launch.grid[0] = static_cast<uint32_t>(blocks);
   launch.block[0] = kThreads;
   launch.is_programmatic = facts.compute_capability >= 90;
-  launch.params_bytes = sizeof(SmallMergeParams);
-  launch.fill = [params](const MergeArgs& args, void* memory) -> Status {
-    SmallMergeParams filled = params;
-    for (int i = 0; i < args.count; ++i) {
-      filled.outputs[i].data = address(args.outputs[i]);
-      filled.lses[i].data = address(args.lses[i]);
-    }
-    filled.output.data = pointer(args.output);
-    filled.lse.data = pointer(args.lse);
+  launch.params_bytes = sizeof(Params);
+  launch.fill = [params](const Args& args, void* memory) -> Status {
+    Params filled = params;
+    for_tensors(args, &filled, [](const vecina_tensor* tensor, MergeRows* of_tensor, bool) {
+      of_tensor->data = pointer(tensor);
+    });
     std::memcpy(memory, &filled, sizeof filled);
     return {};
   };
   launch.description = fmt::format(R"("threads_per_row": {}, "blocks": {})", config.lanes, blocks);
   launches->push_back(std::move(launch));
   return {};
+}
+
+}  // namespace
+
+Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
+                        std::vector<KernelLaunch<MergeArgs>>* launches) {
+  return plan<SmallMergeParams>("small_merge", example, facts, launches);
+}
+
+Status small_plan_merge(const MergeBackwardArgs& example, const DeviceFacts& facts,
+                        std::vector<KernelLaunch<MergeBackwardArgs>>* launches) {
+  return plan<MergeGradientParams>("merge_gradient", example, facts, launches);
 }
 
 }  // namespace vecina::internal::cuda

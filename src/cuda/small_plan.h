@@ -6,7 +6,7 @@
 //   halo       tensor cores on the windows of a tile in shared memory: many queries, 16 bits
 //   tiles      tensor cores on boxes of keys that pass through shared memory: large windows
 //              in 16 bits
-//   lanes      no tensor cores; every problem of the definition (equal lengths)
+//   lanes      no tensor cores; every problem of the definition
 #ifndef VECINA_CUDA_SMALL_PLAN_H_
 #define VECINA_CUDA_SMALL_PLAN_H_
 
@@ -27,10 +27,12 @@ std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& 
 Status small_plan_forward(const Problem& problem, const vecina_forward_args& example,
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
 
-// All branches in one launch; up to kMaxSmallMerge of them.
+// All branches in one launch, of merging or of its gradients; up to kMaxSmallMerge of them.
 inline constexpr int kMaxSmallMerge = 16;
 Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
                         std::vector<KernelLaunch<MergeArgs>>* launches);
+Status small_plan_merge(const MergeBackwardArgs& example, const DeviceFacts& facts,
+                        std::vector<KernelLaunch<MergeBackwardArgs>>* launches);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_SMALL_PLAN_H_

@@ -11,6 +11,16 @@ namespace {
 
 constexpr size_t kAlignment = 16;  // what a plan may rely on, or not
 
+void set_workspace(vecina_forward_args& args, void* memory, size_t bytes) {
+  args.workspace = memory;
+  args.workspace_bytes = bytes;
+}
+void set_workspace(vecina_backward_args& args, void* memory, size_t bytes) {
+  args.workspace = memory;
+  args.workspace_bytes = bytes;
+}
+void set_workspace(SplitArgs&, void*, size_t) {}  // needs none
+
 }  // namespace
 
 Status StagedTensors::add(const Device& device, bool is_output, vecina_tensor* tensor) {
@@ -63,8 +73,7 @@ template <typename Args>
 Status StagedCall<Args>::add_workspace(const Device& device, size_t bytes) {
   if (bytes == 0) return {};
   VECINA_RETURN_IF_ERROR(DeviceMemory::allocate(device, bytes, &workspace_));
-  device_args_.workspace = reinterpret_cast<void*>(workspace_.address());
-  device_args_.workspace_bytes = bytes;
+  set_workspace(device_args_, reinterpret_cast<void*>(workspace_.address()), bytes);
   return {};
 }
 
@@ -90,5 +99,6 @@ Status StagedCall<Args>::copy_out(const Args& host) const {
 
 template class StagedCall<vecina_forward_args>;
 template class StagedCall<vecina_backward_args>;
+template class StagedCall<SplitArgs>;
 
 }  // namespace vecina::internal::cuda

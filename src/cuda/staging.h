@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "core/arguments.h"
 #include "core/status.h"
 #include "cuda/device.h"
 #include "vecina/vecina.h"
@@ -32,7 +33,7 @@ class StagedTensors {
   std::vector<Copy> copies_;
 };
 
-// Those of a whole call. Args is vecina_forward_args or vecina_backward_args.
+// Those of a whole call. Args is vecina_forward_args, vecina_backward_args or SplitArgs.
 template <typename Args>
 class StagedCall {
  public:

@@ -13,23 +13,19 @@
 #include "cases.h"
 #include "core/arguments.h"
 #include "core/problem.h"
+#include "core/tensor.h"
 #include "cuda/compiler.h"
 #include "cuda/families.h"
+#include "cuda/small_plan.h"
 
 namespace vecina::internal::cuda {
 namespace {
 
+using Sources = std::map<std::string, KernelSource>;
+
 template <typename Args>
-void add_sources(const Problem& problem, Pass pass, const DeviceFacts& facts,
-                 std::map<std::string, KernelSource>* sources) {
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return;  // shapes depend on the lengths
-  if (!why_not(problem, pass, facts).empty()) return;
-  Args example;
-  imagine_arguments(problem, VECINA_CUDA, &example);
-  const char* family = nullptr;
-  std::vector<KernelLaunch<Args>> launches;
-  const Status status = plan_launches(problem, example, facts, &family, &launches);
-  ASSERT_TRUE(status.ok()) << problem.line() << ": " << status.message();
+void add_launches(const std::vector<KernelLaunch<Args>>& launches, const DeviceFacts& facts,
+                  Sources* sources) {
   for (const KernelLaunch<Args>& launch : launches) {
     EXPECT_LE(launch.params_bytes, kMaxParamsBytes);
     EXPECT_LE(launch.shared_bytes, static_cast<uint32_t>(facts.shared_bytes_per_block));
@@ -38,13 +34,57 @@ void add_sources(const Problem& problem, Pass pass, const DeviceFacts& facts,
   }
 }
 
+template <typename Args>
+void add_sources(const Problem& problem, Args example, const DeviceFacts& facts, Sources* sources) {
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  const char* family = nullptr;
+  std::vector<KernelLaunch<Args>> launches;
+  const Status status = plan_launches(problem, example, facts, &family, &launches);
+  ASSERT_TRUE(status.ok()) << problem.line() << ": " << status.message();
+  add_launches(launches, facts, sources);
+}
+
+// Two attentions of [3, 4, 8] each.
+template <typename Args>
+void add_merge(const Args& args, const DeviceFacts& facts, Sources* sources) {
+  std::vector<KernelLaunch<Args>> launches;
+  ASSERT_TRUE(small_plan_merge(args, facts, &launches).ok());
+  add_launches(launches, facts, sources);
+}
+void add_merges(int32_t dtype, const DeviceFacts& facts, Sources* sources) {
+  vecina_tensor output = {}, lse = {};
+  output.data = lse.data = &output;
+  output.dtype = dtype;
+  lse.dtype = lse_dtype(dtype);
+  output.ndim = 3;
+  lse.ndim = 2;
+  const int64_t shape[] = {3, 4, 8};
+  for (int d = 0; d < 3; ++d) {
+    output.shape[d] = shape[d];
+    output.strides[d] = d == 0 ? 32 : d == 1 ? 8 : 1;
+    if (d == 2) continue;
+    lse.shape[d] = shape[d];
+    lse.strides[d] = d == 0 ? 4 : 1;
+  }
+  const vecina_tensor outputs[] = {output, output}, lses[] = {lse, lse};
+  add_merge(MergeArgs{2, outputs, lses, &output, &lse}, facts, sources);
+  add_merge(MergeBackwardArgs{2, outputs, lses, &output, &lse, outputs, lses}, facts, sources);
+}
+
 std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
-  std::map<std::string, KernelSource> sources;
+  Sources sources;
   for (const tests::Case& row : tests::all_cases()) {
     Problem problem;
     EXPECT_TRUE(Problem::make(row.problem, &problem).ok()) << row.line;
-    add_sources<vecina_forward_args>(problem, Pass::forward, facts, &sources);
-    add_sources<vecina_backward_args>(problem, Pass::backward, facts, &sources);
+    add_sources(problem, vecina_forward_args{}, facts, &sources);
+    add_sources(problem, vecina_backward_args{}, facts, &sources);
+    if (problem.lengths() != VECINA_LENGTHS_EQUAL) continue;
+    for (const Pass pass : {Pass::qk, Pass::av, Pass::qk_backward, Pass::av_backward}) {
+      add_sources(problem, SplitArgs{pass, {}}, facts, &sources);
+    }
+  }
+  for (const int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
+    add_merges(dtype, facts, &sources);
   }
   std::vector<KernelSource> list;
   for (const auto& [name, source] : sources) list.push_back(source);

@@ -16,6 +16,7 @@
 #include "cuda/parsed_problem.h"
 #include "cuda/small_common.h"
 #include "cuda/small_fragments_plan.h"
+#include "cuda/small_lanes_plan.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -79,10 +80,31 @@ TEST(SmallPlan, NothingIsLaunchedForAnEmptyBatch) {
   EXPECT_EQ(file_for("2d 8x8 kernel_size 3 batch 0 heads 2 head_dim 16"), "");
 }
 
+// Where the samples were equal, these would be fragments, halo and tiles.
+TEST(SmallPlan, LanesForSamplesOfDifferentLength) {
+  for (const std::string line :
+       {"2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
+        "2d 256x256 kernel_size 7 batch 2 heads 4 head_dim 32 dtype bf16",
+        "1d 4096 kernel_size 300 batch 20 heads 4 head_dim 64 dtype f16"}) {
+    EXPECT_NE(file_for(line), "small_lanes.cu") << line;
+    EXPECT_EQ(file_for(line + " lengths padded"), "small_lanes.cu") << line;
+  }
+  EXPECT_EQ(file_for("2d 32x32 kernel_size 7 heads 4 head_dim 32 lengths packed:3"),
+            "small_lanes.cu");
+}
+
+// A window that is as long as its sample cannot be compiled in.
+TEST(SmallPlan, GeometryOfAttentionWithLengthsComesWithTheRun) {
+  const auto config_of = [](const std::string& line) {
+    const Problem problem = parsed(line);
+    return plan_lanes(problem, example_of(problem), {}).source.config;
+  };
+  const std::string line = "attention 9x7 batch 3 heads 2 head_dim 8";
+  EXPECT_NE(config_of(line).find(".is_unrolled = true"), std::string::npos);
+  EXPECT_NE(config_of(line + " lengths padded").find(".is_unrolled = false"), std::string::npos);
+}
+
 TEST(SmallPlan, SaysWhatItDoesNotTake) {
-  EXPECT_NE(small_why_not(parsed("1d 20 kernel_size 5 batch 3 heads 2 head_dim 8 lengths padded"),
-                          Pass::forward, {}),
-            "");
   EXPECT_NE(small_why_not(parsed("1d 500000000 kernel_size 5 batch 2000 heads 64 head_dim 8"),
                           Pass::forward, {}),
             "");
@@ -177,6 +199,15 @@ TEST(SmallPlan, MergesUpToSixteenInOneLaunch) {
   EXPECT_NE(launches.front().source.config.find(".num_dims = 1,"), std::string::npos)
       << "contiguous dimensions are one: " << launches.front().source.config;
   EXPECT_EQ(plan(17, &launches).code(), VECINA_UNSUPPORTED);
+  const std::vector<vecina_tensor> none(16);
+  std::vector<KernelLaunch<MergeBackwardArgs>> gradients;
+  ASSERT_TRUE(small_plan_merge({16, outputs.data(), lses.data(), &output, none.data(),
+                                outputs.data(), none.data()},
+                               {}, &gradients)
+                  .ok());
+  ASSERT_EQ(gradients.size(), 1u);
+  EXPECT_EQ(gradients.front().source.file, "merge_gradient.cu");
+  EXPECT_LE(gradients.front().params_bytes, kMaxParamsBytes);
 }
 
 }  // namespace

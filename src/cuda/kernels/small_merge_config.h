@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What small_merge.cu is compiled for.
+// What small_merge.cu and merge_gradient.cu are compiled for.
 #ifndef VECINA_CUDA_KERNELS_SMALL_MERGE_CONFIG_H_
 #define VECINA_CUDA_KERNELS_SMALL_MERGE_CONFIG_H_
 
