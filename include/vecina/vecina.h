@@ -170,8 +170,9 @@ typedef struct vecina_forward_args {
   vecina_tensor query, key, value;
   vecina_tensor additional_key, additional_value; /* both or neither */
   vecina_tensor bias;
-  /* int32 or int64, [samples or batch, rank]. On the CPU: checked. On a device: not checked; a
-   * sample smaller than its window gives output 0, lse -inf. */
+  /* int32 or int64, [samples or batch, rank], where the tensors are. On the CPU: checked. On a
+   * device: not checked; a length counts as at most the extent, a packed sample that the tensors
+   * have no room for as empty, and a sample smaller than its window gives output 0, lse -inf. */
   vecina_tensor lengths;
   vecina_tensor query_lengths; /* VECINA_ATTENTION with other query lengths; not given: lengths */
   vecina_tensor output;

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """qk() and av(): the two halves of neighborhood attention.
 
-On the CPU they are the library's. Where it has none (other devices), and where a derivative is
-asked for that its gradients do not have (of a gradient, forward, torch.func), they are composed of
-PyTorch's own operations on gathered windows.
+On the CPU and on CUDA devices they are the library's. Where it has none (other devices), and where
+a derivative is asked for that its gradients do not have (of a gradient, forward, torch.func), they
+are composed of PyTorch's own operations on gathered windows.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class _Half:
             ("_backward", backward_op, backward_fake),
         ):
             _library.impl(f"{name}{suffix}", function, "CPU")
+            _library.impl(f"{name}{suffix}", function, "CUDA")
             torch.library.register_fake(f"vecina::{name}{suffix}", fake_function, lib=_library)
         torch.library.register_autograd(
             f"vecina::{name}", gradients_of, setup_context=setup, lib=_library
@@ -268,7 +269,7 @@ def _has_tangent(tensors) -> bool:
 
 def _call(half, tensors, parameters):
     first, backend = tensors[0], parameters[-1]
-    if vt._is_decomposing or (backend is None and first.device.type != "cpu"):
+    if vt._is_decomposing or (backend is None and first.device.type not in ("cpu", "cuda")):
         return half.composed(tensors, parameters)
     if torch.compiler.is_compiling():
         return _call_op(half, tensors, parameters)
@@ -317,9 +318,9 @@ def qk(
 ) -> Tensor:
     """Logits of every query over its window: the first half of neighborhood_attention().
 
-    On the CPU the library computes them and their gradients. On other devices, for gradients of
-    gradients and forward derivatives, PyTorch's operations on gathered windows do: slower, and
-    tokens x window x head_dim numbers of memory.
+    On the CPU and on CUDA devices the library computes them and their gradients. On other devices,
+    for gradients of gradients and forward derivatives, PyTorch's operations on gathered windows do:
+    slower, and tokens x window x head_dim numbers of memory.
 
     Args:
         right_aligned: a causal window that the border cuts has its empty slots first, not last.

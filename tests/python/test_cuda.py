@@ -142,12 +142,92 @@ def test_host_and_device_tensors_do_not_mix():
         vt.na1d(query.cuda(), key, value, 3)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_lengths_are_refused_with_a_sentence(device):
+def with_gradients(call, inputs, device):
+    """What a call of tensors on a device returns and its gradients, on the host."""
+    leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+    found = call(*leaves)
+    found = found if isinstance(found, tuple) else (found,)
+    loss = sum(torch.where(t.isfinite(), t, 0).double().square().sum() for t in found)
+    gradients = torch.autograd.grad(loss, leaves)
+    return [tensor.detach().cpu().double() for tensor in (*found, *gradients)]
+
+
+def assert_same_as_cpu(call, inputs, tolerance=2e-5):
+    ours, wanted = (with_gradients(call, inputs, device) for device in ("cuda", "cpu"))
+    for mine, theirs in zip(ours, wanted):
+        scale = theirs[theirs.isfinite()].abs().max().item()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance * max(scale, 1.0))
+
+
+def test_lengths_of_padded_samples():
+    inputs = tensors(*[(3, 9, 11, 4, 32)] * 3, dtype=torch.float32)
+    lengths = torch.tensor([[9, 11], [5, 7], [0, 4]])
+    assert_same_as_cpu(
+        lambda q, k, v: vt.na2d(q, k, v, (3, 4), lengths=lengths.to(q.device), return_lse=True),
+        inputs,
+    )
+
+
+def test_packed_samples():
+    lengths = torch.tensor([[4, 6], [5, 5], [3, 9]], dtype=torch.int32)
+    tokens = int(lengths.prod(1).sum())
+    inputs = tensors(*[(1, tokens, 2, 16)] * 3, dtype=torch.float32)
+    assert_same_as_cpu(
+        lambda q, k, v: vt.neighborhood_attention_varlen(q, k, v, lengths.to(q.device), 3), inputs
+    )
+    assert_same_as_cpu(
+        lambda q, k, v: vt.attention_varlen(q, k, v, lengths.prod(1).to(q.device), True), inputs
+    )
+
+
+def test_lengths_lie_on_the_device():
     query, key, value = (t.cuda() for t in tensors(*[(2, 9, 2, 8)] * 3, dtype=torch.float32))
-    lengths = torch.tensor([[9], [5]], device=device)
-    with pytest.raises(NotImplementedError, match="lengths"):
-        vt.na1d(query, key, value, 3, lengths=lengths)
+    with pytest.raises(ValueError, match="lengths is on device.*must be on one"):
+        vt.na1d(query, key, value, 3, lengths=torch.tensor([[9], [5]]))
+
+
+def test_lengths_that_fit_nothing_touch_nothing():
+    query, key, value = (t.cuda() for t in tensors(*[(4, 9, 2, 8)] * 3, dtype=torch.float32))
+    lengths = torch.tensor([[9], [2], [-7], [1000]], device="cuda")
+    output, lse = vt.na1d(query, key, value, 3, lengths=lengths, return_lse=True)
+    whole = vt.na1d(query, key, value, 3)
+    torch.testing.assert_close(output[0], whole[0], rtol=0, atol=1e-5)
+    assert not output[1:3].any() and (lse[1:3] == -torch.inf).all()  # smaller than the window
+    torch.testing.assert_close(output[3], whole[3], rtol=0, atol=1e-5)  # 9 are there
+    packed = [tensor.reshape(1, 36, 2, 8) for tensor in (query, key, value)]
+    before = [tensor.clone() for tensor in packed]
+    lengths = torch.tensor([20, 20], device="cuda")  # the tensors end in the second one
+    output = vt.neighborhood_attention_varlen(*packed, lengths, 3, max_lengths=20)
+    torch.testing.assert_close(
+        output[:, :20], vt.na1d(*(t[:, :20] for t in packed), 3), rtol=0, atol=1e-5
+    )
+    for tensor, copy in zip(packed, before):
+        torch.testing.assert_close(tensor, copy, rtol=0, atol=0)
+
+
+def test_gradients_of_merging():
+    shapes = [(2, 7, 4, 32)] * 3 + [(2, 7, 4)] * 3
+    assert_same_as_cpu(
+        lambda *parts: vt.merge_attentions(parts[:3], parts[3:]),
+        tensors(*shapes, dtype=torch.float32),
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_two_halves(dtype):
+    window = dict(kernel_size=(3, 4), dilation=(2, 1), is_causal=(True, False), right_aligned=True)
+    inputs = tensors(
+        (2, 9, 8, 4, 16), (2, 9, 8, 2, 16), (2, 9, 8, 2, 24), (2, 3, 2, 16), (2, 3, 2, 24),
+        dtype=dtype,
+    )  # fmt: skip
+    bias_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs += tensors((4, 5, 7), dtype=bias_dtype, seed=1)
+
+    def call(query, key, value, keys, values, bias):
+        logits = vt.qk(query, key, additional_keys=keys, bias=bias, **window)
+        return logits, vt.av(logits.softmax(-1), value, additional_values=values, **window)
+
+    assert_same_as_cpu(call, inputs, TOLERANCE[dtype])
 
 
 def test_the_reference_of_natten_takes_tensors_of_a_device():
