@@ -215,15 +215,32 @@ class SplitOfBackend : public testing::TestWithParam<std::string> {
  protected:
   cli::Checker checker_{GetParam(), 2};
 };
-INSTANTIATE_TEST_SUITE_P(Backends, SplitOfBackend, testing::ValuesIn(backend_names()));
+INSTANTIATE_TEST_SUITE_P(Backends, SplitOfBackend, testing::ValuesIn(backend_names()),
+                         [](const auto& name) { return name.param; });
 
-TEST_P(SplitOfBackend, MatchesReferenceOnTheCases) {
+// One test for each row of the table, so that they can be dealt to processes.
+class SplitOfCase : public testing::TestWithParam<std::tuple<std::string, Case>> {};
+std::vector<Case> cases_of_equal_lengths() {
+  std::vector<Case> cases;
   for (const Case& row : all_cases()) {
-    if (row.problem.lengths != VECINA_LENGTHS_EQUAL) continue;
-    for (uint64_t seed : {1, 3}) {  // 3 is right-aligned
-      const cli::Verdict verdict = checker_.check_split(row.problem, seed);
-      EXPECT_TRUE(verdict.passed) << row.line << " seed " << seed << "\n" << verdict.detail;
-    }
+    if (row.problem.lengths == VECINA_LENGTHS_EQUAL) cases.push_back(row);
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(Cases, SplitOfCase,
+                         testing::Combine(testing::ValuesIn(backend_names()),
+                                          testing::ValuesIn(cases_of_equal_lengths())),
+                         [](const auto& row) {
+                           return std::get<0>(row.param) + "_" +
+                                  test_name(std::get<1>(row.param).name);
+                         });
+
+TEST_P(SplitOfCase, MatchesReference) {
+  const auto& [backend, row] = GetParam();
+  cli::Checker checker(backend, 2);
+  for (uint64_t seed : {1, 3}) {  // 3 is right-aligned
+    const cli::Verdict verdict = checker.check_split(row.problem, seed);
+    EXPECT_TRUE(verdict.passed) << row.line << " seed " << seed << "\n" << verdict.detail;
   }
 }
 

@@ -3,9 +3,9 @@
 # What only a machine with a GPU can show, with binaries built before (anywhere):
 # check_cuda.sh BUILD OUT [PROCESSES]. Writes its logs and the timings to OUT and prints a summary.
 # The seed's benchmark, then correctness: the conformance table, guard pages and non-finite tokens,
-# problems for the kernels that random ones seldom or never reach (large_problems.txt and
-# halo_problems.txt in PROBLEMS, else in tests/), random problems from many processes at once (they
-# share the disk cache), compute-sanitizer.
+# merging, lengths, the split form, problems for the kernels that random ones seldom or never reach
+# (large_problems.txt and halo_problems.txt in PROBLEMS, else in tests/), random problems from many
+# processes at once (they share the disk cache), compute-sanitizer.
 set -u
 build=$1
 out=$2
@@ -51,6 +51,8 @@ run_tests() {
 }
 run_tests conformance conformance_test '*cuda*'
 run_tests golden reference_test '*Golden*:*Merge*'
+run_tests lengths lengths_test '*cuda*'
+run_tests split split_test '*cuda*-*Random*'
 
 i=0
 while [ $i -lt "$processes" ]; do
@@ -61,6 +63,9 @@ while [ $i -lt "$processes" ]; do
     $vecina check --backend cuda --backward --cases "${CASES:-250}" \
       --seed $((200000 + 1000 * i)) > "$out/backward$i.txt" 2>&1
     echo $? > "$out/backward$i.status"
+    $vecina check --backend cuda --split --cases "${CASES:-250}" --seed $((300000 + 1000 * i)) \
+      > "$out/split-check$i.txt" 2>&1
+    echo $? > "$out/split-check$i.status"
   ) &
   i=$((i + 1))
 done
@@ -69,6 +74,7 @@ i=0
 while [ $i -lt "$processes" ]; do
   report "random $i" "$(cat "$out/check$i.status")" "$out/check$i.txt" 'failures'
   report "random backward $i" "$(cat "$out/backward$i.status")" "$out/backward$i.txt" 'failures'
+  report "random split $i" "$(cat "$out/split-check$i.status")" "$out/split-check$i.txt" 'failures'
   i=$((i + 1))
 done
 

@@ -53,7 +53,7 @@ std::string too_many_rows(const Problem& problem) {
   const RowCounts rows = count_rows(problem);
   if (std::max(rows.query, rows.key) > kGatherWarps * kMaxNumber ||
       std::max(rows.additional, rows.bias) > kMaxNumber) {
-    return "a gradient has more rows than a grid has threads";
+    return "more rows to sum up than a grid has threads";
   }
   return {};
 }
