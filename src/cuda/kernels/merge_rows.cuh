@@ -51,41 +51,43 @@ VECINA_DEVICE long long merge_row() {
          static_cast<int>(threadIdx.x) / kConfig.lanes;
 }
 
+// In which type they are computed is up to the kernel.
+template <class Sum>
 struct MergeWeights {
-  Real of[kCount];  // not divided by their sum
-  Real shift, sum;  // lse = shift + log(sum)
-  Real inverse;     // of the sum; 0 if no attention saw anything
+  Sum of[kCount];  // not divided by their sum
+  Sum shift, sum;  // lse = shift + log(sum)
+  Sum inverse;     // of the sum; 0 if no attention saw anything
 
   VECINA_DEVICE MergeWeights(const MergeRows (&lses)[kMaxMerge], const MergeIndex& index) {
-    Real maximum = Real(-infinity());
+    Sum maximum = Sum(-infinity());
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       of[i] = *reinterpret_cast<const Real*>(index.in(lses[i]));
       maximum = larger(maximum, of[i]);
     }
     let_next_start();
-    shift = maximum == Real(-infinity()) ? Real(0) : maximum;
-    sum = Real(0);
+    shift = maximum == Sum(-infinity()) ? Sum(0) : maximum;
+    sum = Sum(0);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      of[i] = power_of_two((of[i] - shift) * Real(1.0 / kLn2));
+      of[i] = power_of_two((of[i] - shift) * Sum(1.0 / kLn2));
       sum += of[i];
     }
-    inverse = sum == Real(0) ? Real(0) : Real(1) / sum;
+    inverse = sum == Sum(0) ? Sum(0) : Sum(1) / sum;
   }
   // Adds up a vector of the outputs' rows, which begins at `offset`; one of weight 0 is not read.
   VECINA_DEVICE void merge(const MergeRows (&outputs)[kMaxMerge], const MergeIndex& index,
-                           int offset, Real (&merged)[kConfig.vector]) const {
+                           int offset, Sum (&merged)[kConfig.vector]) const {
 #pragma unroll
-    for (int c = 0; c < kConfig.vector; ++c) merged[c] = Real(0);
+    for (int c = 0; c < kConfig.vector; ++c) merged[c] = Sum(0);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (of[i] == Real(0)) continue;
+      if (of[i] == Sum(0)) continue;
       Real columns[kConfig.vector];
       load<Element, kConfig.vector>(index.in(outputs[i]) + offset, columns);
 #pragma unroll
       for (int c = 0; c < kConfig.vector; ++c) {
-        merged[c] = multiply_add(of[i] * inverse, columns[c], merged[c]);
+        merged[c] = multiply_add(of[i] * inverse, Sum(columns[c]), merged[c]);
       }
     }
   }

@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   wait_for_previous();
   if (row >= params.shape.rows) return;
   const MergeIndex index(params.shape, row);
-  const MergeWeights weights(params.lses, index);
+  const MergeWeights<Real> weights(params.lses, index);
 
   if (params.output.data != nullptr) {
     char* output = index.in(params.output);
