@@ -50,9 +50,10 @@ int run(int argc, char** argv) {
   root.footer(
       "Start with `vecina bench`. Every command has --help with an example.\n"
       "Exit codes: 0 done, 1 failed, 2 wrong usage or something needed is missing.");
-  const std::vector<Command> commands = {
-      add_bench(root),  add_run(root),     add_check(root),   add_info(root),       add_plan(root),
-      add_window(root), add_profile(root), add_kernels(root), add_completion(root), add_man(root)};
+  const std::vector<Command> commands = {add_bench(root),      add_run(root),     add_check(root),
+                                         add_info(root),       add_plan(root),    add_window(root),
+                                         add_profile(root),    add_kernels(root), add_tune(root),
+                                         add_completion(root), add_man(root)};
   root.require_subcommand(0, 1);
   root.get_formatter()->column_width(32);
   try {

@@ -24,6 +24,7 @@ Command add_plan(CLI::App& root);
 Command add_window(CLI::App& root);
 Command add_profile(CLI::App& root);
 Command add_kernels(CLI::App& root);
+Command add_tune(CLI::App& root);
 // Generated from root as it is when they run, so that nothing is listed twice.
 Command add_completion(CLI::App& root);
 Command add_man(CLI::App& root);

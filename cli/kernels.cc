@@ -7,7 +7,6 @@
 #include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/conformance.h"
-#include "cli/errors.h"
 #include "cli/machine.h"
 #include "cli/progress.h"
 #include "cli/table.h"
@@ -24,15 +23,6 @@ struct KernelsOptions {
   int capability = 0;
   bool is_json = false;
 };
-
-Json ask(vecina_context* context, const std::string& command) {
-  const std::string answer = read_text([&](char* text, size_t size) {
-    return vecina_info(context, ("kernels " + command).c_str(), text, size);
-  });
-  const Json json = Json::parse(answer, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) throw UsageError(answer);  // the library's sentence
-  return json;
-}
 
 std::string kilobytes(const Json& kernel) {
   return fmt::format("{:.0f} kB", kernel.value("bytes", 0.0) / 1000.0);
@@ -72,7 +62,8 @@ int build(vecina_context* context, const KernelsOptions& options) {
   const std::vector<std::string> lines = chosen_lines(options);
   for (const std::string& line : lines) {
     progress.show(fmt::format("[{}/{}] {} ...", answers.size() + 1, lines.size(), line));
-    answers.push_back(ask(context, fmt::format("build {} {}", options.capability, line)));
+    answers.push_back(
+        context_info(context, fmt::format("kernels build {} {}", options.capability, line)));
   }
   progress.clear();
   if (options.is_json) {
@@ -101,7 +92,7 @@ int build(vecina_context* context, const KernelsOptions& options) {
 int run_kernels(const KernelsOptions& options) {
   const ContextPtr context = make_context("");
   if (options.action == "build") return build(context.get(), options);
-  const Json answer = ask(context.get(), options.action);
+  const Json answer = context_info(context.get(), "kernels " + options.action);
   if (options.is_json) {
     fmt::print("{}\n", answer.dump(2));
   } else if (options.action == "list") {

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "cli/conformance.h"
+#include "cli/errors.h"
 #include "cli/text.h"
 
 namespace vecina::cli {
@@ -22,8 +23,12 @@ std::string cpu_model() {
 }
 
 nlohmann::ordered_json context_info(vecina_context* context, const std::string& what) {
-  return nlohmann::ordered_json::parse(read_text(
-      [&](char* text, size_t size) { return vecina_info(context, what.c_str(), text, size); }));
+  const std::string answer = read_text(
+      [&](char* text, size_t size) { return vecina_info(context, what.c_str(), text, size); });
+  nlohmann::ordered_json json =
+      nlohmann::ordered_json::parse(answer, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) throw UsageError(answer);
+  return json;
 }
 
 namespace {

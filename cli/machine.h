@@ -13,7 +13,7 @@ namespace vecina::cli {
 
 std::string cpu_model();  // "Intel(R) Xeon(R) ..."; "unknown CPU" where the system does not say
 
-// vecina_info(context, what): "info", or "peak" which measures.
+// vecina_info(context, what). Throws UsageError with the library's sentence where it is no answer.
 nlohmann::ordered_json context_info(vecina_context* context, const std::string& what);
 
 // "NVIDIA H200": the first device that the backend works on; empty for the processor.

@@ -89,6 +89,10 @@ TEST_F(Cli, UsageErrors) {
   expect_usage_error("kernels melt", {"melt", "list"});
   expect_usage_error("kernels build --capability 12 1d 9 kernel_size 3 head_dim 4", {"12"});
   expect_usage_error("kernels build 1d 9 kernel_size 30 head_dim 4", {"kernel_size 30", "9"});
+  expect_usage_error("tune", {"problem line", "--clear"});
+  expect_usage_error("tune --cuts 0 1d 9 kernel_size 3 head_dim 4", {"--cuts", "0"});
+  expect_usage_error("tune --clear 1d 9 kernel_size 3 head_dim 4", {"--clear"});
+  expect_usage_error("tune 1d 9 kernel_size 30 head_dim 4", {"kernel_size 30", "9"});
   expect_usage_error("run", {"--query"});
   EXPECT_EQ(run("").code, 2) << "no command";
 }
@@ -98,7 +102,7 @@ TEST_F(Cli, HelpAndVersion) {
   EXPECT_EQ(version.code, 0);
   EXPECT_EQ(version.out, "vecina 0.1.0\n");
   for (const char* command : {"bench", "run", "check", "info", "plan", "window", "profile",
-                              "kernels", "completion", "man"}) {
+                              "kernels", "tune", "completion", "man"}) {
     const Finished help = run(std::string(command) + " --help");
     EXPECT_EQ(help.code, 0) << command;
     EXPECT_NE(help.out.find(std::string("vecina ") + command), std::string::npos) << command;
@@ -317,6 +321,27 @@ TEST_F(Cli, KernelsAreListedBuiltAndCleared) {
   EXPECT_EQ(kernels("list")["kernels"].size(), built.size());
   EXPECT_EQ(kernels("clear")["removed"], built.size());
   EXPECT_EQ(kernels("list")["kernels"].size(), 0u);
+  unsetenv("VECINA_CACHE_DIR");
+}
+
+TEST_F(Cli, TuneSaysWhereThereIsNothingToMeasure) {
+  // Too small for the kernels that have a choice, with a GPU and without.
+  expect_usage_error("tune 1d 9 kernel_size 3 head_dim 4",
+                     {"nothing to tune: cpu: its plans follow rules", "cuda: "});
+}
+
+TEST_F(Cli, TunedIsCleared) {
+  ASSERT_EQ(setenv("VECINA_CACHE_DIR", path("cache").c_str(), 1), 0);
+  std::filesystem::create_directory(path("cache"));
+  std::ofstream(path("cache/0123.tuned")) << "{}";
+  std::ofstream(path("cache/0123.kernel")) << "{}";
+  const Finished cleared = run("tune --clear");
+  EXPECT_EQ(cleared.code, 0) << cleared.err;
+  EXPECT_EQ(cleared.out, "removed 1 from " + path("cache") + "\n");
+  EXPECT_FALSE(std::filesystem::exists(path("cache/0123.tuned")));
+  EXPECT_TRUE(std::filesystem::exists(path("cache/0123.kernel")));
+  const Finished again = run("tune --clear --json");
+  EXPECT_EQ(nlohmann::json::parse(again.out).at("removed"), 0);
   unsetenv("VECINA_CACHE_DIR");
 }
 

@@ -282,7 +282,14 @@ VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecin
  *   "kernels list", "kernels clear"        of the disk cache of kernels compiled at run time
  *   "kernels build CAPABILITY LINE"        compiles those of a problem line for a GPU of that
  *                                          compute capability (90: 9.0), which need not be there;
- *                                          0: the device of the context */
+ *                                          0: the device of the context
+ *   "tune COUNT LINE"   measures, on the device of the context, the COUNT ways to compute a problem
+ *                       line's forward that are predicted fastest, and variants of the best; keeps
+ *                       the fastest on disk, beside the kernels, and later plans of the same
+ *                       problem on a device of the same name take it: {"problem", "device",
+ *                       "file", "cuts": [{..., "predicted_ms", "measured_ms", "registers",
+ *                       "spill_bytes", "is_planned", "is_kept"}]}
+ *   "tune clear"        forgets what was kept: {"folder", "removed"} */
 VECINA_API size_t vecina_info(vecina_context* context, const char* what, char* text, size_t size);
 /* Runs a plan on given arguments `repeats` times and writes JSON: time of each kernel, useful
  * FLOP/s, predicted time. */

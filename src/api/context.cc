@@ -287,6 +287,12 @@ Status Context::cached_plan(const vecina_problem& problem, const SplitArgs& args
   return find_plan(problem, args, record);
 }
 
+void Context::forget_plans() {
+  id_ = next_context_id();
+  const std::unique_lock lock(mutex_);
+  plans_.clear();
+}
+
 Status Context::first_that_can(const char* what, int32_t device,
                                const std::function<Status(Backend&)>& attempt) {
   std::string sentences;

@@ -3,6 +3,7 @@
 #ifndef VECINA_API_CONTEXT_H_
 #define VECINA_API_CONTEXT_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -52,6 +53,9 @@ class Context {
   Status cached_plan(const vecina_problem& problem, const SplitArgs& args,
                      std::shared_ptr<const PlanRecord>* record);
 
+  // Calls from now on are planned anew: a backend would decide otherwise.
+  void forget_plans();
+
   Status merge(const MergeArgs& args, void* queue);
   Status merge_backward(const MergeBackwardArgs& args, void* queue);
 
@@ -79,7 +83,8 @@ class Context {
   Status find_plan(const vecina_problem& problem, const Args& args,
                    std::shared_ptr<const PlanRecord>* record);
 
-  const uint64_t id_;    // never reused, unlike an address
+  // Of this context and the plans that it knows; never reused, unlike an address.
+  std::atomic<uint64_t> id_;
   std::string backend_;  // the only one to use; empty: the first that can
   std::vector<std::unique_ptr<Backend>> backends_;
   std::shared_mutex mutex_;  // guards plans_

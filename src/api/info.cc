@@ -14,6 +14,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
+constexpr int kMaxTuned =
+    1000;  // ways to compute a problem, of which each takes a fifth of a second
+
 bool is_hidden(const char* name) {
   for (const BackendRow& row : backend_rows()) {
     if (std::string_view(row.name) == name) return row.is_hidden;
@@ -66,33 +69,67 @@ Status run_kernels_command(const KernelsCommand& command, const Backend& backend
   return backend.build_kernels(command.compute_capability, command.problem, json);
 }
 
-// The answer of the one backend that compiles kernels at run time.
-Status ask_for_kernels(const Context& context, std::string_view text, std::string* json) {
-  KernelsCommand command;
-  VECINA_RETURN_IF_ERROR(parse_kernels_command(text, &command));
+// The answer of the first backend that has one; else what `there_is` none of, and why.
+template <typename Ask>
+Status ask_backends(const Context& context, const char* there_is, Ask ask) {
   std::string sentences;
   for (const auto& backend : context.backends()) {
-    Status status = run_kernels_command(command, *backend, json);
+    Status status = ask(*backend);
     if (status.code() != VECINA_UNSUPPORTED) return status;
     if (is_hidden(backend->name())) continue;
     sentences +=
         fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(), status.message());
   }
-  return unsupported(fmt::format("no kernels: {}.", sentences));
+  return unsupported(fmt::format("{}: {}.", there_is, sentences));
+}
+
+// Of the one backend that compiles kernels at run time.
+Status ask_for_kernels(const Context& context, std::string_view text, std::string* json) {
+  KernelsCommand command;
+  VECINA_RETURN_IF_ERROR(parse_kernels_command(text, &command));
+  return ask_backends(context, "no kernels", [&](const Backend& backend) {
+    return run_kernels_command(command, backend, json);
+  });
+}
+
+// "clear" or "COUNT LINE".
+Status tune(Context& context, std::string_view text, std::string* json) {
+  if (text == "clear") {
+    VECINA_RETURN_IF_ERROR(ask_backends(
+        context, "nothing was tuned", [&](Backend& backend) { return backend.clear_tuned(json); }));
+  } else {
+    int count = 0;
+    Problem problem;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+    if (error != std::errc() || count < 1 || count > kMaxTuned) {
+      return invalid(fmt::format("tune '{}'; \"clear\" or \"COUNT LINE\", COUNT from 1 to {}.",
+                                 text, kMaxTuned));
+    }
+    text.remove_prefix(static_cast<size_t>(end - text.data()));
+    VECINA_RETURN_IF_ERROR(Problem::parse(text, &problem));
+    VECINA_RETURN_IF_ERROR(ask_backends(context, "nothing to tune", [&](Backend& backend) {
+      return backend.tune(problem, count, json);
+    }));
+  }
+  context.forget_plans();
+  return {};
 }
 
 }  // namespace
 
 Status read_info(Context& context, std::string_view what, std::string* json) {
-  constexpr std::string_view kKernels = "kernels ";
+  constexpr std::string_view kKernels = "kernels ", kTune = "tune ";
   if (what == "info") {
     *json = describe_context(context);
   } else if (what == "peak") {
     *json = measure_peak(context);
   } else if (what.starts_with(kKernels)) {
     return ask_for_kernels(context, what.substr(kKernels.size()), json);
+  } else if (what.starts_with(kTune)) {
+    return tune(context, what.substr(kTune.size()), json);
   } else {
-    return invalid(fmt::format("what is '{}'; \"info\", \"peak\" or \"kernels COMMAND\".", what));
+    return invalid(fmt::format(
+        "what is '{}'; \"info\", \"peak\", \"kernels COMMAND\" or \"tune COMMAND\".", what));
   }
   return {};
 }

@@ -46,6 +46,8 @@ namespace {
 
 Status no_kernels() { return unsupported("its kernels are not compiled at run time"); }
 
+Status nothing_to_tune() { return unsupported("its plans follow rules; nothing is measured"); }
+
 }  // namespace
 
 Status Backend::list_kernels(std::string*) const { return no_kernels(); }
@@ -53,5 +55,9 @@ Status Backend::list_kernels(std::string*) const { return no_kernels(); }
 Status Backend::clear_kernels(std::string*) const { return no_kernels(); }
 
 Status Backend::build_kernels(int, const Problem&, std::string*) const { return no_kernels(); }
+
+Status Backend::tune(const Problem&, int, std::string*) { return nothing_to_tune(); }
+
+Status Backend::clear_tuned(std::string*) const { return nothing_to_tune(); }
 
 }  // namespace vecina::internal

@@ -81,6 +81,11 @@ class Backend {
   virtual Status build_kernels(int compute_capability, const Problem& problem,
                                std::string* json) const;
 
+  // Measures, on its device, the `count` ways to compute a problem's forward that it thinks fastest
+  // and keeps the best for later plans of any process; as JSON. UNSUPPORTED if it has no choice.
+  virtual Status tune(const Problem& problem, int count, std::string* json);
+  virtual Status clear_tuned(std::string* json) const;  // forgets what was kept
+
   virtual std::string info() const { return "{}"; }  // JSON object for `vecina info`
   virtual std::string peak() { return "{}"; }        // JSON object; measures, takes a second
 };

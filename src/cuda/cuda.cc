@@ -14,9 +14,11 @@
 #include "cuda/device.h"
 #include "cuda/disk_cache.h"
 #include "cuda/families.h"
+#include "cuda/hopper_tuner.h"
 #include "cuda/kernel_store.h"
 #include "cuda/merges.h"
 #include "cuda/plans.h"
+#include "cuda/tuned_cuts.h"
 
 namespace vecina::internal {
 namespace {
@@ -74,7 +76,7 @@ class CudaBackend : public Backend {
     std::shared_ptr<const DeviceState> state;
     const Status status = open(device_index_, &state);
     if (!status.ok() && cuda::Driver::get().why_not.empty()) return status.message();
-    return cuda::why_not(problem, pass, status.ok() ? state->device->facts() : DeviceFacts());
+    return cuda::why_not(problem, pass, status.ok() ? state->facts() : DeviceFacts());
   }
 
   Status plan(const Problem& problem, const vecina_forward_args& example,
@@ -117,7 +119,7 @@ class CudaBackend : public Backend {
     if (compute_capability == 0) {
       std::shared_ptr<const DeviceState> state;
       VECINA_RETURN_IF_ERROR(open(device_index_, &state));
-      facts = state->device->facts();
+      facts = state->facts();
       compute_capability = state->device->compute_capability();
     }
     ordered_json built = ordered_json::array();
@@ -126,6 +128,21 @@ class CudaBackend : public Backend {
     VECINA_RETURN_IF_ERROR(build_pass<vecina_backward_args>(problem, Pass::backward, facts,
                                                             compute_capability, &built));
     *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
+    return {};
+  }
+
+  Status tune(const Problem& problem, int count, std::string* json) override {
+    std::shared_ptr<const DeviceState> state;
+    VECINA_RETURN_IF_ERROR(open(device_index_, &state));
+    ordered_json tuned;
+    VECINA_RETURN_IF_ERROR(cuda::tune_hopper(problem, count, std::move(state), &tuned));
+    *json = tuned.dump();
+    return {};
+  }
+
+  Status clear_tuned(std::string* json) const override {
+    const int removed = cuda::TunedCuts::clear(cache_);
+    *json = ordered_json{{"folder", cache_.folder().string()}, {"removed", removed}}.dump();
     return {};
   }
 
@@ -160,6 +177,7 @@ class CudaBackend : public Backend {
       auto opened = std::make_shared<DeviceState>();
       VECINA_RETURN_IF_ERROR(cuda::Device::open(index, &opened->device));
       opened->kernels = std::make_unique<cuda::KernelStore>(*opened->device, cache_);
+      opened->tuned = std::make_unique<cuda::TunedCuts>(cache_, opened->device->name());
       found = std::move(opened);
     }
     *state = found;

@@ -182,17 +182,23 @@ std::vector<CacheEntry> DiskCache::list() const {
 }
 
 int DiskCache::clear() const {
+  const int removed = remove_files(kExtension);
+  std::error_code error;
+  fs::remove(folder_ / kCompilerNote, error);
+  return removed;
+}
+
+int DiskCache::remove_files(const std::string& extension) const {
   int removed = 0;
   std::error_code error;
   std::vector<fs::path> paths;
   for (const fs::directory_entry& file : fs::directory_iterator(folder_, error)) {
     // Drafts of processes that were killed carry the extension in the middle of their names.
-    if (file.path().filename().string().find(kExtension) != std::string::npos) {
+    if (file.path().filename().string().find(extension) != std::string::npos) {
       paths.push_back(file.path());
     }
   }
   for (const fs::path& path : paths) removed += fs::remove(path, error);
-  fs::remove(folder_ / kCompilerNote, error);
   return removed;
 }
 

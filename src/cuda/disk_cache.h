@@ -49,9 +49,13 @@ class DiskCache {
   std::optional<CompilerFacts> noted_compiler(const std::string& path) const;
   void note_compiler(const std::string& path, const CompilerFacts& facts) const;
 
+  // Of any file in the folder, whole or not at all; best effort.
+  void write_file(const std::string& name, const std::string& bytes) const;
+  // Those with an extension, and drafts of them; how many were removed.
+  int remove_files(const std::string& extension) const;
+
  private:
   bool make_folder() const;
-  void write_file(const std::string& name, const std::string& bytes) const;
   void keep_within_limits() const;
   std::filesystem::path folder_;
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 #include "core/tensor.h"
 #include "cuda/driver.h"
@@ -13,6 +14,7 @@
 #include "cuda/hopper_map.h"
 #include "cuda/kernels/hopper_params.h"
 #include "cuda/small_common.h"
+#include "cuda/tuned_cuts.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -122,7 +124,32 @@ std::string braces(const int (&values)[3]) {
   return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
 }
 
+// What was measured fastest, else what is predicted to be.
+HopperChoice choose(const Problem& problem, const DeviceFacts& facts) {
+  if (facts.tuned != nullptr) {
+    const std::optional<TunedCut> tuned = facts.tuned->read(problem);
+    HopperConfig config;
+    if (tuned && apply_cut(problem, facts, tuned->cut, &config)) {
+      HopperChoice choice = hopper_choice(problem, facts, config);
+      choice.is_tuned = true;
+      return choice;
+    }
+  }
+  return choose_hopper_tiling(problem, facts);
+}
+
 }  // namespace
+
+std::string describe_cut(const HopperConfig& config) {
+  return fmt::format(
+      R"("queries_per_warpgroup": [{}, {}, {}], "packed_heads": {}, "keys_per_tile": [{}, {}, {}], )"
+      R"("warpgroups": {}, "pair_axis": {}, "stages": {}, "ping_pong": {}, "chained": {}, )"
+      R"("output_buffer": {})",
+      config.query_box[0], config.query_box[1], config.query_box[2], config.packed_heads,
+      config.key_box[0], config.key_box[1], config.key_box[2], config.warpgroups,
+      config.pair_axis - (3 - config.rank), config.stages, config.is_ping_pong, config.is_chained,
+      config.has_output_buffer);
+}
 
 std::string print(const HopperConfig& c) {
   return fmt::format(
@@ -208,22 +235,19 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
   };
   const HopperWork& work = choice.work;
   launch->description = fmt::format(
-      R"("queries_per_warpgroup": [{}, {}, {}], "packed_heads": {}, "keys_per_tile": [{}, {}, {}], )"
-      R"("warpgroups": {}, "pair_axis": {}, "stages": {}, "ping_pong": {}, "output_buffer": {}, )"
-      R"("blocks": {}, "tiles": {}, "masked_share": {:.3f}, "useful_share": {:.3f}, )"
-      R"("predicted_ms": {:.4f}, "why": "the tiles with the lowest predicted time")",
-      config.query_box[0], config.query_box[1], config.query_box[2], config.packed_heads,
-      config.key_box[0], config.key_box[1], config.key_box[2], config.warpgroups,
-      config.pair_axis - (3 - config.rank), config.stages, config.is_ping_pong,
-      config.has_output_buffer, work.blocks, work.tiles, 1.0 - work.whole_tiles / work.tiles,
-      work.useful_share, choice.predicted_ms);
+      R"({}, "blocks": {}, "tiles": {}, "masked_share": {:.3f}, "useful_share": {:.3f}, )"
+      R"("predicted_ms": {:.4f}, "tuned": {}, "why": "{}")",
+      describe_cut(config), work.blocks, work.tiles, 1.0 - work.whole_tiles / work.tiles,
+      work.useful_share, choice.predicted_ms, choice.is_tuned,
+      choice.is_tuned ? "tuned: the tiles that `vecina tune` measured fastest here"
+                      : "the tiles with the lowest predicted time");
   return {};
 }
 
 Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& example,
                            const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
-  const HopperChoice choice = choose_hopper_tiling(problem, facts);
+  const HopperChoice choice = choose(problem, facts);
   if (choice.predicted_ms == 0) return unsupported("no tiles fit into shared memory");
   ForwardLaunch launch;
   const Status status = hopper_launch(problem, example, facts, choice, &launch);

@@ -26,6 +26,9 @@ Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& ex
 Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const HopperChoice& choice, ForwardLaunch* launch);
 
+// Members of a JSON object, without braces: boxes, warpgroups, stages and how they work together.
+std::string describe_cut(const HopperConfig& config);
+
 // The aggregate's initialiser.
 std::string print(const HopperConfig& config);
 

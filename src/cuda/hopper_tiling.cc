@@ -15,7 +15,7 @@ using vecina::cuda::hopper_layout;
 using vecina::cuda::kHopperRows;
 
 constexpr int kMaxBox = 256;  // tokens that a copy may span along an axis
-constexpr int kMaxStages = 4;
+constexpr int kMinStages = 2, kMaxStages = 4;
 constexpr int kMaxTileKeys = 192;
 constexpr int kMinTileKeys = 48;
 constexpr int kMaxPaddedKeys = 12;  // of a tile
@@ -198,6 +198,14 @@ bool may_chain(const HopperConfig& config) {
          (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 
+// As many stages as fit; false: fewer than `least` do.
+bool fit_stages(const DeviceFacts& facts, int least, HopperConfig* config) {
+  for (config->stages = kMaxStages; config->stages >= least; --config->stages) {
+    if (hopper_layout(*config).bytes <= facts.shared_bytes_per_block) return true;
+  }
+  return false;
+}
+
 // How output leaves, and stages that fit: through a buffer, if there is room; for many tiles only
 // if three stages remain. Without one, from registers. Chaining pays for many tiles (measured on an
 // H200: 5 to 7% at head_dim 64, 1% at 128; fewer than ten tiles gain or lose up to 3%) and where
@@ -208,10 +216,8 @@ bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
   for (const bool has_buffer : {true, false}) {
     config->has_output_buffer = has_buffer;
     config->is_chained = may_chain(*config) && (config->is_ping_pong || !has_buffer);
-    const int least = has_buffer && tiles >= kOutputBufferTiles ? 3 : 2;
-    for (config->stages = kMaxStages; config->stages >= least; --config->stages) {
-      if (hopper_layout(*config).bytes <= facts.shared_bytes_per_block) return true;
-    }
+    const int least = has_buffer && tiles >= kOutputBufferTiles ? 3 : kMinStages;
+    if (fit_stages(facts, least, config)) return true;
   }
   return false;
 }
@@ -254,6 +260,10 @@ int most_packed_heads(int head_group) {
   return 1;
 }
 
+void add_useful_share(const Problem& problem, HopperWork* work) {
+  work->useful_share = work->flops > 0 ? problem.forward_flops() / work->flops : 0.0;
+}
+
 class Search {
  public:
   Search(const Problem& problem, const DeviceFacts& facts)
@@ -261,7 +271,9 @@ class Search {
     for (int a = 0; a < 3; ++a) axes_[static_cast<size_t>(a)] = hopper_axis(problem, a);
   }
 
-  HopperChoice run() {
+  // The `count` best, best first; of equals those that were tried first.
+  std::vector<HopperChoice> run(size_t count) {
+    count_ = count;
     const int widest = std::max(problem_.head_dim(), problem_.head_dim_value());
     const bool may_have_three = widest <= (problem_.rank() == 1 ? 2 * kNarrowHead : kNarrowHead);
     const std::vector<Box> key_boxes = list_key_boxes();
@@ -274,6 +286,7 @@ class Search {
         }
       }
     }
+    for (HopperChoice& choice : best_) add_useful_share(problem_, &choice.work);
     return best_;
   }
 
@@ -353,10 +366,19 @@ class Search {
       if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
       if (!fit_memory(facts_, tiles, &config)) continue;
       const double ms = predict(config, key_box, work, facts_);
-      if (is_better(ms)) best_ = {config, work, ms};
+      if (is_better(ms)) keep({config, work, ms});
     }
   }
-  bool is_better(double ms) const { return best_.predicted_ms == 0 || ms < best_.predicted_ms; }
+  bool is_better(double ms) const {
+    return best_.size() < count_ || ms < best_.back().predicted_ms;
+  }
+  void keep(const HopperChoice& choice) {
+    if (best_.size() == count_) best_.pop_back();
+    const auto after = std::find_if(best_.begin(), best_.end(), [&](const HopperChoice& other) {
+      return choice.predicted_ms < other.predicted_ms;
+    });
+    best_.insert(after, choice);
+  }
 
   // Sums of one axis and box of queries, by the key box's size; made on demand.
   class SumsByKeyBox {
@@ -384,7 +406,8 @@ class Search {
   std::array<Axis, 3> axes_;
   // Axis, queries of a box, warpgroups of a block.
   std::array<std::array<std::array<SumsByKeyBox, 4>, kHopperRows + 1>, 3> sums_;
-  HopperChoice best_;
+  size_t count_ = 1;
+  std::vector<HopperChoice> best_;
 };
 
 }  // namespace
@@ -403,7 +426,7 @@ HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config)
                   config.key_box[a]);
   }
   HopperWork work = work_of(problem, config, std::to_array(config.key_box), sums);
-  work.useful_share = work.flops > 0 ? problem.forward_flops() / work.flops : 0.0;
+  add_useful_share(problem, &work);
   return work;
 }
 
@@ -412,12 +435,77 @@ double predict_hopper_ms(const HopperConfig& config, const HopperWork& work,
   return predict(config, std::to_array(config.key_box), work, facts);
 }
 
+HopperChoice hopper_choice(const Problem& problem, const DeviceFacts& facts,
+                           const HopperConfig& config) {
+  const HopperWork work = count_hopper_work(problem, config);
+  return {config, work, predict_hopper_ms(config, work, facts)};
+}
+
+std::vector<HopperChoice> rank_hopper_tilings(const Problem& problem, const DeviceFacts& facts,
+                                              int count) {
+  return Search(problem, facts).run(static_cast<size_t>(count));
+}
+
 HopperChoice choose_hopper_tiling(const Problem& problem, const DeviceFacts& facts) {
-  HopperChoice choice = Search(problem, facts).run();
-  if (choice.work.flops > 0) {
-    choice.work.useful_share = problem.forward_flops() / choice.work.flops;
+  const std::vector<HopperChoice> ranked = rank_hopper_tilings(problem, facts, 1);
+  return ranked.empty() ? HopperChoice() : ranked.front();
+}
+
+std::vector<HopperConfig> hopper_variants(const HopperConfig& config, const DeviceFacts& facts) {
+  std::vector<HopperConfig> variants;
+  for (const bool has_output_buffer : {true, false}) {
+    for (const bool is_chained : {true, false}) {
+      for (const bool is_ping_pong : {true, false}) {
+        HopperConfig variant = config;
+        variant.has_output_buffer = has_output_buffer;
+        variant.is_chained = is_chained;
+        variant.is_ping_pong = is_ping_pong;
+        if (is_chained && !may_chain(variant)) continue;
+        const bool is_config = has_output_buffer == config.has_output_buffer &&
+                               is_chained == config.is_chained &&
+                               is_ping_pong == config.is_ping_pong;
+        if (!is_config && fit_stages(facts, kMinStages, &variant)) variants.push_back(variant);
+      }
+    }
   }
-  return choice;
+  return variants;
+}
+
+bool apply_cut(const Problem& problem, const DeviceFacts& facts, const HopperConfig& cut,
+               HopperConfig* config) {
+  if (cut.warpgroups < 2 || cut.warpgroups > 3 || cut.pair_axis < 3 - problem.rank() ||
+      cut.pair_axis > 2 || cut.stages < kMinStages || cut.stages > kMaxStages ||
+      cut.packed_heads < 1 || problem.head_group() % cut.packed_heads != 0) {
+    return false;
+  }
+  *config = base_config(problem);
+  int queries = 1, keys = 1;
+  for (int a = 0; a < 3; ++a) {
+    const Axis axis = hopper_axis(problem, a);
+    const bool is_there = a >= 3 - problem.rank();
+    const auto may_be = [&](int box, int most, int64_t step) {
+      return box >= 1 && box <= (is_there ? most : 1) && box * step <= kMaxBox;
+    };
+    if (!may_be(cut.query_box[a], kHopperRows, std::max(axis.dilation, axis.output_stride)) ||
+        !may_be(cut.key_box[a], kMaxTileKeys, axis.dilation)) {
+      return false;
+    }
+    queries *= config->query_box[a] = cut.query_box[a];
+    keys *= config->key_box[a] = cut.key_box[a];
+  }
+  if (queries * cut.packed_heads > kHopperRows || keys > kMaxTileKeys ||
+      (cut.packed_heads > 1 && queries % kPackedTokens != 0)) {
+    return false;
+  }
+  config->warpgroups = cut.warpgroups;
+  config->pair_axis = cut.pair_axis;
+  config->packed_heads = cut.packed_heads;
+  config->stages = cut.stages;
+  config->is_ping_pong = cut.is_ping_pong;
+  config->has_output_buffer = cut.has_output_buffer;
+  config->is_chained = cut.is_chained;
+  return fits_registers(*config) && (!config->is_chained || may_chain(*config)) &&
+         hopper_layout(*config).bytes <= facts.shared_bytes_per_block;
 }
 
 }  // namespace vecina::internal::cuda

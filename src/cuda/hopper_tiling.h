@@ -5,6 +5,7 @@
 #define VECINA_CUDA_HOPPER_TILING_H_
 
 #include <array>
+#include <vector>
 
 #include "core/problem.h"
 #include "cuda/kernels/hopper_config.h"
@@ -33,13 +34,28 @@ HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config)
 double predict_hopper_ms(const HopperConfig& config, const HopperWork& work,
                          const DeviceFacts& facts);
 
-// The cut that the model thinks fastest.
 struct HopperChoice {
   HopperConfig config = {};
   HopperWork work;
   double predicted_ms = 0;
+  bool is_tuned = false;  // measured to be the fastest, not predicted
 };
+HopperChoice hopper_choice(const Problem& problem, const DeviceFacts& facts,
+                           const HopperConfig& config);
+// The `count` cuts that the model thinks fastest, the fastest first; fewer if there are not as
+// many.
+std::vector<HopperChoice> rank_hopper_tilings(const Problem& problem, const DeviceFacts& facts,
+                                              int count);
+// The first of them; predicted_ms is 0 if there is none.
 HopperChoice choose_hopper_tiling(const Problem& problem, const DeviceFacts& facts);
+
+// The same boxes with every other way to take turns, to chain and to let output leave.
+std::vector<HopperConfig> hopper_variants(const HopperConfig& config, const DeviceFacts& facts);
+
+// The whole configuration for a cut that did not come from here: what depends on the problem alone
+// is not read from it. False if the kernel cannot be compiled so.
+bool apply_cut(const Problem& problem, const DeviceFacts& facts, const HopperConfig& cut,
+               HopperConfig* config);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_HOPPER_TILING_H_

@@ -15,12 +15,15 @@
 
 namespace vecina::internal::cuda {
 
+class TunedCuts;
+
 // What planning depends on. The defaults are an H100, for planning where there is none.
 struct DeviceFacts {
   int compute_capability = 90;  // 10 * major + minor
   int multiprocessors = 132;
   int shared_bytes_per_block = 227 * 1024;  // with opt-in
   int l2_bytes = 50 * 1024 * 1024;
+  const TunedCuts* tuned = nullptr;  // what was measured there before, if any
 };
 
 // One compiled kernel: an entry of an embedded file with its constants.

@@ -12,6 +12,9 @@ namespace {
 // Runs in one graph when timing: dependent, as in a network, and enough that the replay's own
 // start is a small part.
 constexpr int kRunsInGraph = 20;
+// Of a graph whose replays follow one another without a pause to speak of.
+constexpr double kSteadyGraphUs = 5000.0;
+constexpr int kMaxRunsInGraph = 200;
 
 // Handles of one measurement, released in every case.
 struct Timer {
@@ -20,6 +23,7 @@ struct Timer {
   EventHandle begin = nullptr, end = nullptr;
   GraphHandle graph = nullptr;
   GraphExecHandle exec = nullptr;
+  int runs = 0;  // in the graph
 
   ~Timer() {
     if (exec != nullptr) driver.cuGraphExecDestroy(exec);
@@ -29,9 +33,10 @@ struct Timer {
     if (stream != nullptr) driver.cuStreamDestroy_v2(stream);
   }
 
-  // Captures kRunsInGraph runs of `run(stream)`.
+  // Captures `count` runs of `run(stream)`.
   template <typename Run>
-  Status capture(Run run) {
+  Status capture(int count, Run run) {
+    runs = count;
     constexpr unsigned kNonBlocking = 1;
     constexpr int kThreadLocal = 1;
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamCreate, (&stream, kNonBlocking));
@@ -39,7 +44,7 @@ struct Timer {
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&end, 0));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamBeginCapture_v2, (stream, kThreadLocal));
     Status status;
-    for (int i = 0; i < kRunsInGraph && status.ok(); ++i) status = run(stream);
+    for (int i = 0; i < runs && status.ok(); ++i) status = run(stream);
     const Result ended = driver.cuStreamEndCapture(stream, &graph);
     VECINA_RETURN_IF_ERROR(status);
     VECINA_RETURN_IF_ERROR(driver.status("cuStreamEndCapture", ended));
@@ -55,7 +60,7 @@ struct Timer {
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (end, stream));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventSynchronize, (end));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventElapsedTime, (&milliseconds, begin, end));
-    *run_us = 1000.0 * static_cast<double>(milliseconds) / kRunsInGraph;
+    *run_us = 1000.0 * static_cast<double>(milliseconds) / runs;
     return {};
   }
 };
@@ -112,13 +117,43 @@ Status LaunchSequence<Args>::measure(const Args& args, int repeats,
   const Device::Current current(device());
   VECINA_RETURN_IF_ERROR(current.status());
   Timer timer;
-  VECINA_RETURN_IF_ERROR(
-      timer.capture([&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); }));
+  VECINA_RETURN_IF_ERROR(timer.capture(
+      kRunsInGraph, [&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); }));
   for (int i = 0; i < repeats + 1; ++i) {  // the first replay uploads the graph
     double run_us = 0.0;
     VECINA_RETURN_IF_ERROR(timer.replay(&run_us));
     if (i > 0) times_us->push_back(run_us);
   }
+  return {};
+}
+
+template <typename Args>
+Status LaunchSequence<Args>::measure_steady(const Args& args, double seconds,
+                                            double* run_us) const {
+  const Device::Current current(device());
+  VECINA_RETURN_IF_ERROR(current.status());
+  const auto one = [&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); };
+  double first_us = 0.0;
+  {
+    Timer timer;
+    VECINA_RETURN_IF_ERROR(timer.capture(1, one));
+    for (int i = 0; i < 2; ++i) VECINA_RETURN_IF_ERROR(timer.replay(&first_us));
+  }
+  Timer timer;
+  VECINA_RETURN_IF_ERROR(timer.capture(
+      std::clamp(static_cast<int>(kSteadyGraphUs / first_us), 1, kMaxRunsInGraph), one));
+  double elapsed_us = 0.0, counted_us = 0.0;
+  int counted = 0;
+  while (elapsed_us < seconds * 1e6 || counted == 0) {
+    double replay_us = 0.0;
+    VECINA_RETURN_IF_ERROR(timer.replay(&replay_us));
+    if (elapsed_us >= seconds * 0.5e6) {
+      counted_us += replay_us;
+      ++counted;
+    }
+    elapsed_us += replay_us * timer.runs;
+  }
+  *run_us = counted_us / counted;
   return {};
 }
 

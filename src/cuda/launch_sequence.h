@@ -11,6 +11,7 @@
 #include "cuda/device.h"
 #include "cuda/kernel_store.h"
 #include "cuda/launch.h"
+#include "cuda/tuned_cuts.h"
 
 namespace vecina::internal::cuda {
 
@@ -18,6 +19,13 @@ namespace vecina::internal::cuda {
 struct DeviceState {
   std::unique_ptr<Device> device;
   std::unique_ptr<KernelStore> kernels;
+  std::unique_ptr<TunedCuts> tuned;
+
+  DeviceFacts facts() const {
+    DeviceFacts facts = device->facts();
+    facts.tuned = tuned.get();
+    return facts;
+  }
 };
 
 // Args is vecina_forward_args, vecina_backward_args, SplitArgs, MergeArgs or MergeBackwardArgs.
@@ -33,7 +41,11 @@ class LaunchSequence {
   Status run(const Args& args, void* queue) const;
   // Times of `repeats` runs by the device's clock: replays of a graph of dependent runs.
   Status measure(const Args& args, int repeats, std::vector<double>* times_us) const;
+  // Mean time of a run, one after another for so many seconds, of which the second half counts:
+  // the clock of a GPU that is not hot yet is up to 15% higher.
+  Status measure_steady(const Args& args, double seconds, double* run_us) const;
   nlohmann::ordered_json describe() const;  // a list, one object for each kernel
+  const std::vector<Kernel>& kernels() const { return kernels_; }
 
  private:
   std::shared_ptr<const DeviceState> state_;

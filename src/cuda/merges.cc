@@ -75,7 +75,7 @@ Status Merges<Args>::run_on_device(const Args& args, std::shared_ptr<const Devic
   }
   if (sequence == nullptr) {
     std::vector<KernelLaunch<Args>> launches;
-    VECINA_RETURN_IF_ERROR(small_plan_merge(args, state->device->facts(), &launches));
+    VECINA_RETURN_IF_ERROR(small_plan_merge(args, state->facts(), &launches));
     auto made = std::make_shared<LaunchSequence<Args>>();
     VECINA_RETURN_IF_ERROR(
         LaunchSequence<Args>::make(std::move(state), std::move(launches), made.get()));

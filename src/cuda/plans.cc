@@ -81,7 +81,7 @@ Status make(const Problem& problem, const Args& example, std::shared_ptr<const D
   const char* family = nullptr;
   std::vector<KernelLaunch<Args>> launches;
   VECINA_RETURN_IF_ERROR(plan_launches(problem, is_staged ? call.device_args() : example,
-                                       state->device->facts(), &family, &launches));
+                                       state->facts(), &family, &launches));
   LaunchSequence<Args> sequence;
   VECINA_RETURN_IF_ERROR(LaunchSequence<Args>::make(state, std::move(launches), &sequence));
   auto made = std::make_unique<LaunchPlan<Args>>(family, std::move(sequence));

@@ -15,6 +15,19 @@
 namespace vecina::internal::cuda {
 namespace {
 
+// Compiles a launch and says what it takes.
+void expect_everything_in_registers(const Compiler& compiler, const KernelSource& source,
+                                    const char* line) {
+  Compiled compiled;
+  const Status status =
+      compiler.compile(source, compiler.facts().architecture(source, 90), &compiled);
+  ASSERT_TRUE(status.ok()) << status.message();
+  fmt::print("  {}: {} registers, {} bytes spilled, {}\n", line, compiled.resources.registers,
+             compiled.resources.spill_bytes, source.config);
+  EXPECT_EQ(compiled.resources.spill_bytes, 0) << line;
+  EXPECT_EQ(compiled.resources.stack_bytes, 0) << line;
+}
+
 TEST(HopperKernels, KeepEverythingInRegisters) {
   const Compiler* compiler = nullptr;
   const Status loaded = Compiler::load(&compiler);
@@ -29,16 +42,27 @@ TEST(HopperKernels, KeepEverythingInRegisters) {
     const Status planned = hopper_plan_forward(problem, example, {}, &launches);
     ASSERT_TRUE(planned.ok()) << row.line << ": " << planned.message();
     ASSERT_EQ(launches.size(), 1u);
-    const KernelSource& source = launches[0].source;
     EXPECT_LE(launches[0].params_bytes, kMaxParamsBytes);
-    Compiled compiled;
-    const Status status =
-        compiler->compile(source, compiler->facts().architecture(source, 90), &compiled);
-    ASSERT_TRUE(status.ok()) << status.message();
-    fmt::print("  {}: {} registers, {} bytes spilled, {}\n", row.line, compiled.resources.registers,
-               compiled.resources.spill_bytes, source.config);
-    EXPECT_EQ(compiled.resources.spill_bytes, 0) << row.line;
-    EXPECT_EQ(compiled.resources.stack_bytes, 0) << row.line;
+    expect_everything_in_registers(*compiler, launches[0].source, row.line);
+  }
+}
+
+// What `vecina tune` measures besides what is planned.
+TEST(HopperKernels, VariantsKeepEverythingInRegisters) {
+  const Compiler* compiler = nullptr;
+  const Status loaded = Compiler::load(&compiler);
+  if (!loaded.ok()) GTEST_SKIP() << loaded.message();
+  const char* line = "2d 256x256 kernel_size 32 heads 24 head_dim 128 dtype bf16";
+  Problem problem;
+  ASSERT_TRUE(Problem::parse(line, &problem).ok());
+  vecina_forward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  const HopperConfig planned = choose_hopper_tiling(problem, {}).config;
+  for (const HopperConfig& variant : hopper_variants(planned, {})) {
+    ForwardLaunch launch;
+    ASSERT_TRUE(
+        hopper_launch(problem, example, {}, hopper_choice(problem, {}, variant), &launch).ok());
+    expect_everything_in_registers(*compiler, launch.source, line);
   }
 }
 

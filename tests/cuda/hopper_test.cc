@@ -182,6 +182,47 @@ TEST(HopperTiling, HeadsOfAGroupShareTheirKeys) {
   EXPECT_LT(grouped.predicted_ms * 1.1, full.predicted_ms);
 }
 
+TEST(HopperTiling, RanksTheChosenFirst) {
+  const DeviceFacts facts;
+  for (const Chosen& row : kChosen) {
+    const Problem problem = parsed(row.line);
+    const std::vector<HopperChoice> ranked = rank_hopper_tilings(problem, facts, 12);
+    ASSERT_FALSE(ranked.empty()) << row.line;
+    EXPECT_LE(ranked.size(), 12u);
+    EXPECT_EQ(print(ranked[0].config), print(choose_hopper_tiling(problem, facts).config));
+    for (size_t i = 1; i < ranked.size(); ++i) {
+      EXPECT_LE(ranked[i - 1].predicted_ms, ranked[i].predicted_ms) << row.line;
+      EXPECT_EQ(ranked[i].work.tiles, count_hopper_work(problem, ranked[i].config).tiles);
+      for (size_t j = 0; j < i; ++j) {
+        EXPECT_NE(print(ranked[i].config), print(ranked[j].config)) << row.line;
+      }
+    }
+  }
+}
+
+TEST(HopperTiling, VariantsDifferInWhatIsNoBox) {
+  const DeviceFacts facts;
+  for (const Chosen& row : kChosen) {
+    const Problem problem = parsed(row.line);
+    const HopperConfig config = choose_hopper_tiling(problem, facts).config;
+    std::vector<std::string> seen = {print(config)};
+    for (const HopperConfig& variant : hopper_variants(config, facts)) {
+      EXPECT_EQ(std::count(seen.begin(), seen.end(), print(variant)), 0) << print(variant);
+      seen.push_back(print(variant));
+      HopperConfig back = variant;
+      back.stages = config.stages;
+      back.is_ping_pong = config.is_ping_pong;
+      back.is_chained = config.is_chained;
+      back.has_output_buffer = config.has_output_buffer;
+      EXPECT_EQ(print(back), print(config));
+      HopperConfig applied;
+      EXPECT_TRUE(apply_cut(problem, facts, variant, &applied)) << print(variant);
+      EXPECT_EQ(print(applied), print(variant));
+    }
+    EXPECT_GE(seen.size(), 2u) << row.line;
+  }
+}
+
 // ---- What is taken.
 
 TEST(HopperPlan, SaysWhatItDoesNotTake) {
