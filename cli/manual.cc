@@ -88,7 +88,7 @@ int print_manual(const CLI::App& root) {
       ".SH ENVIRONMENT\n"
       ".TP\n.B VECINA_BACKEND\nBackend to use: cpu, cuda, reference.\n"
       ".TP\n.B VECINA_NUM_THREADS\nThreads of the CPU backend.\n"
-      ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels lie.\n"
+      ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels and tuned plans lie.\n"
       ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
       ".TP\n.B VECINA_LOG\nplan, jit, ...: log lines on standard error.\n");
   return 0;

@@ -28,9 +28,10 @@ constexpr int kMaxSumsOfPadded = 190;
 constexpr int kMaxSumsOfThreeWithPlaces = 112;  // output goes to more than one place
 constexpr int kMaxSumsOfChainedWithThreeAxes = 172;
 constexpr int kStoredColumns = 32;  // that four lanes store from registers
-// Below, warpgroups that take turns wait more than they gain (measured on an H200).
-constexpr double kPingPongTiles = 10.0;
-// Above, two stages and a buffer for output are slower than none.
+// Of a warpgroup and box of queries. Below, warpgroups that take turns wait more than they gain
+// (measured on an H200).
+constexpr double kManyTiles = 10.0;
+// Above, two stages and a buffer for output are slower than none, unless blocks are chained.
 constexpr double kOutputBufferTiles = 50.0;
 constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory is swizzled
 
@@ -44,11 +45,14 @@ constexpr double kCyclesPerKeyOfWideTile = 1.28;  // beyond kWideTile
 constexpr double kCyclesPerMaskedKey = 1.062;
 constexpr double kCyclesPerTile = 303.0;
 constexpr double kCyclesPerBlock = 2576.0, kCyclesPerDilatedBlock = 4562.0;
-constexpr double kCyclesHidden = 1500.0;    // of a block that is chained, with an output buffer
+// Of a block that is chained, where output leaves beside the next queries' products.
+constexpr double kCyclesHidden = 1500.0, kCyclesHiddenOfFewTiles = 500.0;
+constexpr double kCyclesPerRow = 5.0;       // of a loaded tile: keys side by side along axis 2
 constexpr double kCyclesPerFirstKey = 4.0;  // of a block with too few tiles to hide the first
 constexpr double kCyclesPerWait = 874.0;    // for queries, if their memory is not free early
 constexpr double kCyclesPerMs = 1.6e6;
 constexpr double kLaunchMs = 0.003;
+constexpr double kPaddingMs = 0.0015;  // where shared memory is filled with zeros first
 constexpr int kNarrowHead = 64, kWideTile = 128;
 constexpr double kFewTiles = 4.0;
 
@@ -150,21 +154,34 @@ double softmax_cycles(const HopperConfig& config, double keys) {
          kCyclesPerKeyOfWideTile * std::max(0.0, keys - kWideTile);
 }
 
+bool hides_output(const HopperConfig& config) {
+  return config.is_chained && (config.has_output_buffer || config.warpgroups == 3);
+}
+
+bool is_padded(const HopperConfig& config, const std::array<int, 3>& key_box) {
+  const int queries = config.query_box[0] * config.query_box[1] * config.query_box[2];
+  return queries * config.packed_heads < kHopperRows ||
+         key_box[0] * key_box[1] * key_box[2] % 16 != 0;
+}
+
 double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
                const HopperWork& work, const DeviceFacts& facts) {
   const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
   const double columns = config.head_dim + config.head_dim_value;
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
-  const bool has_few_tiles = work.tiles < kFewTiles * work.blocks * config.warpgroups;
+  const double tiles = work.tiles / (work.blocks * config.warpgroups);
+  const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
   const double tile = kProductCycles * product + softmax_cycles(config, keys) + kCyclesPerTile;
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
-                       (has_few_tiles ? kCyclesPerFirstKey * keys : 0.0) -
-                       (config.is_chained && config.has_output_buffer ? kCyclesHidden : 0.0) +
+                       (tiles < kFewTiles ? kCyclesPerFirstKey * keys : 0.0) -
+                       (hides_output(config) ? hidden : 0.0) +
                        (hopper_frees_query_early(config) ? 0.0 : kCyclesPerWait);
   const double cycles = work.tiles * tile + work.blocks * block +
-                        (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys;
+                        (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
+                        work.loaded_tiles * kCyclesPerRow * key_box[0] * key_box[1];
   const double rounds = std::ceil(work.blocks / facts.multiprocessors);
-  return kLaunchMs + rounds * cycles / work.blocks / kCyclesPerMs;
+  const double launch = kLaunchMs + (is_padded(config, key_box) ? kPaddingMs : 0.0);
+  return launch + rounds * cycles / work.blocks / kCyclesPerMs;
 }
 
 // Everything of the configuration that does not depend on the cut.
@@ -206,18 +223,23 @@ bool fit_stages(const DeviceFacts& facts, int least, HopperConfig* config) {
   return false;
 }
 
-// How output leaves, and stages that fit: through a buffer, if there is room; for many tiles only
-// if three stages remain. Without one, from registers. Chaining pays for many tiles (measured on an
-// H200: 5 to 7% at head_dim 64, 1% at 128; fewer than ten tiles gain or lose up to 3%) and where
-// nothing else frees the query's memory early (1 to 3%). `tiles` of keys for a warpgroup and box of
-// queries. False: nothing fits.
+// How output leaves, and stages that fit: through a buffer, if there is room, else from registers.
+// Measured on an H200 in steady state: chaining gains 5 to 7% for many tiles at head_dim 64, 1% at
+// 128, 1 to 4% for few. In 1-D and 2-D three warpgroups with many tiles are up to 1.5% faster from
+// registers. In 1-D, where few tiles have a mask, two with a buffer and no wide tiles are 1.5 to 3%
+// faster without turns. `tiles` of keys for a warpgroup and box of queries. False: nothing fits.
 bool fit_memory(const DeviceFacts& facts, double tiles, HopperConfig* config) {
-  config->is_ping_pong = tiles >= kPingPongTiles;
+  const bool has_many = tiles >= kManyTiles;
+  const bool is_narrow = config->warpgroups == 3 && config->rank < 3;
+  const bool is_even =
+      config->warpgroups == 2 && config->rank == 1 && hopper_layout(*config).tile_keys <= kWideTile;
+  config->is_chained = may_chain(*config);
   for (const bool has_buffer : {true, false}) {
+    if (has_buffer && config->is_chained && has_many && is_narrow) continue;
     config->has_output_buffer = has_buffer;
-    config->is_chained = may_chain(*config) && (config->is_ping_pong || !has_buffer);
-    const int least = has_buffer && tiles >= kOutputBufferTiles ? 3 : kMinStages;
-    if (fit_stages(facts, least, config)) return true;
+    config->is_ping_pong = has_many && !(has_buffer && is_even);
+    const bool needs_three = has_buffer && !config->is_chained && tiles >= kOutputBufferTiles;
+    if (fit_stages(facts, needs_three ? 3 : kMinStages, config)) return true;
   }
   return false;
 }
