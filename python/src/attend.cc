@@ -15,6 +15,7 @@
 #include "problem.h"
 #include "tensors.h"
 #include "vecina/vecina.h"
+#include "workspace.h"
 
 namespace vecina::python {
 namespace {
@@ -101,6 +102,7 @@ struct Framework {
   nb::object requires_grad;  // name of the attribute
   nb::object empty_like;     // makes an output from a prototype
   nb::object new_prototype;  // (query, shape, is_lse) -> a tensor like the output, without memory
+  nb::object new_memory;     // (query, bytes) -> a tensor of so many bytes, or a few more
 };
 Framework* framework = nullptr;
 
@@ -319,6 +321,10 @@ nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_forwa
     args->lse = tensors->read("lse", lse, true);
   }
   const ContextPtr context = context_for(parameter(kBackend), query.device);
+  const auto allocate = [&](size_t bytes) {
+    return framework->new_memory(nb::handle(arguments[kQuery]), bytes);
+  };
+  const nb::object workspace = give_workspace(context.get(), problem, allocate, tensors, args);
   vecina_status status = VECINA_OK;
   {
     const nb::gil_scoped_release released;
@@ -442,7 +448,8 @@ void add_attend(nb::module_* module) {
   module->def(
       "set_framework",
       [](nb::tuple tensor_types, nb::tuple watchers, nb::object is_autocasting,
-         nb::object is_grad_enabled, nb::object empty_like, nb::object new_prototype) {
+         nb::object is_grad_enabled, nb::object empty_like, nb::object new_prototype,
+         nb::object new_memory) {
         forget_held_plans();
         delete framework;
         framework = new Framework{items_of(tensor_types),
@@ -451,11 +458,12 @@ void add_attend(nb::module_* module) {
                                   is_grad_enabled,
                                   nb::steal(PyUnicode_InternFromString("requires_grad")),
                                   empty_like,
-                                  new_prototype};
+                                  new_prototype,
+                                  new_memory};
       },
       nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("is_autocasting"),
       nb::arg("is_grad_enabled"), nb::arg("empty_like"), nb::arg("new_prototype"),
-      "What attend() asks of the framework.");
+      nb::arg("new_memory"), "What attend() asks of the framework.");
   module->def("time_attend", &time_attend, nb::arg("calls"), nb::arg("arguments"),
               "Mean nanoseconds of each part of attend(*arguments), by name.");
   module->def(

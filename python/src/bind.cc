@@ -17,6 +17,7 @@
 #include "split.h"
 #include "tensors.h"
 #include "vecina/vecina.h"
+#include "workspace.h"
 
 namespace vecina::python {
 namespace {
@@ -85,18 +86,6 @@ void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle addi
   throw_if_failed(status);
 }
 
-// Device memory that backward works in, from the framework's allocator: allocate(bytes) returns a
-// tensor, which must live until the call is enqueued.
-nb::object give_workspace(vecina_context* context, const vecina_problem& problem,
-                          nb::handle allocate, Tensors* tensors, vecina_backward_args* args) {
-  if (args->query.device == VECINA_CPU || allocate.is_none()) return nb::none();
-  args->workspace_bytes = vecina_workspace_bytes(context, &problem, /*backward=*/1);
-  if (args->workspace_bytes == 0) return nb::none();
-  nb::object memory = allocate(args->workspace_bytes);
-  args->workspace = tensors->read("workspace", memory, true).data;
-  return memory;
-}
-
 void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle additional_keys,
               nb::handle additional_values, nb::handle bias, nb::handle lengths,
               nb::handle query_lengths, nb::handle output, nb::handle lse, nb::handle grad_output,
@@ -124,7 +113,10 @@ void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle add
   args.grad_additional_value = tensors.read("grad_additional_values", grad_additional_values, true);
   args.grad_bias = tensors.read("grad_bias", grad_bias, true);
   const ContextPtr context = context_for(backend, inputs.query.device);
-  const nb::object workspace = give_workspace(context.get(), problem, allocate, &tensors, &args);
+  nb::object workspace;
+  if (!allocate.is_none()) {
+    workspace = give_workspace(context.get(), problem, allocate, &tensors, &args);
+  }
   vecina_status status = VECINA_OK;
   {
     const nb::gil_scoped_release released;

@@ -68,6 +68,10 @@ def _prototype(query: Tensor, shape, is_lse: bool) -> Tensor:
     return query.new_empty((1,), dtype=_lse_dtype(query) if is_lse else None).expand(shape)
 
 
+def _new_memory(query: Tensor, bytes: int) -> Tensor:
+    return query.new_empty((bytes + 3) // 4, dtype=torch.float32)
+
+
 _has_transforms = torch._C._are_functorch_transforms_active
 _vecina.set_framework(
     (Tensor, nn.Parameter),
@@ -80,6 +84,7 @@ _vecina.set_framework(
     torch.is_grad_enabled,
     torch.empty_like,
     _prototype,
+    _new_memory,
 )
 _attend, _attend_plain = _vecina.attend, _vecina.attend_plain
 # Other ways to compile and to export have a mode on, which the extension sees.
@@ -94,7 +99,7 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     gradients = _new_gradients(tensors)
     _vecina.backward(
         *tensors, output, lse, grad_output, grad_lse, *gradients, *parameters,
-        lambda bytes: tensors[0].new_empty((bytes + 3) // 4, dtype=torch.float32),
+        lambda bytes: _new_memory(tensors[0], bytes),
     )  # fmt: skip
     return gradients
 
