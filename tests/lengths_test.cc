@@ -52,6 +52,45 @@ void for_each_beyond(const cli::HostTensor& tensor, int rank, const std::vector<
   }
 }
 
+// Large enough for the kernels of large problems: on a GPU with tensor cores.
+constexpr const char* kLarge[] = {
+    "1d 1000 kernel_size 180 dilation 2 batch 3 heads 1 head_dim 64 additional 2 lengths padded "
+    "dtype bf16",
+    "2d 30x29 kernel_size 15x14 causal 0x1 batch 3 heads 2 heads_kv 1 head_dim 64 lengths padded "
+    "dtype f16",
+    "3d 9x11x19 kernel_size 5x6x8 stride 1x2x1 batch 3 heads 1 head_dim 64 lengths padded dtype "
+    "bf16",
+    "attention 300x700 batch 4 heads 1 head_dim 64 lengths padded dtype bf16",
+};
+
+TEST_P(LengthsOfSamples, WhatLiesBeyondIsNotReadByLargeProblems) {
+  for (const char* line : kLarge) {
+    const vecina_problem problem = cli::parse_problem(line);
+    if (!why_not(context_.get(), GetParam(), problem).empty()) continue;
+    cli::Inputs inputs = cli::random_inputs(problem, 3);
+    const cli::Outputs expected = run_forward(context_.get(), problem, inputs);
+    int64_t num_planted = 0;
+    for (auto member : {&cli::Inputs::query, &cli::Inputs::key, &cli::Inputs::value}) {
+      cli::HostTensor& tensor = inputs.*member;
+      const bool of_queries = member == &cli::Inputs::query;
+      for_each_beyond(tensor, problem.rank, lengths_of(inputs, of_queries), [&](int64_t i) {
+        tensor.set(i, kNan);
+        ++num_planted;
+      });
+    }
+    EXPECT_GT(num_planted, 0) << line;
+    const cli::Outputs actual = run_forward(context_.get(), problem, inputs);
+    EXPECT_EQ(bits_of(actual.output), bits_of(expected.output)) << line;
+    EXPECT_EQ(bits_of(actual.lse), bits_of(expected.lse)) << line;
+    for_each_beyond(actual.output, problem.rank, lengths_of(inputs, true), [&](int64_t i) {
+      ASSERT_EQ(actual.output.get(i), 0.0) << line << " at " << i;
+    });
+    for_each_beyond(actual.lse, problem.rank, lengths_of(inputs, true), [&](int64_t i) {
+      ASSERT_EQ(actual.lse.get(i), -std::numeric_limits<double>::infinity()) << line << " at " << i;
+    });
+  }
+}
+
 TEST_P(LengthsOfSamples, WhatLiesBeyondIsNotReadAndWrittenAsDefined) {
   for (const char* line :
        {"1d 70 kernel_size 5 dilation 2 batch 4 heads 2 head_dim 8 additional 2 lengths padded",
@@ -132,30 +171,70 @@ TEST_P(LengthsOfSamples, MayBeZero) {
   }
 }
 
-TEST_P(LengthsOfSamples, MayDifferFromRunToRunOfAPlan) {
-  const vecina_problem problem =
-      cli::parse_problem("2d 12x14 kernel_size 3 batch 3 heads 2 head_dim 8 bias lengths padded");
-  if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+// A large problem whose samples have no keys, or no queries.
+TEST_P(LengthsOfSamples, MayBeZeroInLargeProblems) {
+  for (const char* additional : {"", " additional 70"}) {
+    const vecina_problem problem = cli::parse_problem(
+        std::string("attention 400x700 batch 3 heads 1 head_dim 64 lengths padded dtype bf16") +
+        additional);
+    if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+    cli::Inputs inputs = cli::random_inputs(problem, 3);
+    const double lengths[3][2] = {{0, 300}, {700, 0}, {650, 390}};  // keys, queries
+    for (int64_t s = 0; s < 3; ++s) {
+      inputs.lengths.set(s, lengths[s][0]);
+      inputs.query_lengths.set(s, lengths[s][1]);
+    }
+    const cli::Outputs outputs = run_forward(context_.get(), problem, inputs);
+    for (int64_t s = 0; s < 3; ++s) {
+      const bool sees = lengths[s][0] > 0 || problem.additional_tokens > 0;
+      for (int64_t i = 0; i < 400; ++i) {
+        const bool is_written = sees && static_cast<double>(i) < lengths[s][1];
+        ASSERT_EQ(std::isfinite(outputs.lse.get(s * 400 + i)), is_written) << s << " at " << i;
+        ASSERT_EQ(outputs.output.get((s * 400 + i) * 64) != 0.0, is_written) << s << " at " << i;
+      }
+    }
+  }
+}
+
+void expect_lengths_may_change(const std::string& backend, const char* line) {
+  const cli::ContextPtr context = cli::make_context(backend, 2);
+  const vecina_problem problem = cli::parse_problem(line);
+  if (!why_not(context.get(), backend, problem).empty()) return;
   const cli::Inputs some = cli::random_inputs(problem, 3), others = cli::random_inputs(problem, 4);
   ASSERT_NE(values_of(some.lengths), values_of(others.lengths));
   const cli::Outputs outputs = cli::make_outputs(problem);
   const vecina_forward_args args = cli::forward_args(some, outputs);
   vecina_plan* made = nullptr;
-  ASSERT_EQ(vecina_plan_forward(context_.get(), &problem, &args, &made), VECINA_OK);
+  ASSERT_EQ(vecina_plan_forward(context.get(), &problem, &args, &made), VECINA_OK);
   const PlanPtr plan(made, vecina_plan_destroy);
   for (int round = 0; round < 2; ++round) {
     for (const cli::Inputs* inputs : {&others, &some}) {
-      const cli::ContextPtr fresh = cli::make_context(GetParam(), 1);
+      const cli::ContextPtr fresh = cli::make_context(backend, 1);
       const cli::Outputs expected = run_forward(fresh.get(), problem, *inputs);
+      const auto in_dtype_of_plan = [&](const cli::HostTensor& drawn) {
+        cli::HostTensor lengths(drawn.shape(), args.lengths.dtype);
+        for (int64_t i = 0; i < lengths.size(); ++i) lengths.set(i, drawn.get(i));
+        return lengths;
+      };
       vecina_forward_args now = cli::forward_args(*inputs, outputs);
-      cli::HostTensor lengths(inputs->lengths.shape(), args.lengths.dtype);
-      for (int64_t i = 0; i < lengths.size(); ++i) lengths.set(i, inputs->lengths.get(i));
+      const cli::HostTensor lengths = in_dtype_of_plan(inputs->lengths);
+      cli::HostTensor query_lengths;
       now.lengths = lengths.view();
+      if (inputs->query_lengths.given()) {
+        query_lengths = in_dtype_of_plan(inputs->query_lengths);
+        now.query_lengths = query_lengths.view();
+      }
       ASSERT_EQ(vecina_run_forward(plan.get(), &now, nullptr), VECINA_OK) << vecina_last_error();
-      EXPECT_EQ(bits_of(outputs.output), bits_of(expected.output));
-      EXPECT_EQ(bits_of(outputs.lse), bits_of(expected.lse));
+      EXPECT_EQ(bits_of(outputs.output), bits_of(expected.output)) << line;
+      EXPECT_EQ(bits_of(outputs.lse), bits_of(expected.lse)) << line;
     }
   }
+}
+
+TEST_P(LengthsOfSamples, MayDifferFromRunToRunOfAPlan) {
+  expect_lengths_may_change(
+      GetParam(), "2d 12x14 kernel_size 3 batch 3 heads 2 head_dim 8 bias lengths padded");
+  for (const char* line : kLarge) expect_lengths_may_change(GetParam(), line);
 }
 
 TEST(LengthsOfSamplesOnTheCpu, TheSameAgainAllocateNothing) {

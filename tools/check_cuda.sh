@@ -4,8 +4,8 @@
 # check_cuda.sh BUILD OUT [PROCESSES]. Writes its logs and the timings to OUT and prints a summary.
 # The seed's benchmark, then correctness: the conformance table, guard pages and non-finite tokens,
 # merging, lengths, the split form, problems for the kernels that random ones seldom or never reach
-# (large_problems.txt and halo_problems.txt in PROBLEMS, else in tests/), random problems from many
-# processes at once (they share the disk cache), compute-sanitizer.
+# (large_problems.txt, lengths_problems.txt and halo_problems.txt in PROBLEMS, else in tests/),
+# random problems from many processes at once (they share the disk cache), compute-sanitizer.
 set -u
 build=$1
 out=$2
@@ -97,6 +97,7 @@ check_each large "$problems/large_problems.txt" $vecina check --backend cuda $al
 check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda $aligned --backward
 VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
   $vecina check --backend cuda $aligned
+check_each lengths "$problems/lengths_problems.txt" $vecina check --backend cuda $aligned
 check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
 check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned --backward
 

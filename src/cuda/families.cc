@@ -65,7 +65,8 @@ std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts)
 }
 
 size_t workspace_bytes(const Problem& problem, Pass pass) {
-  return pass == Pass::backward ? gradient_workspace_bytes(problem) : 0;
+  return pass == Pass::backward ? gradient_workspace_bytes(problem)
+                                : hopper_workspace_bytes(problem);
 }
 
 Status plan_launches(const Problem& problem, const vecina_forward_args& example,

@@ -13,6 +13,7 @@
 #include "cuda/halo_plan.h"
 #include "cuda/hopper_map.h"
 #include "cuda/kernels/hopper_params.h"
+#include "cuda/kernels/hopper_samples_config.h"
 #include "cuda/small_common.h"
 #include "cuda/tuned_cuts.h"
 
@@ -22,7 +23,16 @@ namespace {
 using vecina::cuda::hopper_layout;
 using vecina::cuda::HopperMap;
 using vecina::cuda::HopperParams;
+using vecina::cuda::HopperRows;
+using vecina::cuda::HopperSample;
+using vecina::cuda::HopperSamplesConfig;
+using vecina::cuda::HopperSamplesParams;
+using vecina::cuda::HopperTokens;
 
+constexpr int kElementBytes = 2;
+// Of hopper_samples.cu: for each multiprocessor, to clear with all of them.
+constexpr int64_t kClearingBlocks = 4;
+constexpr uint32_t kClearingThreads = 256;
 constexpr int kMaxStep = 8;  // between the tokens of a copy
 constexpr double kMaxInt = 2147483647.0;
 // Multiply-adds of visible pairs below which a launch of the small kernels is sooner done.
@@ -38,6 +48,43 @@ std::string dim_why_not(const char* name, int head_dim, int rank) {
 float scale_of(const Problem& problem) {
   return static_cast<float>(problem.scale() * std::numbers::log2e);
 }
+
+bool has_lengths(const Problem& problem) { return problem.lengths() != VECINA_LENGTHS_EQUAL; }
+
+// Lengths are data of a run: planning counts on samples that are all as long as the longest.
+Problem with_longest_samples(const Problem& problem) {
+  if (!has_lengths(problem)) return problem;
+  vecina_problem longest = problem.to_c();
+  longest.batch = problem.num_samples();
+  longest.lengths = VECINA_LENGTHS_EQUAL;
+  longest.samples = 0;
+  Problem made;
+  static_cast<void>(Problem::make(longest, &made));  // as valid as the problem
+  return made;
+}
+
+// A packed tensor as the longest sample lies in it: [1, extents..., heads, columns].
+vecina_tensor longest_sample(const Problem& problem, const vecina_tensor& tensor,
+                             int64_t (*extent)(const Axis& axis)) {
+  if (problem.lengths() != VECINA_LENGTHS_PACKED) return tensor;
+  const int rank = problem.rank();
+  vecina_tensor sample = tensor;
+  sample.ndim = rank + 3;
+  int64_t stride = tensor.strides[1];
+  for (int a = rank - 1; a >= 0; --a) {
+    sample.shape[1 + a] = extent(problem.axis(a));
+    sample.strides[1 + a] = stride;
+    stride *= sample.shape[1 + a];
+  }
+  for (int d = 0; d < 2; ++d) {
+    sample.shape[rank + 1 + d] = tensor.shape[2 + d];
+    sample.strides[rank + 1 + d] = tensor.strides[2 + d];
+  }
+  return sample;
+}
+int64_t keys_of(const Axis& axis) { return axis.extent; }
+int64_t queries_of(const Axis& axis) { return axis.query_extent; }
+int64_t outputs_of(const Axis& axis) { return axis.num_queries(); }
 
 struct Maps {
   HopperMapPlan query, key, value, output, additional_key, additional_value;
@@ -63,14 +110,33 @@ Status make_maps(const Problem& problem, const vecina_forward_args& example,
                        HopperMapPlan* plan) {
     return make_map(name, tensor, axes, is_by_head, box, steps, plan);
   };
-  VECINA_RETURN_IF_ERROR(add("query", example.query, rank, queries, query_step, &maps->query));
-  VECINA_RETURN_IF_ERROR(add("key", example.key, rank, keys, dilation, &maps->key));
-  VECINA_RETURN_IF_ERROR(add("value", example.value, rank, keys, dilation, &maps->value));
-  VECINA_RETURN_IF_ERROR(add("output", example.output, rank, queries, dilation, &maps->output));
+  const auto of = [&](const vecina_tensor& tensor, int64_t (*extent)(const Axis&)) {
+    return longest_sample(problem, tensor, extent);
+  };
+  VECINA_RETURN_IF_ERROR(
+      add("query", of(example.query, queries_of), rank, queries, query_step, &maps->query));
+  VECINA_RETURN_IF_ERROR(add("key", of(example.key, keys_of), rank, keys, dilation, &maps->key));
+  VECINA_RETURN_IF_ERROR(
+      add("value", of(example.value, keys_of), rank, keys, dilation, &maps->value));
+  VECINA_RETURN_IF_ERROR(
+      add("output", of(example.output, outputs_of), rank, queries, dilation, &maps->output));
   if (!config.has_additional) return {};
   VECINA_RETURN_IF_ERROR(
       add("additional_key", example.additional_key, 1, rows, ones, &maps->additional_key));
   return add("additional_value", example.additional_value, 1, rows, ones, &maps->additional_value);
+}
+
+// Queries of a block along an axis.
+int block_along(const HopperConfig& config, int a) {
+  return config.query_box[a] * (a == config.pair_axis ? config.warpgroups : 1);
+}
+
+// In elements, of a tensor [batch, tokens..., ...].
+HopperRows rows_of(const vecina_tensor& tensor, int axes) {
+  HopperRows rows = {};
+  rows.batch = tensor.strides[0];
+  for (int a = 0; a < axes; ++a) rows.token[3 - axes + a] = tensor.strides[1 + a];
+  return rows;
 }
 
 // Everything of the parameters but what depends on addresses.
@@ -79,7 +145,7 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
   HopperParams params = {};
   for (int a = 0; a < 3; ++a) {
     const Axis axis = hopper_axis(problem, a);
-    const int box = config.query_box[a] * (a == config.pair_axis ? config.warpgroups : 1);
+    const int box = block_along(config, a);
     const int64_t longest = (axis.num_queries() + axis.dilation - 1) / axis.dilation;
     params.axes[a] = {static_cast<int>(axis.extent),
                       static_cast<int>(axis.num_queries()),
@@ -90,13 +156,11 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
                       axis.is_causal ? 1 : 0,
                       static_cast<int>((longest + box - 1) / box * axis.dilation)};
   }
-  const int rank = problem.rank();
-  params.output_batch = example.output.strides[0];
-  for (int a = 0; a < rank; ++a) params.output_token[3 - rank + a] = example.output.strides[1 + a];
+  const int axes = token_rank(problem);
+  params.output = rows_of(example.output, axes);
   if (given(example.lse)) {
-    params.lse_batch = example.lse.strides[0];
-    for (int a = 0; a < rank; ++a) params.lse_token[3 - rank + a] = example.lse.strides[1 + a];
-    params.lse_head = example.lse.strides[1 + rank];
+    params.lse_rows = rows_of(example.lse, axes);
+    params.lse_head = example.lse.strides[1 + axes];
   }
   params.query_head = maps.query.head_stride;
   params.key_head = maps.key.head_stride;
@@ -114,10 +178,95 @@ HopperParams make_params(const Problem& problem, const vecina_forward_args& exam
   params.tiles1 = divider(params.axes[1].tiles);
   params.tiles2 = divider(params.axes[2].tiles);
   for (int a = 0; a < 3; ++a) params.dilations[a] = divider(params.axes[a].dilation);
-  params.num_blocks = static_cast<int>(problem.batch()) * params.num_packs * params.axes[0].tiles *
+  params.num_samples = static_cast<int>(problem.num_samples());
+  params.num_blocks = params.num_samples * params.num_packs * params.axes[0].tiles *
                       params.axes[1].tiles * params.axes[2].tiles;
   params.scale = scale_of(problem);
   return params;
+}
+
+std::string print(const HopperSamplesConfig& c) {
+  return fmt::format("{{.rank = {}, .lengths = {}, .head_dim_value = {}}}", c.rank, c.lengths,
+                     c.head_dim_value);
+}
+
+// Behind the workspace's samples: the numbers of their first blocks.
+int* first_blocks(HopperSample* samples, int64_t num_samples) {
+  return reinterpret_cast<int*>(samples + num_samples);
+}
+
+// In bytes, but for addresses. What a sample's map keeps of `plan` is what does not depend on it.
+HopperTokens tokens_of(const Problem& problem, const vecina_tensor& tensor,
+                       const HopperMapPlan& plan) {
+  HopperTokens tokens = {};
+  if (problem.lengths() == VECINA_LENGTHS_PACKED) {
+    tokens.rows.token[2] = tensor.strides[1] * dtype_bytes(tensor.dtype);
+    return tokens;
+  }
+  tokens.rows.batch = static_cast<int64_t>(plan.byte_strides[3]);
+  for (int a = 3 - problem.rank(); a < 3; ++a) {
+    tokens.rows.token[a] = static_cast<int64_t>(plan.byte_strides[static_cast<size_t>(2 - a)]);
+  }
+  return tokens;
+}
+
+// The launch that describes the samples to `forward`'s, and clears what that does not write.
+ForwardLaunch samples_launch(const Problem& problem, const vecina_forward_args& example,
+                             const DeviceFacts& facts, const HopperConfig& config, const Maps& maps,
+                             const HopperParams& forward) {
+  HopperSamplesParams params = {};
+  params.query = tokens_of(problem, example.query, maps.query);
+  params.key = tokens_of(problem, example.key, maps.key);
+  params.value = tokens_of(problem, example.value, maps.value);
+  params.output = tokens_of(problem, example.output, maps.output);
+  params.lengths = sample_lengths(problem, example);
+  for (int a = 0; a < 3; ++a) {
+    params.num_queries[a] = forward.axes[a].num_queries;
+    params.dilation[a] = forward.axes[a].dilation;
+    params.block[a] = block_along(config, a);
+  }
+  params.num_packs = forward.num_packs;
+  params.heads = problem.heads();
+  params.has_additional = problem.additional_tokens() > 0 ? 1 : 0;
+  params.output_head = int64_t{forward.output_head} * kElementBytes;
+  params.output_rows = forward.output;
+  params.lse_rows = forward.lse_rows;
+  params.lse_head = forward.lse_head;
+  ForwardLaunch launch;
+  launch.source = {
+      "hopper_samples.cu",
+      "hopper_samples",
+      "hopper_samples_config.h",
+      "HopperSamplesConfig",
+      print(HopperSamplesConfig{problem.rank(), problem.lengths(), problem.head_dim_value()}),
+      true};
+  const int64_t samples = problem.num_samples();
+  launch.grid[0] = static_cast<uint32_t>(samples);
+  launch.grid[1] = static_cast<uint32_t>(
+      std::max<int64_t>(1, kClearingBlocks * facts.multiprocessors / samples));
+  launch.block[0] = kClearingThreads;
+  launch.is_programmatic = true;
+  launch.params_bytes = sizeof(HopperSamplesParams);
+  launch.workspace_bytes = hopper_workspace_bytes(problem);
+  launch.fill = [params, maps, samples](const vecina_forward_args& args, void* memory) -> Status {
+    auto* filled = static_cast<HopperSamplesParams*>(memory);
+    *filled = params;
+    set_lengths(args, &filled->lengths);
+    filled->lse = given(args.lse) ? reinterpret_cast<float*>(address(args.lse)) : nullptr;
+    filled->samples = static_cast<HopperSample*>(args.workspace);
+    filled->first_blocks = first_blocks(filled->samples, samples);
+    const auto fill = [](const HopperMapPlan& plan, const vecina_tensor& tensor,
+                         HopperTokens* tokens) {
+      tokens->data = address(tensor);
+      return encode_map(plan, tensor, &tokens->map);
+    };
+    VECINA_RETURN_IF_ERROR(fill(maps.query, args.query, &filled->query));
+    VECINA_RETURN_IF_ERROR(fill(maps.key, args.key, &filled->key));
+    VECINA_RETURN_IF_ERROR(fill(maps.value, args.value, &filled->value));
+    return fill(maps.output, args.output, &filled->output);
+  };
+  launch.description = R"("why": "lengths are data of a call")";
+  return launch;
 }
 
 std::string braces(const int (&values)[3]) {
@@ -156,10 +305,12 @@ std::string print(const HopperConfig& c) {
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .output_columns = {}, "
       ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
       ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
-      ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}}}",
+      ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}, "
+      ".has_lengths = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.warpgroups, c.pair_axis,
       braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong,
-      c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional);
+      c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional,
+      c.has_lengths);
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
@@ -168,7 +319,6 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (problem.dtype() != VECINA_BF16 && problem.dtype() != VECINA_F16) {
     return "dtypes f16 and bf16 only";
   }
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
   if (problem.has_bias()) return "bias: not yet";
   if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
   std::string why = dim_why_not("head_dim", problem.head_dim(), problem.rank());
@@ -189,70 +339,86 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
     has_output_stride = has_output_stride || axis.output_stride > 1;
   }
   if (is_dilated && has_output_stride) return "dilation with output_stride: not yet";
-  if (query_rows(problem) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
+  const Problem longest = with_longest_samples(problem);
+  if (query_rows(longest) > kMaxInt || static_cast<double>(problem.num_keys()) > kMaxInt ||
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
   }
-  if (halo_beats_hopper(problem, facts)) return "small windows of short rows: others are faster";
-  if (problem.forward_flops() < 2 * kMinWork) {
+  if (!has_lengths(problem) && halo_beats_hopper(problem, facts)) {
+    return "small windows of short rows: others are faster";
+  }
+  if (longest.forward_flops() < 2 * kMinWork) {
     return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
   }
   return {};
 }
 
+size_t hopper_workspace_bytes(const Problem& problem) {
+  if (!has_lengths(problem)) return 0;
+  const auto samples = static_cast<size_t>(problem.num_samples());
+  return samples * sizeof(HopperSample) + (samples + 1) * sizeof(int);
+}
+
 Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
-                     const DeviceFacts& facts, const HopperChoice& choice, ForwardLaunch* launch) {
-  const HopperConfig& config = choice.config;
+                     const DeviceFacts& facts, const HopperChoice& choice,
+                     std::vector<ForwardLaunch>* launches) {
+  HopperConfig config = choice.config;
+  config.has_lengths = has_lengths(problem);
   Maps maps = {};
-  const Status status = make_maps(problem, example, config, &maps);
-  if (!status.ok()) return status;
+  VECINA_RETURN_IF_ERROR(make_maps(problem, example, config, &maps));
   const HopperParams params = make_params(problem, example, config, maps);
-  launch->source = {"hopper_forward.cu", "hopper_forward", "hopper_config.h",
-                    "HopperConfig",      print(config),    true};
-  launch->grid[0] = static_cast<uint32_t>(std::min(params.num_blocks, facts.multiprocessors));
-  launch->block[0] = static_cast<uint32_t>(128 * (config.warpgroups + 1));
-  launch->shared_bytes = static_cast<uint32_t>(hopper_layout(config).bytes);
-  launch->is_programmatic = true;
-  launch->params_bytes = sizeof(HopperParams);
-  launch->fill = [params, maps, has_additional = config.has_additional](
-                     const vecina_forward_args& args, void* memory) -> Status {
+  if (config.has_lengths) {
+    launches->push_back(samples_launch(problem, example, facts, config, maps, params));
+  }
+  ForwardLaunch launch;
+  launch.source = {"hopper_forward.cu", "hopper_forward", "hopper_config.h",
+                   "HopperConfig",      print(config),    true};
+  launch.grid[0] = static_cast<uint32_t>(std::min(params.num_blocks, facts.multiprocessors));
+  launch.block[0] = static_cast<uint32_t>(128 * (config.warpgroups + 1));
+  launch.shared_bytes = static_cast<uint32_t>(hopper_layout(config).bytes);
+  launch.is_programmatic = true;
+  launch.params_bytes = sizeof(HopperParams);
+  launch.workspace_bytes = hopper_workspace_bytes(problem);
+  launch.fill = [params, maps, has_additional = config.has_additional,
+                 has_lengths = config.has_lengths](const vecina_forward_args& args,
+                                                   void* memory) -> Status {
     auto* filled = static_cast<HopperParams*>(memory);
     *filled = params;
     filled->output_data = address(args.output);
     filled->lse = given(args.lse) ? reinterpret_cast<float*>(address(args.lse)) : nullptr;
-    Status encoded = encode_map(maps.query, args.query, &filled->query);
-    if (encoded.ok()) encoded = encode_map(maps.key, args.key, &filled->key);
-    if (encoded.ok()) encoded = encode_map(maps.value, args.value, &filled->value);
-    if (encoded.ok()) encoded = encode_map(maps.output, args.output, &filled->output);
-    if (!has_additional) return encoded;
-    if (encoded.ok()) {
-      encoded = encode_map(maps.additional_key, args.additional_key, &filled->additional_key);
+    if (has_lengths) {
+      filled->samples = static_cast<const HopperSample*>(args.workspace);
+      filled->first_blocks =
+          first_blocks(static_cast<HopperSample*>(args.workspace), params.num_samples);
+    } else {
+      VECINA_RETURN_IF_ERROR(encode_map(maps.query, args.query, &filled->maps.query));
+      VECINA_RETURN_IF_ERROR(encode_map(maps.key, args.key, &filled->maps.key));
+      VECINA_RETURN_IF_ERROR(encode_map(maps.value, args.value, &filled->maps.value));
+      VECINA_RETURN_IF_ERROR(encode_map(maps.output, args.output, &filled->maps.output));
     }
-    if (encoded.ok()) {
-      encoded = encode_map(maps.additional_value, args.additional_value, &filled->additional_value);
-    }
-    return encoded;
+    if (!has_additional) return {};
+    VECINA_RETURN_IF_ERROR(
+        encode_map(maps.additional_key, args.additional_key, &filled->additional_key));
+    return encode_map(maps.additional_value, args.additional_value, &filled->additional_value);
   };
   const HopperWork& work = choice.work;
-  launch->description = fmt::format(
+  launch.description = fmt::format(
       R"({}, "blocks": {}, "tiles": {}, "masked_share": {:.3f}, "useful_share": {:.3f}, )"
       R"("predicted_ms": {:.4f}, "tuned": {}, "why": "{}")",
       describe_cut(config), work.blocks, work.tiles, 1.0 - work.whole_tiles / work.tiles,
       work.useful_share, choice.predicted_ms, choice.is_tuned,
       choice.is_tuned ? "tuned: the tiles that `vecina tune` measured fastest here"
                       : "the tiles with the lowest predicted time");
+  launches->push_back(std::move(launch));
   return {};
 }
 
 Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& example,
                            const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
-  if (problem.batch() == 0) return {};
-  const HopperChoice choice = choose(problem, facts);
+  if (problem.num_samples() == 0) return {};
+  const HopperChoice choice = choose(with_longest_samples(problem), facts);
   if (choice.predicted_ms == 0) return unsupported("no tiles fit into shared memory");
-  ForwardLaunch launch;
-  const Status status = hopper_launch(problem, example, facts, choice, &launch);
-  if (status.ok()) launches->push_back(std::move(launch));
-  return status;
+  return hopper_launch(problem, example, facts, choice, launches);
 }
 
 }  // namespace vecina::internal::cuda

@@ -24,7 +24,10 @@ Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& ex
 
 // The same with a given cut, for tests and measurements.
 Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
-                     const DeviceFacts& facts, const HopperChoice& choice, ForwardLaunch* launch);
+                     const DeviceFacts& facts, const HopperChoice& choice,
+                     std::vector<ForwardLaunch>* launches);
+
+size_t hopper_workspace_bytes(const Problem& problem);  // 0 without lengths
 
 // Members of a JSON object, without braces: boxes, warpgroups, stages and how they work together.
 std::string describe_cut(const HopperConfig& config);

@@ -157,10 +157,10 @@ class Tuner {
       for (size_t i = next++; i < choices.size(); i = next++) {
         Candidate& candidate = candidates_[first + i];
         candidate.choice = choices[i];
-        ForwardLaunch launch;
-        statuses[i] = hopper_launch(problem_, call_.device_args(), facts_, choices[i], &launch);
+        std::vector<ForwardLaunch> launches;
+        statuses[i] = hopper_launch(problem_, call_.device_args(), facts_, choices[i], &launches);
         if (!statuses[i].ok()) continue;
-        statuses[i] = Sequence::make(state_, {std::move(launch)}, &candidate.sequence);
+        statuses[i] = Sequence::make(state_, std::move(launches), &candidate.sequence);
       }
     };
     std::vector<std::thread> threads;

@@ -37,6 +37,20 @@ inline constexpr Chosen kChosen[] = {
     {"1d 32768 kernel_size 2048 causal heads 24 head_dim 128 dtype bf16", 0.85},
     {"attention 1000x9000 heads 8 head_dim 128 dtype bf16", 0.9},
     {"attention 6000x6000 heads 8 head_dim 128 dtype bf16", 0.9},
+    {"2d 256x256 kernel_size 80 batch 2 heads 24 head_dim 128 lengths padded dtype bf16", 0.85},
+    {"1d 32768 kernel_size 2048 batch 2 heads 24 head_dim 64 lengths padded dtype f16", 0.93},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 lengths packed:3 dtype bf16", 0.69},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 heads_kv 3 head_dim 64 lengths packed:3 dtype "
+     "bf16",
+     0.8},
+    {"2d 256x256 kernel_size 40 dilation 2 causal 1x0 heads 8 head_dim 128 lengths packed:2 dtype "
+     "bf16",
+     0.6},
+    {"2d 128x128 kernel_size 32 batch 2 heads 8 head_dim 256 additional 70 lengths padded dtype "
+     "f16",
+     0.4},
+    {"attention 1000x9000 batch 3 heads 8 head_dim 128 additional 2 lengths padded dtype bf16",
+     0.8},
 };
 
 }  // namespace vecina::internal::cuda

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "cases.h"
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cuda/hopper_cases.h"
@@ -276,6 +278,43 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
 Status plan(const Problem& problem, const vecina_forward_args& example) {
   std::vector<ForwardLaunch> launches;
   return hopper_plan_forward(problem, example, {}, &launches);
+}
+
+// Problems that check_cuda.sh runs on a GPU: all of them reach Hopper's kernels, which are told of
+// the samples by a launch before theirs.
+TEST(HopperPlan, TakesSamplesOfDifferentLength) {
+  std::ifstream lines(tests::tests_path("lengths_problems.txt"));
+  int num_padded = 0, num_packed = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const Problem problem = parsed(line);
+    ASSERT_EQ(hopper_why_not(problem, Pass::forward, {}), "") << line;
+    vecina_forward_args example;
+    imagine_arguments(problem, VECINA_CUDA, &example);
+    std::vector<ForwardLaunch> launches;
+    const Status status = hopper_plan_forward(problem, example, {}, &launches);
+    ASSERT_TRUE(status.ok()) << line << ": " << status.message();
+    ASSERT_EQ(launches.size(), 2u) << line;
+    EXPECT_EQ(launches[0].source.file, "hopper_samples.cu") << line;
+    EXPECT_EQ(launches[1].source.file, "hopper_forward.cu") << line;
+    EXPECT_NE(launches[1].source.config.find(".has_lengths = true"), std::string::npos) << line;
+    EXPECT_GT(hopper_workspace_bytes(problem), 0u) << line;
+    for (const ForwardLaunch& launch : launches) {
+      EXPECT_EQ(launch.workspace_bytes, hopper_workspace_bytes(problem)) << line;
+      EXPECT_LE(launch.params_bytes, kMaxParamsBytes) << line;
+    }
+    (problem.lengths() == VECINA_LENGTHS_PACKED ? num_packed : num_padded) += 1;
+  }
+  EXPECT_GE(num_padded, 5);
+  EXPECT_GE(num_packed, 5);
+
+  const Problem equal = parsed("2d 70x61 kernel_size 21x17 batch 4 heads 2 head_dim 64 dtype bf16");
+  vecina_forward_args example;
+  imagine_arguments(equal, VECINA_CUDA, &example);
+  std::vector<ForwardLaunch> launches;
+  ASSERT_TRUE(hopper_plan_forward(equal, example, {}, &launches).ok());
+  ASSERT_EQ(launches.size(), 1u);
+  EXPECT_EQ(launches[0].workspace_bytes, 0u);
+  EXPECT_EQ(hopper_workspace_bytes(equal), 0u);
 }
 
 TEST(HopperPlan, SaysWhichStridesDoNotSuit) {

@@ -32,6 +32,7 @@ struct HopperConfig {
   bool is_strided;  // queries share windows
   bool is_dilated;
   bool has_additional;  // tokens
+  bool has_lengths;     // samples of different length
 };
 
 // The query's memory is free when its last product is done.

@@ -43,9 +43,10 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
   const unsigned tiles = shared + (is_key ? kLayout.key : kLayout.value);
   const unsigned full = shared + (is_key ? kLayout.key_full : kLayout.value_full);
   const unsigned empty = shared + (is_key ? kLayout.key_empty : kLayout.value_empty);
-  const HopperMap& map = is_key ? params.key : params.value;
   Stage stage;
   for_each_block(params, [&](const Block& block) {
+    const HopperMaps& maps = maps_of(params, block.batch);
+    const HopperMap& map = is_key ? maps.key : maps.value;
     const int head_stride = is_key ? params.key_head : params.value_head;
     const auto load = [&](const HopperMap& from, BoxOrigin at) {
       const unsigned barrier = full + stage.index * 8;
@@ -61,7 +62,7 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
       key[kInner] = block.first_key[kInner] + inner * kConfig.key_box[kInner];
       load(map, box_origin(block.head_kv, head_stride, block.token(params, 0, key[0]),
                            block.token(params, 1, key[1]), block.token(params, 2, key[2]),
-                           block.batch));
+                           batch_in_maps(block.batch)));
     });
     if constexpr (kConfig.has_additional) {
       const HopperMap& more = is_key ? params.additional_key : params.additional_value;
@@ -109,11 +110,12 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       constexpr int kRowBytes = hopper_columns(kConfig.head_dim) * 2;
       BoxOrigin at = box_origin(block.head, params.query_head, query_token(params, block, 0, w),
                                 query_token(params, block, 1, w), query_token(params, block, 2, w),
-                                block.batch);
+                                batch_in_maps(block.batch));
+      const HopperMap& map = maps_of(params, block.batch).query;
       unsigned to = shared + kLayout.query + w * kLayout.query_bytes;
 #pragma unroll
       for (int h = 0; h < kConfig.packed_heads; ++h) {
-        load_rows<kConfig.head_dim, kHopperRows>(to, params.query, barrier, at);
+        load_rows<kConfig.head_dim, kHopperRows>(to, map, barrier, at);
         to += kLayout.query_tokens * kRowBytes;
         to_next_head(params.query_head, &at);
       }

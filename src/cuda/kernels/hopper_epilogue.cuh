@@ -49,6 +49,11 @@ VECINA_DEVICE int swizzled(int row, int piece) {
                           : piece ^ (row >> 2 & 1);
 }
 
+VECINA_DEVICE int num_queries(const HopperParams& params, const Work& work, int axis) {
+  if constexpr (kConfig.has_lengths) return params.samples[work.batch].num_queries[axis];
+  return params.axes[axis].num_queries;
+}
+
 // Of one row of a thread.
 struct Place {
   bool is_query;
@@ -64,10 +69,29 @@ struct Place {
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
       token[a] = work.token(params, a, work.query[a] + along[a]);
-      is_query = is_query && token[a] < params.axes[a].num_queries;
+      is_query = is_query && token[a] < num_queries(params, work, a);
     }
   }
+
+  // In elements.
+  VECINA_DEVICE long long offset(const HopperRows& rows, long long head_stride,
+                                 const Work& work) const {
+    long long offset = (kConfig.has_lengths ? rows.batch : work.batch * rows.batch) +
+                       (work.head + head) * head_stride;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) offset += token[a] * rows.token[a];
+    return offset;
+  }
 };
+
+VECINA_DEVICE const HopperRows& output_rows(const HopperParams& params, const Work& work) {
+  if constexpr (kConfig.has_lengths) return params.samples[work.batch].output;
+  return params.output;
+}
+VECINA_DEVICE const HopperRows& lse_rows(const HopperParams& params, const Work& work) {
+  if constexpr (kConfig.has_lengths) return params.samples[work.batch].lse;
+  return params.lse_rows;
+}
 
 // Four lanes have two columns each of four pieces of eight; each gets one piece.
 VECINA_DEVICE uint4 exchange_pieces(unsigned w0, unsigned w1, unsigned w2, unsigned w3, int lane) {
@@ -91,10 +115,7 @@ VECINA_DEVICE void store_from_registers(const HopperParams& params, const Work& 
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const Place place(params, work, warp * 16 + (lane >> 2) + 8 * h);
-    long long offset = work.batch * params.output_batch +
-                       (work.head + place.head) * static_cast<long long>(params.output_head);
-#pragma unroll
-    for (int a = 0; a < 3; ++a) offset += place.token[a] * params.output_token[a];
+    const long long offset = place.offset(output_rows(params, work), params.output_head, work);
     char* to = params.output_data + (offset + (lane & 3) * 8) * 2;
     const float scale = 1.0f / rows[h].sum;
 #pragma unroll
@@ -140,13 +161,13 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
   if (thread == 0) {
     BoxOrigin at = box_origin(work.head, params.output_head, work.token(params, 0, work.query[0]),
                               work.token(params, 1, work.query[1]),
-                              work.token(params, 2, work.query[2]), work.batch);
+                              work.token(params, 2, work.query[2]), batch_in_maps(work.batch));
+    const HopperMap& map = maps_of(params, work.batch).output;
 #pragma unroll
     for (int h = 0; h < kConfig.packed_heads; ++h) {
 #pragma unroll
       for (int box = 0; box < kHeadDim / kColumns; ++box) {
-        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * (kColumns * 2),
-                  params.output,
+        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * (kColumns * 2), map,
                   {at.column + box * kColumns, {at.token[0], at.token[1], at.token[2]}, at.batch});
       }
       to_next_head(params.output_head, &at);
@@ -170,9 +191,7 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Place place(params, work, warp * 16 + (lane >> 2) + 8 * h);
-      long long offset = work.batch * params.lse_batch + (work.head + place.head) * params.lse_head;
-#pragma unroll
-      for (int a = 0; a < 3; ++a) offset += place.token[a] * params.lse_token[a];
+      const long long offset = place.offset(lse_rows(params, work), params.lse_head, work);
       if (place.is_query) {
         params.lse[offset] = (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
                              static_cast<float>(kLn2);

@@ -51,6 +51,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   wait_for_previous();
   let_next_start();
+  if constexpr (kConfig.has_lengths) {
+    for (int i = thread; i < params.num_samples; i += kThreads) {
+      const HopperMaps& maps = params.samples[i].maps;
+      acquire_map(maps.query);
+      acquire_map(maps.key);
+      acquire_map(maps.value);
+      acquire_map(maps.output);
+    }
+    __syncthreads();
+  }
   if (warpgroup == 0) {
     give_registers<hopper_spare_registers(kConfig)>();
     const int warp = __shfl_sync(0xffffffffu, thread >> 5, 0);

@@ -57,6 +57,10 @@ VECINA_DEVICE void store_box(unsigned from, const HopperMap& map, BoxOrigin at) 
       "r"(from), "r"(at.column), "r"(at.token[2]), "r"(at.token[1]), "r"(at.token[0]), "r"(at.batch)
       : "memory");
 }
+// What other kernels wrote to a map becomes visible to copies by this block.
+VECINA_DEVICE void acquire_map(const HopperMap& map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(&map) : "memory");
+}
 VECINA_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 VECINA_DEVICE void wait_until_stores_have_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");

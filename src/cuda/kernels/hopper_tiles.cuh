@@ -27,9 +27,14 @@ struct Range {
   int begin, end;
 };
 
+// Keys of a full window. A window that covers its axis covers a shorter sample's.
+VECINA_DEVICE int window_size(const HopperAxis& axis, int extent) {
+  return kConfig.has_lengths ? na_min(axis.kernel_size, extent) : axis.kernel_size;
+}
+
 // Of an axis in one dilation group; a query beyond the last sees what the last sees.
 VECINA_DEVICE Range keys_along(const HopperAxis& axis, int extent, int num_queries, int query) {
-  const NaAxis dense = {extent, axis.kernel_size, kConfig.is_strided ? axis.stride : 1,
+  const NaAxis dense = {extent, window_size(axis, extent), kConfig.is_strided ? axis.stride : 1,
                         kConfig.is_causal && axis.is_causal != 0};
   const int i = na_query_to_axis(na_min(query, num_queries - 1), axis.output_stride);
   return {na_window_begin(dense, i), na_min(na_window_end(dense, i), extent)};
@@ -60,27 +65,58 @@ struct Block {
   }
 };
 
-VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
+VECINA_DEVICE int num_blocks(const HopperParams& params) {
+  return kConfig.has_lengths ? params.first_blocks[params.num_samples] : params.num_blocks;
+}
+
+// The sample of a block, not before `sample`.
+VECINA_DEVICE int sample_of(const HopperParams& params, int number, int sample) {
+  int beyond = params.num_samples;
+  while (beyond - sample > 1) {
+    const int middle = (sample + beyond) / 2;
+    (number < params.first_blocks[middle] ? beyond : sample) = middle;
+  }
+  return sample;
+}
+
+VECINA_DEVICE Block block_of(const HopperParams& params, int number, int sample) {
   Block block;
   int tile[3];
-  tile[2] = divide_off(number, params.tiles2, params.axes[2].tiles);
-  tile[1] = tile[0] = 0;
-  if constexpr (kFirstAxis < 2) tile[1] = divide_off(number, params.tiles1, params.axes[1].tiles);
-  if constexpr (kFirstAxis < 1) tile[0] = divide_off(number, params.tiles0, params.axes[0].tiles);
+  if constexpr (kConfig.has_lengths) {
+    number -= params.first_blocks[sample];
+#pragma unroll
+    for (int a = 2; a >= 0; --a) {
+      tile[a] = 0;
+      if (a < kFirstAxis) continue;
+      const int tiles = params.samples[sample].tiles[a];
+      tile[a] = number % tiles;
+      number /= tiles;
+    }
+  } else {
+    tile[2] = divide_off(number, params.tiles2, params.axes[2].tiles);
+    tile[1] = tile[0] = 0;
+    if constexpr (kFirstAxis < 2) tile[1] = divide_off(number, params.tiles1, params.axes[1].tiles);
+    if constexpr (kFirstAxis < 1) tile[0] = divide_off(number, params.tiles0, params.axes[0].tiles);
+  }
   const int pack = divide_off(number, params.packs, params.num_packs);
   block.head = pack * kConfig.packed_heads;
   block.head_kv = divide(pack, params.packs_per_group);
-  block.batch = number;
+  block.batch = kConfig.has_lengths ? sample : number;
   block.is_empty = false;
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
     const HopperAxis& axis = params.axes[a];
+    int extent = axis.extent, num_queries = axis.num_queries;
+    if constexpr (kConfig.has_lengths) {
+      extent = params.samples[sample].extent[a];
+      num_queries = params.samples[sample].num_queries[a];
+    }
     block.group[a] = 0;
-    block.extent[a] = axis.extent;
-    block.num_queries[a] = axis.num_queries;
+    block.extent[a] = extent;
+    block.num_queries[a] = num_queries;
     if constexpr (kConfig.is_dilated) {
       block.group[a] = divide_off(tile[a], params.dilations[a], axis.dilation);
-      block.extent[a] = na_group_length(axis.extent, axis.dilation, block.group[a]);
+      block.extent[a] = na_group_length(extent, axis.dilation, block.group[a]);
       block.num_queries[a] = block.extent[a];
     }
     const int box = kConfig.query_box[a];
@@ -97,6 +133,9 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
     const Range last =
         keys_along(axis, block.extent[a], block.num_queries[a], block.first_query[a] + box - 1);
     block.first_key[a] = first.begin;
+    // A sample without keys has one tile that lies beyond them.
+    if (kConfig.has_lengths && extent == 0) block.first_key[a] = 1;
+    if (kConfig.has_lengths) block.count[a] = 0;  // if all of the block is idle
     if (a != kPair) {
       block.whole[a] = {last.begin - first.begin, first.end - first.begin};
       block.count[a] = (last.end - first.begin + kConfig.key_box[a] - 1) / kConfig.key_box[a];
@@ -113,7 +152,8 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
         const Range low = keys_along(axis, block.extent[a], block.num_queries[a], query);
         const Range high = keys_along(axis, block.extent[a], block.num_queries[a], query + box - 1);
         block.first_tile[w] = (low.begin - first.begin) / kConfig.key_box[a];
-        block.last_tile[w] = (high.end - first.begin - 1) / kConfig.key_box[a];
+        const int last = high.end - first.begin - 1;
+        block.last_tile[w] = (kConfig.has_lengths ? na_max(last, 0) : last) / kConfig.key_box[a];
         block.pair_whole[w] = {high.begin - first.begin, low.end - first.begin};
         block.count[a] = block.last_tile[w] + 1;
       }
@@ -122,12 +162,21 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
   return block;
 }
 
+// What the copy engine sees of a block's tensors, and the number of its sample there.
+VECINA_DEVICE const HopperMaps& maps_of(const HopperParams& params, int batch) {
+  if constexpr (kConfig.has_lengths) return params.samples[batch].maps;
+  return params.maps;
+}
+VECINA_DEVICE int batch_in_maps(int batch) { return kConfig.has_lengths ? 0 : batch; }
+
 // The blocks of a multiprocessor, one after another: f(block).
 template <class Function>
 VECINA_DEVICE void for_each_block(const HopperParams& params, Function f) {
-  for (int number = static_cast<int>(blockIdx.x); number < params.num_blocks;
+  int sample = 0;
+  for (int number = static_cast<int>(blockIdx.x); number < num_blocks(params);
        number += static_cast<int>(gridDim.x)) {
-    const Block block = block_of(params, number);
+    if constexpr (kConfig.has_lengths) sample = sample_of(params, number, sample);
+    const Block block = block_of(params, number, sample);
     if (kConfig.is_dilated && block.is_empty) continue;
     f(block);
   }
