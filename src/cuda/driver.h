@@ -40,6 +40,9 @@ enum class FunctionAttribute : int {
   max_dynamic_shared_bytes = 8,
 };
 
+// How strict a thread is while some stream is captured (CUstreamCaptureMode).
+inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;
+
 inline constexpr int kProgrammaticStreamSerialization = 6;
 struct LaunchAttribute {  // CUlaunchAttribute
   int id;
@@ -96,6 +99,7 @@ struct alignas(128) TensorMap {  // CUtensorMap: opaque, read by the hardware
   CALL(cuStreamSynchronize, (StreamHandle stream))                                                \
   CALL(cuStreamBeginCapture_v2, (StreamHandle stream, int mode))                                  \
   CALL(cuStreamEndCapture, (StreamHandle stream, GraphHandle* graph))                             \
+  CALL(cuThreadExchangeStreamCaptureMode, (int* mode))                                            \
   CALL(cuGraphInstantiateWithFlags, (GraphExecHandle* exec, GraphHandle graph,                    \
                                      unsigned long long flags))                                   \
   CALL(cuGraphLaunch, (GraphExecHandle exec, StreamHandle stream))                                \

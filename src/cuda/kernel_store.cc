@@ -26,6 +26,18 @@ std::string slot_name(const KernelSource& source) {
   return fmt::format("{}\n{}\n{}", source.file, source.entry, source.config);
 }
 
+// Loading a kernel enqueues nothing, so that a stream which is being captured does not mind.
+class WhileCapturing {
+ public:
+  WhileCapturing() { Driver::get().cuThreadExchangeStreamCaptureMode(&mode_); }
+  ~WhileCapturing() { Driver::get().cuThreadExchangeStreamCaptureMode(&mode_); }
+  WhileCapturing(const WhileCapturing&) = delete;
+  WhileCapturing& operator=(const WhileCapturing&) = delete;
+
+ private:
+  int mode_ = kCaptureRelaxed;  // then the one before
+};
+
 int major_of(const std::string& version) { return std::atoi(version.c_str()); }
 
 }  // namespace
@@ -99,6 +111,7 @@ Status KernelStore::get(const KernelSource& source, uint32_t shared_bytes, Kerne
   const std::lock_guard lock(slot->mutex);
   const Device::Current current(device_);
   VECINA_RETURN_IF_ERROR(current.status());
+  const WhileCapturing relaxed;
   if (!slot->is_loaded) VECINA_RETURN_IF_ERROR(load(source, slot));
   if (shared_bytes > kSharedBytesWithoutOptIn && shared_bytes > slot->shared_bytes) {
     VECINA_CUDA_RETURN_IF_ERROR(

@@ -2,6 +2,8 @@
 #include "cuda/launch_sequence.h"
 
 #include <algorithm>
+#include <exception>
+#include <thread>
 #include <utility>
 
 #include "cuda/driver.h"
@@ -38,11 +40,10 @@ struct Timer {
   Status capture(int count, Run run) {
     runs = count;
     constexpr unsigned kNonBlocking = 1;
-    constexpr int kThreadLocal = 1;
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamCreate, (&stream, kNonBlocking));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&begin, 0));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventCreate, (&end, 0));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamBeginCapture_v2, (stream, kThreadLocal));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuStreamBeginCapture_v2, (stream, kCaptureThreadLocal));
     Status status;
     for (int i = 0; i < runs && status.ok(); ++i) status = run(stream);
     const Result ended = driver.cuStreamEndCapture(stream, &graph);
@@ -92,11 +93,29 @@ Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
                                   LaunchSequence* sequence) {
   sequence->state_ = std::move(state);
   sequence->launches_ = std::move(launches);
-  for (const KernelLaunch<Args>& launch : sequence->launches_) {
-    Kernel& kernel = sequence->kernels_.emplace_back();
-    sequence->workspace_bytes_ = std::max(sequence->workspace_bytes_, launch.workspace_bytes);
-    VECINA_RETURN_IF_ERROR(
-        sequence->state_->kernels->get(launch.source, launch.shared_bytes, &kernel));
+  const size_t count = sequence->launches_.size();
+  sequence->kernels_.resize(count);
+  std::vector<Status> statuses(count);
+  std::vector<std::exception_ptr> exceptions(count);
+  const auto get = [&](size_t i) {
+    const KernelLaunch<Args>& launch = sequence->launches_[i];
+    try {
+      statuses[i] = sequence->state_->kernels->get(launch.source, launch.shared_bytes,
+                                                   &sequence->kernels_[i]);
+    } catch (...) {
+      exceptions[i] = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> others;  // those that must be compiled take a second or two each
+    for (size_t i = 1; i < count; ++i) others.emplace_back(get, i);
+    if (count > 0) get(0);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (exceptions[i] != nullptr) std::rethrow_exception(exceptions[i]);
+    VECINA_RETURN_IF_ERROR(statuses[i]);
+    sequence->workspace_bytes_ =
+        std::max(sequence->workspace_bytes_, sequence->launches_[i].workspace_bytes);
   }
   return {};
 }
