@@ -85,22 +85,6 @@ HostTensor widened(const HostTensor& tensor) {
   return wide;
 }
 
-Inputs widened(const Inputs& inputs) {
-  Inputs wide;
-  for (auto member : {&Inputs::query, &Inputs::key, &Inputs::value, &Inputs::additional_key,
-                      &Inputs::additional_value, &Inputs::bias, &Inputs::lengths,
-                      &Inputs::query_lengths, &Inputs::grad_output, &Inputs::grad_lse}) {
-    wide.*member = widened(inputs.*member);
-  }
-  return wide;
-}
-
-vecina_problem widened(vecina_problem problem) {
-  problem.dtype = VECINA_F64;
-  problem.flags &= ~static_cast<uint32_t>(VECINA_ALLOW_TF32);
-  return problem;
-}
-
 struct NamedGradient {
   const char* name;
   HostTensor Gradients::*tensor;
@@ -111,15 +95,6 @@ constexpr NamedGradient kGradients[] = {{"grad_query", &Gradients::query},
                                         {"grad_additional_key", &Gradients::additional_key},
                                         {"grad_additional_value", &Gradients::additional_value},
                                         {"grad_bias", &Gradients::bias}};
-
-Placement random_placement(uint64_t seed) {
-  Random random(seed + 1);
-  constexpr int64_t kChoices[] = {0, 0, 0, 1, 3, 8};
-  Placement placement;
-  placement.gap = kChoices[random.integer(0, 5)];
-  placement.offset = kChoices[random.integer(0, 5)];
-  return placement;
-}
 
 Outputs run_forward(vecina_context* context, const vecina_problem& problem, const Inputs& inputs,
                     Placement placement, bool with_lse) {
@@ -145,6 +120,31 @@ void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& ten
 }
 
 }  // namespace
+
+Inputs widened(const Inputs& inputs) {
+  Inputs wide;
+  for (auto member : {&Inputs::query, &Inputs::key, &Inputs::value, &Inputs::additional_key,
+                      &Inputs::additional_value, &Inputs::bias, &Inputs::lengths,
+                      &Inputs::query_lengths, &Inputs::grad_output, &Inputs::grad_lse}) {
+    wide.*member = widened(inputs.*member);
+  }
+  return wide;
+}
+
+vecina_problem widened(vecina_problem problem) {
+  problem.dtype = VECINA_F64;
+  problem.flags &= ~static_cast<uint32_t>(VECINA_ALLOW_TF32);
+  return problem;
+}
+
+Placement random_placement(uint64_t seed) {
+  Random random(seed + 1);
+  constexpr int64_t kChoices[] = {0, 0, 0, 1, 3, 8};
+  Placement placement;
+  placement.gap = kChoices[random.integer(0, 5)];
+  placement.offset = kChoices[random.integer(0, 5)];
+  return placement;
+}
 
 Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
                 const HostTensor& plain, int32_t problem_dtype) {

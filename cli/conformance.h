@@ -31,6 +31,8 @@ struct Inputs {
   HostTensor query, key, value, additional_key, additional_value, bias, lengths, query_lengths;
   HostTensor grad_output, grad_lse;
 };
+// Inputs of the right shapes, without numbers and lengths.
+Inputs make_inputs(const vecina_problem& problem, Placement placement = {});
 // Values normal(0, 1) rounded to the dtype; lengths valid for the problem. Same seed, same bits.
 Inputs random_inputs(const vecina_problem& problem, uint64_t seed, Placement placement = {});
 
@@ -47,6 +49,10 @@ struct Gradients {
 Gradients make_gradients(const vecina_problem& problem, Placement placement = {});
 vecina_backward_args backward_args(const Inputs& inputs, const Outputs& outputs,
                                    const Gradients& gradients);
+
+// The same problem in f64, on the same numbers: what "exact" is computed from.
+vecina_problem widened(vecina_problem problem);
+Inputs widened(const Inputs& inputs);
 
 struct Verdict {
   bool passed = false;
@@ -86,6 +92,10 @@ class Checker {
 // A small valid problem with every feature of the definition possible (lengths and bias included
 // if `everything`; without, the fields that the fast backends have).
 vecina_problem random_problem(Random& random, bool everything = false);
+// True if the reference's loops take milliseconds, as for every random problem.
+bool is_quick(const vecina_problem& problem);
+// Where the checker puts the tensors of a case with this seed.
+Placement random_placement(uint64_t seed);
 
 }  // namespace vecina::cli
 #endif  // VECINA_CLI_CONFORMANCE_H_

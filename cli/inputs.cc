@@ -90,11 +90,8 @@ std::vector<int64_t> bias_shape(const vecina_problem& p) {
   return shape;
 }
 
-HostTensor normal_tensor(const std::vector<int64_t>& shape, int32_t dtype, Placement placement,
-                         Random& random) {
-  HostTensor tensor(shape, dtype, placement);
-  for (int64_t i = 0; i < tensor.size(); ++i) tensor.set(i, random.normal());
-  return tensor;
+void draw_normal(HostTensor& tensor, Random& random) {
+  for (int64_t i = 0; tensor.given() && i < tensor.size(); ++i) tensor.set(i, random.normal());
 }
 
 HostTensor nan_tensor(const std::vector<int64_t>& shape, int32_t dtype, Placement placement) {
@@ -114,21 +111,31 @@ HostTensor lengths_tensor(const vecina_problem& p, const Lengths& lengths, int32
 
 }  // namespace
 
-Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement) {
-  Random random(seed);
-  const int32_t dtype = p.dtype;
-  const auto normal = [&](const std::vector<int64_t>& shape, int32_t of_dtype) {
-    return normal_tensor(shape, of_dtype, placement, random);
+Inputs make_inputs(const vecina_problem& p, Placement placement) {
+  const auto tensor = [&](const std::vector<int64_t>& shape, int32_t dtype) {
+    return HostTensor(shape, dtype, placement);
   };
   Inputs inputs;
-  inputs.query = normal(shape_of(p, Tokens::queries, {p.heads, p.head_dim}), dtype);
-  inputs.key = normal(shape_of(p, Tokens::keys, {heads_kv(p), p.head_dim}), dtype);
-  inputs.value = normal(shape_of(p, Tokens::keys, {heads_kv(p), head_dim_value(p)}), dtype);
+  inputs.query = tensor(shape_of(p, Tokens::queries, {p.heads, p.head_dim}), p.dtype);
+  inputs.key = tensor(shape_of(p, Tokens::keys, {heads_kv(p), p.head_dim}), p.dtype);
+  inputs.value = tensor(shape_of(p, Tokens::keys, {heads_kv(p), head_dim_value(p)}), p.dtype);
   if (p.additional_tokens > 0) {
-    inputs.additional_key = normal(additional_shape(p, p.head_dim), dtype);
-    inputs.additional_value = normal(additional_shape(p, head_dim_value(p)), dtype);
+    inputs.additional_key = tensor(additional_shape(p, p.head_dim), p.dtype);
+    inputs.additional_value = tensor(additional_shape(p, head_dim_value(p)), p.dtype);
   }
-  if (p.has_bias) inputs.bias = normal(bias_shape(p), lse_dtype(dtype));
+  if (p.has_bias) inputs.bias = tensor(bias_shape(p), lse_dtype(p.dtype));
+  inputs.grad_output = tensor(shape_of(p, Tokens::outputs, {p.heads, head_dim_value(p)}), p.dtype);
+  inputs.grad_lse = tensor(shape_of(p, Tokens::outputs, {p.heads}), lse_dtype(p.dtype));
+  return inputs;
+}
+
+Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement) {
+  Random random(seed);
+  Inputs inputs = make_inputs(p, placement);
+  for (HostTensor* tensor : {&inputs.query, &inputs.key, &inputs.value, &inputs.additional_key,
+                             &inputs.additional_value, &inputs.bias}) {
+    draw_normal(*tensor, random);
+  }
   if (p.lengths != VECINA_LENGTHS_EQUAL) {
     const int32_t index_dtype = random.chance(0.5) ? VECINA_I32 : VECINA_I64;
     const auto lengths = [&](bool of_queries) {
@@ -139,8 +146,8 @@ Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement
     inputs.lengths = lengths(false);
     if (p.kind == VECINA_ATTENTION) inputs.query_lengths = lengths(true);
   }
-  inputs.grad_output = normal(shape_of(p, Tokens::outputs, {p.heads, head_dim_value(p)}), dtype);
-  inputs.grad_lse = normal(shape_of(p, Tokens::outputs, {p.heads}), lse_dtype(dtype));
+  draw_normal(inputs.grad_output, random);
+  draw_normal(inputs.grad_lse, random);
   return inputs;
 }
 

@@ -94,6 +94,8 @@ double work(const vecina_problem& p) {
 
 }  // namespace
 
+bool is_quick(const vecina_problem& problem) { return work(problem) <= kMaxWork; }
+
 vecina_problem random_problem(Random& random, bool everything) {
   while (true) {
     const double draw = random.uniform();
@@ -103,7 +105,7 @@ vecina_problem random_problem(Random& random, bool everything) {
     draw_tokens(problem, random);
     draw_sizes(problem, random);
     if (everything) draw_lengths_and_bias(problem, random);
-    if (work(problem) > kMaxWork) continue;
+    if (!is_quick(problem)) continue;
     if (vecina_problem_check(&problem) != VECINA_OK) throw std::logic_error(vecina_last_error());
     return problem;
   }
