@@ -124,6 +124,12 @@ def test_wrong_arguments(capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tensors_of_a_gpu_that_is_not_there(capsys):
+    assert bench.main(["--device", "cuda"]) == 2
+    assert "finds no GPU" in capsys.readouterr().err
+
+
 def test_overhead(capsys):
     assert bench.main(["--overhead", "--calls", "20", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)

@@ -21,9 +21,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--features", nargs="+", choices=_rows.features(), metavar="NAME",
         help=f"only some of {' '.join(_rows.features())}")
-    add("--backends", metavar="A,B", default="cpu,sdpa",
+    add("--device", choices=("cpu", "cuda"), default="cpu",
+        help="where the tensors are (cpu); on cuda the GPU is waited for after each call")
+    add("--backends", metavar="A,B",
         help="whom to compare: vecina's backends, sdpa (torch's, with a mask), flex "
-        "(FlexAttention), natten, natten-mps, natten-mlx (cpu,sdpa)")
+        "(FlexAttention), natten, natten-mps, natten-mlx (cpu,sdpa; with cuda tensors "
+        "cuda,sdpa,flex)")
     add("--json", nargs="?", const="-", metavar="FILE",
         help="write JSON; - or nothing is standard output, the table then goes to standard error")
     add("--plot", metavar="FILE.png", help="draw the results as bars (needs matplotlib)")
@@ -35,13 +38,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _times(call, warmup: int, repeats: int) -> list[float]:
+def _times(call, warmup: int, repeats: int, wait=lambda: None) -> list[float]:
     for _ in range(warmup):
         call()
+    wait()
     times_ms = []
     for _ in range(repeats):
         start = time.perf_counter_ns()
         call()
+        wait()
         times_ms.append((time.perf_counter_ns() - start) / 1e6)
     return times_ms
 
@@ -64,22 +69,23 @@ def _progress(total: int):
         yield lambda name: progress.update(task, advance=1, description=name)
 
 
-def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30):
+def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30, device: str = "cpu"):
     """(results in the order of rows, why who could not run what); without autograd."""
     import torch
 
     from vecina.bench import contestants, report
 
     makers = {name: contestants.find(name) for name in names}
+    wait = [torch.cuda.synchronize] if device == "cuda" else []
     results, reasons = [], []
     with torch.no_grad(), _progress(len(rows)) as progress:
         for row in rows:
             progress(row.name)
-            inputs, times = contestants.draw(row), {}
+            inputs, times = contestants.draw(row, device), {}
             for name, make in makers.items():
                 try:
                     call = make(row, inputs)
-                    times[name] = report.Times.of(_times(call, warmup, repeats))
+                    times[name] = report.Times.of(_times(call, warmup, repeats, *wait))
                 except (contestants.Unavailable, NotImplementedError) as error:
                     times[name] = None
                     reasons.append(f"n/a on {name}: {error}")
@@ -101,26 +107,30 @@ def _run(options) -> None:
     if options.threads:
         vecina.set_num_threads(options.threads)
         torch.set_num_threads(options.threads)
-    names = options.backends.split(",")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no GPU here.")
+    usual = "cuda,sdpa,flex" if options.device == "cuda" else "cpu,sdpa"
+    names = (options.backends or usual).split(",")
     results, reasons = measure(
-        names, _rows.rows(options.features), options.warmup, options.repeats
+        names, _rows.rows(options.features), options.warmup, options.repeats, options.device
     )
+    where = report.device(options.device)
     footer = (
-        f"{report.device()}; {', '.join(names)}; threads {options.threads or 'default'} (torch "
+        f"{where}; {', '.join(names)}; threads {options.threads or 'default'} (torch "
         f"{torch.get_num_threads()}); {options.warmup} warm-up calls, median of {options.repeats} "
         f"repeats; vecina {vecina.__version__}, torch {torch.__version__}"
     )
     shown = sys.stderr if options.json == "-" else sys.stdout
     print(report.table(names, results, reasons, footer), file=shown)
     if options.json:
-        text = json.dumps(report.to_json(names, results), indent=2) + "\n"
+        text = json.dumps(report.to_json(names, results, where), indent=2) + "\n"
         if options.json == "-":
             sys.stdout.write(text)
         else:
             with open(options.json, "w") as file:
                 file.write(text)
     if options.plot:
-        report.plot(options.plot, names, results)
+        report.plot(options.plot, names, results, where)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,14 +33,14 @@ class Inputs(NamedTuple):
     additional_values: Tensor | None
 
 
-def draw(row: Row) -> Inputs:
+def draw(row: Row, device: str = "cpu") -> Inputs:
     """Random inputs of a row, the same for everybody."""
     generator = torch.Generator().manual_seed(1)
     batch, heads, dim = (row.number(w, 1) for w in ("batch", "heads", "head_dim"))
     heads_kv, more = row.number("heads_kv", heads), row.number("additional", 0)
 
     def tensor(*shape):
-        return torch.randn(shape, generator=generator).to(getattr(torch, row.dtype))
+        return torch.randn(shape, generator=generator).to(device, getattr(torch, row.dtype))
 
     query = tensor(batch, *row.tokens, heads, dim)
     key, value = (tensor(batch, *row.tokens, heads_kv, dim) for _ in range(2))
@@ -103,7 +103,7 @@ def _flat(tensor: Tensor, additional: Tensor | None = None) -> Tensor:
 def _sdpa(row: Row, inputs: Inputs) -> Callable:
     if row.kind != "output":
         raise Unavailable("torch's scaled_dot_product_attention gives no lse.")
-    mask = None if row.is_dense else _mask(row)
+    mask = None if row.is_dense else _mask(row).to(inputs.query.device)
     grouped = inputs.query.shape[-2] != inputs.key.shape[-2]
     query, key, value, keys, values = inputs
 
@@ -120,24 +120,33 @@ def _sdpa(row: Row, inputs: Inputs) -> Callable:
 def _flex(row: Row, inputs: Inputs) -> Callable:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    if row.kind != "output":
-        raise Unavailable("FlexAttention gives no lse on the CPU (torch 2.11).")
     query, key, value, keys, values = inputs
+    if row.kind != "output" and query.device.type == "cpu":
+        raise Unavailable("FlexAttention gives no lse on the CPU (torch 2.11).")
+    if row.kind == "merge":
+        raise Unavailable("FlexAttention has no merge.")
+    has_lse = row.kind == "with_lse"
     block_mask = None
     if not row.is_dense:
-        mask = _mask(row)
+        mask = _mask(row).to(query.device)
         block_mask = create_block_mask(
-            lambda b, h, i, j: mask[i, j], None, None, *mask.shape, device="cpu"
+            lambda b, h, i, j: mask[i, j], None, None, *mask.shape, device=query.device
         )
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = query.shape[-2] != key.shape[-2]
 
+    def shaped(output):
+        return output.transpose(1, 2).reshape(query.shape)
+
     def call():
         output = compiled(
             _flat(query), _flat(key, keys), _flat(value, values), block_mask=block_mask,
-            enable_gqa=grouped,
+            enable_gqa=grouped, return_lse=has_lse,
         )  # fmt: skip
-        return output.transpose(1, 2).reshape(query.shape)
+        if has_lse:
+            output, lse = output
+            return shaped(output), lse.transpose(1, 2).reshape(query.shape[:-1])
+        return shaped(output)
 
     return call
 

@@ -41,8 +41,12 @@ class Result:
         return max(ran) / min(ran) if len(ran) > 1 else None
 
 
-def device() -> str:
-    """The processor by its name."""
+def device(kind: str = "cpu") -> str:
+    """The processor by its name, or (``"cuda"``) the GPU."""
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
     for backend in vecina.info()["backends"]:
         if "model" in backend["details"]:
             return backend["details"]["model"]
@@ -74,9 +78,8 @@ def table(names: list[str], results: list[Result], reasons: list[str], footer: s
     return "\n".join([*lines, *reasons, "", footer])
 
 
-def to_json(names: list[str], results: list[Result]) -> list[dict]:
+def to_json(names: list[str], results: list[Result], where: str) -> list[dict]:
     found = []
-    where = device()
     for result in results:
         row = result.row
         item = {"name": row.name, "feature": row.feature, "dim": f"{len(row.tokens)}d"}
@@ -95,7 +98,7 @@ def to_json(names: list[str], results: list[Result]) -> list[dict]:
     return found
 
 
-def plot(path: str, names: list[str], results: list[Result]) -> None:
+def plot(path: str, names: list[str], results: list[Result], where: str) -> None:
     """Bars on a logarithmic time axis, as PNG or what the ending of path says."""
     from matplotlib.figure import Figure
 
@@ -114,7 +117,7 @@ def plot(path: str, names: list[str], results: list[Result]) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds of one forward call, less is better")
-    axes.set_title(f"{device()}; vecina {vecina.__version__}", fontsize="small")
+    axes.set_title(f"{where}; vecina {vecina.__version__}", fontsize="small")
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
