@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """vecina.torch on a GPU: the CPU's values and gradients, on the caller's stream and in graphs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -99,12 +101,82 @@ def test_runs_on_the_current_stream():
     torch.testing.assert_close(output, wanted, rtol=0, atol=0)
 
 
+def test_returns_before_the_gpu_is_done():
+    inputs = [t.cuda() for t in tensors(*[(2, 32, 32, 4, 32)] * 3, dtype=torch.float32)]
+
+    def calls():
+        halves = [vt.na2d(*inputs, 7, return_lse=True) for _ in range(2)]
+        merged = vt.merge_attentions([h[0] for h in halves], [h[1] for h in halves])
+        return vt.na2d(*inputs, 7), *merged
+
+    for _ in range(3):  # the first ones compile, load and plan
+        wanted = calls()
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)  # some 500 ms
+    found = calls()
+    assert not torch.cuda.current_stream().query()  # nothing waited
+    with torch.cuda.stream(side):
+        beside = calls()
+    side.synchronize()
+    assert not torch.cuda.current_stream().query()  # nor did the other stream
+    for mine, other, expected in zip(found, beside, wanted):
+        torch.testing.assert_close(other, expected, rtol=0, atol=0)
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
+def test_threads_share_a_device():
+    inputs = [t.cuda() for t in tensors(*[(2, 20, 21, 4, 32)] * 3, dtype=torch.float32)]
+    sizes = [3, 4, 5, 6, 7, 8, 9, 10]
+
+    def gradients(size):
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        return torch.autograd.grad(vt.na2d(*leaves, size).square().sum(), leaves)
+
+    def on_a_stream(size):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = [gradients(size) for _ in range(20)]
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(len(sizes)) as pool:  # plans and kernels are made at the same time
+        found = list(pool.map(on_a_stream, sizes))
+    for size, rounds in zip(sizes, found):
+        wanted = gradients(size)
+        for mine in rounds:
+            for tensor, expected in zip(mine, wanted):
+                torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_the_device_of_its_tensors():
+    inputs = tensors(*[(2, 20, 21, 4, 32)] * 3, dtype=torch.float32)
+
+    def results(device):
+        leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+        output = vt.na2d(*leaves, 7)
+        return [output, *torch.autograd.grad(output.square().sum(), leaves)]
+
+    assert torch.cuda.current_device() == 0
+    for mine, wanted in zip(results("cuda:1"), results("cuda:0")):
+        assert mine.device.index == 1
+        torch.testing.assert_close(mine.cpu(), wanted.cpu(), rtol=0, atol=0)
+    query, key, value = (t.cuda() for t in inputs)
+    with pytest.raises(ValueError, match="must be on one"):
+        vt.na2d(query, key.to("cuda:1"), value, 7)
+
+
 def test_is_captured_in_a_graph_with_its_gradients():
-    inputs = [t.cuda().requires_grad_() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
-    fresh = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32, seed=7)]
+    shape = (2, 64, 4, 32)
+    inputs = [t.cuda().requires_grad_() for t in tensors(*[shape] * 3, dtype=torch.float32)]
+    fresh = [t.cuda() for t in tensors(*[shape] * 3, dtype=torch.float32, seed=7)]
 
     def step():
-        return torch.autograd.grad(vt.na1d(*inputs, 7).square().sum(), inputs)
+        parts = [vt.na1d(*inputs, size, return_lse=True) for size in (7, 12)]
+        merged = vt.merge_attentions([p[0].detach() for p in parts], [p[1].detach() for p in parts])
+        loss = sum(output.square().sum() + lse.sum() for output, lse in parts)
+        return [*merged, *torch.autograd.grad(loss, inputs)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -115,25 +187,36 @@ def test_is_captured_in_a_graph_with_its_gradients():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    with torch.no_grad():
-        for tensor, values in zip(inputs, fresh):
-            tensor.copy_(values)
-    graph.replay()
-    torch.cuda.synchronize()
-    for mine, wanted in zip(captured, step()):
-        torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
+    for values in (fresh, [t + 1 for t in fresh]):
+        with torch.no_grad():
+            for tensor, value in zip(inputs, values):
+                tensor.copy_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        for mine, wanted in zip(captured, step()):
+            torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
 
 
 def test_compiles_with_cuda_graphs():
-    inputs = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
+    shapes = [(2, 64, 4, 32)] * 3
+    inputs = [t.cuda().requires_grad_() for t in tensors(*shapes, dtype=torch.float32)]
 
     def call(query, key, value):
         return vt.na1d(query * 2, key, value, 7).relu()
 
+    def results(function, *arguments):
+        output = function(*arguments)
+        gradients = torch.autograd.grad(output.square().sum(), arguments)
+        return [output.detach().clone(), *(g.clone() for g in gradients)]
+
     compiled = torch.compile(call, fullgraph=True, mode="reduce-overhead")
-    for _ in range(3):
-        result = compiled(*inputs).clone()
-    torch.testing.assert_close(result, call(*inputs), rtol=0, atol=1e-5)
+    for seed in range(4):  # the first calls warm up and record, the last ones replay
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():
+            for tensor, values in zip(inputs, tensors(*shapes, dtype=torch.float32, seed=seed)):
+                tensor.copy_(values)
+        for mine, wanted in zip(results(compiled, *inputs), results(call, *inputs)):
+            torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_host_and_device_tensors_do_not_mix():
