@@ -2,18 +2,35 @@
 # SPDX-License-Identifier: MIT
 # What only a machine with a GPU can show, with binaries built before (anywhere):
 # check_cuda.sh BUILD OUT [PROCESSES]. Writes its logs and the timings to OUT and prints a summary.
-# The seed's benchmark, then correctness: the conformance table, guard pages and non-finite tokens,
-# merging, lengths, the split form, problems for the kernels that random ones seldom or never reach
-# (large_problems.txt, lengths_problems.txt and halo_problems.txt in PROBLEMS, else in tests/),
-# random problems from many processes at once (they share the disk cache), compute-sanitizer.
+# SECTIONS names parts of it; all of them, in order:
+#   bench       the seed's benchmark by the GPU's clock, what features and calls cost, first calls
+#   tests       streams, graphs, threads, errors, memory around tensors, tensors of more than 2^31
+#               elements (cuda_device_test); the conformance table, guard pages, non-finite tokens,
+#               merging, lengths, the split form
+#   fixed       RANDOM_PROBLEMS (20000) random problems on at most 200 kernels that were compiled before
+#   random      random problems of any kind from many processes at once (they share the disk cache)
+#   large       problems for kernels that random ones seldom or never reach (large_problems.txt,
+#               lengths_problems.txt and halo_problems.txt in PROBLEMS, else in tests/)
+#   sanitizers  compute-sanitizer on every row of the table, and on some of halo_problems.txt
+#   python      test_cuda.py in PROBLEMS/python and the benchmark from PyTorch, with PYTHON (python3),
+#               which has vecina, torch and pytest
 set -u
 build=$1
 out=$2
 processes=${3:-12}
+sections=${SECTIONS:-bench tests fixed random large sanitizers python}
+problems=${PROBLEMS:-$(dirname "$0")/../tests}
+# Of the case with this seed the tensors are aligned, which the kernels of tensor cores need.
+aligned="--seed 13"
 mkdir -p "$out"
 export VECINA_CACHE_DIR="${VECINA_CACHE_DIR:-$out/cache}"
 vecina=$build/vecina
 failures=0
+
+begins() {
+  case " $sections " in *" $1 "*) ;; *) return 1 ;; esac
+  echo "$(date +%T) $1"
+}
 
 # report LABEL STATUS LOG PATTERN: the line that tells. gtest prints "PASSED" beside failures, so the
 # exit status decides.
@@ -27,56 +44,28 @@ report() {
   fi
 }
 
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-$vecina info > "$out/info.txt" 2>&1
-$vecina bench --backends cuda,cpu --json "$out/bench.json" > "$out/bench.txt" 2>&1
-report "bench" $? "$out/bench.txt" '|'
-
-# run_tests LABEL PROGRAM FILTER: a program's tests, dealt to the processes.
+# run_tests LABEL PROGRAM FILTER [PREFIX...]: a program's tests, dealt to the processes.
 run_tests() {
+  label=$1
+  program=$2
+  filter=$3
+  shift 3
   i=0
   while [ $i -lt "$processes" ]; do
     (
-      GTEST_TOTAL_SHARDS=$processes GTEST_SHARD_INDEX=$i "$build/tests/$2" --gtest_brief=1 \
-        --gtest_filter="$3" > "$out/$1$i.txt" 2>&1 || echo FAILED >> "$out/$1$i.txt"
+      GTEST_TOTAL_SHARDS=$processes GTEST_SHARD_INDEX=$i "$@" "$build/tests/$program" \
+        --gtest_brief=1 --gtest_filter="$filter" > "$out/$label$i.txt" 2>&1 ||
+        echo FAILED >> "$out/$label$i.txt"
     ) &
     i=$((i + 1))
   done
   wait
-  cat "$out/$1"[0-9]*.txt > "$out/$1.txt"
-  count=$(awk '/PASSED/ { sum += $4 } END { print sum + 0 }' "$out/$1.txt")
-  echo "$count tests passed" >> "$out/$1.txt"
-  [ "$count" -gt 0 ] && ! grep -q FAILED "$out/$1.txt"
-  report "$1" $? "$out/$1.txt" 'tests passed'
+  cat "$out/$label"[0-9]*.txt > "$out/$label.txt"
+  count=$(awk '/PASSED/ { sum += $4 } END { print sum + 0 }' "$out/$label.txt")
+  echo "$count tests passed" >> "$out/$label.txt"
+  [ "$count" -gt 0 ] && ! grep -q FAILED "$out/$label.txt"
+  report "$label" $? "$out/$label.txt" 'tests passed'
 }
-run_tests conformance conformance_test '*cuda*'
-run_tests golden reference_test '*Golden*:*Merge*'
-run_tests lengths lengths_test '*cuda*'
-run_tests split split_test '*cuda*-*Random*'
-
-i=0
-while [ $i -lt "$processes" ]; do
-  (
-    $vecina check --backend cuda --cases "${CASES:-250}" --seed $((100000 + 1000 * i)) \
-      > "$out/check$i.txt" 2>&1
-    echo $? > "$out/check$i.status"
-    $vecina check --backend cuda --backward --cases "${CASES:-250}" \
-      --seed $((200000 + 1000 * i)) > "$out/backward$i.txt" 2>&1
-    echo $? > "$out/backward$i.status"
-    $vecina check --backend cuda --split --cases "${CASES:-250}" --seed $((300000 + 1000 * i)) \
-      > "$out/split-check$i.txt" 2>&1
-    echo $? > "$out/split-check$i.status"
-  ) &
-  i=$((i + 1))
-done
-wait
-i=0
-while [ $i -lt "$processes" ]; do
-  report "random $i" "$(cat "$out/check$i.status")" "$out/check$i.txt" 'failures'
-  report "random backward $i" "$(cat "$out/backward$i.status")" "$out/backward$i.txt" 'failures'
-  report "random split $i" "$(cat "$out/split-check$i.status")" "$out/split-check$i.txt" 'failures'
-  i=$((i + 1))
-done
 
 # check_each LABEL FILE COMMAND...: COMMAND on each problem of FILE, one process a problem: the first
 # to need a kernel compiles it.
@@ -85,42 +74,111 @@ check_each() {
   label=$1
   file=$2
   shift 2
-  xargs -d '\n' -P "$processes" -I{} sh -c 'line=$1; shift; "$@" --problem "$line" || echo "FAILED $line"' \
+  # Seed 13: rows aligned to 16 bytes, without which large problems get other kernels.
+  xargs -d '\n' -P "$processes" -I{} sh -c 'line=$1; shift; "$@" --seed 13 --problem "$line" || echo "FAILED $line"' \
     _ {} "$@" < "$file" > "$log" 2>&1
   if grep -q FAILED "$log"; then status=1; else status=0; fi
   report "$label" $status "$log" 'failures'
 }
-problems=${PROBLEMS:-$(dirname "$0")/../tests}
-# Of the case with this seed the tensors are aligned, which the kernels of tensor cores need.
-aligned="--seed 13"
-check_each large "$problems/large_problems.txt" $vecina check --backend cuda $aligned
-check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda $aligned --backward
-VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
-  $vecina check --backend cuda $aligned
-check_each lengths "$problems/lengths_problems.txt" $vecina check --backend cuda $aligned
-check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
-check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned --backward
 
-if command -v compute-sanitizer > /dev/null; then
+# first_call LABEL CACHE: of a new process.
+first_call() {
+  VECINA_CACHE_DIR=$2 "$build/benchmarks/cuda_benchmark" --first --json "$out/$1.json" \
+    > "$out/$1.txt" 2>&1
+  report "$1" $? "$out/$1.txt" 'first call'
+}
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+$vecina info > "$out/info.txt" 2>&1
+
+if begins bench; then
+  first_call first_call "$out/new_cache"  # ever: NVRTC's own cache would have the kernel later
+  for i in 1 2 3; do first_call "first_call_on_disk$i" "$out/new_cache"; done
+  $vecina bench --backends cuda,cpu --json "$out/bench.json" > "$out/bench.txt" 2>&1
+  report "bench" $? "$out/bench.txt" '|'
+  "$build/benchmarks/cuda_benchmark" --json "$out/cuda_benchmark.json" > "$out/cuda_benchmark.txt" 2>&1
+  report "cuda_benchmark" $? "$out/cuda_benchmark.txt" 'vecina_forward'
+fi
+
+if begins tests; then
+  run_tests device cuda_device_test '-*CudaRandom*:*CudaLarge*'
+  "$build/tests/cuda_device_test" --gtest_filter='*CudaLarge*' > "$out/beyond.txt" 2>&1
+  report "beyond 2^31 elements" $? "$out/beyond.txt" 'PASSED'
+  run_tests conformance conformance_test '*cuda*'
+  run_tests golden reference_test '*Golden*:*Merge*'
+  run_tests lengths lengths_test '*cuda*'
+  run_tests split split_test '*cuda*-*Random*'
+fi
+
+if begins fixed; then
+  export VECINA_TESTS_RANDOM="${RANDOM_PROBLEMS:-20000}"
+  "$build/tests/cuda_device_test" --gtest_filter=CudaRandom.KernelsAreBuiltBefore \
+    > "$out/built.txt" 2>&1
+  report "kernels built" $? "$out/built.txt" 'kernels of'
+  run_tests fixed cuda_device_test '*CudaRandomPart*'
+fi
+
+if begins random; then
+  i=0
+  while [ $i -lt "$processes" ]; do
+    (
+      $vecina check --backend cuda --cases "${CASES:-250}" --seed $((100000 + 1000 * i)) \
+        > "$out/check$i.txt" 2>&1
+      echo $? > "$out/check$i.status"
+      $vecina check --backend cuda --backward --cases "${CASES:-250}" \
+        --seed $((200000 + 1000 * i)) > "$out/backward$i.txt" 2>&1
+      echo $? > "$out/backward$i.status"
+      $vecina check --backend cuda --split --cases "${CASES:-250}" --seed $((300000 + 1000 * i)) \
+        > "$out/split-check$i.txt" 2>&1
+      echo $? > "$out/split-check$i.status"
+    ) &
+    i=$((i + 1))
+  done
+  wait
+  i=0
+  while [ $i -lt "$processes" ]; do
+    report "random $i" "$(cat "$out/check$i.status")" "$out/check$i.txt" 'failures'
+    report "random backward $i" "$(cat "$out/backward$i.status")" "$out/backward$i.txt" 'failures'
+    report "random split $i" "$(cat "$out/split-check$i.status")" "$out/split-check$i.txt" 'failures'
+    i=$((i + 1))
+  done
+fi
+
+if begins large; then
+  check_each large "$problems/large_problems.txt" $vecina check --backend cuda $aligned
+  check_each large--backward "$problems/large_problems.txt" $vecina check --backend cuda $aligned \
+    --backward
+  VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
+    $vecina check --backend cuda $aligned
+  check_each lengths-large "$problems/lengths_problems.txt" $vecina check --backend cuda $aligned
+  check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
+  check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned \
+    --backward
+fi
+
+if begins sanitizers && command -v compute-sanitizer > /dev/null; then
   head -n 8 "$problems/halo_problems.txt" > "$out/sanitized_problems.txt"
-  tools="memcheck racecheck initcheck synccheck"
-  for tool in $tools; do
+  for tool in memcheck racecheck initcheck synccheck; do
     sanitizer="compute-sanitizer --error-exitcode 1 --tool $tool"
+    # One lane of Hopper's warps arrives at a barrier for all, after a __syncwarp; racecheck takes
+    # only what that lane did as ordered. So it looks at the kernels for other GPUs.
+    target=
+    [ $tool = racecheck ] && target=VECINA_CUDA_TARGET=80
+    run_tests "$tool" cuda_device_test '*CudaMemory*:*CudaLayouts*' env VECINA_TESTS_BARE=1 $target \
+      $sanitizer
     for pass in "" --backward; do
-      (
-        $sanitizer $vecina check --backend cuda $pass --cases "${SANITIZED:-40}" --seed 7000 \
-          > "$out/$tool$pass.txt" 2>&1
-        echo $? > "$out/$tool$pass.status"
-      ) &
       check_each "$tool-halo$pass" "$out/sanitized_problems.txt" \
         $sanitizer $vecina check --backend cuda $aligned $pass
     done
   done
-  wait
-  for tool in $tools; do
-    for pass in "" --backward; do
-      report "$tool $pass" "$(cat "$out/$tool$pass.status")" "$out/$tool$pass.txt" 'SUMMARY'
-    done
-  done
+fi
+
+if begins python; then
+  python=${PYTHON:-python3}
+  $python -m pytest -q -p no:cacheprovider "$problems/python/test_cuda.py" > "$out/pytest.txt" 2>&1
+  report "test_cuda.py" $? "$out/pytest.txt" 'passed'
+  $python -m vecina.bench --device cuda --warmup 20 --repeats 200 --json "$out/python.json" \
+    > "$out/python.txt" 2>&1
+  report "vecina.bench" $? "$out/python.txt" 'merge'
 fi
 [ $failures = 0 ] && echo "all passed" || { echo "$failures failed"; exit 1; }
