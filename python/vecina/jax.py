@@ -3,11 +3,12 @@
 
 {layout}
 
-The arguments are those of vecina.numpy. vecina's CPU backend computes, in a callback on the host:
-arrays of other devices are brought there, and ``vmap`` calls it for one after another. lengths must
-be known when a function is traced. An array of a wrong type or dtype is refused at once by a
-ValueError; what else does not fit is said by one too, or when the call runs, by a
-``jax.errors.JaxRuntimeError`` with the words of vecina.numpy. Gradients do not have gradients.
+The arguments are those of vecina.numpy. vecina's CPU backend computes, in a callback on the host,
+from JAX's memory into JAX's memory; arrays of other devices are brought there and back. ``vmap``
+calls it for one after another. lengths must be known when a function is traced. An array of a
+wrong type or dtype is refused at once by a ValueError; what else does not fit is said by one too,
+or when the call runs, by a ``jax.errors.JaxRuntimeError`` with the words of vecina.numpy. Gradients
+do not have gradients.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 """
@@ -23,6 +24,7 @@ except ImportError as error:
     raise ImportError("vecina.jax needs JAX: pip install jax") from error
 
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 
 from vecina import _calls, _windows
 from vecina._docs import filled
@@ -64,14 +66,34 @@ class _OnHost:
     call: _calls.Call
     name: str  # forward or backward
 
-    def __call__(self, *groups):
+    def __call__(self, *groups) -> tuple:
         arrays = ([np.asarray(array) for array in group] for group in groups)
         return tuple(getattr(self.call, self.name)(*arrays))
 
 
+@dataclasses.dataclass(frozen=True)
+class _InPlace:
+    """The same on JAX's own buffers.
+
+    pure_callback() copies large arrays on the threads that run the callback: with one they wait for
+    each other for ever.
+    """
+
+    run: _OnHost
+
+    def __call__(self, context, outputs, *groups) -> None:
+        for output, array in zip(outputs, self.run(*groups)):
+            np.asarray(output)[...] = array
+
+
 def _on_host(call: _calls.Call, name: str, like: tuple, *groups) -> tuple:
     """That pass of the call over groups of arrays; it gives arrays as like describes them."""
-    return jax.pure_callback(_OnHost(call, name), like, *groups, vmap_method="sequential")
+    run = _OnHost(call, name)
+    return jax.lax.platform_dependent(
+        *groups,
+        cpu=buffer_callback(_InPlace(run), like, vmap_method="sequential"),
+        default=lambda *g: jax.pure_callback(run, like, *g, vmap_method="sequential"),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
