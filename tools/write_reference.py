@@ -96,7 +96,8 @@ def page_of(name: str) -> str:
             lines += [f"## {member_name}", "", f"As {first}.", ""]
             continue
         lines += entry_of("##", member_name, member)
-        lines += entry_of("###", "forward", member.forward)
+        call = "forward" if hasattr(member, "forward") else "__call__"
+        lines += entry_of("###", call, getattr(member, call))
     lines += ["Written by `tools/write_reference.py` from the docstrings; do not edit.", ""]
     return "\n".join(lines)
 

@@ -90,7 +90,17 @@ neighborhood_attention = _functions["neighborhood_attention"]
 neighborhood_attention_varlen = _functions["neighborhood_attention_varlen"]
 qk = _functions["qk"]
 
+# At the end, because the modules call the functions above.
+from vecina._mlx_modules import (  # noqa: E402
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+)
+
 __all__ = [
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
     "attention",
     "attention_varlen",
     "av",
