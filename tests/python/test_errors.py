@@ -92,6 +92,100 @@ def test_natten_mps(name):
         call(natten_mps.na1d, WRONG[name])
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_natten_mlx(name):
+    from vecina.compat import natten_mlx
+
+    def arrays(given):
+        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+
+    good = dict(**arrays(TENSORS), kernel_size=3)
+    natten_mlx.na1d(**good)
+    with pytest.raises(ValueError):
+        natten_mlx.na1d(**{**good, **arrays(WRONG[name])})
+
+
+#: Before 0.20, where C++ looked at what tensors hold: RuntimeError. name -> (what is wrong, error)
+HEADS_FIRST = dict(query=zeros(2, 2, 8, 4), key=zeros(2, 2, 8, 4))
+WEIGHTS = dict(attn=zeros(2, 2, 8, 3), value=zeros(2, 2, 8, 4))
+WRONG_BEFORE = {
+    "kernel_size 0": (dict(kernel_size=0), RuntimeError),
+    "kernel_size 1": (dict(kernel_size=1), RuntimeError),
+    "kernel_size exceeds": (dict(kernel_size=9), RuntimeError),
+    "dilation 0": (dict(dilation=0), RuntimeError),
+    "dilation -1": (dict(dilation=-1), RuntimeError),
+    "dilation exceeds": (dict(dilation=3), RuntimeError),
+}
+WRONG_TYPES = {
+    "kernel_size 3.0": dict(kernel_size=3.0),
+    "kernel_size of two axes": dict(kernel_size=(3, 3)),
+    "dilation '1'": dict(dilation="1"),
+}
+WRONG_QK = {
+    "rank": ({n: zeros(2, 2, 4, 2, 4) for n in HEADS_FIRST}, RuntimeError),
+    "tokens": (dict(key=zeros(2, 2, 7, 4)), RuntimeError),
+    "batch": (dict(key=zeros(1, 2, 8, 4)), RuntimeError),
+    "head_dim": (dict(key=zeros(2, 2, 8, 5)), RuntimeError),
+    "heads": (dict(key=zeros(2, 4, 8, 4)), RuntimeError),
+    "dtype": (dict(key=zeros(2, 2, 8, 4, dtype=torch.float64)), RuntimeError),
+}
+MORE_BEFORE = {
+    "additional batch": (zeros(1, 2, 3, 4), ValueError),
+    "additional head_dim": (zeros(2, 2, 3, 5), ValueError),
+    "additional heads": (zeros(2, 3, 3, 4), ValueError),
+    "additional rank": (zeros(2, 2, 12), ValueError),
+}  # fmt: skip
+WRONG_AV = {
+    "slots": (dict(attn=zeros(2, 2, 8, 4)), RuntimeError),
+    "tokens": (dict(attn=zeros(2, 2, 7, 3)), RuntimeError),
+    "dtype": (dict(attn=zeros(2, 2, 8, 3, dtype=torch.float64)), RuntimeError),
+}
+
+
+@pytest.mark.parametrize("version", ["0.14.6", "0.15.1", "0.17.5"])
+def test_halves_of_natten_before_0_20(version):
+    functional = vecina.compat.for_version(version).functional
+    old = version == "0.14.6"
+    qk = functional.natten1dqk if old else functional.na1d_qk
+    av = functional.natten1dav if old else functional.na1d_av
+    of_types = ValueError if version == "0.17.5" else TypeError
+    both = {**WRONG_BEFORE, **{n: (wrong, of_types) for n, wrong in WRONG_TYPES.items()}}
+    if version == "0.17.5":
+        both["is_causal 1"] = (dict(is_causal=1), ValueError)
+        both["is_causal of two axes"] = (dict(is_causal=(True, True)), ValueError)
+    cases = [(qk, {**HEADS_FIRST, **SIZES}, {**both, **WRONG_QK})]
+    cases.append((av, {**WEIGHTS, **SIZES}, {**both, **WRONG_AV}))
+    if not old:
+        for function, good, keyword in ((qk, HEADS_FIRST, "additional_keys"),
+                                        (av, WEIGHTS, "additional_values")):  # fmt: skip
+            more = {n: ({keyword: t}, error) for n, (t, error) in MORE_BEFORE.items()}
+            cases.append((function, {**good, **SIZES}, more))
+    for function, good, wrongs in cases:
+        function(**good)
+        for name, (wrong, error) in wrongs.items():
+            with pytest.raises(error) as raised:
+                function(**{**good, **wrong})
+            assert not (error is RuntimeError and raised.type is ValueError), name
+
+
+SIZES = dict(kernel_size=3, dilation=1)
+
+
+@pytest.mark.parametrize("name", [*WRONG_BEFORE, *WRONG_TYPES, "key", "dtype", "nested"])
+def test_na1d_of_natten_0_17(name):
+    na1d = vecina.compat.for_version("0.17.5").functional.na1d
+    call(na1d, {})
+    wrong, error = {
+        **WRONG_BEFORE, **{n: (w, ValueError) for n, w in WRONG_TYPES.items()},
+        "key": (dict(key=zeros(2, 7, 2, 4)), RuntimeError),
+        "dtype": (WRONG_TOO["dtype"], RuntimeError),
+        "nested": (dict(query=torch.nested.nested_tensor([zeros(8, 4, 4)] * 2)),
+                   NotImplementedError),
+    }[name]  # fmt: skip
+    with pytest.raises(error):
+        call(na1d, wrong)
+
+
 def int32(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
 

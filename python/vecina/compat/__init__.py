@@ -8,7 +8,9 @@ code written for it runs unchanged.
 
 Names, order of arguments, defaults and types of errors are those of the release. Arguments that
 tune its kernels are taken and recorded (``recorded()``) and change nothing. ``qk`` and ``av`` are
-``vecina.torch.qk`` and ``av``. Each module needs its framework; this one needs none.
+``vecina.torch.qk`` and ``av``. Each module needs its framework; this one needs none. Submodules
+that hold only what belongs to a release's own kernels can be imported, and refuse by name what is
+asked of them.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ import sys
 import types
 
 _NATTEN = (((0, 20), "v020"), ((0, 17), "v017"), ((0, 15), "v015"), ((0, 14), "v014"))
-_TODAY = {"natten": "0.21.6", "natten_mps": "0.3.3", "natten_mlx": "0.3.1"}
+_NAMES = ("natten", "natten_mps", "natten_mlx")
 
 
-def _release(version: str) -> str:
+def version_of(version: str) -> tuple[int, int]:
+    """The first two numbers."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if not numbers:
         raise ValueError(f"version is {version!r}; something like '0.17.5' is needed.")
-    at = tuple(map(int, numbers.groups()))
+    return int(numbers[1]), int(numbers[2])
+
+
+def _release(version: str) -> str:
+    at = version_of(version)
     if at >= (0, 21):
         return "natten"
     for first, release in _NATTEN:
@@ -51,7 +58,7 @@ def install(name: str, version: str | None = None) -> types.ModuleType:
     What was imported before under this name is replaced for later imports; names that other
     modules already took from it stay theirs.
     """
-    if name not in _TODAY:
+    if name not in _NAMES:
         raise ValueError(f"name is {name!r}; natten, natten_mps or natten_mlx is needed.")
     if version is not None and name != "natten":
         raise ValueError(f"{name} has no versions to choose from; leave version out.")
@@ -62,14 +69,18 @@ def install(name: str, version: str | None = None) -> types.ModuleType:
     top = types.ModuleType(name, module.__doc__)
     public = {k: v for k, v in vars(module).items() if not k.startswith("__")}
     top.__dict__.update(public)
-    top.__version__ = version or _TODAY[name]
+    from vecina.compat import _build, _table
+
+    top.__version__ = version or _table.VERSIONS[name]
     top.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     top.__path__ = []
     sys.modules[name] = top
-    from vecina.compat import _build
-
     for path, submodule in _build.submodules(module.__name__).items():
         sys.modules[f"{name}.{path}"] = submodule
+    if f"{name}.version" in sys.modules:
+        top.version = types.ModuleType(f"{name}.version")
+        top.version.__version__ = top.__version__
+        sys.modules[f"{name}.version"] = top.version
     return top
 
 

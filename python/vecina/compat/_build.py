@@ -10,7 +10,7 @@ import importlib.machinery
 import sys
 import types
 
-from vecina.compat import _operations, _table
+from vecina.compat import _operations, _port_operations, _table
 
 
 def _define(name: str, arguments: str, run):
@@ -29,19 +29,39 @@ def _define(name: str, arguments: str, run):
 
 
 def _function(row: _table.Function, rank: int, front):
-    implementation = getattr(_operations, row.run)
+    implementation = getattr(_operations, row.run, None) or getattr(_port_operations, row.run)
     name = row.name.format(rank=rank)
     function = _define(name, row.arguments, functools.partial(implementation, front, rank))
     function.__doc__ = implementation.__doc__ or f"{name} of {', '.join(row.releases)}."
     return function
 
 
-def _class(row: _table.Module, rank: int):
-    from vecina import torch as vt
+def _is_mlx(release: str) -> bool:
+    return "mlx" in release
+
+
+def _layers_of(release: str) -> types.ModuleType | None:
+    """Whose modules a release's are made of; None if MLX is not here, which NumPy does without."""
+    if not _is_mlx(release):
+        return importlib.import_module("vecina.torch")
+    try:
+        return importlib.import_module("vecina.mlx")
+    except ImportError:
+        return None
+
+
+def _class(row: _table.Module, rank: int, layers: types.ModuleType | None):
     from vecina.compat import _modules
 
     name = f"NeighborhoodAttention{rank}D"
-    bases = (getattr(_modules, row.base), getattr(vt, name))
+    if layers is None:
+
+        def refuse(*args, **keywords):
+            importlib.import_module("vecina.mlx")  # its ImportError says what to install
+
+        refuse.__name__ = name
+        return refuse
+    bases = (getattr(_modules, row.base), getattr(layers, name))
     made = type(name, bases, {"__doc__": f"{name} of {', '.join(row.releases)}."})
 
     def run(self, **given):
@@ -82,10 +102,21 @@ class _Tree:
         self.modules[path] = module
 
 
+def _refuser(path: str):
+    def refuse(name: str):
+        raise AttributeError(
+            f"{path}.{name}: this module holds what belongs to the release's own kernels; vecina "
+            "has nothing of the kind."
+        )
+
+    return refuse
+
+
 def fill(name: str, release: str) -> None:
     """Fills the module called name, and makes its submodules, as release had them."""
-    is_mlx = release == "natten_mlx"
+    is_mlx = _is_mlx(release)
     front = importlib.import_module("vecina.compat._port_arrays" if is_mlx else "vecina.torch")
+    layers = _layers_of(release)
     tree = _Tree(sys.modules[name])
     for path, (support, names) in _table.SUPPORT.get(release, {}).items():
         real = importlib.import_module(f"vecina.compat.{support}")
@@ -104,11 +135,19 @@ def fill(name: str, release: str) -> None:
     for row in _table.MODULES:
         if release in row.releases:
             for rank in row.ranks:
-                made = _class(row, rank)
+                made = _class(row, rank, layers)
                 home = tree.at(place.format(rank=rank)) if place else tree.at("")
                 made.__module__ = home.__name__
                 setattr(home, made.__name__, made)
                 setattr(tree.at(""), made.__name__, made)
+    for path, (sources, names) in _table.AGAIN.get(release, {}).items():
+        for source in map(tree.at, sources.split()):
+            for each in _public(source) if names is None else names:
+                setattr(tree.at(path), each, getattr(source, each))
+    for path in _table.INTERNALS.get(release, ()):
+        tree.at(path).__getattr__ = _refuser(path)
+    if release in _table.VERSIONS:
+        tree.at("version").__version__ = _table.VERSIONS[release]
     for path in _table.SHOWN[release]:
         for each in _public(tree.at(path)):
             setattr(tree.at(""), each, getattr(tree.at(path), each))
@@ -117,26 +156,26 @@ def fill(name: str, release: str) -> None:
             sys.modules[f"{name}.{path}"] = module
 
 
-def fill_port_compat(name: str) -> None:
-    """The ports' own compat below the module called name: for_version and a module each."""
+def fill_port_compat(name: str, port: str, versions: dict[str, str], first: dict) -> None:
+    """A port's own compat below the module called name: for_version and a module each.
+
+    versions: module -> release of the table; first: version -> the module from it on.
+    """
     compat = types.ModuleType(f"{name}.compat")
     compat.__path__ = []
     setattr(sys.modules[name], "compat", compat)
     sys.modules[compat.__name__] = compat
-    for version, release in (
-        ("v014", "ports_v014"), ("v015", "ports_v017"), ("v017", "ports_v017"),
-        ("v020", "ports_v020"),
-    ):  # fmt: skip
+    for version, release in versions.items():
         module = types.ModuleType(f"{compat.__name__}.{version}")
         sys.modules[module.__name__] = module
-        fill(module.__name__, release)
+        fill(module.__name__, f"{port}_{release}")
         setattr(compat, version, module)
 
     def for_version(version_string: str):
-        from vecina.compat import _release
+        from vecina.compat import version_of
 
-        found = _release(version_string)
-        return getattr(compat, {"natten": "v020", "v015": "v017"}.get(found, found))
+        at = version_of(version_string)
+        return getattr(compat, first[max(v for v in first if v <= at)])
 
     compat.for_version = for_version
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the modules of each release have that vecina.torch's do not."""
+"""What the modules of each release have that vecina.torch's and vecina.mlx's do not."""
 
 from __future__ import annotations
 
-from vecina import torch as vt
-from vecina.compat import _checks, _operations, _port_utils
+from vecina.compat import _checks, _port_operations, _port_utils
 
 
 class Natten:
@@ -46,7 +45,7 @@ class Natten14:
 
 
 class Port:
-    """natten-mps: stride leaves queries out; forward takes lengths."""
+    """natten-mps and natten-mlx: stride leaves queries out; forward takes lengths."""
 
     def __init__(self, **ours):
         for name in ("kernel_size", "dilation", "output_stride"):
@@ -61,8 +60,7 @@ class Port:
         if lengths is None:
             return super()._attend(query, key, value, None)
         name = "seq_lens" if self.rank == 1 else "spatial_sizes"
-        return _operations.port_varlen(
-            vt, self.rank, query, key, value, self.kernel_size, self.dilation, self.scale,
+        return _port_operations.port_varlen(
+            self.front, self.rank, query, key, value, self.kernel_size, self.dilation, self.scale,
             **{name: lengths},
         )  # fmt: skip
-

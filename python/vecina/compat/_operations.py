@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The functions of every release, in terms of vecina.torch or vecina.numpy (``front``).
+"""The functions of every release of NATTEN, in terms of a module like vecina.torch (``front``).
 
 Each takes the front, the rank (0: from the tensors) and the arguments by the release's names.
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import sys
 
-from vecina._windows import Axis, axis_lists
-from vecina.compat import _port_backends, _port_utils
+from vecina._windows import per_axis
 
 _recorded: dict[str, dict] = {}
 
@@ -296,8 +295,17 @@ def _merge(front, outputs, lse_tensors):
 # NATTEN before 0.20: the two halves, heads first
 
 
+def _moved(tensor, source: int, to: int):
+    """PyTorch's movedim(), which MLX and NumPy call moveaxis()."""
+    if hasattr(tensor, "movedim"):
+        return tensor.movedim(source, to)
+    if hasattr(tensor, "moveaxis"):
+        return tensor.moveaxis(source, to)
+    return sys.modules["numpy"].moveaxis(tensor, source, to)
+
+
 def _heads_last(tensor):
-    return None if tensor is None else tensor.movedim(1, -2)
+    return None if tensor is None else _moved(tensor, 1, -2)
 
 
 def _cubed(kernel_size, dilation, kernel_size_d, dilation_d):
@@ -355,7 +363,7 @@ def heads_first_qk(
         _heads_last(query), _heads_last(key), kernel_size, 1, dilation, is_causal, 1.0,
         additional_keys=_heads_last(additional_keys), bias=bias,
     )  # fmt: skip
-    return logits.movedim(-2, 1)
+    return _moved(logits, -2, 1)
 
 
 def heads_first_av(
@@ -378,292 +386,131 @@ def heads_first_av(
         _heads_last(attn), _heads_last(value), kernel_size, 1, dilation, is_causal,
         additional_values=_heads_last(additional_values),
     )  # fmt: skip
-    return output.movedim(-2, 1)
+    return _moved(output, -2, 1)
 
 
 def _check_odd(kernel_size) -> None:
     sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
-    if any(isinstance(size, int) and size % 2 == 0 for size in sizes):
-        raise RuntimeError(f"kernel_size is {kernel_size}; in NATTEN's qk and av it must be odd.")
+    if any(isinstance(size, int) and (size % 2 == 0 or size < 2) for size in sizes):
+        raise RuntimeError(
+            f"kernel_size is {kernel_size}; in NATTEN's qk and av it must be odd and over 1."
+        )
+
+
+# Before 0.20 Python looked at types and additional tokens, and C++ at the rest.
+
+
+def _in_cpp(call, first):
+    """What call gives; what it finds not to fit is a RuntimeError, as in NATTEN's C++.
+
+    Nested tensors (the first one tells) are Python's.
+    """
+    if _is_nested(first):
+        return call()
+    try:
+        return call()
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _check_types(rank, kernel_size, dilation, is_causal) -> None:
+    per_axis("kernel_size", int, kernel_size, rank)
+    per_axis("dilation", int, 1 if dilation is None else dilation, rank)
+    per_axis("is_causal", bool, False if is_causal is None else is_causal, rank)
+
+
+def _check_ints(**sizes) -> None:
+    """0.14 and 0.15 had no other types in these places."""
+    for name, size in sizes.items():
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
+            raise TypeError(f"{name} is {size!r}; int is needed.")
+
+
+def _check_additional(name, more, like) -> None:
+    """Heads first."""
+    if more is not None and (
+        more.ndim != 4
+        or more.shape[:2] != like.shape[:2]
+        or more.shape[-1] != like.shape[-1]
+    ):
+        raise ValueError(
+            f"{name} {tuple(more.shape)} do not fit {tuple(like.shape)}: batch, heads and head_dim "
+            "must be the same, with one axis of tokens."
+        )
 
 
 def natten_qk(front, rank, query, key, kernel_size, dilation, kernel_size_d=None, **keywords):
     """Heads first; RuntimeError for an even window, as before 0.20."""
     _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
-    return heads_first_qk(
+    return _in_cpp(lambda: heads_first_qk(
         front, rank, query, key, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
-    )
+    ), query)  # fmt: skip
 
 
 def natten_av(front, rank, attn, value, kernel_size, dilation, kernel_size_d=None, **keywords):
     """Heads first; RuntimeError for an even window, as before 0.20."""
     _check_odd((kernel_size, kernel_size_d) if kernel_size_d is not None else kernel_size)
-    return heads_first_av(
+    return _in_cpp(lambda: heads_first_av(
         front, rank, attn, value, kernel_size, dilation, kernel_size_d=kernel_size_d, **keywords
+    ), attn)  # fmt: skip
+
+
+def natten15_qk(front, rank, query, key, kernel_size, dilation, additional_keys=None, **keywords):
+    """Of 0.14 and 0.15."""
+    sizes = {name: keywords.get(name) for name in ("kernel_size_d", "dilation_d")}
+    _check_ints(kernel_size=kernel_size, dilation=dilation, **sizes)
+    _check_additional("additional_keys", additional_keys, query)
+    return natten_qk(
+        front, rank, query, key, kernel_size, dilation, additional_keys=additional_keys, **keywords
     )
 
 
-# natten-mps and natten-mlx
-
-
-def _port_window(rank, tokens, kernel_size, stride, dilation, is_causal):
-    kernel = _port_utils.normalize_kernel_size(kernel_size, rank)
-    stride = _port_utils.normalize_tuple_param(stride, rank, "stride")
-    dilation = _port_utils.normalize_tuple_param(dilation, rank, "dilation")
-    is_causal = tuple(map(bool, _port_utils.normalize_tuple_param(is_causal, rank, "is_causal")))
-    _port_utils.check_kernel_size_vs_input(kernel, tokens)
-    _port_utils.check_dilation_kernel_vs_input(dilation, kernel, tokens)
-    return kernel, stride, dilation, is_causal
-
-
-def _check_rank(rank, *tensors) -> None:
-    if any(tensor.ndim != rank + 3 for tensor in tensors):
-        raise ValueError(f"na{rank}d takes {rank + 3} dimensions: batch, tokens, heads, head_dim.")
-
-
-def _check_port(query, key, value, additional_keys, additional_values) -> None:
-    # In the words that the ports' users look for; vecina would refuse the same.
-    tokens = [tuple(t.shape[1:-2]) for t in (query, key, value)]
-    if len(set(tokens)) != 1:
-        raise ValueError(f"Spatial dimensions must match; query, key and value have {tokens}.")
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"Head dim of query is {query.shape[-1]}, of key {key.shape[-1]}.")
-    if key.shape[-2] != value.shape[-2] or query.shape[-2] % key.shape[-2]:
-        raise ValueError(
-            f"heads {query.shape[-2]} of query must be divisible by those of key "
-            f"{key.shape[-2]}, which value has too ({value.shape[-2]})."
-        )
-    if (additional_keys is None) != (additional_values is None):
-        raise ValueError("additional_keys and additional_values must both be provided, or neither.")
-    for name, more in (("keys", additional_keys), ("values", additional_values)):
-        if more is None:
-            continue
-        if more.ndim != 4:
-            raise ValueError(f"additional_{name} must be 4D: [batch, tokens, heads, head dim].")
-        if more.shape[0] != query.shape[0]:
-            raise ValueError(f"additional_{name} have batch {more.shape[0]}, not {query.shape[0]}.")
-        if name == "keys" and more.shape[-1] != query.shape[-1]:
-            raise ValueError(
-                f"additional_{name} have head dim {more.shape[-1]}, not {query.shape[-1]}."
-            )
-
-
-def port_na(
-    front, rank, query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None,
-    return_lse=False, additional_keys=None, additional_values=None,
-):  # fmt: skip
-    """stride leaves queries out: the ports' meaning."""
-    _check_rank(rank, query, key, value)
-    _check_port(query, key, value, additional_keys, additional_values)
-    tokens = query.shape[1:-2]
-    window = _port_window(rank, tokens, kernel_size, stride, dilation, is_causal)
-    kernel, stride, dilation, is_causal = window
-    _port_utils.check_stride_vs_kernel(stride, kernel)
-    module = _port_backends.active_module()
-    if module is not None and not return_lse and additional_keys is None:
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        forward = getattr(module, f"na{rank}d_forward")
-        return forward(query, key, value, *window, scale)
-    return front.neighborhood_attention(
-        query, key, value, kernel, 1, dilation, is_causal, scale, output_stride=stride,
-        additional_keys=additional_keys, additional_values=additional_values,
-        return_lse=return_lse,
+def natten15_av(
+    front, rank, attn, value, kernel_size, dilation, additional_values=None, **keywords
+):
+    """Of 0.14 and 0.15."""
+    sizes = {name: keywords.get(name) for name in ("kernel_size_d", "dilation_d")}
+    _check_ints(kernel_size=kernel_size, dilation=dilation, **sizes)
+    _check_additional("additional_values", additional_values, value)
+    return natten_av(
+        front, rank, attn, value, kernel_size, dilation, additional_values=additional_values,
+        **keywords,
     )  # fmt: skip
 
 
-def port_qk(
-    front, rank, query, key, kernel_size, dilation=1, stride=1, is_causal=False, scale=None
-):
-    """scale None is head_dim ** -0.5, as in natten-mlx."""
-    _check_rank(rank, query, key)
-    if tuple(query.shape) != tuple(key.shape):
-        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be alike.")
-    kernel, stride, dilation, is_causal = _port_window(
-        rank, query.shape[1:-2], kernel_size, stride, dilation, is_causal
-    )
-    return front.qk(
-        query, key, kernel, 1, dilation, is_causal, scale, output_stride=stride, right_aligned=True
-    )
-
-
-def mps_qk(front, rank, query, key, kernel_size, scale=None, **keywords):
-    """scale None is no scale, as in natten-mps."""
-    scale = 1.0 if scale is None else scale
-    return port_qk(front, rank, query, key, kernel_size, scale=scale, **keywords)
-
-
-def port_av(front, rank, attn, value, kernel_size, dilation=1, stride=1, is_causal=False):
-    _check_rank(rank, attn, value)
-    kernel, stride, dilation, is_causal = _port_window(
-        rank, value.shape[1:-2], kernel_size, stride, dilation, is_causal
-    )
-    return front.av(
-        attn, value, kernel, 1, dilation, is_causal, output_stride=stride, right_aligned=True
-    )
-
-
-def port_varlen(
-    front, rank, query, key, value, kernel_size, dilation=1, scale=None, seq_lens=None,
-    spatial_sizes=None,
+def natten17_qk(
+    front, rank, query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False,
+    rpb=None,
 ):  # fmt: skip
-    """One call on the CPU, one for each sample on a device; what lies beyond a length is 0."""
-    _check_rank(rank, query, key, value)
-    if query.shape != key.shape or query.shape != value.shape:
-        raise ValueError("query, key and value must have one shape.")
-    name, lengths = (
-        ("seq_lens", seq_lens) if spatial_sizes is None else ("spatial_sizes", spatial_sizes)
-    )
-    batch, tokens = query.shape[0], query.shape[1:-2]
-    shape = (batch,) if rank == 1 else (batch, rank)
-    if tuple(lengths.shape) != shape or str(lengths.dtype).split(".")[-1] not in ("int32", "int64"):
-        raise ValueError(
-            f"{name} has shape {tuple(lengths.shape)}, dtype {lengths.dtype}; {shape} of int32 or "
-            "int64 is needed."
-        )
-    kernel = _port_utils.normalize_kernel_size(kernel_size, rank)
-    rows = [[n] if rank == 1 else n for n in lengths.tolist()]
-    for row in rows:
-        if any(n < k or n > most for n, k, most in zip(row, kernel, tokens)):
-            most = "L_max" if rank == 1 else "max_spatial"
-            raise ValueError(
-                f"{name} holds {row}; each must lie between kernel_size {kernel} and {most} "
-                f"{tuple(tokens)}."
-            )
-    if _is_on_host(query):
-        return front.neighborhood_attention(
-            query, key, value, kernel, 1, dilation, scale=scale,
-            lengths=lengths.reshape(batch, rank),
-        )  # fmt: skip
-    xp = sys.modules[front.__name__.rpartition(".")[2]]  # torch or numpy
-    samples = []
-    for b, row in enumerate(rows):
-        inside = (slice(b, b + 1), *(slice(n) for n in row))
-        output = front.neighborhood_attention(
-            query[inside], key[inside], value[inside], kernel, 1, dilation, scale=scale
-        )
-        samples.append(_padded(xp, output, tokens))
-    return xp.concatenate(samples)
+    if not _is_nested(query):
+        _check_types(rank, kernel_size, dilation, is_causal)
+        _check_additional("additional_keys", additional_keys, query)
+    return natten_qk(
+        front, rank, query, key, kernel_size, dilation, additional_keys=additional_keys,
+        is_causal=is_causal, rpb=rpb,
+    )  # fmt: skip
 
 
-def _padded(xp, output, tokens):
-    missing = [n - m for n, m in zip(tokens, output.shape[1:-2])]
-    if xp.__name__ == "torch":  # from the last dimension on
-        return xp.nn.functional.pad(
-            output, [0, 0, 0, 0, *(n for m in reversed(missing) for n in (0, m))]
-        )
-    return xp.pad(output, [(0, 0), *((0, m) for m in missing), (0, 0), (0, 0)])
-
-
-def port_merge(front, rank, outputs, lse_tensors, use_autograd_fix=True):
-    """Differentiable for any number of parts; use_autograd_fix changes nothing."""
-    if len(outputs) < 2:
-        raise ValueError(f"at least two outputs are needed, not {len(outputs)}.")
-    if len(outputs) != len(lse_tensors):
-        raise ValueError(
-            f"the numbers of outputs and lse_tensors must match: {len(outputs)} and "
-            f"{len(lse_tensors)}."
-        )
-    for output, lse in zip(outputs, lse_tensors):
-        if output.shape != outputs[0].shape or lse.shape != output.shape[:-1]:
-            raise ValueError(
-                f"shapes must match: output {tuple(output.shape)}, lse {tuple(lse.shape)}, first "
-                f"output {tuple(outputs[0].shape)}."
-            )
-    return _merge(front, outputs, lse_tensors)
-
-
-def _square(rank, kernel_size, dilation) -> tuple[int, int]:
-    values = []
-    for name, value in (("kernel_size", kernel_size), ("dilation", dilation)):
-        axes = _port_utils.normalize_tuple_param(value, rank, name)
-        if len(set(axes)) != 1:
-            raise ValueError(f"{name} is {value!r}; it must be equal along both axes here.")
-        values.append(axes[0])
-    return tuple(values)
-
-
-def port_qk_rpb(front, rank, query, key, rpb, kernel_size, dilation=1, scale=None):
-    _check_rank(rank, query, key)
-    kernel, dilation = _square(rank, kernel_size, dilation)
-    scale = 1.0 if scale is None else scale
-    return front.qk(query, key, kernel, 1, dilation, scale=scale, bias=rpb)
-
-
-def port_av_fused(
-    front, rank, value, kernel_size, dilation=1, attn=None, attention_probs=None
+def natten17_av(
+    front, rank, attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False
 ):
-    attn = attention_probs if attn is None else attn
-    _check_rank(rank, attn, value)
-    kernel, dilation = _square(rank, kernel_size, dilation)
-    return front.av(attn, value, kernel, 1, dilation)
+    if not _is_nested(attn):
+        _check_types(rank, kernel_size, dilation, is_causal)
+        _check_additional("additional_values", additional_values, value)
+    return natten_av(
+        front, rank, attn, value, kernel_size, dilation, additional_values=additional_values,
+        is_causal=is_causal,
+    )  # fmt: skip
 
 
-def _support_matrix(metal: tuple[str, ...]) -> dict:
-    def tier(available: bool, constraints: list[str]) -> dict:
-        ops = {"na1d": available, "na2d": available, "na3d": available}
-        return {
-            "available": available,
-            "forward": {**ops, "split_qk_av": available},
-            "backward": {**ops, "split_qk_av": available},
-            "varlen": dict(ops),
-            "fusion": dict(ops),
-            "constraints": constraints,
-        }
-
-    missing = ["vecina has no Metal backend of the ports; pure is vecina."]
-    return {"pure": tier(True, []), **{name: tier(False, missing) for name in metal}}
-
-
-def mps_support_matrix(front, rank) -> dict:
-    return _support_matrix(("metal",))
-
-
-def mlx_support_matrix(front, rank) -> dict:
-    return _support_matrix(("fast_metal", "nanobind"))
-
-
-def _window_rows(length, kernel_size, dilation):
-    index, bias, _ = axis_lists(Axis(length, kernel_size, 1, dilation, False, 1), False)
-    return index, bias
-
-
-def window_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
-    """Also of windows that do not fit, which no call takes: the ports' number, for who asks."""
-    if kernel_size * dilation <= length:
-        return _window_rows(length, kernel_size, dilation)[0][index][0]
-    reach = kernel_size // 2 * dilation
-    if dilation == 1:
-        return max(index - reach, 0) + min(length - index - reach - 1, 0)
-    if index < reach:
-        return index % dilation
-    if index + reach < length:
-        return index - reach
-    whole, group = length // dilation * dilation, index % dilation
-    if group < length - whole:
-        return whole + group - 2 * reach
-    return whole + group - kernel_size * dilation
-
-
-def window_last(front, rank, index, length, kernel_size, dilation):
-    """The last key, inclusive, as natten-mps counts."""
-    start = window_start(front, rank, index, length, kernel_size, dilation)
-    return start + (kernel_size - 1) * dilation
-
-
-def window_end(front, rank, start, length, kernel_size, dilation):
-    """One beyond the last key, as natten-mlx counts."""
-    return min(start + kernel_size * dilation, length)
-
-
-def bias_start(front, rank, index, length, kernel_size, dilation, neighborhood_size=None):
-    return _window_rows(length, kernel_size, dilation)[1][index][0]
-
-
-def window_start_vectorized(front, rank, indices, length, kernel_size, dilation):
-    rows = _window_rows(length, kernel_size, dilation)[0]
-    return indices.new_tensor([row[0] for row in rows])[indices]
-
-
-def bias_start_vectorized(front, rank, indices, length, kernel_size, dilation):
-    rows = _window_rows(length, kernel_size, dilation)[1]
-    return indices.new_tensor([row[0] for row in rows])[indices]
+def natten17_na(
+    front, rank, query, key, value, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None,
+    additional_keys=None, additional_values=None, xformers_kwargs=None,
+):  # fmt: skip
+    """Heads last, in one call."""
+    _dense(query, key, value)
+    _check_types(rank, kernel_size, dilation, is_causal)
+    return _in_cpp(lambda: natten_na(
+        front, rank, query, key, value, kernel_size, 1, dilation, is_causal, scale, rpb,
+        additional_keys, additional_values, xformers_kwargs=xformers_kwargs,
+    ), query)  # fmt: skip

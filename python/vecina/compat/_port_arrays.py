@@ -25,3 +25,20 @@ def _chosen(name: str):
 neighborhood_attention = _chosen("neighborhood_attention")
 merge_attentions = _chosen("merge_attentions")
 qk, av = _chosen("qk"), _chosen("av")
+
+
+def _gradients(name: str):
+    """A function of vecina.numpy that gives arrays by name; of MLX's arrays it gives MLX's."""
+
+    def call(*arguments, **keywords):
+        numpy, front = importlib.import_module("vecina.numpy"), _front_of(arguments[0])
+        if front is numpy:
+            return getattr(numpy, name)(*arguments, **keywords)
+        keywords = {n: front._numpy(value) for n, value in keywords.items()}
+        found = getattr(numpy, name)(*map(front._numpy, arguments), **keywords)
+        return {n: front._mlx(array) for n, array in found.items()}
+
+    return call
+
+
+qk_backward, av_backward = _gradients("qk_backward"), _gradients("av_backward")

@@ -79,6 +79,15 @@ def has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
+def has_mlx() -> bool:
+    return True
+
+
+def add_natten_handle(flop_counter):
+    """The counter as it is: fvcore, of which natten-mlx has this from NATTEN, counts PyTorch's."""
+    return flop_counter
+
+
 def has_fna() -> bool:
     return False
 

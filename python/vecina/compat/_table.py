@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What each release of NATTEN, natten-mps and natten-mlx called what, with which arguments.
 
-One row for each function and release; ``_build`` makes the functions from it, ``_operations`` and
-``_modules`` carry them out. Releases: natten (0.21), v020, v017 (0.17.x), v015, v014 (those of
-NATTEN), natten_mps, natten_mlx, and ports_v014, ports_v017, ports_v020 (the ports' own
-``compat``). A new release is rows here.
+One row for each function and release; ``_build`` makes the functions from it, ``_operations``,
+``_port_operations`` and ``_modules`` carry them out. Releases: natten (0.21), v020, v017 (0.17.x),
+v015, v014 (those of NATTEN), natten_mps, natten_mlx, and mps_v014, mps_v017, mps_v020, mlx_v014,
+mlx_v017, mlx_v020 (the ports' own ``compat``). A new release is rows here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Function(NamedTuple):
     releases: tuple[str, ...]
     name: str  # {rank} stands for each of ranks
     arguments: str  # as in a def
-    run: str  # the function of _operations that carries it out, given the arguments by name
+    run: str  # the function that carries it out, given the arguments by name
     ranks: tuple[int, ...] = (0,)  # 0: does not depend on one
     module: str = "functional"
 
@@ -31,6 +31,8 @@ class Module(NamedTuple):
 
 ALL, PLANE = (1, 2, 3), (1, 2)
 PORTS = ("natten_mps", "natten_mlx")
+#: The ports' own compat, by what it stands for.
+OLD_14, OLD_17, OLD_20 = (("mps_" + v, "mlx_" + v) for v in ("v014", "v017", "v020"))
 
 _QKV = "query, key, value"
 _TILES = (
@@ -74,6 +76,7 @@ _SEQLENS = (
 )
 _OLD_QK = "query, key, {}kernel_size, dilation{}"
 _3D = "kernel_size_d, kernel_size, dilation_d, dilation"
+_PORT_QK = "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None"
 _PORT_NA = (
     f"{_QKV}, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, return_lse=False, "
     "additional_keys=None, additional_values=None"
@@ -93,6 +96,26 @@ def _kernels():
                               ("v020", ("", fmha, ""))):  # fmt: skip
             yield Function((release,), f"{kernel}_fmha", _FMHA.format(*more), "natten_attention",
                            module="backends")  # fmt: skip
+
+
+def _mlx_extras():
+    """Heads first, in both of the modules where natten-mlx has them."""
+    for module in ("functional", "functional_metal"):
+        yield Function(("natten_mlx",), "natten{rank}dqkrpb",
+                       "query, key, rpb, kernel_size, dilation", "mlx_qk_rpb", PLANE,
+                       f"extras.allin1.{module}")  # fmt: skip
+        yield Function(("natten_mlx",), "natten{rank}dav",
+                       "attention_probs, value, kernel_size, dilation", "mlx_av", PLANE,
+                       f"extras.allin1.{module}")  # fmt: skip
+    yield Function(("natten_mlx",), "natten{rank}dqkrpb_backward",
+                   "d_attn, query, key, rpb, kernel_size, dilation", "mlx_qk_rpb_backward", PLANE,
+                   "extras.allin1.functional_metal")  # fmt: skip
+    yield Function(("natten_mlx",), "natten{rank}dav_backward",
+                   "d_out, attention_probs, value, kernel_size, dilation", "mlx_av_backward", PLANE,
+                   "extras.allin1.functional_metal")  # fmt: skip
+    yield Function(("natten_mlx",), "natten{rank}d_qkv_fused",
+                   "query, key, value, rpb, kernel_size, dilation", "mlx_qkv", (2,),
+                   "extras.allin1.functional_metal")  # fmt: skip
 
 
 FUNCTIONS = (
@@ -136,65 +159,61 @@ FUNCTIONS = (
         ("v017",), "na{rank}d",
         f"{_QKV}, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None, "
         "additional_keys=None, additional_values=None, xformers_kwargs=None",
-        "natten_na", ALL,
+        "natten17_na", ALL,
     ),
     Function(
         ("v017",), "na{rank}d_qk",
         "query, key, kernel_size, dilation=1, additional_keys=None, is_causal=False, rpb=None",
-        "natten_qk", ALL,
+        "natten17_qk", ALL,
     ),
     Function(
         ("v017",), "na{rank}d_av",
         "attn, value, kernel_size, dilation=1, additional_values=None, is_causal=False",
-        "natten_av", ALL,
+        "natten17_av", ALL,
     ),
     Function(
         ("v017",), "na{rank}d",
         f"{_QKV}, kernel_size, dilation=1, is_causal=False, rpb=None, scale=None, "
         "additional_keys=None, additional_values=None, xformers_kwargs=None",
-        "natten_na", ALL, "experimental",
+        "natten17_na", ALL, "experimental",
     ),
     Function(
         ("v017",), "flex_na{rank}d",
         f"{_QKV}, kernel_size, dilation=1, is_causal=False, additional_keys=None, "
         "additional_values=None, xformers_kwargs=None",
-        "natten_na", ALL, "flex",
+        "natten17_na", ALL, "flex",
     ),
     Function(("v017",), "can_run_flex_attention", "input_shape", "any_shape", module="flex"),
     Function(("v017",), "get_na_flex_mask",
              "na_dim, input_size, kernel_size, dilation, is_causal", "flex_mask", module="flex"),
     # NATTEN 0.15
     Function(("v015",), "na{rank}d_qk", _OLD_QK.format("", ", additional_keys=None"),
-             "natten_qk", PLANE),
+             "natten15_qk", PLANE),
     Function(("v015",), "na{rank}d_qk_with_bias",
-             _OLD_QK.format("bias, ", ", additional_keys=None"), "natten_qk", PLANE),
+             _OLD_QK.format("bias, ", ", additional_keys=None"), "natten15_qk", PLANE),
     Function(("v015",), "na{rank}d_av", "attn, value, kernel_size, dilation, "
-             "additional_values=None", "natten_av", PLANE),
+             "additional_values=None", "natten15_av", PLANE),
     Function(("v015",), "na{rank}d_qk", f"query, key, {_3D}, additional_keys=None",
-             "natten_qk", (3,)),
+             "natten15_qk", (3,)),
     Function(("v015",), "na{rank}d_qk_with_bias", f"query, key, bias, {_3D}, additional_keys=None",
-             "natten_qk", (3,)),
+             "natten15_qk", (3,)),
     Function(("v015",), "na{rank}d_av", f"attn, value, {_3D}, additional_values=None",
-             "natten_av", (3,)),
+             "natten15_av", (3,)),
     # NATTEN 0.14, kept until 0.17.0
     Function(("v014", "v015", "v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
-             "natten_qk", PLANE),
+             "natten15_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dqk", _OLD_QK.format("", ""),
-             "natten_qk", PLANE),
+             "natten15_qk", PLANE),
     Function(("v014", "v015", "v017"), "natten{rank}dav", "attn, value, kernel_size, dilation",
-             "natten_av", PLANE),
-    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "natten_qk",
+             "natten15_av", PLANE),
+    Function(("v015", "v017"), "natten{rank}dqkrpb", f"query, key, rpb, {_3D}", "natten15_qk",
              (3,)),
-    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "natten_qk", (3,)),
-    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "natten_av", (3,)),
+    Function(("v015", "v017"), "natten{rank}dqk", f"query, key, {_3D}", "natten15_qk", (3,)),
+    Function(("v015", "v017"), "natten{rank}dav", f"attn, value, {_3D}", "natten15_av", (3,)),
     # The ports
     Function(PORTS, "na{rank}d", _PORT_NA, "port_na", ALL),
-    Function(("natten_mps",), "na{rank}d_qk",
-             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
-             "mps_qk", ALL),
-    Function(("natten_mlx",), "na{rank}d_qk",
-             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
-             "port_qk", ALL),
+    Function(("natten_mps",), "na{rank}d_qk", _PORT_QK, "mps_qk", ALL),
+    Function(("natten_mlx",), "na{rank}d_qk", _PORT_QK, "port_qk", ALL),
     Function(PORTS, "na{rank}d_av",
              "attn, value, kernel_size, dilation=1, *, stride=1, is_causal=False", "port_av", ALL),
     Function(PORTS, "na{rank}d_varlen",
@@ -209,10 +228,11 @@ FUNCTIONS = (
              "port_qk_rpb", PLANE, "extras.allin1"),
     Function(PORTS, "na{rank}d_av_fused", "attn, value, kernel_size, dilation=1", "port_av_fused",
              PLANE, "extras.allin1"),
-    Function(PORTS, "natten{rank}dqkrpb", "query, key, rpb, kernel_size, dilation", "port_qk_rpb",
-             PLANE, "extras.allin1.functional"),
-    Function(PORTS, "natten{rank}dav", "attention_probs, value, kernel_size, dilation",
+    Function(("natten_mps",), "natten{rank}dqkrpb", "query, key, rpb, kernel_size, dilation",
+             "port_qk_rpb", PLANE, "extras.allin1.functional"),
+    Function(("natten_mps",), "natten{rank}dav", "attention_probs, value, kernel_size, dilation",
              "port_av_fused", PLANE, "extras.allin1.functional"),
+    *_mlx_extras(),
     Function(("natten_mps",), "get_support_matrix", "", "mps_support_matrix",
              module="support_matrix"),
     Function(("natten_mlx",), "get_support_matrix", "", "mlx_support_matrix",
@@ -237,24 +257,30 @@ FUNCTIONS = (
     Function(("natten_mlx",), "get_pb_start",
              "index, length, kernel_size, neighborhood_size, dilation", "bias_start",
              module="utils.window"),
+    Function(("natten_mlx",), "compute_window_start_end",
+             "query_positions, length, kernel_size, dilation", "window_starts_and_ends",
+             module="utils.window"),
+    Function(("natten_mlx",), "compute_pb_start",
+             "query_positions, length, kernel_size, dilation", "bias_starts",
+             module="utils.window"),
     # The ports' compat
-    Function(("ports_v014", "ports_v017"), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
+    Function((*OLD_14, *OLD_17), "natten{rank}dqkrpb", _OLD_QK.format("rpb, ", ""),
              "heads_first_qk", PLANE),
-    Function(("ports_v014", "ports_v017"), "natten{rank}dav",
-             "attn, value, kernel_size, dilation", "heads_first_av", PLANE),
-    Function(("ports_v017",), "na{rank}d",
+    Function((*OLD_14, *OLD_17), "natten{rank}dav", "attn, value, kernel_size, dilation",
+             "heads_first_av", PLANE),
+    Function(OLD_17, "na{rank}d",
              f"{_QKV}, kernel_size, dilation=1, is_causal=False, scale=None", "port_na", ALL),
-    Function(("ports_v020",), "na{rank}d", _PORT_NA, "port_na", ALL),
-    Function(("ports_v017", "ports_v020"), "na{rank}d_qk",
-             "query, key, kernel_size, dilation=1, *, stride=1, is_causal=False, scale=None",
-             "mps_qk", ALL),
-    Function(("ports_v017", "ports_v020"), "na{rank}d_av",
+    Function(OLD_20, "na{rank}d", _PORT_NA, "port_na", ALL),
+    Function(("mps_v017", "mps_v020"), "na{rank}d_qk", _PORT_QK, "mps_qk", ALL),
+    Function(("mlx_v017", "mlx_v020"), "na{rank}d_qk", _PORT_QK, "port_qk", ALL),
+    Function((*OLD_17, *OLD_20), "na{rank}d_av",
              "attn, value, kernel_size, dilation=1, *, stride=1, is_causal=False", "port_av", ALL),
 )  # fmt: skip
 
 _DROPS = "qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0"
 _MODERN = "embed_dim, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, "
 _DIM = {"dim": "embed_dim"}
+_STEPS = {"stride": "output_stride"}
 
 MODULES = (
     Module(("natten", "v020"), f"{_MODERN}qkv_bias=True, qk_scale=None, proj_drop=0.0", ALL,
@@ -273,18 +299,19 @@ MODULES = (
         f"{_DROPS}",
         (3,), "Natten14", {**_DIM, "bias": "rel_pos_bias"},
     ),
-    Module(("natten_mps", "ports_v020"), f"{_MODERN}num_kv_heads=None, {_DROPS}", ALL, "Port",
-           {"stride": "output_stride"}),
-    Module(("ports_v014", "ports_v017"),
-           f"dim, kernel_size, dilation=1, num_heads=1, {_DROPS}", PLANE, "Port", _DIM),
-    Module(("ports_v017",), f"{_MODERN}num_kv_heads=None, {_DROPS}", (3,), "Port",
-           {"stride": "output_stride"}),
+    Module((*PORTS, *OLD_20), f"{_MODERN}num_kv_heads=None, {_DROPS}", ALL, "Port", _STEPS),
+    Module((*OLD_14, *OLD_17), f"dim, kernel_size, dilation=1, num_heads=1, {_DROPS}", PLANE,
+           "Port", _DIM),
+    Module(("mps_v017",), f"{_MODERN}num_kv_heads=None, {_DROPS}", (3,), "Port", _STEPS),
+    Module(("mlx_v017",),
+           f"dim, kernel_size, dilation=1, is_causal=False, num_heads=1, {_DROPS}", (3,), "Port",
+           _DIM),
 )  # fmt: skip
 
 # Where a release keeps its modules, besides its top.
 MODULE_PLACES = {
     "natten": "modules", "v020": "modules", "v017": "na{rank}d", "v015": "natten{rank}d",
-    "v014": "natten{rank}d", "natten_mps": "nn",
+    "v014": "natten{rank}d", "natten_mps": "nn", "natten_mlx": "nn",
 }  # fmt: skip
 
 # The context's functions (and constants) of a release, in its module and where it shows them again.
@@ -377,6 +404,8 @@ SUPPORT = {
         "flops": ("_flops", [*_FLOPS, "fna_flop_count", "na_av_flop_count", "na_qk_flop_count"]),
         "libnatten": ("_internals", ["compute_delta"]),
         "utils": ("_checks", ["check_all_args", "get_num_na_weights"]),
+        "utils.checks": ("_checks", None),
+        "utils.misc": ("_natten_utils", ["get_device_cc"]),
         "utils.log": ("_log", ITSELF),
         "utils.testing": ("_testing", None),
     },
@@ -399,14 +428,19 @@ SUPPORT = {
         "utils.params": ("_port_utils", None),
         "": ("_port_backends", ["has_metal", "has_nanobind"]),
     },
-    "ports_v014": {"": ("_flops", ["add_natten_handle"])},
-    "ports_v017": {
+    "mps_v014": {"": ("_flops", ["add_natten_handle"])},
+    "mps_v017": {
         "": ("_flops", ["add_natten_handle"]),
         "has": ("_port_backends", ["has_cuda", "has_mps", "has_gemm", "has_fna"]),
     },
-    "ports_v020": {"has": ("_port_backends", ["has_cuda", "has_mps", "has_fna"])},
+    "mps_v020": {"has": ("_port_backends", ["has_cuda", "has_mps", "has_fna"])},
+    "mlx_v014": {"": ("_port_backends", ["add_natten_handle"])},
+    "mlx_v017": {
+        "": ("_port_backends", ["add_natten_handle"]),
+        "has": ("_port_backends", ["has_cuda", "has_mps", "has_mlx", "has_gemm", "has_fna"]),
+    },
+    "mlx_v020": {"has": ("_port_backends", ["has_cuda", "has_mps", "has_mlx", "has_fna"])},
 }  # fmt: skip
-SUPPORT["v020"] = SUPPORT["natten"]
 
 #: release -> submodules whose public names its top shows again
 SHOWN = {
@@ -417,7 +451,99 @@ SHOWN = {
     "v014": (),
     "natten_mps": ("functional", "merge", "_core", "support_matrix"),
     "natten_mlx": ("functional", "merge", "_core", "support_matrix"),
-    "ports_v014": ("functional",),
-    "ports_v017": ("functional", "has"),
-    "ports_v020": ("functional", "has"),
+    **dict.fromkeys(OLD_14, ("functional",)),
+    **dict.fromkeys((*OLD_17, *OLD_20), ("functional", "has")),
 }
+
+_UTILS = {
+    "utils.tuples": ("_natten_utils", ["ceil_div_int", "ceil_div_tuple", "create_dim_from_int",
+                                       "create_causal_arg_from_bool"]),
+    "utils.device": ("_natten_utils", ["is_cuda", "is_rocm", "is_cpu", "get_device_cc"]),
+}  # fmt: skip
+SUPPORT["v020"] = {**SUPPORT["natten"], **_UTILS}
+SUPPORT["natten"] |= {
+    "utils.tuples": ("_natten_utils", [*_UTILS["utils.tuples"][1], "mul_tuple", "sub_tuple"]),
+    "utils.device": _UTILS["utils.device"],
+    "utils.environment": ("_natten_utils", ["parse_env_flag", "parse_env_int", "parse_env_str",
+                                            "is_torch_compiling"]),
+}  # fmt: skip
+
+_RANKS = "na1d_{0}", "na2d_{0}", "na3d_{0}"
+
+
+def _backend_modules():
+    """A module for each of NATTEN's kernels, with what natten.backends has of it."""
+    for path, kernel in (("", "cutlass"), ("hopper_", "cutlass_hopper"),
+                         ("blackwell_", "cutlass_blackwell")):  # fmt: skip
+        fna, fmha = f"{kernel}_fna", f"{kernel}_fmha"
+        yield f"backends.{path}fna", ("backends", [
+            f"{fna}_generic", f"can_run_{fna}", *(name.format(fna) for name in _RANKS)
+        ])  # fmt: skip
+        yield f"backends.{path}fmha", ("backends", [fmha, f"can_run_{fmha}"])
+    yield "backends.flex", ("backends", [
+        "flex_fna_generic", "flex_fmha", "can_run_flex_attention",
+        *(name.format("flex") for name in _RANKS),
+    ])  # fmt: skip
+    yield "backends.configs.checks", ("backends", [n for n in _CHOICES if n.startswith("can_run")])
+
+
+_TODAY = {
+    "attn_merge": ("functional", ["merge_attentions"]),
+    **dict(_backend_modules()),
+    "token_permute.frontend": (
+        "token_permute", ["token_permute_operation", "token_unpermute_operation"]
+    ),
+}  # fmt: skip
+_OF_RANKS = tuple(f"NeighborhoodAttention{rank}D" for rank in ALL)
+_PORT_PARTS = {
+    **{f"nn.na{rank}d": ("nn", [_OF_RANKS[rank - 1]]) for rank in ALL},
+    "utils": ("utils.params utils.window", None),
+}
+
+#: release -> submodule -> others, whose names it has too, and which (None: all public ones)
+AGAIN = {
+    "natten": _TODAY,
+    "v020": {k: v for k, v in _TODAY.items() if k not in ("attn_merge", "token_permute.frontend")},
+    "v017": {f"natten{rank}d": (f"na{rank}d", [_OF_RANKS[rank - 1]]) for rank in ALL},
+    "natten_mps": _PORT_PARTS,
+    "natten_mlx": {
+        **_PORT_PARTS,
+        "extras.allin1.reference_impl": (
+            "utils.window", ["get_window_start", "get_window_end", "get_pb_start"]
+        ),
+    },
+}  # fmt: skip
+
+_TILES_OF = ("backward_128x128", "backward_128x64", "backward_64x64", "forward_32x128",
+             "forward_64x128", "forward_64x64")  # fmt: skip
+_CUTLASS = [f"backends.configs.cutlass.fna_{tiles}" for tiles in _TILES_OF]
+#: release -> submodules of which everything belongs to its own kernels: they can be imported, and
+#: what is asked of them is refused by name
+INTERNALS = {
+    "natten": [
+        "_libnatten.stubs", "_libnatten.torch_wrappers", "backends.configs.cutlass.backward_knobs",
+        *_CUTLASS, "profiling_utils.ops", "token_permute.cutlass_impl", "token_permute.torch_impl",
+        "utils.tensor",
+    ],
+    "v020": ["attn_merge", *_CUTLASS, "profiling_utils.ops", "utils.tensor"],
+    "v017": [
+        "autotuner", "autotuner.configs",
+        *(f"autotuner.configs.fna_{tiles}" for tiles in _TILES_OF), "autotuner.fna_backward",
+        "autotuner.fna_forward", "autotuner.misc", "nested", "ops", "utils.tensor",
+    ],
+    "v015": ["nested", "ops", "utils.tensor", "utils.typing"],
+    "natten_mps": [
+        "_core._metal_shaders", "_core.inverse_maps", "_core.pure", "_torch_ops", "autograd",
+        "autograd._factory", "autograd.na1d", "autograd.na2d", "autograd.na3d",
+        "extras.allin1._metal_shaders", "extras.allin1.metal", "extras.allin1.reference_impl",
+    ],
+    "natten_mlx": [
+        "_core._forward_tuning", "_core._metal_sources", "_core._nanobind_impl",
+        "_core._nanobind_metal", "_core.fast_metal", "_core.nanobind", "_core.pure", "autograd",
+        "autograd.na1d", "autograd.na2d", "autograd.na3d", "autograd.split",
+        "extras.allin1.kernels",
+    ],
+}  # fmt: skip
+
+#: The version that a release without one calls itself, of those that have a submodule for it.
+VERSIONS = {"natten": "0.21.6", "v020": "0.20.1", "natten_mps": "0.3.3", "natten_mlx": "0.3.1"}
