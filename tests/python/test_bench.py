@@ -75,6 +75,27 @@ def test_who_is_not_there_says_so():
                     del sys.modules[key]
 
 
+def test_natten_mps_runs_on_metal_where_it_is():
+    class Port:
+        has_metal = staticmethod(lambda: True)
+
+    assert contestants._backend_of(Port) == ("metal", "mps")
+    Port.has_metal = staticmethod(lambda: False)
+    assert contestants._backend_of(Port) == ("pure", "cpu")
+
+
+def test_a_call_waits_for_its_device(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: done.append("waited"))
+
+    def call():
+        done.append("called")
+        return 7
+
+    assert contestants._waiting(call, "mps")() == 7 and done == ["called", "waited"]
+    assert contestants._waiting(call, "cpu") is call
+
+
 def test_times_and_winner():
     times = report.Times.of([4.0, 1.0, 2.0, 3.0])
     assert (times.median_ms, times.min_ms, times.spread) == (3.0, 1.0, 2 / 3)

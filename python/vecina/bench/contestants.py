@@ -32,6 +32,9 @@ class Inputs(NamedTuple):
     additional_keys: Tensor | None
     additional_values: Tensor | None
 
+    def on(self, device: str) -> Inputs:
+        return Inputs(*(None if tensor is None else tensor.to(device) for tensor in self))
+
 
 def draw(row: Row, device: str = "cpu") -> Inputs:
     """Random inputs of a row, the same for everybody."""
@@ -46,6 +49,20 @@ def draw(row: Row, device: str = "cpu") -> Inputs:
     key, value = (tensor(batch, *row.tokens, heads_kv, dim) for _ in range(2))
     extra = [tensor(batch, more, heads_kv, dim) if more else None for _ in range(2)]
     return Inputs(query, key, value, *extra)
+
+
+def _waiting(call: Callable, device: str) -> Callable:
+    """call, until the device has done it."""
+    if device == "cpu":
+        return call
+    wait = getattr(torch, device).synchronize
+
+    def synchronized():
+        result = call()
+        wait()
+        return result
+
+    return synchronized
 
 
 def _with_merge(row: Row, attend: Callable, merge: Callable) -> Callable:
@@ -174,9 +191,16 @@ def _natten(row: Row, inputs: Inputs) -> Callable:
     return _with_merge(row, attend, lambda *parts: natten.merge_attentions(*parts, False))
 
 
+def _backend_of(natten_mps) -> tuple[str, str]:
+    """(its backend, the device of its tensors): Metal where it is, on a Mac."""
+    return ("metal", "mps") if natten_mps.has_metal() else ("pure", "cpu")
+
+
 def _natten_mps(row: Row, inputs: Inputs) -> Callable:
     natten_mps = _package("natten_mps")
-    natten_mps.set_backend("pure")
+    backend, device = _backend_of(natten_mps)
+    natten_mps.set_backend(backend)
+    inputs = inputs.on(device)
     function = getattr(natten_mps, f"na{len(row.tokens)}d")
 
     def attend(return_lse: bool):
@@ -185,7 +209,8 @@ def _natten_mps(row: Row, inputs: Inputs) -> Callable:
             additional_keys=inputs.additional_keys, additional_values=inputs.additional_values,
         )  # fmt: skip
 
-    return _with_merge(row, attend, lambda *parts: natten_mps.merge_attentions(*parts, False))
+    call = _with_merge(row, attend, lambda *parts: natten_mps.merge_attentions(*parts, False))
+    return _waiting(call, device)
 
 
 def _natten_mlx(row: Row, inputs: Inputs) -> Callable:
