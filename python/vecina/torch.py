@@ -264,6 +264,19 @@ def _forward_vmap(info, in_dims, *args):
 torch.library.register_vmap("vecina::forward", _forward_vmap, lib=_library)
 
 
+def _merge_vmap(info, in_dims, outputs, lses, backend):
+    size = info.batch_size
+    outputs, lses = (
+        [_fold(t, dim, size) for t, dim in zip(tensors, dims or [None] * len(tensors))]
+        for tensors, dims in zip((outputs, lses), in_dims)
+    )
+    found = torch.ops.vecina.merge(outputs, lses, backend)
+    return tuple(result.unflatten(0, (size, -1)) for result in found), (0, 0)
+
+
+torch.library.register_vmap("vecina::merge", _merge_vmap, lib=_library)
+
+
 def _flops(query, value, key, additional, parameters) -> int:
     """Of both products. A window that causality cuts counts whole."""
     rank, kernel_size, output_stride = parameters[0], parameters[1], parameters[6]

@@ -77,13 +77,13 @@ def neighborhoods(rank, option):
     return tensors, call
 
 
-def attention(is_causal, additional):
+def attention(is_causal, additional, scale=None):
     tensors = [randn(2, 4, 4, 3), randn(2, 6, 2, 3), randn(2, 6, 2, 2)]
     more = [randn(2, 2, 2, 3, seed=3), randn(2, 2, 2, 2, seed=4)] if additional else []
 
     def call(query, key, value, keys=None, values=None):
         return vt.attention(
-            query, key, value, is_causal, additional_keys=keys, additional_values=values,
+            query, key, value, is_causal, scale, additional_keys=keys, additional_values=values,
             return_lse=True,
         )  # fmt: skip
 
@@ -99,6 +99,7 @@ def merge(count):
 def halves(rank, option, half):
     window, tokens = window_of(rank, option), TOKENS[rank]
     window["right_aligned"] = rank == 2
+    scale = dict(scale=option["scale"]) if "scale" in option else {}
     first = [randn(1, *tokens, 4, 3), randn(1, *tokens, 2, 3, seed=1)]
     more = [randn(1, 2, 2, 3, seed=2)]
     sizes = per_axis(window["kernel_size"], rank)
@@ -106,7 +107,7 @@ def halves(rank, option, half):
         bias = randn(4, *(2 * k - 1 for k in sizes))
 
         def call(query, key, keys, bias):
-            logits = vt.qk(query, key, **window, additional_keys=keys, bias=bias)
+            logits = vt.qk(query, key, **window, **scale, additional_keys=keys, bias=bias)
             return logits.clamp(min=-50.0)  # -inf has no finite difference
 
         return [*first, *more, bias], call
@@ -118,53 +119,73 @@ def halves(rank, option, half):
     )
 
 
-def packed(rank):
-    extents = [TOKENS[rank], [n - 1 for n in TOKENS[rank]]]
+def packed(rank, option):
+    window = window_of(rank, option)
+    sizes = per_axis(window["kernel_size"], rank)
+    least = [k * window.get("dilation", 1) for k in sizes]
+    extents = [TOKENS[rank], [max(n - 1, m) for n, m in zip(TOKENS[rank], least)]]
     tokens = int(sum(np.prod(e) for e in extents))
     lengths, longest = torch.tensor(extents), list(TOKENS[rank])
-    bias = randn(4, *(2 * k - 1 for k in KERNEL[rank]))
     tensors = [randn(1, tokens, 4, 3), randn(1, tokens, 2, 3), randn(1, tokens, 2, 2)]
-    tensors += [randn(2, 2, 2, 3), randn(2, 2, 2, 2), bias]
+    tensors += [randn(2, 2, 2, 3), randn(2, 2, 2, 2), randn(4, *(2 * k - 1 for k in sizes))]
 
     def call(query, key, value, keys, values, bias):
         return vt.neighborhood_attention_varlen(
-            query, key, value, lengths, KERNEL[rank], max_lengths=longest, additional_keys=keys,
-            additional_values=values, bias=bias, return_lse=True,
+            query, key, value, lengths, **window, scale=option.get("scale"), max_lengths=longest,
+            additional_keys=keys, additional_values=values, bias=bias, return_lse=True,
         )  # fmt: skip
 
     return tensors, call
 
 
-def packed_attention(is_causal):
+def packed_attention(is_causal, additional, scale=None):
     keys, queries = torch.tensor([5, 2]), torch.tensor([3, 4])
     tensors = [randn(1, 7, 4, 3), randn(1, 7, 2, 3, seed=1), randn(1, 7, 2, 2)]
-    return tensors, lambda q, k, v: vt.attention_varlen(
-        q, k, v, keys, is_causal, query_lengths=queries, max_length=5, max_query_length=4,
-        return_lse=True,
-    )  # fmt: skip
+    more = [randn(2, 2, 2, 3, seed=3), randn(2, 2, 2, 2, seed=4)] if additional else []
+
+    def call(query, key, value, more_keys=None, more_values=None):
+        return vt.attention_varlen(
+            query, key, value, keys, is_causal, scale, query_lengths=queries, max_length=5,
+            max_query_length=4, additional_keys=more_keys, additional_values=more_values,
+            return_lse=True,
+        )  # fmt: skip
+
+    return tensors + more, call
 
 
 CASES = {
     f"na{rank}d {name}": neighborhoods(rank, option)
     for rank in TOKENS for name, option in OPTIONS.items()
 }  # fmt: skip
-#: One case of everything that is an operation of its own.
+#: Everything that is an operation of its own.
 OTHERS = {
     "attention": attention(False, False),
+    "attention scale": attention(False, True, scale=0.3),
     "attention causal, additional": attention(True, True),
     "merge of 2": merge(2),
     "merge of 3": merge(3),
-    "attention_varlen": packed_attention(False),
-    "attention_varlen causal": packed_attention(True),
-    **{f"na{rank}d_varlen": packed(rank) for rank in TOKENS},
+    "attention_varlen": packed_attention(False, False),
+    "attention_varlen scale": packed_attention(False, True, scale=0.3),
+    "attention_varlen causal, additional": packed_attention(True, True),
+    **{f"na{rank}d_varlen plain": packed(rank, {}) for rank in TOKENS},
 }
+#: Options that the two halves and packed samples have too; groups, bias and additional tokens are
+#: in every case of theirs.
+SHARED = (
+    "plain", "even window", "window of the axis", "dilation", "stride", "causal", "causal, stride",
+)  # fmt: skip
 HALVES = {
     f"{half} {rank}d {name}": halves(rank, OPTIONS[name], half)
     for half in ("qk", "av") for rank in TOKENS
-    for name in ("plain", "dilation", "stride", "output stride", "causal")
+    for name in (*SHARED, "output stride", *(("scale",) if half == "qk" else ()))
 }  # fmt: skip
+PACKED = {
+    f"na{rank}d_varlen {name}": packed(rank, OPTIONS[name])
+    for rank in TOKENS for name in (*SHARED[1:], "scale")
+}  # fmt: skip
+EVERY = {**CASES, **OTHERS, **HALVES, **PACKED}
 FEW = {
-    name: case for name, case in {**CASES, **OTHERS, **HALVES}.items()
+    name: case for name, case in EVERY.items()
     if name in OTHERS or name.endswith((" all", "d lengths")) or name in ("qk 3d causal", "av 2d causal")
 }  # fmt: skip
 
@@ -173,9 +194,9 @@ def leaves_of(tensors):
     return [tensor.clone().requires_grad_() for tensor in tensors]
 
 
-@pytest.mark.parametrize("name", [*CASES, *OTHERS, *HALVES])
+@pytest.mark.parametrize("name", EVERY)
 def test_gradcheck(name):
-    tensors, call = {**CASES, **OTHERS, **HALVES}[name]
+    tensors, call = EVERY[name]
     assert torch.autograd.gradcheck(call, leaves_of(tensors), fast_mode=True)
 
 
@@ -214,8 +235,19 @@ def test_opcheck(name):
     names = {str(op) for op in recorder.calls}
     assert any("backward" in op for op in names) and len(names) >= 2
     for op, args in recorder.calls.items():
-        if "axis_tables" not in str(op):
-            torch.library.opcheck(op, as_leaves(args, "backward" not in str(op)))
+        torch.library.opcheck(op, as_leaves(args, "backward" not in str(op)))
+
+
+def test_every_op_was_looked_at():
+    """vecina's ops are those of the cases above, and the tables of those composed for devices."""
+    torch.library.opcheck(torch.ops.vecina.axis_tables.default, (9, 3, 1, 2, True, 1, False))
+    found = {
+        schema.name for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("vecina::")
+    }  # fmt: skip
+    halves = {"forward", "merge", "qk", "av"}
+    named = {"axis_tables", *halves, *(f"{name}_backward" for name in halves - {"forward"}), "backward"}
+    assert found == {f"vecina::{name}" for name in named}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -231,3 +263,41 @@ def test_compiles_whole(name, dynamic):
     loss_of(wanted).backward()
     for mine, theirs in zip(leaves, again):
         torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_compiles_to_code():
+    """With the compiler's own code around the op, where aot_eager above has PyTorch's."""
+    tensors, call = FEW["na2d all"]
+    torch.compiler.reset()
+
+    def around(*inputs):
+        return sum(part.sin().sum() for part in call(*(t * 2 for t in inputs)))
+
+    compiled = torch.compile(around, fullgraph=True)
+    leaves, again = leaves_of(tensors), leaves_of(tensors)
+    found, wanted = compiled(*leaves), around(*again)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    wanted.backward()
+    for mine, theirs in zip(leaves, again):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_results_are_the_same_bits_for_any_number_of_threads():
+    import vecina
+
+    tensors, call = neighborhoods(2, dict(OPTIONS["all"], kernel_size=2))
+    tensors = [t.repeat(3, *(1 for _ in t.shape[1:])) if i < 5 else t for i, t in enumerate(tensors)]
+    results = []
+    try:
+        for threads in (1, 2, 3, 2):
+            vecina.set_num_threads(threads)
+            leaves = leaves_of(tensors)
+            output, lse = call(*leaves)
+            (output.square().sum() + lse.sum()).backward()
+            results.append([output, lse, *(leaf.grad for leaf in leaves)])
+    finally:
+        vecina.set_num_threads(0)
+    for again in results[1:]:
+        for mine, first in zip(again, results[0]):
+            assert torch.equal(mine, first)

@@ -43,6 +43,29 @@ def test_vmap_is_one_by_one():
     torch.testing.assert_close(found[:, 3], call(query[3], key[0], value[0])[0])
 
 
+@pytest.mark.parametrize("name", ["attention", "qk", "av", "merge", "module"])
+def test_vmap_of_every_function(name):
+    query, key, value = leaves(4, 2, 7, 2, 4)
+    weights, lses = torch.randn(4, 2, 7, 2, 3), torch.randn(2, 4, 2, 7, 2)
+    layer = vt.NeighborhoodAttention1D(8, 2, 3, rel_pos_bias=True)
+    call, inputs = {
+        "attention": (lambda q, k, v: vt.attention(q, k, v, True), (query, key, value)),
+        "qk": (lambda q, k: vt.qk(q, k, 3, dilation=2), (query, key)),
+        "av": (lambda w, v: vt.av(w, v, 3, stride=2), (weights.requires_grad_(), value)),
+        "merge": (lambda a, b, c, d: vt.merge_attentions([a, b], [c, d])[0],
+                  (query, key, *(lse.requires_grad_() for lse in lses.unbind()))),
+        "module": (layer, (query.detach().flatten(-2).requires_grad_(),)),
+    }[name]  # fmt: skip
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    again = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    found, wanted = torch.vmap(call)(*inputs), torch.stack([call(*p) for p in zip(*again)])
+    torch.testing.assert_close(found, wanted)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for mine, his in zip(inputs, again):
+        torch.testing.assert_close(mine.grad, his.grad)
+
+
 def test_vmap_over_a_bias_says_no():
     query, key, value = leaves(1, 7, 2, 4)
     bias = torch.zeros(3, 2, 5)
@@ -78,6 +101,15 @@ def test_export(decomposed):
             program = torch.export.export(net, (x,))
         assert len(ops_of_vecina(program)) == (0 if decomposed else 2)
         torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_export_with_dynamic_shapes():
+    net, x = Net().eval(), torch.randn(2, 6, 7, 8)
+    batch, rows = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("rows", min=6, max=64)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: batch, 1: rows},))
+        for other in (torch.randn(1, 9, 7, 8), torch.randn(5, 6, 7, 8)):
+            torch.testing.assert_close(program.module()(other), net(other), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("grad", [False, True])
