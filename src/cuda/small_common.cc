@@ -84,6 +84,7 @@ FillParams<vecina_forward_args> filler(const Params& params) {
 }
 
 constexpr double kMaxOffset = 2147483647.0;
+constexpr int64_t kMaxOuterBlocks = 65535;  // of a grid's second and third dimension
 
 }  // namespace
 
@@ -272,9 +273,26 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
   return params;
 }
 
-void set_launch(const WideParams& params, bool is_wide, double blocks, uint32_t threads,
-                const DeviceFacts& facts, ForwardLaunch* launch) {
-  launch->grid[0] = static_cast<uint32_t>(blocks);
+bool set_grid(const Problem& problem, const SmallTiles& tiles, ForwardLaunch* launch) {
+  const int64_t head_blocks = (problem.heads() / tiles.heads) * tiles.column_tiles;
+  int64_t grid[3] = {tiles.count[2], tiles.count[1], tiles.count[0]};
+  if (problem.rank() == 1) {
+    grid[1] = head_blocks;
+    grid[2] = problem.num_samples();
+  } else {
+    grid[2] *= head_blocks * problem.num_samples();
+  }
+  const bool is_flat = grid[1] > kMaxOuterBlocks || grid[2] > kMaxOuterBlocks;
+  if (is_flat) {
+    grid[0] *= grid[1] * grid[2];
+    grid[1] = grid[2] = 1;
+  }
+  for (int d = 0; d < 3; ++d) launch->grid[d] = static_cast<uint32_t>(grid[d]);
+  return is_flat;
+}
+
+void set_launch(const WideParams& params, bool is_wide, uint32_t threads, const DeviceFacts& facts,
+                ForwardLaunch* launch) {
   launch->block[0] = threads;
   launch->is_programmatic = facts.compute_capability >= 90;
   launch->params_bytes = is_wide ? sizeof(WideParams) : sizeof(NarrowParams);

@@ -70,9 +70,11 @@ void set_lengths(const Args& args, vecina::cuda::SampleLengths* lengths);
 // Everything of the parameters but the pointers.
 WideParams make_params(const Problem& problem, const vecina_forward_args& example,
                        const SmallTiles& tiles);
-// Sets grid, block and what fills the parameters: with wide offsets or with narrow ones.
-void set_launch(const WideParams& params, bool is_wide, double blocks, uint32_t threads,
-                const DeviceFacts& facts, ForwardLaunch* launch);
+// Sets block and what fills the parameters: with wide offsets or with narrow ones.
+void set_launch(const WideParams& params, bool is_wide, uint32_t threads, const DeviceFacts& facts,
+                ForwardLaunch* launch);
+// Sets the grid of at most kMaxBlocks blocks; true if it is flat (small_geometry.cuh).
+bool set_grid(const Problem& problem, const SmallTiles& tiles, ForwardLaunch* launch);
 
 // Neighbouring elements of a row that one thread takes: 1, 2, 4, ... up to `bytes`, a divisor of
 // head_dim. Independent of addresses and strides, since it decides the order of sums.

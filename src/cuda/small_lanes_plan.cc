@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Sizes were chosen from measurements on an H200 (benchmarks/results): 16 queries of 8 threads a
-// block for f32 rows of 32 columns, two query heads a thread where they share their keys.
+// block for f32 rows of 32 columns, half as many where blocks are few; two query heads a thread
+// where they share their keys.
 #include "cuda/small_lanes_plan.h"
 
 #include <fmt/format.h>
@@ -16,7 +17,8 @@ namespace {
 
 using vecina::cuda::SmallLanesConfig;
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;    // of a block
+constexpr int kFewThreads = 64;  // where those would not reach every multiprocessor
 constexpr int kMaxLanes = 32;
 constexpr int kLoadBytes = 16;
 constexpr int kMaxColumns = 16;  // elements of a row that a thread holds
@@ -63,12 +65,12 @@ std::string print(const SmallLanesConfig& c) {
       ".value_columns = {}, .heads = {}, "
       ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
-      ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}}}",
+      ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}, .has_flat_grid = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
       c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once,
       c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
       c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias, c.lengths,
-      c.has_wide_offsets);
+      c.has_wide_offsets, c.has_flat_grid);
 }
 
 double lanes_blocks(const Problem& problem) {
@@ -124,17 +126,27 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   }
   if (config.is_unrolled) config.additional_tokens = static_cast<int>(problem.additional_tokens());
 
-  SmallTiles tiles = make_tiles(problem, spread_queries(problem, kThreads / config.lanes));
-  tiles.heads = config.heads;
-  tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
+  int threads = kThreads;
+  const auto cut = [&] {
+    SmallTiles tiles = make_tiles(problem, spread_queries(problem, threads / config.lanes));
+    tiles.heads = config.heads;
+    tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
+    return tiles;
+  };
+  SmallTiles tiles = cut();
+  if (count_blocks(problem, tiles) < facts.multiprocessors) {
+    threads = kFewThreads;
+    tiles = cut();
+  }
   std::copy(tiles.tile.begin(), tiles.tile.end(), config.tile);
 
   const double blocks = count_blocks(problem, tiles);
   ForwardLaunch launch;
+  config.has_flat_grid = set_grid(problem, tiles, &launch);
   launch.source = {"small_lanes.cu", "small_lanes_forward", "small_lanes_config.h",
                    "SmallLanesConfig", print(config)};
-  set_launch(make_params(problem, example, tiles), config.has_wide_offsets, blocks, kThreads, facts,
-             &launch);
+  set_launch(make_params(problem, example, tiles), config.has_wide_offsets,
+             static_cast<uint32_t>(threads), facts, &launch);
   launch.description =
       fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
                   R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",

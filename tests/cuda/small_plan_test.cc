@@ -104,6 +104,58 @@ TEST(SmallPlan, GeometryOfAttentionWithLengthsComesWithTheRun) {
   EXPECT_NE(config_of(line + " lengths padded").find(".is_unrolled = false"), std::string::npos);
 }
 
+ForwardLaunch launch_for(const std::string& line) {
+  const Problem problem = parsed(line);
+  std::vector<ForwardLaunch> launches;
+  EXPECT_TRUE(small_plan_forward(problem, example_of(problem), {}, &launches).ok());
+  return launches.empty() ? ForwardLaunch() : launches.front();
+}
+
+// Beside the grid: whether the kernel was told that it is flat.
+void expect_grid(const std::string& line, std::array<uint32_t, 3> grid, bool is_flat) {
+  const ForwardLaunch launch = launch_for(line);
+  EXPECT_EQ(std::to_array(launch.grid), grid) << line;
+  EXPECT_NE(launch.source.config.find(is_flat ? ".has_flat_grid = true" : ".has_flat_grid = false"),
+            std::string::npos)
+      << line << ": " << launch.source.config;
+}
+
+TEST(SmallPlan, TheGridCountsTilesInItsFirstDimensions) {
+  expect_grid("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32", {16, 8, 2}, false);
+  expect_grid("1d 5 kernel_size 5 batch 3 heads 2 head_dim 12 head_dim_value 600 dtype f64",
+              {3, 2 * 2, 3}, false);  // two tiles of columns
+  expect_grid("2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32", {16, 4, 2 * 4}, false);
+  expect_grid("3d 8x9x10 kernel_size 2 batch 3 heads 2 head_dim 8 dtype f64", {3, 3, 4 * 3 * 2},
+              false);
+}
+
+TEST(SmallPlan, AGridIsFlatWhereItsDimensionsAreTooShort) {
+  expect_grid("1d 3 kernel_size 3 batch 65535 heads 1 head_dim 8", {1, 1, 65535}, false);
+  expect_grid("1d 3 kernel_size 3 batch 65536 heads 1 head_dim 8", {65536, 1, 1}, true);
+  expect_grid("1d 17 kernel_size 17 batch 70000 heads 2 head_dim 32", {2 * 2 * 70000, 1, 1}, true);
+  expect_grid("2d 2x3 kernel_size 2 batch 7000 heads 10 head_dim 8", {70000, 1, 1}, true);
+}
+
+TEST(SmallPlan, BoxesWhoseKeysFillTilesAreCheaper) {
+  const auto config = [](const std::string& line) { return launch_for(line).source.config; };
+  const std::string line = "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32";
+  EXPECT_NE(config(line).find(".union_size = {1, 14, 8}"), std::string::npos) << config(line);
+  // One more key would need a 15th tile; 10 x 10 and it are 13 tiles.
+  const std::string with_token = config(line + " additional 1");
+  EXPECT_NE(with_token.find(".union_size = {1, 10, 10}"), std::string::npos) << with_token;
+  // Filled up beyond the axis: not every key of a tile is there.
+  const std::string filled = config("1d 37 kernel_size 37 batch 2 heads 4 head_dim 32");
+  EXPECT_NE(filled.find(".union_size = {1, 1, 40}, .is_full = {true, true, false}, "
+                        ".is_cut = {false, false, true}"),
+            std::string::npos)
+      << filled;
+}
+
+TEST(SmallPlan, FewBlocksAreSmaller) {
+  EXPECT_EQ(launch_for("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32").block[0], 128u);
+  EXPECT_EQ(launch_for("1d 16 kernel_size 16 batch 4 heads 8 head_dim 32").block[0], 64u);
+}
+
 TEST(SmallPlan, SaysWhatItDoesNotTake) {
   EXPECT_NE(small_why_not(parsed("1d 500000000 kernel_size 5 batch 2000 heads 64 head_dim 8"),
                           Pass::forward, {}),
@@ -125,7 +177,8 @@ TEST(SmallPlan, TheUnionHoldsEveryWindowOfABox) {
     axis.is_causal = random.chance(0.3);
     axis.extent = axis.query_extent = random.integer(axis.kernel_size * axis.dilation, 50);
     const int box = 1 << random.integer(0, 4);
-    const auto size = static_cast<int>(union_size(axis, box));
+    auto size = static_cast<int>(union_size(axis, box));
+    if (random.chance(0.5)) size = (size + 7) / 8 * 8;  // filled up to whole tiles
     for (int group = 0; group < axis.dilation; ++group) {
       const int length =
           na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation), group);

@@ -9,6 +9,9 @@
 // second product as they lie; value gives it columns 4g to 4g + 3 (g = lane / 4) of two keys, so it
 // ends with 8 neighbouring columns of the output.
 //
+// A tile of 8 keys is a piece of a row of the union where rows are whole tiles: its place is known
+// when the kernel is compiled. Other unions are one list of keys, cut into tiles every 8 keys.
+//
 // f32 is computed in three TF32 products whose two small terms have sums of their own.
 //
 // Masked keys count 0 times their value, which is not 0 for a NaN or infinity. Where a result is
@@ -37,17 +40,26 @@ constexpr int kRowHeads = kConfig.heads;
 static_assert(kConfig.box[0] * kConfig.box[1] * kConfig.box[2] * kRowHeads == 16, "rows of a warp");
 constexpr int kBoxes = kConfig.boxes[0] * kConfig.boxes[1] * kConfig.boxes[2];
 constexpr int kSplit = kConfig.warps_per_box;
+constexpr bool kIsPair = kSplit == 2;  // each warp finishes half of the rows
 constexpr int kThreads = 32 * kBoxes * kSplit;
 constexpr int kUnion = kConfig.union_size[0] * kConfig.union_size[1] * kConfig.union_size[2];
 constexpr int kAdditional = kConfig.additional_tokens;
 constexpr int kList = kUnion + kAdditional;
+// The 8 keys of a tile are neighbours along the innermost axis.
+constexpr bool kHasWholeTiles = kConfig.union_size[2] % 8 == 0;
 // Tiles of 8 keys of a warp; 16-bit products take two at a time.
 constexpr int kTilesOfSplit = ((kList + 7) / 8 + kSplit - 1) / kSplit;
 constexpr int kTiles = kIsF32 ? kTilesOfSplit : (kTilesOfSplit + 1) / 2 * 2;
 constexpr bool kHasMasks = kList != 8 * kTiles * kSplit || !kConfig.is_full[0] ||
                            !kConfig.is_full[1] || !kConfig.is_full[2];
 constexpr int kPitch = kColumns + 4;  // of partial sums in shared memory
-constexpr float kLowest = -3e38f;     // below every logit but -infinity
+constexpr int kRowTiles = kHasWholeTiles ? kConfig.union_size[2] / 8 : 1;  // of the innermost axis
+constexpr bool kHasOuterAxes = kUnion > kConfig.union_size[2];
+// Tiles of a warp follow each other along one axis, or rows of tiles do.
+constexpr bool kHasEvenSteps = kHasWholeTiles && kConfig.union_size[0] == 1 &&
+                               (!kHasOuterAxes || kTiles % kRowTiles == 0) && !kConfig.is_cut[1] &&
+                               !kConfig.is_cut[2];
+constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
 VECINA_DEVICE SmallWindow window_rule(int a) {
   return {kConfig.kernel_size[a], kConfig.stride[a], kConfig.dilation[a], 1, kConfig.is_causal[a]};
@@ -82,7 +94,7 @@ struct Row {
 
 VECINA_DEVICE Box make_box(const Params& params) {
   Box box = {};
-  int block = static_cast<int>(blockIdx.x);
+  const BlockPlace block = block_place<kConfig.rank, 1, kConfig.has_flat_grid>(params);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   box.split = warp % kSplit;
   int place = warp / kSplit;
@@ -90,7 +102,7 @@ VECINA_DEVICE Box make_box(const Params& params) {
 #pragma unroll
   for (int a = 2; a >= 3 - kConfig.rank; --a) {
     const SmallAxis<int>& axis = params.axes[2 - a];
-    const int tile = divide_off(block, axis.tiles, axis.query_tiles);
+    const int tile = block.tile[a];
     const int dilation = kConfig.dilation[a];
     box.residue[a] = tile % dilation;
     box.first[a] = (tile / dilation) * (kConfig.box[a] * kConfig.boxes[a]) +
@@ -113,10 +125,9 @@ VECINA_DEVICE Box make_box(const Params& params) {
     box.key.step[a] = dilation * axis.token.key;
     box.value.step[a] = dilation * axis.token.value;
   }
-  box.batch = divide(block, params.head_blocks);
-  const int head_block = block - box.batch * params.num_head_blocks;
-  box.head = head_block * kRowHeads;
-  box.head_kv = divide(head_block, params.blocks_per_group);
+  box.batch = block.batch;
+  box.head = block.head_block * kRowHeads;
+  box.head_kv = divide(block.head_block, params.blocks_per_group);
   box.key.sample = params.key + static_cast<long long>(box.batch) * params.batch.key;
   box.key.origin = static_cast<unsigned>(box.head_kv * params.head.key + key_offset);
   box.value.sample = params.value + static_cast<long long>(box.batch) * params.batch.value;
@@ -165,46 +176,83 @@ struct Key {
   int at[3];
 };
 
-// Key tile * 8 + place of the part that begins at `first`; `place` is below 8. Places beyond the
-// list are its last key again, which is_visible leaves out.
-VECINA_DEVICE Key list_key(int first, int tile, int place) {
-  Key key;
-  key.number = static_cast<unsigned>(first + 8 * tile + place);
-  unsigned rest = key.number;
-  if (8 * (kTiles * (kSplit - 1) + tile) + 7 >= kList) rest = min(rest, kList - 1u);
+// A part's tile may lie beyond `count` keys of the list.
+VECINA_DEVICE constexpr bool may_exceed(int tile, int count) {
+  return 8 * (kTiles * (kSplit - 1) + tile) + 7 >= count;
+}
+
+// Key `place`, below 8, of a tile of the part `split`. Places beyond the list are its last keys
+// again, which is_visible leaves out.
+VECINA_DEVICE Key list_key(int split, int tile, int place) {
+  Key key = {};
+  key.number = static_cast<unsigned>(8 * (kTiles * split + tile) + place);
+  if constexpr (kHasWholeTiles) {
+    constexpr bool is_even = kTiles % kRowTiles == 0;  // each part begins with a row of tiles
+    int in_row = kTiles * split + tile, row = 0;
+    if (kHasOuterAxes) {
+      row = is_even ? kTiles / kRowTiles * split + tile / kRowTiles : in_row / kRowTiles;
+      in_row = is_even ? tile % kRowTiles : in_row % kRowTiles;
+      if (may_exceed(tile, kUnion)) row = na_min(row, kUnion / kConfig.union_size[2] - 1);
+    } else if (may_exceed(tile, kUnion)) {
+      in_row = na_min(in_row, kRowTiles - 1);
+    }
+    key.at[2] = 8 * in_row + place;
+    key.at[1] = kConfig.rank < 3 ? row : row % kConfig.union_size[1];
+    key.at[0] = kConfig.rank < 3 ? 0 : row / kConfig.union_size[1];
+  } else {
+    unsigned rest = key.number;
+    if (may_exceed(tile, kList)) rest = min(rest, kList - 1u);
 #pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    const auto size = static_cast<unsigned>(kConfig.union_size[a]);
-    key.at[a] = static_cast<int>(a <= 3 - kConfig.rank ? rest : rest % size);
-    rest = a <= 3 - kConfig.rank ? 0u : rest / size;
+    for (int a = 2; a >= 0; --a) {
+      const auto size = static_cast<unsigned>(kConfig.union_size[a]);
+      key.at[a] = static_cast<int>(a <= 3 - kConfig.rank ? rest : rest % size);
+      rest = a <= 3 - kConfig.rank ? 0u : rest / size;
+    }
   }
   return key;
 }
 // Beyond the union come the additional tokens.
 VECINA_DEVICE bool may_be_additional(int tile) {
-  return kAdditional > 0 && 8 * (kTiles * (kSplit - 1) + tile) + 7 >= kUnion;
+  return kAdditional > 0 && may_exceed(tile, kUnion);
 }
 
-// Where a key of the list lies, for key or for value. The base is the same for the whole block, so
-// that it takes no register of a thread.
-struct Place {
-  const char* base;
-  unsigned offset;
-};
-VECINA_DEVICE Place place_of(const Side& side, const Box& box, const Key& key, int tile) {
-  Place place = {side.sample, side.origin};
+// A thread's way along the rows of key, or of value: the one at `place` of each tile.
+struct Rows {
+  const Side* side;
+  int split, place, column;  // column: in bytes
+  const char* first;         // of the first tile, if steps are even
+
+  VECINA_DEVICE Rows(const Side& of, const Box& box, int in_tile, int column_bytes)
+      : side(&of), split(box.split), place(in_tile), column(column_bytes) {
+    unsigned offset = of.origin + static_cast<unsigned>(column_bytes + in_tile * of.step[2]);
+    if (kSplit > 1) {
+      offset += static_cast<unsigned>(
+          split * (kHasOuterAxes ? kTiles / kRowTiles * of.step[1] : 8 * kTiles * of.step[2]));
+    }
+    first = of.sample + offset;
+  }
+
+  VECINA_DEVICE const char* at(const Box& box, int tile) const {
+    if (kHasEvenSteps && !may_exceed(tile, kUnion)) {
+      if (!kHasOuterAxes) return first + static_cast<long long>(8 * tile) * side->step[2];
+      return first + static_cast<long long>(tile / kRowTiles) * side->step[1] +
+             static_cast<long long>(tile % kRowTiles * 8) * side->step[2];
+    }
+    const Key key = list_key(split, tile, place);
+    unsigned offset = side->origin + static_cast<unsigned>(column);
 #pragma unroll
-  for (int a = 2; a >= 0; --a) {
-    if (kConfig.union_size[a] == 1) continue;
-    const int at = kConfig.is_cut[a] ? na_min(key.at[a], box.last_key[a]) : key.at[a];
-    place.offset += static_cast<unsigned>(at * side.step[a]);
+    for (int a = 2; a >= 0; --a) {
+      if (kConfig.union_size[a] == 1) continue;
+      const int clamped = kConfig.is_cut[a] ? na_min(key.at[a], box.last_key[a]) : key.at[a];
+      offset += static_cast<unsigned>(clamped * side->step[a]);
+    }
+    if (may_be_additional(tile) && key.number >= kUnion) {
+      const int token = na_min(static_cast<int>(key.number) - kUnion, kAdditional - 1);
+      return side->additional + (token * side->additional_step + column);
+    }
+    return side->sample + offset;
   }
-  if (may_be_additional(tile) && key.number >= kUnion) {
-    const int token = na_min(static_cast<int>(key.number) - kUnion, kAdditional - 1);
-    place = {side.additional, static_cast<unsigned>(token * side.additional_step)};
-  }
-  return place;
-}
+};
 
 VECINA_DEVICE bool is_visible(const Row& row, const Key& key, int tile) {
   bool is_inside = true;
@@ -214,7 +262,7 @@ VECINA_DEVICE bool is_visible(const Row& row, const Key& key, int tile) {
     is_inside = is_inside && static_cast<unsigned>(key.at[a] - row.begin[a]) <
                                  static_cast<unsigned>(row.count[a]);
   }
-  if (8 * (kTiles * (kSplit - 1) + tile) + 7 >= kUnion) {
+  if (may_exceed(tile, kUnion)) {
     is_inside = key.number < kUnion ? is_inside : key.number < kList;
   }
   return is_inside;
@@ -376,7 +424,6 @@ VECINA_DEVICE void multiply_values(const float (&weights)[kTiles][4],
 template <bool is_cleaned>
 VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  const int first = box.split * (8 * kTiles);
 
   unsigned query[2][kWords], key[kTiles][kWords], value[kTiles][2][kValueWords];
 #pragma unroll
@@ -390,26 +437,18 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
                      static_cast<unsigned>(offset),
                  query[i]);
   }
-  Side keys = box.key, values = box.value;
-  keys.origin += static_cast<unsigned>(8 * q * kBytes);
-  values.origin += static_cast<unsigned>(4 * g * kBytes);
-  if constexpr (kAdditional > 0) {
-    keys.additional += 8 * q * kBytes;
-    values.additional += 4 * g * kBytes;
-  }
+  const Rows keys(box.key, box, g, 8 * q * kBytes);
+  const Rows values[2] = {Rows(box.value, box, 2 * q, 4 * g * kBytes),
+                          Rows(box.value, box, 2 * q + 1, 4 * g * kBytes)};
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const Place place = place_of(keys, box, list_key(first, j, g), j);
-    load_key_row(place.base + place.offset, key[j]);
-  }
+  for (int j = 0; j < kTiles; ++j) load_key_row(keys.at(box, j), key[j]);
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const Place place = place_of(values, box, list_key(first, j, 2 * q + e), j);
-      load_value_row(place.base + place.offset, value[j][e]);
-    }
+    for (int e = 0; e < 2; ++e) load_value_row(values[e].at(box, j), value[j][e]);
   }
+  // Products of f32 last long enough for the values to arrive meanwhile.
+  if constexpr (!kIsF32) keep_loads_above();
 
   // Masks, while the loads travel: the sums of masked logits begin at -infinity.
   float logits[kTiles][4];
@@ -417,7 +456,7 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const Key place = list_key(first, j, 2 * q + e);
+      const Key place = list_key(box.split, j, 2 * q + e);
       logits[j][e] = !kHasMasks || is_visible(rows[0], place, j) ? 0.0f : -infinity();
       logits[j][2 + e] = !kHasMasks || is_visible(rows[1], place, j) ? 0.0f : -infinity();
     }
@@ -435,7 +474,6 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
     }
   }
   multiply_keys<Element>(query, key, params.scale, logits);
-  let_next_start();
 
   Sums sums;
   const float scale = kIsF32 ? 1.0f : params.scale;  // f32: in the query already
@@ -460,6 +498,7 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
     sums.total[i] = total;
   }
   multiply_values<Element>(logits, value, sums.output);
+  let_next_start();
 #pragma unroll
   for (int i = 0; i < 2; ++i) sums.total[i] = over_quad(sums.total[i], true);
   return sums;
@@ -588,21 +627,113 @@ VECINA_DEVICE void attend_alone(const Params& params, const Box& box, const Row&
   if (params.lse != nullptr && lane == 0) store_lse(params, box, row, lse);
 }
 
-VECINA_DEVICE float inverse_of(float total) { return total == 0.0f ? 0.0f : 1.0f / total; }
+// A sum of exponentials is 0, or 1 and more.
+VECINA_DEVICE float inverse_of(float total) { return total == 0.0f ? 0.0f : reciprocal(total); }
+
+// A thread's part of one row's sums: columns 8q to 8q + 7 of each 32.
+struct RowSums {
+  float maximum, total;
+  float output[kColumns / 32][8];
+
+  VECINA_DEVICE RowSums(const Sums& sums, int i) : maximum(sums.maximum[i]), total(sums.total[i]) {
+#pragma unroll
+    for (int m = 0; m < kColumns / 32; ++m) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        output[m][t] = sums.output[4 * m + t][2 * i];
+        output[m][4 + t] = sums.output[4 * m + t][2 * i + 1];
+      }
+    }
+  }
+
+  VECINA_DEVICE void add(const RowSums& other) {
+    const float both = larger(maximum, other.maximum);
+    const float weight = power_of_two(maximum - both);
+    const float other_weight = power_of_two(other.maximum - both);
+    maximum = both;
+    total = weight * total + other_weight * other.total;
+#pragma unroll
+    for (int m = 0; m < kColumns / 32; ++m) {
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        output[m][c] = weight * output[m][c] + other_weight * other.output[m][c];
+      }
+    }
+  }
+
+  VECINA_DEVICE void store(const Params& params, const Box& box, const Row& row, int q) const {
+    if (!row.is_query) return;
+    const float inverse = inverse_of(total);
+    char* to = output_row(params, box, row);
+#pragma unroll
+    for (int m = 0; m < kColumns / 32; ++m) {
+      float columns[8];
+#pragma unroll
+      for (int c = 0; c < 8; ++c) columns[c] = output[m][c] * inverse;
+      char* eight = to + (32 * m + 8 * q) * kBytes;
+      if constexpr (kIsF32) {
+        vecina::cuda::store<Element, 4>(columns, eight);
+        vecina::cuda::store<Element, 4>(columns + 4, eight + 16);
+      } else {
+        vecina::cuda::store<Element, 8>(columns, eight);
+      }
+    }
+    if (params.lse != nullptr && q == 0) {
+      store_lse(params, box, row, (maximum + logarithm_of_two(total)) * static_cast<float>(kLn2));
+    }
+  }
+};
+
+// What the two warps of a box hand each other: each its second row, in pieces of a whole warp.
+struct PairSlots {
+  float4* pieces;
+  float2* totals;
+
+  VECINA_DEVICE explicit PairSlots(float4* shared)
+      : pieces(shared), totals(reinterpret_cast<float2*>(shared + kBoxes * 2 * kColumns / 4 * 8)) {}
+
+  VECINA_DEVICE static int slot(int warp, int piece) {
+    return (warp * (kColumns / 16) + piece) * 32 + static_cast<int>(threadIdx.x) % 32;
+  }
+  VECINA_DEVICE void put(int warp, const RowSums& row) const {
+#pragma unroll
+    for (int p = 0; p < kColumns / 16; ++p) {
+      const float* from = row.output[p / 2] + p % 2 * 4;
+      pieces[slot(warp, p)] = make_float4(from[0], from[1], from[2], from[3]);
+    }
+    totals[warp * 32 + static_cast<int>(threadIdx.x) % 32] = make_float2(row.maximum, row.total);
+  }
+  VECINA_DEVICE void get(int warp, RowSums* row) const {
+#pragma unroll
+    for (int p = 0; p < kColumns / 16; ++p) {
+      const float4 four = pieces[slot(warp, p)];
+      float* to = row->output[p / 2] + p % 2 * 4;
+      to[0] = four.x;
+      to[1] = four.y;
+      to[2] = four.z;
+      to[3] = four.w;
+    }
+    const float2 both = totals[warp * 32 + static_cast<int>(threadIdx.x) % 32];
+    row->maximum = both.x;
+    row->total = both.y;
+  }
+};
 
 // The block's work; false if a result is not finite, and some may not be written then.
 template <bool is_cleaned>
 VECINA_DEVICE bool attend_and_store(const Params& params) {
   extern __shared__ float4 shared[];  // kSplit > 1: partial outputs, then maxima and totals
-  float* partial = reinterpret_cast<float*>(shared);
-  float2* totals = reinterpret_cast<float2*>(partial + kSplit * kBoxes * 16 * kPitch);
 
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  const int number = static_cast<int>(threadIdx.x) / 32 / kSplit;  // of the box in its block
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int number = warp / kSplit;  // of the box in its block
   const Box box = make_box(params);
   Row rows[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) rows[i] = make_row(params, box, g + 8 * i);
+  for (int i = 0; i < 2; ++i) {
+    // The first of the two is the one that this warp of a pair finishes.
+    rows[i] = make_row(params, box, g + 8 * (kIsPair ? i ^ box.split : i));
+  }
   if constexpr (!is_cleaned) wait_for_previous();
   const Sums sums = attend<is_cleaned>(params, box, rows);
   const bool is_good = is_cleaned || are_finite(sums);
@@ -610,43 +741,29 @@ VECINA_DEVICE bool attend_and_store(const Params& params) {
   if constexpr (kSplit == 1) {
     if (!__all_sync(0xffffffffu, is_good)) return false;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (!rows[i].is_query) continue;
-      const float inverse = inverse_of(sums.total[i]);
-      char* to = output_row(params, box, rows[i]);
-#pragma unroll
-      for (int m = 0; m < kColumns / 32; ++m) {
-        float columns[8];
-#pragma unroll
-        for (int t = 0; t < 4; ++t) {
-          columns[t] = sums.output[4 * m + t][2 * i] * inverse;
-          columns[4 + t] = sums.output[4 * m + t][2 * i + 1] * inverse;
-        }
-        char* eight = to + (32 * m + 8 * q) * kBytes;
-        if constexpr (kIsF32) {
-          store<Element, 4>(columns, eight);
-          store<Element, 4>(columns + 4, eight + 16);
-        } else {
-          store<Element, 8>(columns, eight);
-        }
-      }
-      if (params.lse != nullptr && q == 0) {
-        store_lse(params, box, rows[i],
-                  (sums.maximum[i] + logarithm_of_two(sums.total[i])) * static_cast<float>(kLn2));
-      }
-    }
+    for (int i = 0; i < 2; ++i) RowSums(sums, i).store(params, box, rows[i], q);
+  } else if constexpr (kIsPair) {
+    const PairSlots slots(shared);
+    slots.put(warp, RowSums(sums, 1));
+    if (__syncthreads_and(is_good) == 0) return false;
+    RowSums mine(sums, 0), other = mine;
+    slots.get(warp ^ 1, &other);
+    mine.add(other);
+    mine.store(params, box, rows[0], q);
   } else {
+    float* partial = reinterpret_cast<float*>(shared);
+    float2* totals = reinterpret_cast<float2*>(partial + kSplit * kBoxes * 16 * kPitch);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = (box.split * kBoxes + number) * 16 + g + 8 * i;
-      if (q == 0) totals[row] = make_float2(sums.maximum[i], sums.total[i]);
+      const RowSums sum(sums, i);
+      if (q == 0) totals[row] = make_float2(sum.maximum, sum.total);
 #pragma unroll
       for (int m = 0; m < kColumns / 32; ++m) {
         float4* to = reinterpret_cast<float4*>(partial + row * kPitch + 32 * m + 8 * q);
-        to[0] = make_float4(sums.output[4 * m][2 * i], sums.output[4 * m + 1][2 * i],
-                            sums.output[4 * m + 2][2 * i], sums.output[4 * m + 3][2 * i]);
-        to[1] = make_float4(sums.output[4 * m][2 * i + 1], sums.output[4 * m + 1][2 * i + 1],
-                            sums.output[4 * m + 2][2 * i + 1], sums.output[4 * m + 3][2 * i + 1]);
+        const float* from = sum.output[m];
+        to[0] = make_float4(from[0], from[1], from[2], from[3]);
+        to[1] = make_float4(from[4], from[5], from[6], from[7]);
       }
     }
     if (__syncthreads_and(is_good) == 0) return false;

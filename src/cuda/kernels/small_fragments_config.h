@@ -17,10 +17,11 @@ struct SmallFragmentsConfig {
   int warps_per_box;  // among which the list of keys is split
   int kernel_size[3], stride[3], dilation[3];
   bool is_causal[3];
-  int union_size[3];  // keys along each axis that a box may see
+  int union_size[3];  // keys along each axis that a box may see, or more
   bool is_full[3];    // every query sees every key along the axis
   bool is_cut[3];     // a dilation group may be shorter than the union
   int additional_tokens;
+  bool has_flat_grid;  // blocks are numbered along the grid's first dimension alone
 };
 
 }  // namespace vecina::cuda

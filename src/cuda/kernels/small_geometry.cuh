@@ -21,6 +21,40 @@ VECINA_DEVICE int divide_off(int& n, Divider d, int divisor) {
   return remainder;
 }
 
+// What a block computes: a tile of queries, of columns of the output, and a few heads.
+struct BlockPlace {
+  int tile[3], column_tile, head_block, batch;
+};
+
+// The grid's first dimension counts tiles of the innermost axis, the second those of the axis
+// before it (rank 1: tiles of columns and blocks of heads), the third the rest; a flat grid counts
+// all along the first.
+template <int kRank, int kColumnTiles, bool is_flat, class Params>
+VECINA_DEVICE BlockPlace block_place(const Params& params) {
+  BlockPlace place = {};
+  int rest = static_cast<int>(blockIdx.x);
+#pragma unroll
+  for (int a = 2; a >= 3 - kRank; --a) {
+    if (!is_flat && a > 0) {
+      place.tile[a] = rest;
+      rest = static_cast<int>(a == 2 ? blockIdx.y : blockIdx.z);
+    } else {
+      place.tile[a] = divide_off(rest, params.axes[2 - a].tiles, params.axes[2 - a].query_tiles);
+    }
+  }
+  if constexpr (kColumnTiles > 1) {
+    place.column_tile = divide_off(rest, params.column_tiles, kColumnTiles);
+  }
+  if (!is_flat && kRank == 1) {
+    place.batch = static_cast<int>(blockIdx.z);
+  } else {
+    place.batch = divide(rest, params.head_blocks);
+    rest -= place.batch * params.num_head_blocks;
+  }
+  place.head_block = rest;
+  return place;
+}
+
 // The keys of one query along one axis: tokens first, first + dilation, ..., count of them.
 struct AxisWindow {
   int position;    // of the query, in tokens

@@ -163,10 +163,15 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
         }
       }
     } else {
+      Real all[kKeys][kKeyElements];
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
-        Real key[kKeyElements];
-        load_key_part(keys.key[j], 0, query.lane, keys.is_visible[j], key);
+        load_key_part(keys.key[j], 0, query.lane, keys.is_visible[j], all[j]);
+      }
+      if constexpr (is_early && kConfig.is_unrolled) keep_loads_above();
+#pragma unroll
+      for (int j = 0; j < kKeys; ++j) {
+        const Real(&key)[kKeyElements] = all[j];
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -384,22 +389,12 @@ VECINA_DEVICE SmallStrides<Offset> token_strides(const Params& params, const Sam
 extern "C" __global__ void __launch_bounds__(kBlock)
     small_lanes_forward(const __grid_constant__ Params params) {
   // Which queries: block number, then place in the block's tile.
-  int block = static_cast<int>(blockIdx.x);
-  int tile[3] = {0, 0, 0};
-#pragma unroll
-  for (int a = 2; a >= kFirstAxis; --a) {
-    tile[a] = divide_off(block, params.axes[2 - a].tiles, params.axes[2 - a].query_tiles);
-  }
-  int column_tile = 0;
   constexpr int kColumnTiles =
       (kValueVectors + kLanes * kConfig.value_columns - 1) / (kLanes * kConfig.value_columns);
-  if constexpr (kColumnTiles > 1) {
-    column_tile = divide_off(block, params.column_tiles, kColumnTiles);
-  }
-  const int batch = divide(block, params.head_blocks);
-  const int head_block = block - batch * params.num_head_blocks;
-  const int head = head_block * kHeads;
-  const int head_kv = divide(head_block, params.blocks_per_group);
+  const BlockPlace block = block_place<kConfig.rank, kColumnTiles, kConfig.has_flat_grid>(params);
+  const int batch = block.batch, column_tile = block.column_tile;
+  const int head = block.head_block * kHeads;
+  const int head_kv = divide(block.head_block, params.blocks_per_group);
 
   // Where things lie.
   const Sample sample = sample_of_block(params, batch);
@@ -419,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     const SmallStrides<Offset> strides = token_strides(params, sample, a);
     const int num_queries = sample.output.extent[a];
     const int num_rows = kIsPacked ? num_queries : params.axes[2 - a].num_queries;
-    const int unclamped = tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
+    const int unclamped = block.tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
     place /= kConfig.tile[a];
     is_row = is_row && unclamped < num_rows;
     is_query = is_query && unclamped < num_queries;
@@ -484,7 +479,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       rows_of(params.output, sample.output, params.batch.output, inner.output) + output_offset;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    const Real inverse = query.sum[h] == Real(0) ? Real(0) : Real(1) / query.sum[h];
+    const Real inverse = query.sum[h] == Real(0) ? Real(0) : reciprocal(query.sum[h]);
     char* row = output + h * params.head.output;
 #pragma unroll
     for (int m = 0; m < kConfig.value_columns; ++m) {

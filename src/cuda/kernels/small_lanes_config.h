@@ -26,6 +26,7 @@ struct SmallLanesConfig {
   bool has_bias;
   int lengths;            // vecina_lengths
   bool has_wide_offsets;  // 64-bit offsets within a sample
+  bool has_flat_grid;     // blocks are numbered along the grid's first dimension alone
 };
 
 }  // namespace vecina::cuda

@@ -64,7 +64,8 @@ struct SmallParams {
   SmallStrides<Offset> batch, head;
   float scale;  // scale * log2(e): softmax is computed in powers of two
   int num_head_blocks;
-  // Blocks are numbered by batch, block of heads, tile of columns, tiles of axes 0, 1 and 2.
+  // Blocks are numbered by batch, block of heads, tile of columns, tiles of axes 0, 1 and 2
+  // (small_geometry.cuh says in which dimensions of the grid).
   Divider head_blocks;
   Divider blocks_per_group;   // blocks of heads that share a key head
   SmallAxis<Offset> axes[3];  // innermost first

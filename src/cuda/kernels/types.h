@@ -84,6 +84,13 @@ VECINA_DEVICE float logarithm_of_two(float x) {
   return y;
 }
 VECINA_DEVICE double logarithm_of_two(double x) { return log2(x); }
+// Of a normal number, to the last bit (f64: rounded).
+VECINA_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+VECINA_DEVICE double reciprocal(double x) { return 1.0 / x; }
 inline constexpr double kLn2 = 0.693147180559945309417;
 
 // A NaN counts for nothing.
@@ -185,6 +192,10 @@ VECINA_DEVICE void store_pieces(const Real* from, char* to) {
     store<Element, kPiece>(from + i, to + i * static_cast<int>(sizeof(Element)));
   }
 }
+
+// The loads above are issued before anything below runs: without it they are moved down to their
+// first uses, and one waits for memory after the other.
+VECINA_DEVICE void keep_loads_above() { __threadfence_block(); }
 
 // With programmatic launch a kernel starts while the one before it ends: nothing of global memory
 // may be touched before wait_for_previous().
