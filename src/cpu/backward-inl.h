@@ -33,17 +33,12 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The keys of its window that one lane sees: [begin, visible) and [wrapped, ...).
-struct KeyView {
-  int begin, visible, wrapped;
-  bool sees(int key) const { return (key >= begin && key < visible) || key >= wrapped; }
-};
-
 template <typename Element>
 class BackwardUnit {
  public:
   using T = typename ComputeType<Element>::type;
   using D = hn::ScalableTag<T>;
+  using Sums = RowSums<D>;
   using LseType = T;  // float for all but double
 
   BackwardUnit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
@@ -89,22 +84,42 @@ class BackwardUnit {
     bias_sums_ = shared + index * plan.bias_sums_size;
   }
 
+  // Rows of keys are packed before the first tile that reads them, and their gradients written
+  // after the last: few are in the cache at a time.
   void run() {
-    pack();
+    prepare();
+    const KeyGradients<Element> gradients(plan_, pointers_, head_index_);
+    const AxisGroup& outer = *keys_.axes[0];
     const int rows = rows_at_once() * (box_.end[1] - box_.begin[1]);
     const int step = layout_ == KeyLayout::shared ? box_.end[2] - box_.begin[2] : kLanes;
+    int packed_z = keys_.ranges[0].begin, written_z = 0;
     for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
+      // Planes of keys that no query saw before, and packed ones that none sees after this one.
+      const KeyRange fresh = {packed_z, outer.end(outer.position(z))};
+      packed_z = std::max(packed_z, fresh.end);
+      const KeyRange done = {written_z, z + 1 < box_.end[0]
+                                            ? std::min(packed_z, outer.begin(outer.position(z + 1)))
+                                            : outer.window.extent};
+      int packed_y = keys_.ranges[1].begin, written_y = 0;
       for (int row = 0; row < rows; row += kBackwardRows) {
+        const int num_rows = std::min(kBackwardRows, rows - row);
+        pack_rows(fresh, {packed_y, middle_keys(row + num_rows - 1).end});
+        packed_y = std::max(packed_y, middle_keys(row + num_rows - 1).end);
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
           const bool is_last = x + step >= box_.end[2];
           next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + kBackwardRows : row,
                    rows};
-          run_tile(x, z, row, std::min(kBackwardRows, rows - row));
+          run_tile(x, z, row, num_rows);
         }
+        if (plan_.keeps_sums_apart) continue;
+        const int end = row + num_rows < rows
+                            ? std::min(packed_y, middle_keys(row + num_rows).begin)
+                            : keys_.axes[1]->window.extent;
+        write_rows(gradients, done, {written_y, end});
+        written_y = std::max(written_y, end);
       }
+      written_z = std::max(written_z, done.end);
     }
-    const KeyGradients<Element> gradients(plan_, pointers_, head_index_);
-    if (!plan_.keeps_sums_apart) write_keys(gradients);
     if (plan_.additional_tokens > 0 && !plan_.keeps_additional_apart) {
       gradients.write_additional(additional_sums_, 1);
     }
@@ -150,11 +165,6 @@ class BackwardUnit {
     std::array<int, kBackwardRows> slots;
   };
 
-  // Where the tile after this one begins, if first_row is less than num_rows.
-  struct NextTile {
-    int x, z, first_row, num_rows;
-  };
-
   const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
   // Query rows at one position of the middle axis.
   int rows_at_once() const {
@@ -167,18 +177,26 @@ class BackwardUnit {
   T* tile(size_t array, int r, int pitch) const {
     return scratch_ + array + ptrdiff_t{r} * kLanes * pitch;
   }
-  T* probabilities(int r) const { return tile(plan_.scratch.probabilities, r, plan_.max_slots); }
-  T* grad_logits(int r) const { return tile(plan_.scratch.grad_logits, r, plan_.max_slots); }
+  T* probabilities(int r) const {
+    return tile(plan_.scratch.probabilities, r, plan_.weights_pitch);
+  }
+  T* grad_logits(int r) const { return tile(plan_.scratch.grad_logits, r, plan_.weights_pitch); }
 
-  void pack() {
-    std::fill_n(sums_, plan_.sums_size, T{0});
+  // Of the middle axis, that a query row sees.
+  KeyRange middle_keys(int row) const {
+    const AxisGroup& middle = *keys_.axes[1];
+    const int position = middle.position(box_.begin[1] + row / rows_at_once());
+    return {middle.begin(position), middle.end(position)};
+  }
+
+  void prepare() {
     std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
     std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
     if (plan_.bias.given) {
       pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
                 scratch_ + plan_.scratch.bias);
     }
-    packed_.pack(key_, value_);
+    packed_.prepare();
     for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
       copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
                static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
@@ -186,6 +204,20 @@ class BackwardUnit {
       copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
                static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
                scratch_ + plan_.scratch.additional_values + i * plan_.value_pitch);
+    }
+  }
+
+  // Keys and values of the rows at planes x rows, and zeros for their sums.
+  void pack_rows(const KeyRange& planes, const KeyRange& rows) {
+    const ptrdiff_t count = keys_.ranges[2].size();
+    for (int z = planes.begin; z < planes.end; ++z) {
+      for (int y = rows.begin; y < rows.end; ++y) {
+        packed_.pack_row(z, y, key_, value_);
+        const ptrdiff_t first = keys_.row(z, y) * count;
+        std::fill_n(sums_ + first * plan_.key_pitch, count * plan_.key_pitch, T{0});
+        std::fill_n(sums_ + plan_.sums_value + first * plan_.value_pitch, count * plan_.value_pitch,
+                    T{0});
+      }
     }
   }
 
@@ -484,26 +516,25 @@ class BackwardUnit {
       run.slots[static_cast<size_t>(r)] = row.slots;
       row.slots += run.count;
     }
-    if (run.is_shared) {
-      add_products<KeyLayout::shared>(run);
-    } else {
-      add_products<KeyLayout::shifted>(run);
-    }
+    add_products(run, run.key_columns, plan_.head_dim, plan_.key_pitch,
+                 plan_.scratch.transposed_queries, plan_.scratch.probabilities);
     if (plan_.bias.given && run.is_window) add_bias(run, *rows);
     runs_[static_cast<size_t>(num_runs_++)] = run;
   }
 
-  // Logits, and the products of grad_output and value.
-  template <KeyLayout kLayout>
-  void add_products(const Run& run) {
-    products<kLayout>(run, run.key_columns, plan_.head_dim, plan_.key_pitch,
-                      plan_.scratch.transposed_queries, plan_.scratch.probabilities);
-    products<kLayout>(run, run.value_columns, plan_.head_dim_value, plan_.value_pitch,
-                      plan_.scratch.transposed_grad_outputs, plan_.scratch.grad_logits);
+  // Logits, or the products of grad_output and value.
+  void add_products(const Run& run, const T* columns, int size, int pitch, size_t from,
+                    size_t to) const {
+    if (run.is_shared) {
+      products<KeyLayout::shared>(run, columns, size, pitch, from, to);
+    } else {
+      products<KeyLayout::shifted>(run, columns, size, pitch, from, to);
+    }
   }
 
   template <KeyLayout kLayout>
-  void products(const Run& run, const T* columns, int size, int pitch, size_t from, size_t to) {
+  void products(const Run& run, const T* columns, int size, int pitch, size_t from,
+                size_t to) const {
     const int step = lane_axis().step;
     const ptrdiff_t key_step =
         kLayout == KeyLayout::shifted ? ptrdiff_t{packed_.columns()} * step : 1;
@@ -520,7 +551,7 @@ class BackwardUnit {
         }
         T* products[LogitsTable<kLayout, D>::kMaxRows];
         for (int i = 0; i < rows; ++i) {
-          products[i] = tile(to, r + i, plan_.max_slots) +
+          products[i] = tile(to, r + i, plan_.weights_pitch) +
                         ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
         }
         LogitsTable<kLayout, D>::of_rows(rows, take)(
@@ -575,6 +606,12 @@ class BackwardUnit {
   // the sums of queries and keys.
   void flush(Rows* rows, int num_rows) {
     if (num_runs_ == 0) return;
+    // One array of the tile after the other: all of them do not fit L1.
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
+      add_products(run, run.value_columns, plan_.head_dim_value, plan_.value_pitch,
+                   plan_.scratch.transposed_grad_outputs, plan_.scratch.grad_logits);
+    }
     for (int r = 0; r < num_rows; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
@@ -592,6 +629,9 @@ class BackwardUnit {
         add_to_keys(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
                     run.key_sums);
       }
+    }
+    for (int i = 0; i < num_runs_; ++i) {
+      const Run& run = runs_[static_cast<size_t>(i)];
       if ((run.is_window ? pointers_.grad_value : pointers_.grad_additional_value) != nullptr) {
         add_to_keys(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
                     plan_.value_pitch, run.value_sums);
@@ -657,37 +697,6 @@ class BackwardUnit {
     return row.is_masked && (layout_ == KeyLayout::shared || lane_axis().phases > 1);
   }
 
-  template <typename Add>
-  void for_columns(int pitch, const Add& add) const {
-    int column = 0;
-    for (; column + 2 * kLanes <= pitch; column += 2 * kLanes) {
-      add(std::integral_constant<int, 2>(), column);
-    }
-    if (column < pitch) add(std::integral_constant<int, 1>(), column);
-  }
-  // The segments into four rows of sums, or one.
-  void add_four(bool is_stairs, const Segment<T>* segments, int count, const Walk& walk, int pitch,
-                T* sums) const {
-    for_columns(pitch, [&](auto vectors, int column) {
-      constexpr int kVectors = vectors;
-      Walk at = walk;
-      at.row_offset += column;
-      if (is_stairs) {
-        add_stairs<kVectors>(D(), segments, count, at, sums + column, pitch);
-      } else {
-        add_level<kVectors>(D(), segments, count, at, sums + column, pitch);
-      }
-    });
-  }
-  void add_one(const Segment<T>* segments, int count, const Walk& walk, int pitch, T* sums) const {
-    for_columns(pitch, [&](auto vectors, int column) {
-      constexpr int kVectors = vectors;
-      Walk at = walk;
-      at.row_offset += column;
-      add_single<kVectors>(D(), segments, count, at, sums + column);
-    });
-  }
-
   // grad_query += dS * key, over the keys that row r holds.
   void add_to_queries(const Row& row, int r) {
     std::array<Segment<T>, kMaxRuns> window, additional;
@@ -704,7 +713,7 @@ class BackwardUnit {
         add_seen(run, row, segment, r);
       } else {
         window[static_cast<size_t>(num_window++)] = segment;
-        is_long = is_long && run.count >= 3;
+        is_long = is_long && run.count >= Sums::kMost - 1;
       }
     }
     const bool is_shared = layout_ == KeyLayout::shared;
@@ -727,19 +736,18 @@ class BackwardUnit {
     walk.row_step = pitch;
     walk.weight_step = kLanes;
     walk.apart = is_stairs ? 1 - kLanes : 1;
-    walk.end = plan_.max_slots + 3;
-    int lane = 0;
-    if (kLanes >= 4 && (is_stairs || lane_step == 0)) {
-      for (; lane < row.lanes; lane += 4) {
-        walk.row_offset = lane * lane_step;
-        walk.weight_offset = lane;
-        add_four(is_stairs, segments, count, walk, pitch, sums + lane * pitch);
-      }
-    }
-    for (; lane < row.lanes; ++lane) {
+    walk.end = plan_.max_slots + Sums::kMost - 1;
+    for (int lane = 0, take; lane < row.lanes; lane += take) {
       walk.row_offset = lane * lane_step;
       walk.weight_offset = lane;
-      add_one(segments, count, walk, pitch, sums + lane * pitch);
+      take = is_stairs || lane_step == 0 ? Sums::take(kLanes - lane) : 1;
+      if (take == 1) {
+        Sums::single(segments, count, walk, pitch, sums + lane * pitch);
+      } else if (is_stairs) {
+        Sums::stairs(take, segments, count, walk, pitch, sums + lane * pitch, pitch);
+      } else {
+        Sums::level(take, segments, count, walk, pitch, sums + lane * pitch, pitch);
+      }
     }
   }
 
@@ -752,16 +760,17 @@ class BackwardUnit {
     walk.row_step = pitch;
     walk.weight_step = kLanes;
     walk.apart = 1;
-    int common = 0;  // keys that the four lanes all see
+    int common = 0, common_end = 0;  // keys that the lanes before common_end all see
     for (int lane = 0; lane < row.lanes; ++lane) {
       walk.weight_offset = lane;
       walk.row_offset = lane * lane_step;
-      if (run.is_shared && kLanes >= 4 &&
-          lane % 4 == 0) {  // each lane sees more than the one before
-        common = part_seen(run, row, lane).visible;
+      if (run.is_shared && lane == common_end) {  // each lane sees more than the one before
+        const int take = Sums::take(kLanes - lane);
+        common_end += take;
+        common = take == 1 ? 0 : part_seen(run, row, lane).visible;
         Segment<T> all = segment;
         all.count = common;
-        if (common > 0) add_four(/*is_stairs=*/false, &all, 1, walk, pitch, sums + lane * pitch);
+        if (common > 0) Sums::level(take, &all, 1, walk, pitch, sums + lane * pitch, pitch);
       }
       const KeyView seen = part_seen(run, row, lane);
       const int parts[2][2] = {{std::max(seen.begin, common), seen.visible},
@@ -770,7 +779,7 @@ class BackwardUnit {
         if (part[0] >= part[1]) continue;
         const Segment<T> some = {segment.rows + ptrdiff_t{part[0]} * pitch,
                                  segment.weights + ptrdiff_t{part[0]} * kLanes, part[1] - part[0]};
-        add_one(&some, 1, walk, pitch, sums + lane * pitch);
+        Sums::single(&some, 1, walk, pitch, sums + lane * pitch);
       }
     }
   }
@@ -792,16 +801,16 @@ class BackwardUnit {
     for (int i = 0; i < count; ++i) {
       const int r = run.first + i;
       const auto slot = ptrdiff_t{run.slots[static_cast<size_t>(r)]};
-      segments[static_cast<size_t>(i)] = {tile(query_array, r, pitch),
-                                          tile(weight_array, r, plan_.max_slots) + slot * kLanes,
-                                          kLanes};
+      segments[static_cast<size_t>(i)] = {
+          tile(query_array, r, pitch), tile(weight_array, r, plan_.weights_pitch) + slot * kLanes,
+          kLanes};
       sees_all = sees_all && !(run.is_window && has_views(rows[static_cast<size_t>(r)]));
     }
     if (!sees_all) {
       add_to_seen_keys(run, rows, segments.data(), pitch, sums);
     } else if (run.is_shared) {
       add_to_shared_keys(run, segments.data(), count, pitch, sums);
-    } else if (lane_axis().step == 1 && run.count >= 3) {
+    } else if (lane_axis().step == 1 && run.count >= Sums::kMost - 1) {
       add_to_stairs(run, segments.data(), count, pitch, sums);
     } else {
       add_to_shifted_keys(run, segments.data(), count, pitch, sums);
@@ -815,19 +824,19 @@ class BackwardUnit {
     walk.row_step = pitch;
     walk.weight_step = 1;
     walk.apart = kLanes;
-    int j = 0;
-    for (; j + 4 <= run.count; j += 4) {
+    for (int j = 0, take; j < run.count; j += take) {
       walk.weight_offset = ptrdiff_t{j} * kLanes;
-      add_four(/*is_stairs=*/false, segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
-    }
-    for (; j < run.count; ++j) {
-      walk.weight_offset = ptrdiff_t{j} * kLanes;
-      add_one(segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
+      take = Sums::take(run.count - j);
+      if (take == 1) {
+        Sums::single(segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
+      } else {
+        Sums::level(take, segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch, pitch);
+      }
     }
   }
 
   // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a
-  // lane's window, so the queries that see it are the lanes c - count + 1 to c: four neighbouring
+  // lane's window, so the queries that see it are the lanes c - count + 1 to c: a few neighbouring
   // keys take stairs of queries, each query's weight being one lane further and one key back.
   void add_to_stairs(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
     for (int i = 0; i < count; ++i) segments[i].count = run.count;
@@ -835,13 +844,13 @@ class BackwardUnit {
     walk.row_step = pitch;
     walk.weight_step = 1 - kLanes;
     walk.apart = kLanes;
-    for (int c = 0; c < kLanes - 1 + run.count; c += 4) {
+    for (int c = 0; c < kLanes - 1 + run.count; c += Sums::kMost) {
       const int lane = c - run.count + 1;  // of the stairs' first step
       walk.begin = std::max(0, -lane);
-      walk.end = std::min(run.count + 3, kLanes - lane);
+      walk.end = std::min(run.count + Sums::kMost - 1, kLanes - lane);
       walk.row_offset = ptrdiff_t{lane} * pitch;
       walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
-      add_four(/*is_stairs=*/true, segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
+      Sums::stairs(Sums::kMost, segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch, pitch);
     }
   }
 
@@ -859,7 +868,7 @@ class BackwardUnit {
       for (int i = 0; i < count; ++i) segments[i].count = last - first + 1;
       walk.row_offset = ptrdiff_t{first} * pitch;
       walk.weight_offset = ptrdiff_t{c - first * step} * kLanes + first;
-      add_one(segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
+      Sums::single(segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
     }
   }
 
@@ -883,7 +892,7 @@ class BackwardUnit {
         for (int lane = 0; lane < row.lanes; ++lane) {
           if (!row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
           const Segment<T> one = {all.rows + ptrdiff_t{lane} * pitch, all.weights + lane, 1};
-          add_one(&one, 1, walk, pitch, sums + (j + lane * lane_step) * pitch);
+          Sums::single(&one, 1, walk, pitch, sums + (j + lane * lane_step) * pitch);
         }
       }
     }
@@ -899,17 +908,19 @@ class BackwardUnit {
     const auto lanes_from = [&](int begin, int end) {
       return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
     };
-    int common = row.lanes;  // the first lane that sees four keys
+    int common = row.lanes, common_end = 0;  // the first lane that sees the keys before common_end
     for (int j = 0; j < run.count; ++j) {
       T* to = sums + ptrdiff_t{j} * pitch;
       walk.weight_offset = ptrdiff_t{j} * kLanes;
-      if (j % 4 == 0) {
-        common = j + 4 <= run.count ? first_lane(row, run.first_key + j + 3) : row.lanes;
+      if (j == common_end) {
+        const int take = Sums::take(run.count - j);
+        common_end += take;
+        common = take == 1 ? row.lanes : first_lane(row, run.first_key + common_end - 1);
         const Segment<T> some = lanes_from(common, row.lanes);
-        if (some.count > 0) add_four(/*is_stairs=*/false, &some, 1, walk, pitch, to);
+        if (some.count > 0) Sums::level(take, &some, 1, walk, pitch, to, pitch);
       }
       const Segment<T> some = lanes_from(first_lane(row, run.first_key + j), common);
-      if (some.count > 0) add_one(&some, 1, walk, pitch, to);
+      if (some.count > 0) Sums::single(&some, 1, walk, pitch, to);
     }
   }
 
@@ -935,10 +946,14 @@ class BackwardUnit {
     }
   }
 
-  void write_keys(const KeyGradients<Element>& gradients) const {
-    const auto box = static_cast<int>(&box_ - plan_.boxes.data());
-    for (const KeySlice& slice : plan_.slices) {
-      if (slice.combination == box) gradients.write_slice(slice, sums_);  // one box a combination
+  // Gradients of the keys at planes x rows.
+  void write_rows(const KeyGradients<Element>& gradients, const KeyRange& planes,
+                  const KeyRange& rows) const {
+    const auto box = static_cast<int>(&box_ - plan_.boxes.data());  // one a combination
+    for (int z = planes.begin; z < planes.end; ++z) {
+      for (int y = rows.begin; y < rows.end; ++y) {
+        gradients.write_slice({box, z, y, 0, lane_axis().window.extent}, sums_);
+      }
     }
   }
 

@@ -41,6 +41,17 @@ struct BackwardScratch {
   size_t total = 0;
 };
 
+// The keys of its window that one query sees: [begin, visible) and [wrapped, ...).
+struct KeyView {
+  int begin, visible, wrapped;
+  bool sees(int key) const { return (key >= begin && key < visible) || key >= wrapped; }
+};
+
+// Where the tile of a walk after this one begins, if first_row is less than num_rows.
+struct NextTile {
+  int x, z, first_row, num_rows;
+};
+
 // Keys of one combination of dilation groups: positions [begin, end) of the innermost axis.
 struct KeySlice {
   int combination, z, y, begin, end;
@@ -56,6 +67,7 @@ struct BackwardPlan : Partition {
   std::vector<std::array<KeyRange, kRank>> key_ranges;  // that the windows of each box touch
   int key_pitch = 0, value_pitch = 0;  // elements of one packed row; sums have the same
   int max_slots = 0;                   // keys of a row whose logits are held at once
+  int weights_pitch = 0;               // slots from one row's to the next one's
   BackwardScratch scratch;
 
   // Sums of one unit: keys, values at sums_value, in all sums_size. Kept apart (one after the

@@ -71,7 +71,7 @@ void lay_out_sums(BackwardPlan* plan) {
   }
   plan->keeps_sums_apart = plan->first_box.size() < plan->boxes.size();
   plan->first_box.push_back(static_cast<int>(plan->boxes.size()));
-  tokens += 3;  // keys are summed four at once: the last ones with some that are none
+  tokens += 3;  // up to four keys are summed at once: the last ones with some that are none
   plan->sums_value = tokens * static_cast<size_t>(plan->key_pitch);
   plan->sums_size = plan->sums_value + tokens * static_cast<size_t>(plan->value_pitch);
 
@@ -129,7 +129,7 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.transposed_queries = take(kBackwardRows * lanes * key_pitch);
   scratch.transposed_grad_outputs = take(kBackwardRows * lanes * value_pitch);
   scratch.grad_queries = take(kBackwardRows * lanes * key_pitch);
-  const size_t weights = kBackwardRows * lanes * static_cast<size_t>(plan->max_slots);
+  const size_t weights = kBackwardRows * lanes * static_cast<size_t>(plan->weights_pitch);
   scratch.probabilities = take(weights);
   scratch.grad_logits = take(weights);
   scratch.products = take(2 * lanes * lanes + value_pitch);
@@ -142,6 +142,17 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   }
   if (plan->grad_bias.given) scratch.bias_sums = take(bias_entries(*plan) * lanes);
   scratch.total = take.total();
+}
+
+// The most keys of a window.
+int64_t window_keys(const BackwardPlan& plan) {
+  int64_t keys = 1;
+  for (const std::vector<AxisGroup>& groups : plan.groups) {
+    int most = 0;
+    for (const AxisGroup& group : groups) most = std::max(most, group.window.kernel_size);
+    keys *= most;
+  }
+  return keys;
 }
 
 // Token extents of a [batch, axes..., heads, head_dim] tensor, moved innermost.
@@ -189,7 +200,10 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   const int rank = problem.rank();
   plan.key_pitch = round_up(plan.head_dim, kernel.lanes);
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
-  plan.max_slots = kRowBytes / (kernel.lanes * kernel.element_bytes);
+  plan.max_slots =
+      static_cast<int>(std::min<int64_t>(kRowBytes / (kernel.lanes * kernel.element_bytes),
+                                         window_keys(plan) + plan.additional_tokens));
+  plan.weights_pitch = plan.max_slots | 1;  // a power of two would put all rows in a few cache sets
   plan.query = strides_of(example.query, rank);
   plan.key = strides_of(example.key, rank);
   plan.value = strides_of(example.value, rank);

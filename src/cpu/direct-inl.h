@@ -136,11 +136,11 @@ class DirectUnit {
     if (plan_.has_lse) lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
     if (plan_.additional_tokens > 0) find_additional(head_kv);
     if constexpr (std::is_same_v<T, Element>) {
-      block_.keys = direct().in_place ? key_ : scratch_ + direct().keys;
-      block_.values = direct().in_place ? value_ : scratch_ + direct().values;
+      keys_ = direct().in_place ? key_ : scratch_ + direct().keys;
+      values_ = direct().in_place ? value_ : scratch_ + direct().values;
     } else {
-      block_.keys = scratch_ + direct().keys;
-      block_.values = scratch_ + direct().values;
+      keys_ = scratch_ + direct().keys;
+      values_ = scratch_ + direct().values;
     }
   }
 
@@ -195,24 +195,37 @@ class DirectUnit {
     }
   }
 
+  int keys_seen(int position) const {
+    const AxisGroup& axis = row_axis();
+    return axis.window.is_causal
+               ? std::min(axis.end(position), axis.window.extent) - axis.begin(position)
+               : block_.row_keys;
+  }
+
   // The windows of the queries from x on, and how their values are summed up.
   void find_windows(int x) {
     const AxisGroup& axis = row_axis();
-    block_.num_queries = std::min(direct().block_queries, box_.end[2] - x);
+    const int num_queries = std::min(direct().block_queries, box_.end[2] - x);
+    const int first = axis.position(x), last = axis.position(x + num_queries - 1);
+    begin_ = axis.begin(first);
+    // Away from the borders all blocks are alike.
+    const bool was_plain = is_plain_;
+    is_plain_ = axis.window.stride == 1 && axis.begin(last) - begin_ == last - first &&
+                keys_seen(first) == block_.row_keys && keys_seen(last) == block_.row_keys;
+    if (is_plain_ && was_plain && num_queries == block_.num_queries) return;
+    block_.num_queries = num_queries;
     is_masked_ = false;
-    for (int t = 0; t < block_.num_queries; ++t) {
+    for (int t = 0; t < num_queries; ++t) {
       const int p = axis.position(x + t);
       begins_[t] = axis.begin(p);
-      counts_[t] = axis.window.is_causal ? std::min(axis.end(p), axis.window.extent) - begins_[t]
-                                         : block_.row_keys;
+      counts_[t] = keys_seen(p);
       is_masked_ = is_masked_ || counts_[t] != block_.row_keys;
-      const ptrdiff_t begin = begins_[t] - (direct().in_place ? 0 : ranges_[2].begin);
-      block_.key_offsets[t] = begin * block_.key_stride;
-      block_.value_offsets[t] = begin * block_.value_stride;
+      block_.key_offsets[t] = (begins_[t] - begin_) * block_.key_stride;
+      block_.value_offsets[t] = (begins_[t] - begin_) * block_.value_stride;
     }
     num_runs_ = 0;
-    for (int t = 0, length; t < block_.num_queries; t += length) {
-      const bool is_pair = t + 1 < block_.num_queries && counts_[t] == block_.row_keys &&
+    for (int t = 0, length; t < num_queries; t += length) {
+      const bool is_pair = t + 1 < num_queries && counts_[t] == block_.row_keys &&
                            counts_[t + 1] == block_.row_keys && begins_[t + 1] <= begins_[t] + 1;
       length = is_pair ? 2 : 1;
       const auto kind = !is_pair                       ? Run::single
@@ -228,6 +241,9 @@ class DirectUnit {
 
   // The rows of keys of the queries at (z, y).
   void find_rows(int z, int y) {
+    if (z == rows_of_z_ && y == rows_of_y_) return;
+    rows_of_z_ = z;
+    rows_of_y_ = y;
     auto* key_rows = reinterpret_cast<int64_t*>(scratch_ + direct().key_rows);
     auto* value_rows = reinterpret_cast<int64_t*>(scratch_ + direct().value_rows);
     const int position_z = axes_[0]->position(z), position_y = axes_[1]->position(y);
@@ -285,6 +301,9 @@ class DirectUnit {
   void run_block(int head) {
     const D d;
     const AxisGroup& axis = row_axis();
+    const ptrdiff_t begin = begin_ - (direct().in_place ? 0 : ranges_[2].begin);
+    block_.keys = keys_ + begin * block_.key_stride;
+    block_.values = values_ + begin * block_.value_stride;
     logits(query_ + head * plan_.query.head + query_offset_, query_step());
     if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
@@ -387,12 +406,15 @@ class DirectUnit {
   int64_t query_offset_, output_offset_, lse_offset_ = 0;
   Element* output_;
   LseType* lse_ = nullptr;
+  const T *keys_, *values_;  // of the head: position 0, or the first that is packed
   const T *additional_keys_, *additional_values_;
   ptrdiff_t additional_key_pitch_, additional_value_pitch_;
   DirectBlock<D> block_ = {};
   int slots_ = 0;    // of weights of one query
   int grouped_ = 0;  // rows whose logits are computed in groups
-  bool is_masked_ = false;
+  int rows_of_z_ = -1, rows_of_y_ = -1;
+  bool is_masked_ = false, is_plain_ = false;
+  int begin_ = 0;                                  // of the first query's window
   int begins_[kMaxQueries], counts_[kMaxQueries];  // of keys in a row that each query sees
   Run runs_[kMaxQueries];
   int num_runs_ = 0;

@@ -86,14 +86,17 @@ class KeyGradients {
 
  private:
   static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  static constexpr int kTokensAhead = 4;  // that are fetched before they are written
+  static constexpr int kTokensAhead = 8;  // that are fetched before they are written
 
   static void write_row(const T* sum, int size, T scale, Element* to) {
     const D d;
     const auto factor = hn::Set(d, scale);
-    for (ptrdiff_t i = 0; i < size; i += kLanes) {
-      store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
+    ptrdiff_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      store(d, hn::Mul(factor, hn::LoadU(d, sum + i)), to + i);
     }
+    if (i == size) return;
+    store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
   }
   static void add_row(const T* from, ptrdiff_t pitch, T* to) {
     const D d;
@@ -119,11 +122,18 @@ class KeyGradients {
     Element* to = row + axis.to_token(slice.begin) * strides.token[2];
     for (int p = slice.begin; p < slice.end; ++p, to += stride) {
       prefetch(to + kTokensAhead * stride, size);
+      const int window = axis.window.kernel_size;
+      // Away from the borders a key stands for itself alone.
+      if (p >= only.range.begin && p < only.range.end && p - window < only.range.begin &&
+          p + window >= only.range.end) {
+        write_row(only.sums + ptrdiff_t{p - only.range.begin} * pitch, size, static_cast<T>(scale),
+                  to);
+        continue;
+      }
       T* sum = nullptr;
       for (size_t b = first; b < last; ++b) {
         const Part part = is_one ? only : part_of(b, slice, sums, pitch);
         // The key itself, and where it stands for positions beyond the borders.
-        const int window = axis.window.kernel_size;
         for (int at : {p, p - window, p + window}) {
           if (at < part.range.begin || at >= part.range.end) continue;
           if (at != p && packed_key(axis, at) != p) continue;

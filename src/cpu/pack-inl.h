@@ -159,6 +159,10 @@ HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
                          hn::TFromD<D>* HWY_RESTRICT to) {
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    unroll<4>([&](auto v)
+                  HWY_ATTR { hn::StoreU(load(d, from + i + v * lanes), d, to + i + v * lanes); });
+  }
   for (; i + lanes <= count; i += lanes) hn::StoreU(load(d, from + i), d, to + i);
   if (i == pitch) return;
   for (; i < count; ++i) to[i] = to_compute(from[i]);

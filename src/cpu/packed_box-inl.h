@@ -42,36 +42,33 @@ class PackedBox {
   // Elements of one row of transposed keys or values.
   ptrdiff_t transposed_row(int size) const { return ptrdiff_t{columns_} * lane_axis().step * size; }
 
-  void pack(const Element* keys_from, const Element* values_from) const {
+  void prepare() const {
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
       const int key = packed_key(lane_axis(), p);
       tokens_[p - keys_.ranges[2].begin] = key < 0 ? -1 : lane_axis().to_token(key);
     }
-    T* keys = scratch_ + plan_.scratch.keys;
-    T* values = scratch_ + plan_.scratch.values;
-    T* transposed_keys = scratch_ + plan_.scratch.transposed_keys;
-    T* transposed_values = scratch_ + plan_.scratch.transposed_values;
-    const ptrdiff_t count = keys_.ranges[2].size();
-    for (int z = keys_.ranges[0].begin; z < keys_.ranges[0].end; ++z) {
-      for (int y = keys_.ranges[1].begin; y < keys_.ranges[1].end; ++y) {
-        const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
-        const ptrdiff_t row = keys_.row(z, y);
-        const Element* key = keys_from + token_offset(plan_.key, token_z, token_y);
-        const Element* value = values_from + token_offset(plan_.value, token_z, token_y);
-        pack_row(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
-                 keys + row * count * plan_.key_pitch);
-        if (is_shared_) {
-          pack_row(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
-                   values + row * count * plan_.value_pitch);
-          continue;
-        }
-        transpose_row(key, plan_.key.token[2], plan_.head_dim,
-                      transposed_keys + row * transposed_row(plan_.head_dim));
-        transpose_row(value, plan_.value.token[2], plan_.head_dim_value,
-                      transposed_values + row * transposed_row(plan_.head_dim_value));
-      }
+  }
+
+  // The row of keys and values at (z, y).
+  void pack_row(int z, int y, const Element* keys_from, const Element* values_from) const {
+    const int64_t token_z = keys_.axes[0]->to_token(z), token_y = keys_.axes[1]->to_token(y);
+    const Element* key = keys_from + token_offset(plan_.key, token_z, token_y);
+    const Element* value = values_from + token_offset(plan_.value, token_z, token_y);
+    const ptrdiff_t row = keys_.row(z, y), first = row * keys_.ranges[2].size();
+    copy_tokens(key, plan_.key.token[2], plan_.head_dim, plan_.key_pitch,
+                scratch_ + plan_.scratch.keys + first * plan_.key_pitch);
+    if (is_shared_) {
+      copy_tokens(value, plan_.value.token[2], plan_.head_dim_value, plan_.value_pitch,
+                  scratch_ + plan_.scratch.values + first * plan_.value_pitch);
+      return;
     }
+    transpose_tokens(
+        key, plan_.key.token[2], plan_.head_dim,
+        scratch_ + plan_.scratch.transposed_keys + row * transposed_row(plan_.head_dim));
+    transpose_tokens(
+        value, plan_.value.token[2], plan_.head_dim_value,
+        scratch_ + plan_.scratch.transposed_values + row * transposed_row(plan_.head_dim_value));
   }
 
  private:
@@ -79,7 +76,7 @@ class PackedBox {
 
   const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
 
-  void pack_row(const Element* from, int64_t stride, int size, int pitch, T* to) const {
+  void copy_tokens(const Element* from, int64_t stride, int size, int pitch, T* to) const {
     for (int i = 0; i < keys_.ranges[2].size(); ++i, to += pitch) {
       prefetch_tokens(from, stride, size, i + kLanes, 1);
       if (tokens_[i] < 0) {
@@ -99,7 +96,7 @@ class PackedBox {
     }
   }
 
-  void transpose_row(const Element* from, int64_t stride, int size, T* to) const {
+  void transpose_tokens(const Element* from, int64_t stride, int size, T* to) const {
     const int step = lane_axis().step, count = keys_.ranges[2].size();
     const auto* zeros = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::array<const Element*, kLanes> rows;
