@@ -113,16 +113,18 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   return layout;
 }
 
-// Registers of a thread that computes and of one that does not: 512 for the threads of one slot of
-// every warpgroup.
+// Registers of a thread that computes and of one that does not: 504 for the threads of one slot of
+// three warpgroups, 512 of four. What is to be known of samples takes more of the latter's.
 NA_FN int hopper_registers(const HopperConfig& config) {
   const HopperLayout layout = hopper_layout(config);
   if (config.warpgroups == 3) return layout.tile_keys >= 128 ? 160 : 152;
-  return layout.tile_keys * 3 / 4 + config.head_dim_value / 2 > 190 ? 232 : 224;
+  if (layout.tile_keys * 3 / 4 + config.head_dim_value / 2 > 190) return 232;
+  return config.has_lengths && config.rank == 3 ? 216 : 224;
 }
 NA_FN int hopper_spare_registers(const HopperConfig& config) {
   const int registers = hopper_registers(config);
-  return config.warpgroups == 3 ? (registers == 160 ? 32 : 56) : (registers == 232 ? 40 : 56);
+  if (config.warpgroups == 3) return registers == 160 ? 32 : 56;
+  return 504 - 2 * registers;
 }
 
 }  // namespace vecina::cuda

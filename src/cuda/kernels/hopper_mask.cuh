@@ -17,8 +17,6 @@ namespace vecina::cuda {
 inline constexpr int kMaskWords = kLayout.mask_words;  // of one thread and query
 inline constexpr int kMaskBytes = 16 * kMaskWords;     // of a query
 inline constexpr bool kIsPadded = kLayout.key_rows < kLayout.tile_keys;
-// Windows are not all of one size: their ends are kept too.
-inline constexpr bool kHasEnds = kConfig.is_causal || kConfig.has_lengths;
 
 // By all threads, before anything else.
 VECINA_DEVICE void write_mask_tables(unsigned shared) {
@@ -102,7 +100,7 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
       }
       const unsigned bounds = shared + kLayout.bounds + (lane + 32 * i) * 32;
       set_shared_quad(bounds, make_uint4(seen[0].begin, seen[1].begin, seen[2].begin, 0));
-      if constexpr (kHasEnds) {
+      if constexpr (kConfig.is_causal) {
         set_shared_quad(bounds + 16, make_uint4(seen[0].end, seen[1].end, seen[2].end, 0));
       }
     }
@@ -142,12 +140,12 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
           const int row = lane + 32 * i;
           const uint4 begin = shared_quad(shared + kLayout.bounds + row * 32);
           uint4 end;
-          if constexpr (kHasEnds) {
+          if constexpr (kConfig.is_causal) {
             end = shared_quad(shared + kLayout.bounds + row * 32 + 16);
           } else {
-            end = make_uint4(begin.x + params.axes[0].kernel_size,
-                             begin.y + params.axes[1].kernel_size,
-                             begin.z + params.axes[2].kernel_size, 0);
+            end = make_uint4(begin.x + window_size(params.axes[0], block.extent[0]),
+                             begin.y + window_size(params.axes[1], block.extent[1]),
+                             begin.z + window_size(params.axes[2], block.extent[2]), 0);
           }
           uint4 words[kMaskWords];
 #pragma unroll

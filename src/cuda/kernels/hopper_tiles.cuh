@@ -22,14 +22,16 @@ inline constexpr int kWarpgroups = kConfig.warpgroups;
 inline constexpr int kPair = kConfig.pair_axis;
 inline constexpr int kOuter = kPair == 0 ? 1 : 0, kInner = kPair == 2 ? 1 : 2;  // the other axes
 inline constexpr int kThreads = 128 * (kWarpgroups + 1);
+// Attention, which has one axis: its window is as long as the sample, perhaps empty.
+inline constexpr bool kMayCoverSamples = kConfig.has_lengths && kConfig.rank == 1;
 
 struct Range {
   int begin, end;
 };
 
-// Keys of a full window. A window that covers its axis covers a shorter sample's.
+// Keys of a full window.
 VECINA_DEVICE int window_size(const HopperAxis& axis, int extent) {
-  return kConfig.has_lengths ? na_min(axis.kernel_size, extent) : axis.kernel_size;
+  return kMayCoverSamples ? na_min(axis.kernel_size, extent) : axis.kernel_size;
 }
 
 // Of an axis in one dilation group; a query beyond the last sees what the last sees.
@@ -69,9 +71,8 @@ VECINA_DEVICE int num_blocks(const HopperParams& params) {
   return kConfig.has_lengths ? params.first_blocks[params.num_samples] : params.num_blocks;
 }
 
-// The sample of a block, not before `sample`.
-VECINA_DEVICE int sample_of(const HopperParams& params, int number, int sample) {
-  int beyond = params.num_samples;
+VECINA_DEVICE int sample_of(const HopperParams& params, int number) {
+  int sample = 0, beyond = params.num_samples;
   while (beyond - sample > 1) {
     const int middle = (sample + beyond) / 2;
     (number < params.first_blocks[middle] ? beyond : sample) = middle;
@@ -79,10 +80,11 @@ VECINA_DEVICE int sample_of(const HopperParams& params, int number, int sample) 
   return sample;
 }
 
-VECINA_DEVICE Block block_of(const HopperParams& params, int number, int sample) {
+VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
   Block block;
-  int tile[3];
+  int tile[3], sample = 0;
   if constexpr (kConfig.has_lengths) {
+    sample = sample_of(params, number);
     number -= params.first_blocks[sample];
 #pragma unroll
     for (int a = 2; a >= 0; --a) {
@@ -134,7 +136,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number, int sample)
         keys_along(axis, block.extent[a], block.num_queries[a], block.first_query[a] + box - 1);
     block.first_key[a] = first.begin;
     // A sample without keys has one tile that lies beyond them.
-    if (kConfig.has_lengths && extent == 0) block.first_key[a] = 1;
+    if (kMayCoverSamples && extent == 0) block.first_key[a] = 1;
     if (kConfig.has_lengths) block.count[a] = 0;  // if all of the block is idle
     if (a != kPair) {
       block.whole[a] = {last.begin - first.begin, first.end - first.begin};
@@ -153,7 +155,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number, int sample)
         const Range high = keys_along(axis, block.extent[a], block.num_queries[a], query + box - 1);
         block.first_tile[w] = (low.begin - first.begin) / kConfig.key_box[a];
         const int last = high.end - first.begin - 1;
-        block.last_tile[w] = (kConfig.has_lengths ? na_max(last, 0) : last) / kConfig.key_box[a];
+        block.last_tile[w] = (kMayCoverSamples ? na_max(last, 0) : last) / kConfig.key_box[a];
         block.pair_whole[w] = {high.begin - first.begin, low.end - first.begin};
         block.count[a] = block.last_tile[w] + 1;
       }
@@ -172,11 +174,9 @@ VECINA_DEVICE int batch_in_maps(int batch) { return kConfig.has_lengths ? 0 : ba
 // The blocks of a multiprocessor, one after another: f(block).
 template <class Function>
 VECINA_DEVICE void for_each_block(const HopperParams& params, Function f) {
-  int sample = 0;
   for (int number = static_cast<int>(blockIdx.x); number < num_blocks(params);
        number += static_cast<int>(gridDim.x)) {
-    if constexpr (kConfig.has_lengths) sample = sample_of(params, number, sample);
-    const Block block = block_of(params, number, sample);
+    const Block block = block_of(params, number);
     if (kConfig.is_dilated && block.is_empty) continue;
     f(block);
   }
