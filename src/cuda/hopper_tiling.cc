@@ -52,7 +52,7 @@ constexpr double kCyclesPerFirstKey = 4.0;  // of a block with too few tiles to 
 constexpr double kCyclesPerWait = 874.0;    // for queries, if their memory is not free early
 constexpr double kCyclesPerMs = 1.6e6;
 constexpr double kLaunchMs = 0.003;
-constexpr double kPaddingMs = 0.0015;  // where shared memory is filled with zeros first
+constexpr double kPaddingMs = 0.0015;  // where rows without a query are zeros, written first
 constexpr int kNarrowHead = 64, kWideTile = 128;
 constexpr double kFewTiles = 4.0;
 
@@ -158,10 +158,9 @@ bool hides_output(const HopperConfig& config) {
   return config.is_chained && (config.has_output_buffer || config.warpgroups == 3);
 }
 
-bool is_padded(const HopperConfig& config, const std::array<int, 3>& key_box) {
-  const int queries = config.query_box[0] * config.query_box[1] * config.query_box[2];
-  return queries * config.packed_heads < kHopperRows ||
-         key_box[0] * key_box[1] * key_box[2] % 16 != 0;
+bool has_empty_rows(const HopperConfig& config) {
+  return config.query_box[0] * config.query_box[1] * config.query_box[2] * config.packed_heads <
+         kHopperRows;
 }
 
 double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
@@ -180,7 +179,7 @@ double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
                         (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
                         work.loaded_tiles * kCyclesPerRow * key_box[0] * key_box[1];
   const double rounds = std::ceil(work.blocks / facts.multiprocessors);
-  const double launch = kLaunchMs + (is_padded(config, key_box) ? kPaddingMs : 0.0);
+  const double launch = kLaunchMs + (has_empty_rows(config) ? kPaddingMs : 0.0);
   return launch + rounds * cycles / work.blocks / kCyclesPerMs;
 }
 
