@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "core/problem.h"
 #include "cuda/disk_cache.h"
