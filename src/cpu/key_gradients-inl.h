@@ -231,14 +231,15 @@ void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers,
   const size_t boxes = plan.boxes.size();
   if (plan.keeps_sums_apart) {
     const auto slices = static_cast<int64_t>(plan.slices.size());
-    const int64_t head_index = unit / slices;
-    if (head_index < plan.batch * plan.heads_kv) {
+    const int64_t gathers = plan.batch * plan.heads_kv * slices;  // none where there are no keys
+    if (unit < gathers) {
+      const int64_t head_index = unit / slices;
       KeyGradients<Element>(plan, pointers, head_index)
           .write_slice(plan.slices[static_cast<size_t>(unit % slices)],
                        shared + static_cast<size_t>(head_index) * boxes * plan.sums_size);
       return;
     }
-    unit -= plan.batch * plan.heads_kv * slices;
+    unit -= gathers;
     shared += static_cast<size_t>(plan.num_units()) * plan.sums_size;
   }
   if (plan.keeps_additional_apart) {
