@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Walks one unit of the backward pass: pack, then tiles of query rows x one vector of queries. With
-// P the probabilities, and everything that is summed over keys or queries kept in rows of head_dim:
+// Walks one unit of the backward pass in tiles of query rows x one vector of queries; rows of keys
+// are packed before the first tile that reads them and written after the last. With P the
+// probabilities, and everything that is summed over keys or queries kept in rows of head_dim:
 //   P = exp(scale * query . key - lse),   dP = grad_output . value   lanes are queries
 //   dS = P * (dP - delta + grad_lse),   delta = output . grad_output
 //   grad_query = scale * sum dS * key                                lanes run along head_dim
@@ -18,7 +19,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
-#include <type_traits>
 
 #include "cpu/backward.h"
 #include "cpu/bias-inl.h"
@@ -143,7 +143,7 @@ class BackwardUnit {
     const Element* output = nullptr;  // of lane 0
     Element* grad_query = nullptr;
     bool is_masked = false;  // some lane does not see all keys of its window
-    std::array<KeyView, kLanes> views;
+    std::array<QueryView, kLanes> views;
     BiasEntries<D> bias;
     int slots = 0;
     HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
@@ -444,7 +444,7 @@ class BackwardUnit {
 
   // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
   // on.
-  KeyView causal_view(int p) const {
+  QueryView causal_view(int p) const {
     const NaAxis& window = lane_axis().window;
     if (layout_ == KeyLayout::shared) return {0, std::min(p + 1, window.extent), window.extent};
     const int begin = borderless_begin(window, p);
@@ -772,7 +772,7 @@ class BackwardUnit {
         all.count = common;
         if (common > 0) Sums::level(take, &all, 1, walk, pitch, sums + lane * pitch, pitch);
       }
-      const KeyView seen = part_seen(run, row, lane);
+      const QueryView seen = part_seen(run, row, lane);
       const int parts[2][2] = {{std::max(seen.begin, common), seen.visible},
                                {seen.wrapped, run.count}};
       for (const auto& part : parts) {
@@ -785,8 +785,8 @@ class BackwardUnit {
   }
 
   // What a lane sees of a run, counted from its first key.
-  static KeyView part_seen(const Run& run, const Row& row, int lane) {
-    const KeyView& view = row.views[static_cast<size_t>(lane)];
+  static QueryView part_seen(const Run& run, const Row& row, int lane) {
+    const QueryView& view = row.views[static_cast<size_t>(lane)];
     const auto within = [&](int key) { return std::clamp(key - run.first_key, 0, run.count); };
     return {within(view.begin), within(view.visible),
             std::max(within(view.visible), within(view.wrapped))};

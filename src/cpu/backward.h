@@ -41,12 +41,6 @@ struct BackwardScratch {
   size_t total = 0;
 };
 
-// The keys of its window that one query sees: [begin, visible) and [wrapped, ...).
-struct KeyView {
-  int begin, visible, wrapped;
-  bool sees(int key) const { return (key >= begin && key < visible) || key >= wrapped; }
-};
-
 // Where the tile of a walk after this one begins, if first_row is less than num_rows.
 struct NextTile {
   int x, z, first_row, num_rows;

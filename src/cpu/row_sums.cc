@@ -7,6 +7,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 //
 #include <cstddef>
+#include <type_traits>
 
 #include "cpu/sums-inl.h"
 #include "hwy/highway.h"

@@ -205,6 +205,7 @@ struct KeyRun {
 // The keys of its window that one query sees: [begin, visible) and [wrapped, ...).
 struct QueryView {
   int begin, visible, wrapped;
+  bool sees(int key) const { return (key >= begin && key < visible) || key >= wrapped; }
 };
 
 // Hides the logits of keys that a query does not see: run by run, key by key. Lane l of the vector

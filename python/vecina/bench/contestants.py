@@ -191,12 +191,18 @@ def _natten(row: Row, inputs: Inputs) -> Callable:
     return _with_merge(row, attend, lambda *parts: natten.merge_attentions(*parts, False))
 
 
+def _refuse_cuda(name: str, inputs: Inputs) -> None:
+    if inputs.query.device.type == "cuda":
+        raise Unavailable(f"{name} does not run on CUDA tensors.")
+
+
 def _backend_of(natten_mps) -> tuple[str, str]:
     """(its backend, the device of its tensors): Metal where it is, on a Mac."""
     return ("metal", "mps") if natten_mps.has_metal() else ("pure", "cpu")
 
 
 def _natten_mps(row: Row, inputs: Inputs) -> Callable:
+    _refuse_cuda("natten-mps", inputs)
     natten_mps = _package("natten_mps")
     backend, device = _backend_of(natten_mps)
     natten_mps.set_backend(backend)
@@ -214,6 +220,7 @@ def _natten_mps(row: Row, inputs: Inputs) -> Callable:
 
 
 def _natten_mlx(row: Row, inputs: Inputs) -> Callable:
+    _refuse_cuda("natten-mlx", inputs)
     natten_mlx = _package("natten_mlx")
     import mlx.core as mx
 

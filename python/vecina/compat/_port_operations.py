@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from vecina._windows import Axis, axis_lists
@@ -202,12 +203,20 @@ def port_av_fused(
 
 
 def _heads_last_all(front, run, *tensors):
-    """run of heads-last arrays, heads first again; tensors of PyTorch go by way of NumPy."""
+    """run of heads-last arrays, heads first again.
+
+    Tensors of PyTorch go by way of NumPy; gradients do not, so that they are refused.
+    """
     first = tensors[0]
     if type(first).__module__.startswith("torch"):
         import torch
 
-        arrays = [t if t is None else t.detach().cpu().numpy() for t in tensors]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            raise NotImplementedError(
+                "tensors of PyTorch have no gradients here; take vecina.torch's functions, or "
+                "torch.no_grad()."
+            )
+        arrays = [None if t is None else _as_numpy(t) for t in tensors]
         found = _heads_last_all(front, run, *arrays)
         made = [None if f is None else torch.from_numpy(f).to(first) for f in _listed(found)]
         return tuple(made) if isinstance(found, tuple) else made[0]
@@ -219,6 +228,12 @@ def _heads_last_all(front, run, *tensors):
     found = run(*(moved(array, 1, -2) for array in tensors))
     made = [moved(array, -2, 1) for array in _listed(found)]
     return tuple(made) if isinstance(found, tuple) else made[0]
+
+
+def _as_numpy(tensor):
+    """Of a tensor of PyTorch; bfloat16, which NumPy has not, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
 def _listed(found) -> list:
@@ -299,6 +314,7 @@ def mlx_support_matrix(front, rank) -> dict:
     return _support_matrix(("fast_metal", "nanobind"))
 
 
+@functools.lru_cache(maxsize=16)
 def _window_rows(length, kernel_size, dilation):
     index, bias, _ = axis_lists(Axis(length, kernel_size, 1, dilation, False, 1), False)
     return index, bias
