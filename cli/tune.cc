@@ -110,7 +110,7 @@ Command add_tune(CLI::App& root) {
   CLI::Option* line = add_line_option(*app, options->line);
   add_option(*app, "--cuts", options->count, "N",
              "Measure so many that are predicted fastest, and variants of the best (16)")
-      ->check(CLI::Range(1, 1000));
+      ->check(CLI::Range(1, 100));
   app->add_flag("--clear", options->is_clear, "Forget what was kept, of all problems")
       ->excludes(line);
   app->add_flag("--json", options->is_json, "Print JSON");

@@ -496,7 +496,8 @@ bool apply_cut(const Problem& problem, const DeviceFacts& facts, const HopperCon
                HopperConfig* config) {
   if (cut.warpgroups < 2 || cut.warpgroups > 3 || cut.pair_axis < 3 - problem.rank() ||
       cut.pair_axis > 2 || cut.stages < kMinStages || cut.stages > kMaxStages ||
-      cut.packed_heads < 1 || problem.head_group() % cut.packed_heads != 0) {
+      cut.packed_heads < 1 || cut.packed_heads > kHopperRows ||
+      problem.head_group() % cut.packed_heads != 0) {
     return false;
   }
   *config = base_config(problem);

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -12,6 +11,7 @@
 #include "core/arguments.h"
 #include "core/tensor.h"
 #include "cuda/hopper_plan.h"
+#include "cuda/parallel.h"
 #include "cuda/staging.h"
 
 namespace vecina::internal::cuda {
@@ -152,22 +152,14 @@ class Tuner {
     const size_t first = candidates_.size();
     candidates_.resize(first + choices.size());
     std::vector<Status> statuses(choices.size());
-    std::atomic<size_t> next{0};
-    const auto work = [&] {
-      for (size_t i = next++; i < choices.size(); i = next++) {
-        Candidate& candidate = candidates_[first + i];
-        candidate.choice = choices[i];
-        std::vector<ForwardLaunch> launches;
-        statuses[i] = hopper_launch(problem_, call_.device_args(), facts_, choices[i], &launches);
-        if (!statuses[i].ok()) continue;
-        statuses[i] = Sequence::make(state_, std::move(launches), &candidate.sequence);
-      }
-    };
-    std::vector<std::thread> threads;
-    const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-    for (size_t i = 1; i < std::min(cores, choices.size()); ++i) threads.emplace_back(work);
-    work();
-    for (std::thread& thread : threads) thread.join();
+    run_parallel(choices.size(), std::thread::hardware_concurrency(), [&](size_t i) {
+      Candidate& candidate = candidates_[first + i];
+      candidate.choice = choices[i];
+      std::vector<ForwardLaunch> launches;
+      statuses[i] = hopper_launch(problem_, call_.device_args(), facts_, choices[i], &launches);
+      if (!statuses[i].ok()) return;
+      statuses[i] = Sequence::make(state_, std::move(launches), &candidate.sequence);
+    });
     for (const Status& status : statuses) VECINA_RETURN_IF_ERROR(status);
     return {};
   }

@@ -2,11 +2,10 @@
 #include "cuda/launch_sequence.h"
 
 #include <algorithm>
-#include <exception>
-#include <thread>
 #include <utility>
 
 #include "cuda/driver.h"
+#include "cuda/parallel.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -16,7 +15,7 @@ namespace {
 constexpr int kRunsInGraph = 20;
 // Of a graph whose replays follow one another without a pause to speak of.
 constexpr double kSteadyGraphUs = 5000.0;
-constexpr int kMaxRunsInGraph = 200;
+constexpr double kMaxRunsInGraph = 200;
 
 // Handles of one measurement, released in every case.
 struct Timer {
@@ -96,23 +95,12 @@ Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
   const size_t count = sequence->launches_.size();
   sequence->kernels_.resize(count);
   std::vector<Status> statuses(count);
-  std::vector<std::exception_ptr> exceptions(count);
-  const auto get = [&](size_t i) {
+  run_parallel(count, count, [&](size_t i) {
     const KernelLaunch<Args>& launch = sequence->launches_[i];
-    try {
-      statuses[i] = sequence->state_->kernels->get(launch.source, launch.shared_bytes,
-                                                   &sequence->kernels_[i]);
-    } catch (...) {
-      exceptions[i] = std::current_exception();
-    }
-  };
-  {
-    std::vector<std::jthread> others;  // those that must be compiled take a second or two each
-    for (size_t i = 1; i < count; ++i) others.emplace_back(get, i);
-    if (count > 0) get(0);
-  }
+    statuses[i] =
+        sequence->state_->kernels->get(launch.source, launch.shared_bytes, &sequence->kernels_[i]);
+  });
   for (size_t i = 0; i < count; ++i) {
-    if (exceptions[i] != nullptr) std::rethrow_exception(exceptions[i]);
     VECINA_RETURN_IF_ERROR(statuses[i]);
     sequence->workspace_bytes_ =
         std::max(sequence->workspace_bytes_, sequence->launches_[i].workspace_bytes);
@@ -160,7 +148,7 @@ Status LaunchSequence<Args>::measure_steady(const Args& args, double seconds,
   }
   Timer timer;
   VECINA_RETURN_IF_ERROR(timer.capture(
-      std::clamp(static_cast<int>(kSteadyGraphUs / first_us), 1, kMaxRunsInGraph), one));
+      static_cast<int>(std::clamp(kSteadyGraphUs / first_us, 1.0, kMaxRunsInGraph)), one));
   double elapsed_us = 0.0, counted_us = 0.0;
   int counted = 0;
   while (elapsed_us < seconds * 1e6 || counted == 0) {

@@ -35,7 +35,8 @@ void check_passes(const Device& device, vecina_context* context, const vecina_pr
   for (const bool with_lse : {false, true}) {
     cli::Outputs outputs = cli::make_outputs(problem, placement);
     if (!with_lse) outputs.lse = {};
-    const DeviceCall call(device, cli::forward_args(inputs, outputs), 0);
+    const DeviceCall call(device, cli::forward_args(inputs, outputs),
+                          vecina_workspace_bytes(context, &problem, 0));
     call.upload();
     ASSERT_EQ(vecina_forward(context, &problem, &call.args, nullptr), VECINA_OK)
         << vecina_last_error();

@@ -24,6 +24,8 @@ inline constexpr int kOuter = kPair == 0 ? 1 : 0, kInner = kPair == 2 ? 1 : 2;  
 inline constexpr int kThreads = 128 * (kWarpgroups + 1);
 // Attention, which has one axis: its window is as long as the sample, perhaps empty.
 inline constexpr bool kMayCoverSamples = kConfig.has_lengths && kConfig.rank == 1;
+// Dilation groups are not equally long; a packed sample that the tensors have no room for is empty.
+inline constexpr bool kMayBeEmpty = kConfig.is_dilated || kConfig.has_lengths;
 
 struct Range {
   int begin, end;
@@ -123,7 +125,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
     }
     const int box = kConfig.query_box[a];
     block.first_query[a] = tile[a] * box * (a == kPair ? kWarpgroups : 1);
-    if (kConfig.is_dilated && block.first_query[a] >= block.num_queries[a]) block.is_empty = true;
+    if (kMayBeEmpty && block.first_query[a] >= block.num_queries[a]) block.is_empty = true;
     if (a < kFirstAxis) {
       block.first_key[a] = 0;
       block.count[a] = 1;
@@ -177,7 +179,7 @@ VECINA_DEVICE void for_each_block(const HopperParams& params, Function f) {
   for (int number = static_cast<int>(blockIdx.x); number < num_blocks(params);
        number += static_cast<int>(gridDim.x)) {
     const Block block = block_of(params, number);
-    if (kConfig.is_dilated && block.is_empty) continue;
+    if (kMayBeEmpty && block.is_empty) continue;
     f(block);
   }
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 // What the kernels of the split form share. With w the weights, or their gradient, of a query i in
 // its slots, and s a scale:
-//   split_weights.cu  w_is = s * query_i . key_j + bias[j - i]    qk, and the gradient of av's
-//   weights split_rows.cu     row_i = s * sum_j w_is * key_j              av, and the gradient of
-//   query split_keys.cu     row_j = s * sum_i w_is * query_i            the gradients of key and
-//   value split_bias.cu     bias[j - i] = sum over queries of w_is      the gradient of bias
+// clang-format off
+//   split_weights.cu  w_is = s * query_i . key_j + bias[j - i]    qk, and the gradient of av's weights
+//   split_rows.cu     row_i = s * sum_j w_is * key_j              av, and the gradient of query
+//   split_keys.cu     row_j = s * sum_i w_is * query_i            the gradients of key and value
+//   split_bias.cu     bias[j - i] = sum over queries of w_is      the gradient of bias
+// clang-format on
 // The slot of a key is its place in the window of the query, row-major over the axes; additional
 // tokens follow.
 #ifndef VECINA_CUDA_KERNELS_SPLIT_CUH_
