@@ -8,8 +8,6 @@
 namespace vecina::internal::cuda {
 namespace {
 
-constexpr uint32_t kSharedBytesWithoutOptIn = 48 * 1024;
-
 Status compiler_facts(const DiskCache& cache, CompilerFacts* facts) {
   if (const auto noted = cache.noted_compiler(Compiler::path())) {
     *facts = *noted;
@@ -113,7 +111,7 @@ Status KernelStore::get(const KernelSource& source, uint32_t shared_bytes, Kerne
   VECINA_RETURN_IF_ERROR(current.status());
   const WhileCapturing relaxed;
   if (!slot->is_loaded) VECINA_RETURN_IF_ERROR(load(source, slot));
-  if (shared_bytes > kSharedBytesWithoutOptIn && shared_bytes > slot->shared_bytes) {
+  if (shared_bytes > slot->shared_bytes) {  // beyond 48 KiB with a kernel's own needs consent
     VECINA_CUDA_RETURN_IF_ERROR(
         Driver::get(), cuFuncSetAttribute,
         (slot->kernel.function, static_cast<int>(FunctionAttribute::max_dynamic_shared_bytes),
