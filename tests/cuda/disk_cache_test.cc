@@ -3,29 +3,21 @@
 #include "cuda/disk_cache.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <thread>
 #include <vector>
+
+#include "cuda/cache_folder.h"
 
 namespace vecina::internal::cuda {
 namespace {
 
 namespace fs = std::filesystem;
 
-class DiskCacheTest : public testing::Test {
+class DiskCacheTest : public CacheFolderTest {
  protected:
-  void SetUp() override {
-    const testing::TestInfo& test = *testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() /
-              ("vecina-" + std::string(test.name()) + "-" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   static CacheKey key(const std::string& config = "{.head_dim = 32}") {
     return {{"small.cu", "small", "small_config.h", "SmallConfig", config}, "sm_90", "13.0"};
   }
@@ -33,19 +25,14 @@ class DiskCacheTest : public testing::Test {
     return {std::vector<char>(1000, filler), {40, 8, 16}};
   }
   fs::path path(const CacheKey& of) const { return folder_ / of.file_name(); }
-  std::string bytes(const CacheKey& of) const {
-    std::ifstream stream(path(of), std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-  }
+  std::string bytes(const CacheKey& of) const { return CacheFolderTest::bytes(path(of)); }
   void replace(const CacheKey& of, const std::string& text) const {
-    std::ofstream(path(of), std::ios::binary) << text;
+    CacheFolderTest::replace(path(of), text);
   }
-
-  fs::path folder_;
 };
 
 TEST_F(DiskCacheTest, GivesBackWhatWasWritten) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   EXPECT_FALSE(cache.read(key()).has_value());
   cache.write(key(), kernel());
   const auto read = DiskCache(folder_.string()).read(key());
@@ -57,7 +44,7 @@ TEST_F(DiskCacheTest, GivesBackWhatWasWritten) {
 }
 
 TEST_F(DiskCacheTest, EveryPartOfTheKeyCounts) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   cache.write(key(), kernel());
   CacheKey other = key();
   other.architecture = "sm_90a";
@@ -78,7 +65,7 @@ TEST_F(DiskCacheTest, IsForItsOwnerAlone) {
 }
 
 TEST_F(DiskCacheTest, RemovesWhatDoesNotReadBack) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   cache.write(key(), kernel());
   const std::string whole = bytes(key());
   std::string flipped = whole;
@@ -97,7 +84,7 @@ TEST_F(DiskCacheTest, RemovesWhatDoesNotReadBack) {
 }
 
 TEST_F(DiskCacheTest, DoesNotTakeAnotherKernelForItsOwn) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   cache.write(key(), kernel());
   const CacheKey other = key("{.head_dim = 64}");
   fs::copy_file(path(key()), path(other));
@@ -107,7 +94,7 @@ TEST_F(DiskCacheTest, DoesNotTakeAnotherKernelForItsOwn) {
 TEST_F(DiskCacheTest, AFolderThatCannotBeIsNoError) {
   fs::create_directories(folder_.parent_path());
   std::ofstream(folder_) << "a file";
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   cache.write(key(), kernel());
   cache.note_compiler(folder_.string(), {"13.0", {80, 90}});
   EXPECT_FALSE(cache.read(key()).has_value());
@@ -115,7 +102,7 @@ TEST_F(DiskCacheTest, AFolderThatCannotBeIsNoError) {
 }
 
 TEST_F(DiskCacheTest, ListsAndClears) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   EXPECT_TRUE(cache.list().empty());
   cache.write(key("{.head_dim = 64}"), kernel());
   cache.write(key(), kernel());
@@ -131,7 +118,7 @@ TEST_F(DiskCacheTest, ListsAndClears) {
 }
 
 TEST_F(DiskCacheTest, NotesTheCompilerUntilItsFileChanges) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   fs::create_directories(folder_);
   const fs::path library = folder_ / "libcompiler.so";
   std::ofstream(library) << "one";
@@ -149,7 +136,7 @@ TEST_F(DiskCacheTest, NotesTheCompilerUntilItsFileChanges) {
 }
 
 TEST_F(DiskCacheTest, ReadersNeverSeeHalfAKernel) {
-  const DiskCache cache(folder_.string());
+  const DiskCache cache = this->cache();
   cache.write(key(), kernel('a'));
   std::vector<std::thread> writers;
   for (const char filler : {'a', 'b'}) {

@@ -3,16 +3,15 @@
 #include "cuda/tuned_cuts.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "core/arguments.h"
+#include "cuda/cache_folder.h"
 #include "cuda/digest.h"
 #include "cuda/hopper_plan.h"
 #include "cuda/hopper_tiling.h"
@@ -25,29 +24,16 @@ namespace fs = std::filesystem;
 
 constexpr const char* kDevice = "NVIDIA H200";
 
-class TunedCutsTest : public testing::Test {
+class TunedCutsTest : public CacheFolderTest {
  protected:
-  void SetUp() override {
-    const testing::TestInfo& test = *testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() /
-              ("vecina-" + std::string(test.name()) + "-" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   fs::path path() const { return folder_ / TunedCuts(cache(), kDevice).file_name(problem_); }
-  DiskCache cache() const { return DiskCache(folder_.string()); }
-  std::string bytes() const {
-    std::ifstream stream(path(), std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-  }
-  void replace(const std::string& text) const { std::ofstream(path(), std::ios::binary) << text; }
+  std::string bytes() const { return CacheFolderTest::bytes(path()); }
+  void replace(const std::string& text) const { CacheFolderTest::replace(path(), text); }
 
   const Problem problem_ = parsed("2d 256x256 kernel_size 32 heads 24 head_dim 128 dtype bf16");
   // Not what is planned: the third by the prediction, and otherwise put together.
   const HopperConfig cut_ = hopper_variants(
       rank_hopper_tilings(problem_, DeviceFacts(), 3).back().config, DeviceFacts())[0];
-  fs::path folder_;
 };
 
 TEST_F(TunedCutsTest, GivesBackWhatWasWritten) {
