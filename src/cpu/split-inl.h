@@ -73,9 +73,14 @@ HWY_INLINE hn::Vec<D> sum_each(D d, const hn::Vec<D>* sums) {
     const V low = halve(sums[0], sums[1]);
     if constexpr (hn::MaxLanes(d) == 2) {
       return low;
-    } else {
+    } else if constexpr (hn::MaxLanes(d) == 4) {
       const V high = halve(sums[2], sums[3]);
       return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
+    } else {
+      HWY_ALIGN hn::TFromD<D> each[hn::MaxLanes(d)];
+      unroll<hn::MaxLanes(d)>([&](auto i)
+                                  HWY_ATTR { each[i] = hn::GetLane(hn::SumOfLanes(d, sums[i])); });
+      return hn::Load(d, each);
     }
   } else {
     const hn::Repartition<uint64_t, D> pairs;
@@ -88,6 +93,7 @@ HWY_INLINE hn::Vec<D> sum_each(D d, const hn::Vec<D>* sums) {
     if constexpr (hn::MaxLanes(d) == 4) {
       return low;
     } else {
+      static_assert(hn::MaxLanes(d) == 8);
       const V high = quarter(halve(sums[4], sums[5]), halve(sums[6], sums[7]));
       return hn::Add(hn::ConcatLowerLower(d, high, low), hn::ConcatUpperUpper(d, high, low));
     }
