@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -14,11 +16,7 @@
 namespace vecina::internal::cuda {
 namespace {
 
-using vecina::cuda::MergeGradientParams;
-using vecina::cuda::MergeRows;
-using vecina::cuda::MergeShape;
 using vecina::cuda::SmallMergeConfig;
-using vecina::cuda::SmallMergeParams;
 
 static_assert(kMaxSmallMerge == vecina::cuda::kMaxMerge);
 
@@ -61,41 +59,52 @@ std::vector<Dimension> fold(const std::vector<const vecina_tensor*>& tensors,
   return folded;
 }
 
-MergeRows rows_of(const vecina_tensor& tensor, const std::vector<Dimension>& dimensions) {
-  MergeRows rows = {};
-  for (size_t d = 0; d < dimensions.size(); ++d) {
-    if (dimensions[d].size > 1) {
-      rows.stride[d] = tensor.strides[dimensions[d].stride_of] * dtype_bytes(tensor.dtype);
-    }
-  }
-  return rows;
-}
-
 char* pointer(const vecina_tensor* tensor) { return wanted(tensor) ? address(*tensor) : nullptr; }
 
-// Calls visit(tensor, its place among the parameters, whether it has columns).
+// Calls visit(tensor, whether it has columns), in the order of MergeTensors.
 template <typename Visit>
-void for_tensors(const MergeArgs& args, SmallMergeParams* params, Visit visit) {
+void for_tensors(const MergeArgs& args, Visit visit) {
+  visit(args.output, true);
+  visit(args.lse, false);
   for (int i = 0; i < args.count; ++i) {
-    visit(&args.outputs[i], &params->outputs[i], true);
-    visit(&args.lses[i], &params->lses[i], false);
+    visit(&args.outputs[i], true);
+    visit(&args.lses[i], false);
   }
-  visit(args.output, &params->output, true);
-  visit(args.lse, &params->lse, false);
 }
+// In the order of MergeGradientTensors.
 template <typename Visit>
-void for_tensors(const MergeBackwardArgs& args, MergeGradientParams* params, Visit visit) {
+void for_tensors(const MergeBackwardArgs& args, Visit visit) {
+  visit(args.grad_output, true);
+  visit(args.grad_lse, false);
   for (int i = 0; i < args.count; ++i) {
-    visit(&args.outputs[i], &params->outputs[i], true);
-    visit(&args.lses[i], &params->lses[i], false);
-    visit(&args.grad_outputs[i], &params->grad_outputs[i], true);
-    visit(&args.grad_lses[i], &params->grad_lses[i], false);
+    visit(&args.outputs[i], true);
+    visit(&args.lses[i], false);
+    visit(&args.grad_outputs[i], true);
+    visit(&args.grad_lses[i], false);
   }
-  visit(args.grad_output, &params->grad_output, true);
-  visit(args.grad_lse, &params->grad_lse, false);
 }
 
-template <typename Params, typename Args>
+// The words of vecina::cuda::MergeParams; addresses are written for a run.
+std::vector<int64_t> make_params(const std::vector<const vecina_tensor*>& tensors,
+                                 const std::vector<Dimension>& dimensions, int64_t rows) {
+  std::vector<int64_t> words = {rows};
+  words.resize(1 + tensors.size());
+  for (const Dimension& dimension : dimensions) {
+    for (const vecina_tensor* tensor : tensors) {
+      const bool has_stride = wanted(tensor) && dimension.size > 1;
+      words.push_back(has_stride ? tensor->strides[dimension.stride_of] * dtype_bytes(tensor->dtype)
+                                 : 0);
+    }
+  }
+  for (const Dimension& dimension : dimensions) words.push_back(dimension.size);
+  for (const Dimension& dimension : dimensions) {
+    const bool is_small = rows < (int64_t{1} << 31);
+    words.push_back(is_small ? std::bit_cast<int64_t>(divider(dimension.size)) : 0);
+  }
+  return words;
+}
+
+template <typename Args>
 Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
             std::vector<KernelLaunch<Args>>* launches) {
   if (example.count > kMaxSmallMerge) {
@@ -104,41 +113,30 @@ Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
   }
   const vecina_tensor& shape = example.outputs[0];
   if (num_elements(shape) == 0) return {};
-  std::vector<const vecina_tensor*> tensors;
+  std::vector<const vecina_tensor*> all, given_ones;
   SmallMergeConfig config = {};
   config.dtype = shape.dtype;
   config.count = example.count;
   config.head_dim = static_cast<int>(shape.shape[shape.ndim - 1]);
   config.vector = kLoadBytes;
-  Params params = {};
-  for_tensors(example, &params, [&](const vecina_tensor* tensor, MergeRows*, bool has_columns) {
+  for_tensors(example, [&](const vecina_tensor* tensor, bool has_columns) {
+    all.push_back(tensor);
     if (!wanted(tensor)) return;
-    tensors.push_back(tensor);
+    given_ones.push_back(tensor);
     if (!has_columns) return;
     config.vector = std::min(config.vector, vector_elements({tensor}, config.head_dim, kLoadBytes));
   });
 
-  const std::vector<Dimension> dimensions = fold(tensors, shape);
-  MergeShape& rows = params.shape;
-  rows.rows = 1;
-  for (size_t d = 0; d < dimensions.size(); ++d) {
-    rows.rows *= dimensions[d].size;
-    rows.size[d] = dimensions[d].size;
-  }
-  config.is_large = rows.rows >= (int64_t{1} << 31);
-  for (size_t d = 0; d < dimensions.size() && !config.is_large; ++d) {
-    rows.sizes[d] = divider(dimensions[d].size);
-  }
+  const std::vector<Dimension> dimensions = fold(given_ones, shape);
+  int64_t rows = 1;
+  for (const Dimension& dimension : dimensions) rows *= dimension.size;
+  config.is_large = rows >= (int64_t{1} << 31);
   config.num_dims = static_cast<int>(dimensions.size());
   config.lanes = 1;
   while (config.lanes < kMaxLanes && config.lanes * config.vector < config.head_dim) {
     config.lanes *= 2;
   }
-  for_tensors(example, &params, [&](const vecina_tensor* tensor, MergeRows* of_tensor, bool) {
-    if (wanted(tensor)) *of_tensor = rows_of(*tensor, dimensions);
-  });
-
-  const int64_t blocks = divide_up(rows.rows, kThreads / config.lanes);
+  const int64_t blocks = divide_up(rows, kThreads / config.lanes);
   if (static_cast<double>(blocks) > kMaxBlocks) {
     return unsupported("the merge needs more than 2^31 - 1 blocks of threads");
   }
@@ -148,13 +146,12 @@ Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
   launch.grid[0] = static_cast<uint32_t>(blocks);
   launch.block[0] = kThreads;
   launch.is_programmatic = facts.compute_capability >= 90;
-  launch.params_bytes = sizeof(Params);
-  launch.fill = [params](const Args& args, void* memory) -> Status {
-    Params filled = params;
-    for_tensors(args, &filled, [](const vecina_tensor* tensor, MergeRows* of_tensor, bool) {
-      of_tensor->data = pointer(tensor);
-    });
-    std::memcpy(memory, &filled, sizeof filled);
+  std::vector<int64_t> words = make_params(all, dimensions, rows);
+  launch.params_bytes = words.size() * sizeof(int64_t);
+  launch.fill = [words = std::move(words)](const Args& args, void* memory) -> Status {
+    std::memcpy(memory, words.data(), words.size() * sizeof(int64_t));
+    char** address = reinterpret_cast<char**>(memory) + 1;
+    for_tensors(args, [&](const vecina_tensor* tensor, bool) { *address++ = pointer(tensor); });
     return {};
   };
   launch.description = fmt::format(R"("threads_per_row": {}, "blocks": {})", config.lanes, blocks);
@@ -166,12 +163,12 @@ Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
 
 Status small_plan_merge(const MergeArgs& example, const DeviceFacts& facts,
                         std::vector<KernelLaunch<MergeArgs>>* launches) {
-  return plan<SmallMergeParams>("small_merge", example, facts, launches);
+  return plan("small_merge", example, facts, launches);
 }
 
 Status small_plan_merge(const MergeBackwardArgs& example, const DeviceFacts& facts,
                         std::vector<KernelLaunch<MergeBackwardArgs>>* launches) {
-  return plan<MergeGradientParams>("merge_gradient", example, facts, launches);
+  return plan("merge_gradient", example, facts, launches);
 }
 
 }  // namespace vecina::internal::cuda

@@ -11,52 +11,53 @@
 namespace vecina::cuda {
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    merge_gradient(const __grid_constant__ MergeGradientParams params) {
-  const int lane = static_cast<int>(threadIdx.x) % kConfig.lanes;
-  const long long row = merge_row();
-  const bool is_row = row < params.shape.rows;  // every thread takes part in the sums
+    merge_gradient(const __grid_constant__ MergeRow<MergeGradientTensors>::Params params) {
+  using Tensors = MergeGradientTensors;
+  const int lane = merge_lane();
+  const long long number = merge_row();
+  const bool is_row = number < params.rows;  // every thread takes part in the sums
   wait_for_previous();
-  const MergeIndex index(params.shape, is_row ? row : 0);
-  const MergeWeights<double> weights(params.lses, index);
+  const MergeRow<Tensors> row(params, is_row ? number : 0);
+  const MergeWeights<double> weights(row);
 
   double differences[kCount] = {};
 #pragma unroll 1
   for (int vector = lane; vector < kVectors; vector += kConfig.lanes) {
     const int offset = vector * kVectorBytes;
-    Real gradient[kConfig.vector];
+    Real gradient[kConfig.vector], columns[kCount][kConfig.vector];
     double merged[kConfig.vector];
-    load<Element, kConfig.vector>(index.in(params.grad_output) + offset, gradient);
-    weights.merge(params.outputs, index, offset, merged);
+    load<Element, kConfig.vector>(row.of(Tensors::kOutput) + offset, gradient);
+    load_outputs(row, offset, weights, columns);
+    weights.merge(columns, merged);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool is_seen = weights.of[i] != 0.0;
-      Real columns[kConfig.vector];
       if (is_seen) {
-        load<Element, kConfig.vector>(index.in(params.outputs[i]) + offset, columns);
 #pragma unroll
         for (int c = 0; c < kConfig.vector; ++c) {
           differences[i] =
               multiply_add(static_cast<double>(gradient[c]),
-                           static_cast<double>(columns[c]) - merged[c], differences[i]);
+                           static_cast<double>(columns[i][c]) - merged[c], differences[i]);
         }
       }
-      if (params.grad_outputs[i].data == nullptr || !is_row) continue;
+      const int grad_output = row.number(i, Tensors::kGradOutput);
+      if (!row.has(grad_output) || !is_row) continue;
+      Real found[kConfig.vector];
 #pragma unroll
       for (int c = 0; c < kConfig.vector; ++c) {
-        columns[c] =
+        found[c] =
             is_seen ? static_cast<Real>(weights.of[i] * weights.inverse * gradient[c]) : Real(0);
       }
-      store<Element, kConfig.vector>(columns, index.in(params.grad_outputs[i]) + offset);
+      store<Element, kConfig.vector>(found, row.of(grad_output) + offset);
     }
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     double sum = sum_over_lanes<kConfig.lanes>(differences[i]);
-    if (params.grad_lses[i].data == nullptr || !is_row || lane != 0) continue;
-    if (params.grad_lse.data != nullptr) {
-      sum += *reinterpret_cast<const Real*>(index.in(params.grad_lse));
-    }
-    *reinterpret_cast<Real*>(index.in(params.grad_lses[i])) =
+    const int grad_lse = row.number(i, Tensors::kGradLse);
+    if (!row.has(grad_lse) || !is_row || lane != 0) continue;
+    if (row.has(Tensors::kLse)) sum += *reinterpret_cast<const Real*>(row.of(Tensors::kLse));
+    *reinterpret_cast<Real*>(row.of(grad_lse)) =
         weights.of[i] == 0.0 ? Real(0) : static_cast<Real>(weights.of[i] * weights.inverse * sum);
   }
 }
