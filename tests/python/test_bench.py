@@ -151,6 +151,11 @@ def test_tensors_of_a_gpu_that_is_not_there(capsys):
     assert "finds no GPU" in capsys.readouterr().err
 
 
+def test_graphs_are_for_gpus(capsys):
+    assert bench.main(["--graph"]) == 2
+    assert "--graph needs --device cuda" in capsys.readouterr().err
+
+
 def test_overhead(capsys):
     assert bench.main(["--overhead", "--calls", "20", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)

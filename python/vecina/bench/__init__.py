@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=5, metavar="N", help="untimed calls first (5)")
     add("--repeats", type=int, default=30, metavar="N", help="timed calls (30)")
     add("--threads", type=int, metavar="N", help="threads of vecina and of torch")
+    add("--graph", action="store_true",
+        help="time on the GPU, in CUDA graphs of 20 calls, what the GPU does (--device cuda); "
+        "without it a call and the wait for the GPU are timed")
     add("--overhead", action="store_true", help="time each part of a call")
     add("--calls", type=int, default=4000, metavar="N", help="calls of a round of --overhead")
     return parser
@@ -48,6 +51,34 @@ def _times(call, warmup: int, repeats: int, wait=lambda: None) -> list[float]:
         call()
         wait()
         times_ms.append((time.perf_counter_ns() - start) / 1e6)
+    return times_ms
+
+
+_CALLS_OF_GRAPH = 20
+
+
+def _graph_times(call, warmup: int, repeats: int) -> list[float]:
+    """Milliseconds of the GPU for one call, of replays of a graph of several."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(max(warmup, 1)):  # what is prepared in a first call cannot be captured
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [call() for _ in range(_CALLS_OF_GRAPH)]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times_ms = []
+    for i in range(repeats + 1):  # the first replay uploads the graph
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if i > 0:
+            times_ms.append(begin.elapsed_time(end) / _CALLS_OF_GRAPH)
+    del kept
     return times_ms
 
 
@@ -69,7 +100,10 @@ def _progress(total: int):
         yield lambda name: progress.update(task, advance=1, description=name)
 
 
-def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30, device: str = "cpu"):
+def measure(
+    names: list[str], rows, warmup: int = 5, repeats: int = 30, device: str = "cpu",
+    in_graph: bool = False,
+):  # fmt: skip
     """(results in the order of rows, why who could not run what); without autograd."""
     import torch
 
@@ -77,6 +111,12 @@ def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30, device: 
 
     makers = {name: contestants.find(name) for name in names}
     wait = [torch.cuda.synchronize] if device == "cuda" else []
+
+    def times_of(call):
+        if in_graph:
+            return _graph_times(call, warmup, repeats)
+        return _times(call, warmup, repeats, *wait)
+
     results, reasons = [], []
     with torch.no_grad(), _progress(len(rows)) as progress:
         for row in rows:
@@ -85,7 +125,7 @@ def measure(names: list[str], rows, warmup: int = 5, repeats: int = 30, device: 
             for name, make in makers.items():
                 try:
                     call = make(row, inputs)
-                    times[name] = report.Times.of(_times(call, warmup, repeats, *wait))
+                    times[name] = report.Times.of(times_of(call))
                 except (contestants.Unavailable, NotImplementedError) as error:
                     times[name] = None
                     reasons.append(f"n/a on {name}: {error}")
@@ -109,16 +149,19 @@ def _run(options) -> None:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU here.")
+    if options.graph and options.device != "cuda":
+        raise ValueError("--graph needs --device cuda.")
     usual = "cuda,sdpa,flex" if options.device == "cuda" else "cpu,sdpa"
     names = (options.backends or usual).split(",")
     results, reasons = measure(
-        names, _rows.rows(options.features), options.warmup, options.repeats, options.device
-    )
+        names, _rows.rows(options.features), options.warmup, options.repeats, options.device,
+        options.graph,
+    )  # fmt: skip
     where = report.device(options.device)
     footer = (
         f"{where}; {', '.join(names)}; threads {options.threads or 'default'} (torch "
         f"{torch.get_num_threads()}); {options.warmup} warm-up calls, median of {options.repeats} "
-        f"repeats; vecina {vecina.__version__}, torch {torch.__version__}"
+        f"repeats{f' of graphs of {_CALLS_OF_GRAPH} calls' if options.graph else ''}; vecina {vecina.__version__}, torch {torch.__version__}"
     )
     shown = sys.stderr if options.json == "-" else sys.stdout
     print(report.table(names, results, reasons, footer), file=shown)

@@ -149,6 +149,7 @@ def _flex(row: Row, inputs: Inputs) -> Callable:
         block_mask = create_block_mask(
             lambda b, h, i, j: mask[i, j], None, None, *mask.shape, device=query.device
         )
+    torch._dynamo.reset()  # after eight shapes it would go on without compiling
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = query.shape[-2] != key.shape[-2]
 
