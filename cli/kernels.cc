@@ -21,6 +21,7 @@ struct KernelsOptions {
   std::string action = "list";
   std::vector<std::string> line;
   int capability = 0;
+  std::string parts = "forward,backward";
   bool is_json = false;
 };
 
@@ -62,8 +63,8 @@ int build(vecina_context* context, const KernelsOptions& options) {
   const std::vector<std::string> lines = chosen_lines(options);
   for (const std::string& line : lines) {
     progress.show(fmt::format("[{}/{}] {} ...", answers.size() + 1, lines.size(), line));
-    answers.push_back(
-        context_info(context, fmt::format("kernels build {} {}", options.capability, line)));
+    answers.push_back(context_info(
+        context, fmt::format("kernels build {} {} {}", options.capability, options.parts, line)));
   }
   progress.clear();
   if (options.is_json) {
@@ -74,10 +75,10 @@ int build(vecina_context* context, const KernelsOptions& options) {
     fmt::print("{}\n", answer.value("problem", ""));
     for (const Json& kernel : answer.at("kernels")) {
       if (kernel.contains("why")) {
-        fmt::print("  {:<8} none: {}\n", kernel.value("pass", ""), kernel.value("why", ""));
+        fmt::print("  {:<14} none: {}\n", kernel.value("pass", ""), kernel.value("why", ""));
         continue;
       }
-      fmt::print("  {:<8} {} {}: {} registers, {} bytes spilled, {}, {}\n",
+      fmt::print("  {:<14} {} {}: {} registers, {} bytes spilled, {}, {}\n",
                  kernel.value("pass", ""), kernel.value("kernel", ""),
                  kernel.value("architecture", ""), kernel.value("registers", 0),
                  kernel.value("spill_bytes", 0), kilobytes(kernel),
@@ -119,13 +120,17 @@ Command add_kernels(CLI::App& root) {
              "build: for a GPU of this compute capability, 90 for 9.0 (the GPU here); no GPU need "
              "be there")
       ->check(CLI::Range(80, 999));
+  add_option(*app, "--parts", options->parts, "A,B",
+             "build: which of forward, backward, split (qk, av, their gradients) and merge (of two "
+             "attentions, and its gradients)");
   app->add_flag("--json", options->is_json, "Print JSON");
   app->footer(
       "Kernels lie in $VECINA_CACHE_DIR, else in $XDG_CACHE_HOME/vecina, else in ~/.cache/vecina.\n"
       "\n"
       "Examples:\n"
       "  vecina kernels list\n"
-      "  vecina kernels build --capability 90 2d 32x32 kernel_size 7 heads 4 head_dim 32");
+      "  vecina kernels build --capability 90 2d 32x32 kernel_size 7 heads 4 head_dim 32\n"
+      "  vecina kernels build --parts split,merge 2d 32x32 kernel_size 7 heads 4 head_dim 32");
   return {app, [options] { return run_kernels(*options); }};
 }
 

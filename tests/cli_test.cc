@@ -89,6 +89,8 @@ TEST_F(Cli, UsageErrors) {
   expect_usage_error("kernels melt", {"melt", "list"});
   expect_usage_error("kernels build --capability 12 1d 9 kernel_size 3 head_dim 4", {"12"});
   expect_usage_error("kernels build 1d 9 kernel_size 30 head_dim 4", {"kernel_size 30", "9"});
+  expect_usage_error("kernels build --parts forward,half 1d 9 kernel_size 3 head_dim 4",
+                     {"half", "split"});
   expect_usage_error("tune", {"problem line", "--clear"});
   expect_usage_error("tune --cuts 0 1d 9 kernel_size 3 head_dim 4", {"--cuts", "0"});
   expect_usage_error("tune --clear 1d 9 kernel_size 3 head_dim 4", {"--clear"});

@@ -280,9 +280,11 @@ VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecin
 /* For tools. text is JSON; same rule as _print. what:
  *   "info", "peak" (measures)
  *   "kernels list", "kernels clear"        of the disk cache of kernels compiled at run time
- *   "kernels build CAPABILITY LINE"        compiles those of a problem line for a GPU of that
+ *   "kernels build CAPABILITY [PARTS] LINE"  compiles those of a problem line for a GPU of that
  *                                          compute capability (90: 9.0), which need not be there;
- *                                          0: the device of the context
+ *                                          0: the device of the context. PARTS: which of forward,
+ *                                          backward, split, merge (of two), with commas between;
+ *                                          forward,backward without it
  *   "tune COUNT LINE"   measures, on the device of the context, the COUNT ways to compute a problem
  *                       line's forward that are predicted fastest, and variants of the best; keeps
  *                       the fastest on disk, beside the kernels, and later plans of the same

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -23,12 +24,33 @@ bool is_hidden(const char* name) {
   return false;
 }
 
-// "list", "clear" or "build CAPABILITY LINE".
+// "list", "clear" or "build CAPABILITY [PARTS] LINE".
 struct KernelsCommand {
   enum class Action { list, clear, build } action = Action::list;
   int compute_capability = 0;
+  KernelParts parts;
   Problem problem;
 };
+
+// "forward,split": those and no others.
+Status parse_parts(std::string_view text, KernelParts* parts) {
+  *parts = {false, false, false, false};
+  while (!text.empty()) {
+    const std::string_view name = text.substr(0, text.find(','));
+    bool* part = name == "forward"    ? &parts->forward
+                 : name == "backward" ? &parts->backward
+                 : name == "split"    ? &parts->split
+                 : name == "merge"    ? &parts->merge
+                                      : nullptr;
+    if (part == nullptr) {
+      return invalid(fmt::format(
+          "'{}' is none of forward, backward, split, merge, of which kernels are built.", name));
+    }
+    *part = true;
+    text.remove_prefix(std::min(text.size(), name.size() + 1));
+  }
+  return {};
+}
 
 Status parse_kernels_command(std::string_view text, KernelsCommand* command) {
   constexpr std::string_view kBuild = "build ";
@@ -41,8 +63,8 @@ Status parse_kernels_command(std::string_view text, KernelsCommand* command) {
     return {};
   }
   if (!text.starts_with(kBuild)) {
-    return invalid(
-        fmt::format("kernels '{}'; \"list\", \"clear\" or \"build CAPABILITY LINE\".", text));
+    return invalid(fmt::format(
+        "kernels '{}'; \"list\", \"clear\" or \"build CAPABILITY [PARTS] LINE\".", text));
   }
   command->action = KernelsCommand::Action::build;
   text.remove_prefix(kBuild.size());
@@ -52,7 +74,14 @@ Status parse_kernels_command(std::string_view text, KernelsCommand* command) {
     return invalid(fmt::format(
         "'{}' does not begin with a compute capability, for example 90 for 9.0.", text));
   }
-  return Problem::parse(text.substr(static_cast<size_t>(end - text.data())), &command->problem);
+  text.remove_prefix(static_cast<size_t>(end - text.data()));
+  text.remove_prefix(std::min(text.size(), text.find_first_not_of(' ')));
+  if (!text.empty() && std::isalpha(static_cast<unsigned char>(text.front())) != 0) {
+    const std::string_view parts = text.substr(0, text.find(' '));  // a line begins with its rank
+    VECINA_RETURN_IF_ERROR(parse_parts(parts, &command->parts));
+    text.remove_prefix(parts.size());
+  }
+  return Problem::parse(text, &command->problem);
 }
 
 Status run_kernels_command(const KernelsCommand& command, const Backend& backend,
@@ -65,7 +94,7 @@ Status run_kernels_command(const KernelsCommand& command, const Backend& backend
     case KernelsCommand::Action::build:
       break;
   }
-  return backend.build_kernels(command.compute_capability, command.problem, json);
+  return backend.build_kernels(command.compute_capability, command.problem, command.parts, json);
 }
 
 // The answer of the first backend that has one; else what `there_is` none of, and why.

@@ -54,7 +54,9 @@ Status Backend::list_kernels(std::string*) const { return no_kernels(); }
 
 Status Backend::clear_kernels(std::string*) const { return no_kernels(); }
 
-Status Backend::build_kernels(int, const Problem&, std::string*) const { return no_kernels(); }
+Status Backend::build_kernels(int, const Problem&, const KernelParts&, std::string*) const {
+  return no_kernels();
+}
 
 Status Backend::tune(const Problem&, int, std::string*) { return nothing_to_tune(); }
 

@@ -48,6 +48,13 @@ struct MergeBackwardArgs {
   const vecina_tensor *grad_outputs, *grad_lses;  // each wanted if given
 };
 
+// Which kernels of a problem are meant.
+struct KernelParts {
+  bool forward = true, backward = true;
+  bool split = false;  // qk, av and their gradients
+  bool merge = false;  // of two such attentions, and its gradients
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -79,7 +86,7 @@ class Backend {
   virtual Status clear_kernels(std::string* json) const;  // removes those
   // Compiles those of a problem for a GPU of a compute capability (90: 9.0); 0: the device here.
   virtual Status build_kernels(int compute_capability, const Problem& problem,
-                               std::string* json) const;
+                               const KernelParts& parts, std::string* json) const;
 
   // Measures, on its device, the `count` ways to compute a problem's forward that it thinks fastest
   // and keeps the best for later plans of any process; as JSON. UNSUPPORTED if it has no choice.

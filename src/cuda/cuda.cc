@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/arguments.h"
+#include "cuda/build_ahead.h"
 #include "cuda/compiler.h"
 #include "cuda/device.h"
 #include "cuda/disk_cache.h"
@@ -113,9 +114,10 @@ class CudaBackend : public Backend {
     return {};
   }
 
-  Status build_kernels(int compute_capability, const Problem& problem,
+  Status build_kernels(int compute_capability, const Problem& problem, const KernelParts& parts,
                        std::string* json) const override {
     DeviceFacts facts = imagined_facts(compute_capability);
+    facts.nvrtc = cuda::nvrtc_version(cache_);
     if (compute_capability == 0) {
       std::shared_ptr<const DeviceState> state;
       VECINA_RETURN_IF_ERROR(open(device_index_, &state));
@@ -124,9 +126,7 @@ class CudaBackend : public Backend {
     }
     ordered_json built = ordered_json::array();
     VECINA_RETURN_IF_ERROR(
-        build_pass<vecina_forward_args>(problem, Pass::forward, facts, compute_capability, &built));
-    VECINA_RETURN_IF_ERROR(build_pass<vecina_backward_args>(problem, Pass::backward, facts,
-                                                            compute_capability, &built));
+        cuda::build_ahead(problem, parts, facts, compute_capability, cache_, &built));
     *json = ordered_json{{"problem", problem.line()}, {"kernels", built}}.dump();
     return {};
   }
@@ -178,6 +178,7 @@ class CudaBackend : public Backend {
       VECINA_RETURN_IF_ERROR(cuda::Device::open(index, &opened->device));
       opened->kernels = std::make_unique<cuda::KernelStore>(*opened->device, cache_);
       opened->tuned = std::make_unique<cuda::TunedCuts>(cache_, opened->device->name());
+      opened->nvrtc = cuda::nvrtc_version(cache_);
       found = std::move(opened);
     }
     *state = found;
@@ -200,38 +201,6 @@ class CudaBackend : public Backend {
     VECINA_RETURN_IF_ERROR(
         open(first.device == VECINA_CPU ? device_index_ : first.device_index, &state));
     return merges->run(args, std::move(state), queue);
-  }
-
-  template <typename Args>
-  Status build_pass(const Problem& problem, Pass pass, const DeviceFacts& facts,
-                    int compute_capability, ordered_json* list) const {
-    const char* pass_name = pass == Pass::forward ? "forward" : "backward";
-    const std::string why = cuda::why_not(problem, pass, facts);
-    if (!why.empty()) {
-      list->push_back({{"pass", pass_name}, {"why", why}});
-      return {};
-    }
-    Args example;
-    imagine_arguments(problem, VECINA_CUDA, &example);
-    const char* family = "";
-    std::vector<cuda::KernelLaunch<Args>> launches;
-    VECINA_RETURN_IF_ERROR(cuda::plan_launches(problem, example, facts, &family, &launches));
-    for (const cuda::KernelLaunch<Args>& launch : launches) {
-      cuda::Built built;
-      VECINA_RETURN_IF_ERROR(cuda::build_kernel(launch.source, compute_capability, cache_, &built));
-      list->push_back({{"pass", pass_name},
-                       {"family", family},
-                       {"kernel", launch.source.entry},
-                       {"config", launch.source.config},
-                       {"architecture", built.architecture},
-                       {"bytes", built.compiled.image.size()},
-                       {"registers", built.compiled.resources.registers},
-                       {"stack_bytes", built.compiled.resources.stack_bytes},
-                       {"spill_bytes", built.compiled.resources.spill_bytes},
-                       {"was_on_disk", built.was_on_disk},
-                       {"compile_ms", built.compile_ms}});
-    }
-    return {};
   }
 
   const int device_index_;

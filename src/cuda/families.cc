@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "cuda/gradient_plan.h"
 #include "cuda/hopper_plan.h"
 #include "cuda/small_plan.h"
@@ -20,6 +22,19 @@ constexpr auto planner(const Family& family, const vecina_backward_args&) {
   return family.plan_backward;
 }
 
+// Also what its own why_not does not know: what the compiler lacks.
+std::string why_not_of(const Family& family, const Problem& problem, Pass pass,
+                       const DeviceFacts& facts) {
+  std::string why = family.why_not(problem, pass, facts);
+  const int oldest = family.oldest_nvrtc_for_lengths;
+  if (why.empty() && problem.lengths() != VECINA_LENGTHS_EQUAL && facts.nvrtc != 0 &&
+      facts.nvrtc < oldest) {
+    why = fmt::format("lengths of samples need NVRTC {}.{} or newer, here is {}.{}", oldest / 100,
+                      oldest % 100, facts.nvrtc / 100, facts.nvrtc % 100);
+  }
+  return why;
+}
+
 void add_sentence(std::string* sentences, const Family& family, const std::string& why) {
   *sentences += fmt::format("{}{}: {}", sentences->empty() ? "" : "; ", family.name, why);
 }
@@ -29,11 +44,15 @@ Status plan(const Problem& problem, const Args& example, const DeviceFacts& fact
             const char** name, std::vector<KernelLaunch<Args>>* launches) {
   std::string sentences;
   for (const Family& family : families()) {
-    std::string why = family.why_not(problem, pass_of(example), facts);
+    std::string why = why_not_of(family, problem, pass_of(example), facts);
     if (why.empty()) {
       *name = family.name;
       launches->clear();
       Status status = planner(family, example)(problem, example, facts, launches);
+      if (status.ok() && !sentences.empty() && !launches->empty()) {
+        launches->front().description +=
+            fmt::format(R"(, "passed_over": {})", nlohmann::json(sentences).dump());
+      }
       if (status.code() != VECINA_UNSUPPORTED) return status;
       why = status.message();
     }
@@ -46,9 +65,9 @@ Status plan(const Problem& problem, const Args& example, const DeviceFacts& fact
 
 std::span<const Family> families() {
   static constexpr Family kFamilies[] = {
-      {"hopper", hopper_why_not, hopper_plan_forward, nullptr},
-      {"small", small_why_not, small_plan_forward, nullptr},
-      {"gradient", gradient_why_not, nullptr, gradient_plan_backward},
+      {"hopper", hopper_why_not, hopper_plan_forward, nullptr, 1203},  // tensormap.replace
+      {"small", small_why_not, small_plan_forward, nullptr, 0},
+      {"gradient", gradient_why_not, nullptr, gradient_plan_backward, 0},
   };
   return kFamilies;
 }
@@ -57,7 +76,7 @@ std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts)
   if (is_split(pass)) return split_why_not(problem);
   std::string sentences;
   for (const Family& family : families()) {
-    const std::string why = family.why_not(problem, pass, facts);
+    const std::string why = why_not_of(family, problem, pass, facts);
     if (why.empty()) return {};
     add_sentence(&sentences, family, why);
   }

@@ -27,6 +27,7 @@ struct Family {
                          const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
   Status (*plan_backward)(const Problem& problem, const vecina_backward_args& example,
                           const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+  int oldest_nvrtc_for_lengths;  // as DeviceFacts::nvrtc; 0: any
 };
 std::span<const Family> families();
 

@@ -40,6 +40,14 @@ int major_of(const std::string& version) { return std::atoi(version.c_str()); }
 
 }  // namespace
 
+int nvrtc_version(const DiskCache& cache) {
+  CompilerFacts facts;
+  if (!compiler_facts(cache, &facts).ok()) return 0;
+  const size_t point = facts.version.find('.');
+  const int minor = point == std::string::npos ? 0 : std::atoi(facts.version.c_str() + point + 1);
+  return 100 * major_of(facts.version) + minor;
+}
+
 Status build_kernel(const KernelSource& source, int compute_capability, const DiskCache& cache,
                     Built* built) {
   CompilerFacts facts;

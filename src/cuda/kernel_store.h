@@ -27,6 +27,9 @@ struct Built {
 Status build_kernel(const KernelSource& source, int compute_capability, const DiskCache& cache,
                     Built* built);
 
+// Of NVRTC: 100 * major + minor; 0 if there is none. Does not load it where it was noted on disk.
+int nvrtc_version(const DiskCache& cache);
+
 struct Kernel {
   FunctionHandle function = nullptr;
   Resources resources;

@@ -24,6 +24,7 @@ struct DeviceFacts {
   int shared_bytes_per_block = 227 * 1024;  // with opt-in
   int l2_bytes = 50 * 1024 * 1024;
   const TunedCuts* tuned = nullptr;  // what was measured there before, if any
+  int nvrtc = 0;  // the compiler: 100 * major + minor; 0: not known, taken for new enough
 };
 
 // One compiled kernel: an entry of an embedded file with its constants.

@@ -20,10 +20,12 @@ struct DeviceState {
   std::unique_ptr<Device> device;
   std::unique_ptr<KernelStore> kernels;
   std::unique_ptr<TunedCuts> tuned;
+  int nvrtc = 0;  // DeviceFacts::nvrtc
 
   DeviceFacts facts() const {
     DeviceFacts facts = device->facts();
     facts.tuned = tuned.get();
+    facts.nvrtc = nvrtc;
     return facts;
   }
 };
