@@ -158,10 +158,11 @@ def _run(options) -> None:
         options.graph,
     )  # fmt: skip
     where = report.device(options.device)
+    in_graphs = f" of graphs of {_CALLS_OF_GRAPH} calls" if options.graph else ""
     footer = (
         f"{where}; {', '.join(names)}; threads {options.threads or 'default'} (torch "
         f"{torch.get_num_threads()}); {options.warmup} warm-up calls, median of {options.repeats} "
-        f"repeats{f' of graphs of {_CALLS_OF_GRAPH} calls' if options.graph else ''}; vecina {vecina.__version__}, torch {torch.__version__}"
+        f"repeats{in_graphs}; vecina {vecina.__version__}, torch {torch.__version__}"
     )
     shown = sys.stderr if options.json == "-" else sys.stdout
     print(report.table(names, results, reasons, footer), file=shown)

@@ -65,7 +65,8 @@ constexpr bool kHasRowMasks = kHasEvenSteps && kHasOuterAxes && kRowTiles == 1 &
 constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
 // Without a sign, what follows from a thread's number costs fewer instructions. Where heads are
-// rows, the compiler then moves the loads of values down: 5.29 us where it were 5.13 (2-D GQA, H200).
+// rows, the compiler then moves the loads of values down: 5.29 us where it was 5.13 (2-D GQA, on an
+// H200).
 template <bool has_sign>
 struct ThreadNumberType {
   using Type = unsigned;
@@ -746,7 +747,8 @@ struct PairSlots {
       const float* from = row.output[p / 2] + p % 2 * 4;
       pieces[slot(warp, p)] = make_float4(from[0], from[1], from[2], from[3]);
     }
-    totals[warp * 32 + static_cast<int>(ThreadNumber(threadIdx.x) % 32)] = make_float2(row.maximum, row.total);
+    totals[warp * 32 + static_cast<int>(ThreadNumber(threadIdx.x) % 32)] =
+        make_float2(row.maximum, row.total);
   }
   VECINA_DEVICE void get(int warp, RowSums* row) const {
 #pragma unroll
