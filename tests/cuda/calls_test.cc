@@ -276,7 +276,7 @@ TEST_F(CudaCalls, NeedNoContextAndLeaveTheCallersCurrent) {
   EXPECT_EQ(step.results(), wanted);
 }
 
-TEST_F(CudaCalls, RunOnTheDeviceOfTheirTensors) {
+TEST_F(CudaCalls, RefuseADeviceThatIsNotThere) {
   const int count = Driver::get().num_devices;
   const cli::ContextPtr context = cli::make_context("", 1);
   const vecina_problem problem = cli::parse_problem(kLines[0]);
@@ -289,19 +289,136 @@ TEST_F(CudaCalls, RunOnTheDeviceOfTheirTensors) {
   }
   EXPECT_EQ(vecina_forward(context.get(), &problem, &call.args, nullptr), VECINA_UNSUPPORTED);
   tests::expect_last_error({fmt::format("device_index {}", count)});
-  if (count < 2) GTEST_SKIP() << "the rest needs two GPUs";
+}
 
-  Step here(device(), kLines[0]);
-  const Stream stream;
-  const std::vector<uint64_t> wanted = here.run(10, stream);
-  std::unique_ptr<Device> other;
-  ASSERT_TRUE(Device::open(1, &other).ok());
-  Step there(*other, kLines[0]);
-  there.draw(10);
-  ASSERT_EQ(there.enqueue(nullptr), VECINA_OK) << vecina_last_error();  // the first one is current
-  const Device::Current current(*other);
-  EXPECT_EQ(Driver::get().cuStreamSynchronize(nullptr), kSuccess);
-  EXPECT_EQ(there.results(), wanted);
+// The second GPU. Tests keep the first one current; their own copies need the other.
+class TwoDevices : public OnDevice {
+ protected:
+  void SetUp() override {
+    OnDevice::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    if (Driver::get().num_devices < 2) GTEST_SKIP() << "needs two GPUs";
+    ASSERT_TRUE(Device::open(1, &other_).ok());
+  }
+  const Device& other() const { return *other_; }
+
+ private:
+  std::unique_ptr<Device> other_;
+};
+
+// A step on a device, with a stream of that device, whichever is current.
+struct StepOn {
+  StepOn(const Device& of, const char* line) : device(of) {
+    const Device::Current current(device);
+    stream = std::make_unique<Stream>();
+    step = std::make_unique<Step>(device, line);
+  }
+  ~StepOn() {
+    const Device::Current current(device);
+    step.reset();
+    stream.reset();
+  }
+  StepOn(const StepOn&) = delete;
+  StepOn& operator=(const StepOn&) = delete;
+
+  void draw(uint64_t seed) const {
+    const Device::Current current(device);
+    step->draw(seed);
+  }
+  std::vector<uint64_t> wait() const {
+    const Device::Current current(device);
+    stream->wait();
+    return step->results();
+  }
+  // The call itself is made with the caller's device current.
+  std::vector<uint64_t> run(uint64_t seed, vecina_context* context) const {
+    draw(seed);
+    EXPECT_EQ(step->enqueue(context, stream->get()), VECINA_OK) << vecina_last_error();
+    return wait();
+  }
+
+  const Device& device;
+  std::unique_ptr<Stream> stream;
+  std::unique_ptr<Step> step;
+};
+constexpr uint64_t kSeeds[] = {20, 10};  // in turn, so that results of the last run do not count
+
+// One context keeps plans and kernels of both; those of one device fail on the other.
+TEST_F(TwoDevices, TakeTurnsInOneContextWithEitherCurrent) {
+  const cli::ContextPtr shared = cli::make_context("", 1);
+  for (const char* line : kLines) {
+    SCOPED_TRACE(line);
+    const StepOn first(device(), line), second(other(), line);
+    std::vector<std::vector<uint64_t>> wanted;
+    for (const uint64_t seed : kSeeds) wanted.push_back(first.run(seed, shared.get()));
+    ASSERT_NE(wanted[0], wanted[1]);
+    for (const Device* chosen : {&device(), &other()}) {
+      const Device::Current current(*chosen);
+      ContextHandle before = nullptr, after = nullptr;
+      Driver::get().cuCtxGetCurrent(&before);
+      for (size_t i = 0; i < std::size(kSeeds); ++i) {
+        for (const StepOn* on : {&second, &first}) {
+          EXPECT_EQ(on->run(kSeeds[i], shared.get()), wanted[i]) << on->device.index();
+          Driver::get().cuCtxGetCurrent(&after);
+          EXPECT_EQ(after, before);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(TwoDevices, AreUsedByThreadsAtTheSameTime) {
+  constexpr int kRounds = 3;
+  const cli::ContextPtr shared = cli::make_context("", 1);  // plans and loads from all at once
+  std::atomic<size_t> num_wrong{0};
+  std::vector<std::thread> threads;
+  for (const char* line : kLines) {
+    const StepOn first(device(), line);
+    const cli::ContextPtr own = cli::make_context("", 1);
+    std::vector<std::vector<uint64_t>> wanted;
+    for (const uint64_t seed : kSeeds) wanted.push_back(first.run(seed, own.get()));
+    for (const Device* of : {&device(), &other()}) {
+      threads.emplace_back([&, line, of, wanted] {
+        const StepOn on(*of, line);
+        for (int round = 0; round < kRounds; ++round) {
+          for (size_t i = 0; i < std::size(kSeeds); ++i) {
+            if (on.run(kSeeds[i], shared.get()) != wanted[i]) ++num_wrong;
+          }
+        }
+      });
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(num_wrong, 0u);
+}
+
+TEST_F(TwoDevices, RecordAGraphOfTheOneThatIsNotCurrent) {
+  const Driver& driver = Driver::get();
+  const StepOn second(other(), kLines[0]);
+  const cli::ContextPtr context = cli::make_context("", 1);
+  const std::vector<uint64_t> wanted = second.run(10, context.get());
+  ASSERT_NE(second.run(20, context.get()), wanted);
+  Graph graph;
+  ASSERT_EQ(driver.cuStreamBeginCapture_v2(second.stream->get(), kCaptureThreadLocal), kSuccess);
+  const vecina_status status = second.step->enqueue(context.get(), second.stream->get());
+  ASSERT_EQ(driver.cuStreamEndCapture(second.stream->get(), &graph.graph), kSuccess);
+  ASSERT_EQ(status, VECINA_OK) << vecina_last_error();
+  const Device::Current current(other());
+  ASSERT_EQ(driver.cuGraphInstantiateWithFlags(&graph.exec, graph.graph, 0), kSuccess);
+  second.draw(10);
+  ASSERT_EQ(driver.cuGraphLaunch(graph.exec, second.stream->get()), kSuccess);
+  EXPECT_EQ(second.wait(), wanted);
+}
+
+TEST_F(TwoDevices, DoNotMixInOneCall) {
+  const cli::ContextPtr context = cli::make_context("", 1);
+  const vecina_problem problem = cli::parse_problem(kLines[2]);
+  const cli::Inputs inputs = cli::random_inputs(problem, 1);
+  const cli::Outputs outputs = cli::make_outputs(problem);
+  ForwardCall call(device(), cli::forward_args(inputs, outputs), 0);
+  call.args.key.device_index = 1;
+  EXPECT_EQ(vecina_forward(context.get(), &problem, &call.args, nullptr), VECINA_INVALID_ARGUMENT);
+  tests::expect_last_error({"must be on one"});
 }
 
 TEST_F(CudaCalls, SayWhenMemoryIsShortAndGoOn) {

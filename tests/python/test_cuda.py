@@ -167,6 +167,53 @@ def test_runs_on_the_device_of_its_tensors():
         vt.na2d(query, key.to("cuda:1"), value, 7)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_devices_with_streams_of_their_own():
+    inputs = tensors(*[(2, 20, 21, 4, 32)] * 3, dtype=torch.bfloat16)
+
+    def everything(device):
+        leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
+        parts = [vt.na2d(*leaves, size, return_lse=True) for size in (7, 4)]
+        merged = vt.merge_attentions([p[0] for p in parts], [p[1] for p in parts])
+        halves = vt.av(vt.qk(*leaves[:2], kernel_size=3).softmax(-1), leaves[2], kernel_size=3)
+        loss = sum(t.double().square().sum() for t in (*merged, halves))
+        return [*merged, halves, *torch.autograd.grad(loss, leaves)]
+
+    wanted = [tensor.cpu() for tensor in everything("cuda:0")]
+
+    def on_a_stream(device):
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream), torch.cuda.device(1 - device):  # the other one is current
+            found = [everything(f"cuda:{device}") for _ in range(5)]
+            stream.synchronize()
+        return found
+
+    for device in (1, 0):
+        with torch.cuda.device(1 - device):
+            for mine, expected in zip(everything(f"cuda:{device}"), wanted):
+                assert mine.device.index == device
+                torch.testing.assert_close(mine.cpu(), expected, rtol=0, atol=0)
+    with ThreadPoolExecutor(4) as pool:
+        for rounds in pool.map(on_a_stream, [0, 1, 0, 1]):
+            for found in rounds:
+                for mine, expected in zip(found, wanted):
+                    torch.testing.assert_close(mine.cpu(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_on_the_second_device():
+    with torch.cuda.device(1):
+        inputs = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
+        wanted = vt.na1d(*inputs, 7)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = vt.na1d(*inputs, 7)
+        output.zero_()
+        graph.replay()
+        torch.testing.assert_close(output, wanted, rtol=0, atol=0)
+    assert torch.cuda.current_device() == 0
+
+
 def test_is_captured_in_a_graph_with_its_gradients():
     shape = (2, 64, 4, 32)
     inputs = [t.cuda().requires_grad_() for t in tensors(*[shape] * 3, dtype=torch.float32)]
@@ -326,3 +373,15 @@ def test_the_reference_of_natten_takes_tensors_of_a_device():
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     for mine, theirs in zip(*(torch.autograd.grad(o.sum(), inputs) for o in (found, wanted))):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_the_benchmark_times_a_gpu(in_graph):
+    from vecina import bench
+    from vecina.bench import rows
+
+    chosen = rows.rows(["fmha", "merge"])
+    found, _ = bench.measure(["cuda", "sdpa"], chosen, 1, 3, "cuda", in_graph)
+    for result in found:
+        assert result.times["cuda"].min_ms > 0
+        assert (result.times["sdpa"] is None) == (result.row.kind == "merge")
