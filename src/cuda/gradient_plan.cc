@@ -180,10 +180,14 @@ std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFact
   return too_many_rows(problem);
 }
 
-size_t gradient_workspace_bytes(const Problem& problem) {
+size_t gradient_facts_bytes(const Problem& problem) {
   const size_t facts = kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
   return facts *
          static_cast<size_t>(problem.num_samples() * problem.heads() * problem.num_queries());
+}
+
+size_t gradient_workspace_bytes(const Problem& problem) {
+  return gradient_facts_bytes(problem) + tiles_sums_bytes(problem);
 }
 
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
@@ -192,7 +196,7 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   const GradientConfig config = make_config(problem, example);
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
-  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
+  LaunchList list(config, params, facts, gradient_facts_bytes(problem), launches);
   const bool is_planned = plan_halo_backward(problem, example, facts, launches).empty() ||
                           plan_tiles_backward(problem, example, facts, launches).empty();
   if (!is_planned) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Plans of the gradients' kernels: every problem, deterministic.
+// Plans of the gradients' kernels: every problem; deterministic unless the problem allows otherwise.
 #ifndef VECINA_CUDA_GRADIENT_PLAN_H_
 #define VECINA_CUDA_GRADIENT_PLAN_H_
 
@@ -16,7 +16,9 @@ std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFact
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
                               const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 
-// What a call needs of the caller's device memory.
+// Of the facts of each query, which begin the caller's device memory.
+size_t gradient_facts_bytes(const Problem& problem);
+// What a call needs of that memory at most.
 size_t gradient_workspace_bytes(const Problem& problem);
 
 }  // namespace vecina::internal::cuda

@@ -305,7 +305,7 @@ BackwardLaunch halo_gradient_launch(const Problem& problem, HaloKernel kernel,
   const bool is_of_query = kernel == HaloKernel::gradient_query;
   BackwardLaunch launch = make_launch(
       problem, example, is_of_query ? "halo_gradient_query" : "halo_gradient_key", config, facts);
-  launch.workspace_bytes = gradient_workspace_bytes(problem);
+  launch.workspace_bytes = gradient_facts_bytes(problem);
   return launch;
 }
 

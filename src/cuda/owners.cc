@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "core/tensor.h"
+#include "cuda/gradient_plan.h"
 #include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
@@ -120,6 +121,7 @@ HaloParams owner_params(const Problem& problem, const Args& example, const Owner
   params.items_of_sample = divider(params.num_items_of_sample);
   params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
   params.heads = problem.heads();
+  params.facts_bytes = static_cast<long long>(gradient_facts_bytes(problem));
   params.scale = static_cast<float>(problem.scale());
   params.scale_to_powers = static_cast<float>(problem.scale() * std::numbers::log2e);
   *blocks = static_cast<double>(divide_up(params.num_items, owners.items_of_block));

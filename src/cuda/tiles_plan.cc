@@ -24,7 +24,7 @@ constexpr int kStages = 2;              // of tiles in shared memory
 constexpr int kMaxPartners = 64;        // of a tile: bits of a mask
 constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
 constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
-constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72;  // and 24 for each owner
+constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72 + 1100;  // and 24 for each owner
 
 // The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
 // windows on an H200 (benchmarks/results/h200-tiles.json). Of a warp: a product of 16 rows, 16
@@ -42,13 +42,26 @@ constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusy
 int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
 int rows_of(const TilesConfig& config) { return config.box[0] * config.box[1] * config.box[2]; }
 
+bool is_of_keys(TilesKernel kernel) {
+  return kernel == TilesKernel::gradient_key || kernel == TilesKernel::gradient_all;
+}
+
+// Delta may be grad_output . output: what rounding of output does to it is small beside that of the
+// weights where a query sees many keys.
+bool gives_delta(const Problem& problem) {
+  constexpr double kManyKeys = 64.0;
+  return visible_keys(problem) >= kManyKeys;
+}
+
 TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
   TilesConfig config = {};
   config.dtype = problem.dtype();
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
   config.head_dim_value = problem.head_dim_value();
-  config.of_keys = kernel == TilesKernel::gradient_key;
+  config.of_keys = is_of_keys(kernel);
+  config.adds_queries = kernel == TilesKernel::gradient_all;
+  config.is_delta_given = kernel == TilesKernel::gradient_query && gives_delta(problem);
   config.heads = 1;
   config.head_group = problem.head_group();
   config.items_of_block = 1;
@@ -64,7 +77,9 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
     config.dilation[a] = static_cast<int>(axis.dilation);
     config.is_causal[a] = axis.is_causal;
   }
-  config.most_columns = kernel == TilesKernel::forward ? 2 * kMaxColumns : kMaxColumnsOfRows;
+  config.most_columns = kernel == TilesKernel::forward || config.is_delta_given
+                            ? 2 * kMaxColumns
+                            : kMaxColumnsOfRows;
   config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
   return config;
 }
@@ -80,7 +95,11 @@ int shared_bytes(const TilesConfig& config) {
             value_row = 2 * padded(config.head_dim_value) + 16;
   return kStages * config.partners * (row + value_row + (config.of_keys ? 16 : 0)) +
          (has_shared_rows(config) ? rows_of(config) * warps_of(config) * value_row : 0) +
-         (rows_of(config) > 16 ? rows_of(config) * warps_of(config) * row : 0);
+         (rows_of(config) > 16 ? rows_of(config) * warps_of(config) * row : 0) +
+         // Rows of key, and gradients of logits of two tiles.
+         (config.adds_queries ? rows_of(config) * warps_of(config) *
+                                    (row + 2 * (2 * config.partners + 16))
+                              : 0);
 }
 // Registers that a thread needs, roughly: sums, rows and the rest.
 int registers_of(const TilesConfig& config, TilesKernel kernel) {
@@ -88,7 +107,8 @@ int registers_of(const TilesConfig& config, TilesKernel kernel) {
   if (kernel == TilesKernel::forward) {
     return rows_of(config) / 16 * (key / 4 + value / 2 + 16) + 48;
   }
-  return (config.of_keys ? key + value : 2 * key) / 2 + (key + value) / 4 + 64;
+  const int sums = config.of_keys ? key + value : config.is_delta_given ? key : 2 * key;
+  return sums / 2 + (key + value) / 4 + 64;
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
 int blocks_of(const TilesConfig& config, TilesKernel kernel, const DeviceFacts& facts) {
@@ -199,11 +219,12 @@ std::string print(const TilesConfig& c) {
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
       ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
       ".is_causal = {{{}, {}, {}}}, .additional_tokens = {}, .most_columns = {}, .blocks = {}, "
-      ".has_grad_lse = {}}}",
+      ".has_grad_lse = {}, .is_delta_given = {}, .adds_queries = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
       ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
-      c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse);
+      c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse,
+      c.is_delta_given, c.adds_queries);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -214,6 +235,16 @@ std::string unsuitable(const Problem& problem) {
     }
   }
   return {};
+}
+
+// One kernel may add up all gradients.
+bool may_add(const Problem& problem) {
+  return (problem.flags() & VECINA_NONDETERMINISTIC_BACKWARD) != 0 && unsuitable(problem).empty() &&
+         problem.additional_tokens() == 0 && gives_delta(problem);
+}
+size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
+  return gradient_facts_bytes(problem) +
+         (kernel == TilesKernel::gradient_all ? tiles_sums_bytes(problem) : 0);
 }
 
 // What a warp's rows may be, and what they cost.
@@ -231,15 +262,16 @@ std::vector<Choice> choices_of(TilesKernel kernel) {
 }
 
 template <typename Args>
-KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* kernel,
-                               const TilesConfig& config, const DeviceFacts& facts) {
+KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, const char* file,
+                               const char* entry, const TilesConfig& config,
+                               const DeviceFacts& facts) {
   Owners owners;
   owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
   for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
   double blocks = 0.0;
   const HaloParams params = owner_params(problem, example, owners, &blocks);
   KernelLaunch<Args> launch;
-  launch.source = {fmt::format("{}.cu", kernel), kernel, "tiles_config.h", "TilesConfig",
+  launch.source = {fmt::format("{}.cu", file), entry, "tiles_config.h", "TilesConfig",
                    print(config)};
   launch.grid[0] = static_cast<uint32_t>(blocks);
   launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
@@ -262,12 +294,16 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
                               const DeviceFacts& facts) {
   TilesShape best;
   double least = 0.0;
-  const bool of_keys = kernel == TilesKernel::gradient_key;
+  const bool of_keys = is_of_keys(kernel);
   WorkTable works(problem, of_keys);
   const double columns = padded(problem.head_dim()) + padded(problem.head_dim_value());
-  const double columns_of_sums = kernel == TilesKernel::forward ? 0.0
-                                 : of_keys                      ? columns
-                                                                : 2.0 * padded(problem.head_dim());
+  const double key_columns = padded(problem.head_dim());
+  const double columns_of_sums = kernel == TilesKernel::forward        ? 0.0
+                                 : kernel == TilesKernel::gradient_all ? columns + key_columns
+                                 : of_keys                             ? columns
+                                 : gives_delta(problem)                ? key_columns
+                                                                       : 2.0 * key_columns;
+  const double bytes = columns * 2.0 + (kernel == TilesKernel::gradient_all ? key_columns * 4.0 : 0);
   const auto try_boxes = [&](const Choice& choice, int warps, TilesShape shape,
                              const std::vector<std::array<int, 3>>& boxes_of_partners) {
     const int blocks = blocks_of(make_config(problem, kernel, shape), kernel, facts);
@@ -276,7 +312,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
     const double step =
         choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
     const double visit = shape.partners / 16.0 * step + kCyclesPerTile;
-    const double load = shape.partners * columns * 2.0 / kBytesPerCycle;
+    const double load = shape.partners * bytes / kBytesPerCycle;
     for (const auto& partner_box : boxes_of_partners) {
       shape.partner_box = partner_box;
       double tiles = 1.0, warp_tiles = 1.0;
@@ -312,7 +348,7 @@ ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_
                                    const DeviceFacts& facts, const TilesShape& shape) {
   TilesConfig config = make_config(problem, TilesKernel::forward, shape);
   config.blocks = blocks_of(config, TilesKernel::forward, facts);
-  return make_launch(problem, example, "tiles_forward", config, facts);
+  return make_launch(problem, example, "tiles_forward", "tiles_forward", config, facts);
 }
 
 bool pays_for_tiles(const Problem& problem) {
@@ -345,11 +381,38 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   TilesConfig config = make_config(problem, kernel, shape);
   config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
-  BackwardLaunch launch =
-      make_launch(problem, example, config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query",
-                  config, facts);
-  launch.workspace_bytes = gradient_workspace_bytes(problem);
+  const char* file = config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query";
+  BackwardLaunch launch = make_launch(problem, example, file, file, config, facts);
+  launch.workspace_bytes = workspace_bytes(problem, kernel);
   return launch;
+}
+
+namespace {
+
+// One of the small kernels beside the one that adds up all gradients.
+BackwardLaunch make_rows_launch(const Problem& problem, const char* entry,
+                                const vecina_backward_args& example, const DeviceFacts& facts) {
+  constexpr int kRowsOfBlock = 32;  // 8 threads each
+  const TilesShape shape = {{1, 1, 16}, {1, 1, 8}, {1, 1, 16}, 16};
+  TilesConfig config = make_config(problem, TilesKernel::gradient_query, shape);
+  config.has_grad_lse = given(example.grad_lse);
+  BackwardLaunch launch =
+      make_launch(problem, example, "tiles_gradient_rows", entry, config, facts);
+  launch.grid[0] = static_cast<uint32_t>(
+      divide_up(static_cast<int64_t>(query_rows(problem)), kRowsOfBlock));
+  launch.shared_bytes = 0;
+  launch.workspace_bytes = workspace_bytes(problem, TilesKernel::gradient_all);
+  launch.description = fmt::format(R"("rows": {}, "why": "beside the sums of all gradients")",
+                                   static_cast<int64_t>(query_rows(problem)));
+  return launch;
+}
+
+}  // namespace
+
+size_t tiles_sums_bytes(const Problem& problem) {
+  if (!may_add(problem)) return 0;
+  return static_cast<size_t>(query_rows(problem)) *
+         static_cast<size_t>(padded(problem.head_dim())) * sizeof(float);
 }
 
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
@@ -365,12 +428,23 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
   }
   if (why.empty()) why = unsuitable_offsets({&example.lse, &example.grad_lse});
   if (!why.empty()) return why;
+  const bool is_of_key = given(example.grad_key) || given(example.grad_value);
+  if (may_add(problem) && is_of_key && given(example.grad_query)) {
+    const TilesShape of_all = choose_tiles_shape(problem, TilesKernel::gradient_all, facts);
+    if (of_all.partners != 0) {
+      launches->push_back(make_rows_launch(problem, "tiles_gradient_facts", example, facts));
+      launches->push_back(
+          tiles_gradient_launch(problem, TilesKernel::gradient_all, example, facts, of_all));
+      launches->push_back(make_rows_launch(problem, "tiles_gradient_round", example, facts));
+      return {};
+    }
+  }
   const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
   const TilesShape of_key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);
   if (of_query.partners == 0 || of_key.partners == 0) return "rows that shared memory cannot hold";
   launches->push_back(
       tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query));
-  if (given(example.grad_key) || given(example.grad_value)) {
+  if (is_of_key) {
     launches->push_back(
         tiles_gradient_launch(problem, TilesKernel::gradient_key, example, facts, of_key));
   }

@@ -13,9 +13,10 @@
 
 namespace vecina::internal::cuda {
 
-enum class TilesKernel { forward, gradient_query, gradient_key };
+// gradient_all: of key and value, and adds to that of query.
+enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all };
 
-// How owners (queries; of gradient_key, keys) and the partners that they meet are cut.
+// How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are cut.
 struct TilesShape {
   std::array<int, 3> box = {1, 1, 1};          // of a warp: 16 owners; of forward, also 32
   std::array<int, 3> boxes = {1, 1, 1};        // of a block
@@ -34,13 +35,16 @@ ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_
                                    const DeviceFacts& facts, const TilesShape& shape);
 
 // Adds the launches of the gradients of query, key and value; the first leaves the facts of each
-// query in the workspace, as gradient_query does. Or says why the form does not take the problem
-// with these strides.
+// query in the workspace, as gradient_query does. Where the problem allows that its bits differ from
+// run to run, and all three are wanted: one kernel for all, between two small ones. Or says why the
+// form does not take the problem with these strides.
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const vecina_backward_args& example, const DeviceFacts& facts,
                                      const TilesShape& shape);
+// Device memory that such a kernel adds in, if the problem allows it; else 0.
+size_t tiles_sums_bytes(const Problem& problem);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_TILES_PLAN_H_

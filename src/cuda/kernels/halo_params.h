@@ -25,6 +25,7 @@ struct HaloParams {
   HaloRows query, key, value, additional_key, additional_value;
   HaloRows output, lse, grad_output, grad_lse, grad_query, grad_key, grad_value;
   char* facts;  // QueryFacts of every query: [batch, heads, tokens...]
+  long long facts_bytes;  // after them, where queries are added to: sums of their gradients
   HaloAxis axes[3];
   // Blocks are numbered by part of the items, tiles of axes 0, 1 and 2.
   Divider items_of_sample;
@@ -33,7 +34,7 @@ struct HaloParams {
   float scale;            // of the logits
   float scale_to_powers;  // scale * log2(e): softmax is computed in powers of two
 };
-static_assert(sizeof(HaloParams) == 12 * 32 + 8 + 3 * 16 + 8 + 6 * 4,
+static_assert(sizeof(HaloParams) == 12 * 32 + 2 * 8 + 3 * 16 + 8 + 6 * 4,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

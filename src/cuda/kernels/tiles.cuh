@@ -167,6 +167,29 @@ VECINA_DEVICE Mask visible_partners(const Tables& tables, const Walk& walk, int 
   return mask >> (2 * q);
 }
 
+// Of coordinates plus 1 (Partner::next): those within the halo.
+VECINA_DEVICE unsigned limits_of(const Tile& tile, const Walk& walk) {
+  unsigned limits = 0x808080u;
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    const int left = tile.halo[a].end - tile.halo[a].begin - walk.at[a];
+    limits += static_cast<unsigned>(na_min(left, 127)) << (8 * a);
+  }
+  return limits;
+}
+VECINA_DEVICE bool is_within(unsigned limits, const Partner& partner) {
+  return ((limits - partner.next) & 0x808080u) == 0x808080u;
+}
+// The token of a tile's first partner.
+VECINA_DEVICE void first_token(const Tile& tile, const Walk& walk, int (&token)[3]) {
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    token[a] = a < kFirstAxis ? 0
+                              : na_group_to_axis(tile.halo[a].begin + walk.at[a],
+                                                 kConfig.dilation[a], tile.residue[a]);
+  }
+}
+
 // Starts the copies of a tile. `head` is of the first part.
 VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const Walk& walk,
                              const Tables& tables, int batch, int head, unsigned stage) {
@@ -176,28 +199,21 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
   if constexpr (kConfig.of_keys) head += walk.part;
   const char* rows = head_rows(sources.rows, batch, head);
   const char* value_rows = head_rows(sources.value_rows, batch, head);
-  unsigned limits = 0x808080u;  // plus coordinates that are within
-  int number = 0;
+  unsigned limits = 0;
+  int token[3] = {0, 0, 0};
   if (walk.is_additional()) {
     rows = head_rows(params.additional_key, batch, head) +
            static_cast<long long>(walk.at[2]) * params.additional_key.token[2];
     value_rows = head_rows(params.additional_value, batch, head) +
                  static_cast<long long>(walk.at[2]) * params.additional_value.token[2];
   } else {
-    int offset = 0, value_offset = 0;
+    limits = limits_of(tile, walk);
+    first_token(tile, walk, token);
 #pragma unroll
-    for (int a = 0; a < 3; ++a) {
-      const int left = tile.halo[a].end - tile.halo[a].begin - walk.at[a];
-      limits += static_cast<unsigned>(na_min(left, 127)) << (8 * a);
-      if (a < kFirstAxis) continue;
-      const int token = na_group_to_axis(tile.halo[a].begin + walk.at[a], kConfig.dilation[a],
-                                         tile.residue[a]);
-      offset += token * sources.rows.token[a];
-      value_offset += token * sources.value_rows.token[a];
-      number = number * params.axes[a].extent + token;
+    for (int a = kFirstAxis; a < 3; ++a) {
+      rows += token[a] * sources.rows.token[a];
+      value_rows += token[a] * sources.value_rows.token[a];
     }
-    rows += offset;
-    value_rows += value_offset;
   }
 #pragma unroll
   for (int n = 0; n < (kCopies + kThreads - 1) / kThreads; ++n) {
@@ -206,7 +222,7 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
     const int row = i / kChunks, chunk = i % kChunks;
     const Partner partner = tables.partners[row];
     int offset = partner.offset, value_offset = partner.value_offset;
-    bool is_there = ((limits - partner.next) & 0x808080u) == 0x808080u;
+    bool is_there = is_within(limits, partner);
     if (walk.is_additional()) {
       is_there = row < kAdditional - walk.at[2];
       offset = row * params.additional_key.token[2];
@@ -224,14 +240,25 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
     }
   }
   if constexpr (kConfig.of_keys) {
-    const HaloFacts* facts = head_facts(params, batch, head) + number;
+    const HaloFacts* facts = head_facts(params, batch, head) + token_number(params, token);
     for (int row = static_cast<int>(threadIdx.x); row < kPartners; row += kThreads) {
       const Partner partner = tables.partners[row];
-      const bool is_there = ((limits - partner.next) & 0x808080u) == 0x808080u;
+      const bool is_there = is_within(limits, partner);
       copy_chunk(stage + static_cast<unsigned>(kRowsBytes + row * 16),
                  reinterpret_cast<const char*>(facts + (is_there ? partner.number : 0)), is_there);
     }
   }
+}
+
+// Sums of the gradients of a head's queries, after the facts of all: rows of padded columns. Those
+// of 16 columns lie in the order in which the threads of sums of products have them, four
+// each: thread q has columns 2q, 2q + 1, 2q + 8, 2q + 9.
+inline constexpr int kColumnsOfSums = 16 * KeySide::kSteps;
+VECINA_DEVICE float* query_sums(const HaloParams& params, int batch, int head) {
+  long long number = static_cast<long long>(batch) * params.heads + head;
+#pragma unroll
+  for (int a = kFirstAxis; a < 3; ++a) number *= params.axes[a].extent;
+  return reinterpret_cast<float*>(params.facts + params.facts_bytes) + number * kColumnsOfSums;
 }
 
 // Columns that copies leave out shall be zero.
@@ -278,20 +305,21 @@ VECINA_DEVICE unsigned place_by_rows() {
   return static_cast<unsigned>(lane % 16 * Side::kRowBytes + lane / 16 * 16);
 }
 
-// Owners' rows of head_dim_value columns, where registers are needed for other things: in shared
-// memory after the stages, 16 a warp.
+// Owners' rows in shared memory after the stages, 16 a warp: those of head_dim_value columns, where
+// registers are needed for other things.
 inline constexpr bool kHasSharedRows =
     16 * (KeySide::kSteps + ValueSide::kSteps) > kConfig.most_columns;
-VECINA_DEVICE void share_rows(const unsigned (&words)[ValueSide::kSteps][4]) {
+template <class Side>
+VECINA_DEVICE void share_rows(const unsigned (&words)[Side::kSteps][4], int place) {
   extern __shared__ uint4 shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  char* rows = reinterpret_cast<char*>(shared) + kStages * kStageBytes +
-               (16 * warp + lane / 4) * ValueSide::kRowBytes + lane % 4 * 4;
+  char* rows = reinterpret_cast<char*>(shared) + place +
+               (16 * warp + lane / 4) * Side::kRowBytes + lane % 4 * 4;
 #pragma unroll
-  for (int k = 0; k < ValueSide::kSteps; ++k) {
+  for (int k = 0; k < Side::kSteps; ++k) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      store_words<4>(rows + w % 2 * 8 * ValueSide::kRowBytes + w / 2 * 16 + 32 * k, &words[k][w]);
+      store_words<4>(rows + w % 2 * 8 * Side::kRowBytes + w / 2 * 16 + 32 * k, &words[k][w]);
     }
   }
   __syncwarp();
@@ -390,10 +418,13 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
       if ((any >> (kBits * step) & kBitsOfStep) != 0) steps |= 1u << step;
     }
     steps = __reduce_or_sync(0xffffffffu, steps);
-    walk = next;
 
     wait_for_copies<0>();
     __syncthreads();
+    if constexpr (kConfig.adds_queries) {
+      work.begin_tile(params, tile, tables, walk, batch, head, number, steps);
+    }
+    walk = next;
     const int offset = number % kStages * kStageBytes;
     const unsigned stage = stages + static_cast<unsigned>(offset);
     if (is_cleaned) {
@@ -432,6 +463,14 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
         }
       }
     }
+    // The queries of the tile before are added up meanwhile: what warps share of it is complete.
+    if constexpr (kConfig.adds_queries) {
+      if (number > 0) work.add_queries(number - 1);
+    }
+  }
+  if constexpr (kConfig.adds_queries) {
+    __syncthreads();
+    work.add_queries(tiles - 1);
   }
 }
 

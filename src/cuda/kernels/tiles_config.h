@@ -24,6 +24,10 @@ struct TilesConfig {
   int most_columns;  // of an owner's two rows in registers; if more, one lies in shared memory
   int blocks;        // that a multiprocessor shall hold
   bool has_grad_lse;
+  // Of queries: delta is grad_output . output, not found anew.
+  bool is_delta_given;
+  // Of keys: adds to the sums of the queries' gradients too, in any order.
+  bool adds_queries;
 };
 
 }  // namespace vecina::cuda

@@ -2,7 +2,12 @@
 // Gradients of key and value with tensor cores for large windows (tiles.cuh): queries, gradients of
 // outputs and facts of the queries that see a box of keys pass through shared memory, for one
 // query head of the group after the other. The formulas stand in gradient_pairs.cuh.
-// What is not finite: alone.cuh.
+//
+// Where the block adds to the queries' gradients too (adds_queries), its warps leave gradients of
+// logits in shared memory, and each warp multiplies some of them by all of the block's keys while
+// the next tile is under way. Queries of a tile are then added to in groups of 32, each by
+// kWarpsOfGroup warps, which share its columns.
+// What is not finite: alone.cuh. Such a sum of a query stays so; tiles_gradient_round finds it.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
 
@@ -11,12 +16,51 @@ namespace {
 
 static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are keys");
 
+// Shared memory after the stages.
+constexpr int kValueRowsAt = kStages * kStageBytes;
+constexpr int kKeyRowsAt = kValueRowsAt + (kHasSharedRows ? kRows * kBoxes * ValueSide::kRowBytes : 0);
+constexpr int kGradientsAt = kKeyRowsAt + kRows * kBoxes * KeySide::kRowBytes;
+constexpr int kGradientRowBytes = 2 * kPartners + 16;  // of a key
+constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile, of two
+constexpr int kGroups = kPartners / 32;
+constexpr int kWarpsOfGroup = kBoxes / na_max(kGroups, 1);
+static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups == 0), "");
+
+// Adds four numbers that lie together, in any order with what other blocks add.
+VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sums), "f"(a[0]),
+               "f"(a[1]), "f"(a[2]), "f"(a[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(sums + e), "f"(a[e]) : "memory");
+  }
+#endif
+}
+
+// Of the tile under way and of the one before.
+struct SharedTiles {
+  float* sums[2][kPartners];  // of each query; null if it does not exist
+  unsigned steps[2][kBoxes];  // that each warp took, a bit each
+};
+VECINA_DEVICE SharedTiles& shared_tiles() {
+  __shared__ SharedTiles tiles;
+  return tiles;
+}
+VECINA_DEVICE void store_shared(unsigned to, unsigned word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
+}
+
 // What a warp holds of its rows.
 struct KeyWork {
   unsigned key[KeySide::kSteps][4], value[ValueSide::kSteps][4];
   float scale;  // of logits
   float grad_key[2 * KeySide::kSteps][4], grad_value[2 * ValueSide::kSteps][4];
   unsigned query_place, output_place, query_rows, output_rows, facts_place, value_rows;
+  unsigned gradients;  // where the thread leaves those of logits
+  bool is_adding;   // to the queries' gradients
 
   template <bool kAdds, bool kStarts>
   VECINA_DEVICE void multiply(unsigned stage, int step, const Factors& factors, int next,
@@ -92,7 +136,104 @@ struct KeyWork {
         }
       }
     }
-    return {pack_weights(pairs.logits), pack_weights(pairs.differences)};
+    const Factors factors = {pack_weights(pairs.logits), pack_weights(pairs.differences)};
+    if constexpr (kConfig.adds_queries) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        store_shared(gradients + static_cast<unsigned>(32 * step + w % 2 * 8 * kGradientRowBytes +
+                                                       w / 2 * 16),
+                     factors.gradients.words[w]);
+      }
+    }
+    return factors;
+  }
+
+  // Once nothing reads what was shared of the tile before the last any more.
+  VECINA_DEVICE void begin_tile(const HaloParams& params, const Tile& tile, const Tables& tables,
+                                const Walk& walk, int batch, int head, int number,
+                                unsigned steps) {
+    extern __shared__ uint4 shared[];
+    const int thread = static_cast<int>(threadIdx.x);
+    const int lane = thread % 32, warp = thread / 32;
+    gradients = shared_address(shared) +
+                static_cast<unsigned>(kGradientsAt + number % 2 * kGradientBytes +
+                                      (16 * warp + lane / 4) * kGradientRowBytes + lane % 4 * 4);
+    SharedTiles& tiles = shared_tiles();
+    if (lane == 0) tiles.steps[number % 2][warp] = steps;
+    if (thread < kPartners) {
+      const Partner partner = tables.partners[thread];
+      float* sums = nullptr;
+      if (is_within(limits_of(tile, walk), partner)) {
+        int token[3];
+        first_token(tile, walk, token);
+        const long long query = token_number(params, token) + partner.number;
+        sums = query_sums(params, batch, head + walk.part) + query * kColumnsOfSums;
+      }
+      tiles.sums[number % 2][thread] = sums;
+    }
+  }
+
+  // A warp's part of what the block's keys add to the gradients of a tile's queries.
+  VECINA_DEVICE void add_queries(int number) {
+    if (!is_adding) return;
+    extern __shared__ uint4 shared[];
+    const unsigned base = shared_address(shared);
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int group = warp % kGroups;
+    const SharedTiles& tiles = shared_tiles();
+    const unsigned(&steps)[kBoxes] = tiles.steps[number % 2];
+    float* const* rows = tiles.sums[number % 2] + 32 * group + lane / 4;
+    const unsigned logits = base + static_cast<unsigned>(
+        kGradientsAt + number % 2 * kGradientBytes + 64 * group +
+        (lane % 8 + lane / 16 * 8) * kGradientRowBytes + lane / 8 % 2 * 16);
+    const unsigned keys = base + kKeyRowsAt + place_by_rows<KeySide>();
+    // Two steps of 16 columns at a time.
+#pragma unroll 1
+    for (int c = warp / kGroups; c < KeySide::kSteps; c += 2 * kWarpsOfGroup) {
+      const bool has_second = c + kWarpsOfGroup < KeySide::kSteps;
+      const unsigned columns[2] = {keys + 32 * static_cast<unsigned>(c),
+                                   keys + 32 * static_cast<unsigned>(
+                                              has_second ? c + kWarpsOfGroup : c)};
+      float sums[2][4][4];
+      clear(sums[0]);
+      clear(sums[1]);
+      unsigned seen = 0;
+#pragma unroll
+      for (int key_warp = 0; key_warp < kBoxes; ++key_warp) {
+        const unsigned some = steps[key_warp] >> (2 * group) & 3u;
+        if (some == 0) continue;
+        seen |= some;
+        Weights weights[2];
+        unsigned words[2][4];
+        load_transposed(weights[0].words, logits + 16 * key_warp * kGradientRowBytes);
+        load_transposed(weights[1].words, logits + 16 * key_warp * kGradientRowBytes + 32);
+        load_transposed(words[0], columns[0] + 16 * key_warp * KeySide::kRowBytes);
+        load_transposed(words[1], columns[1] + 16 * key_warp * KeySide::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          if ((some >> m & 1u) == 0) continue;  // nothing was left there
+          add_rows(weights[m], words[0], 0, sums[m]);
+          add_rows(weights[m], words[1], 1, sums[m]);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        if ((seen >> m & 1u) == 0) continue;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float* const row = rows[16 * m + 8 * i];
+          if (row == nullptr) continue;
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+            if (n == 1 && !has_second) continue;
+            const float(&s)[4] = sums[m][2 * n];
+            const float(&t)[4] = sums[m][2 * n + 1];
+            add_to(row + 16 * (c + n * kWarpsOfGroup) + lane % 4 * 4,
+                   {s[2 * i], s[2 * i + 1], t[2 * i], t[2 * i + 1]});
+          }
+        }
+      }
+    }
   }
 };
 
@@ -111,7 +252,9 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     load_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), work.key);
     load_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), work.value);
   }
-  if constexpr (kHasSharedRows) share_rows(work.value);
+  if constexpr (kHasSharedRows) share_rows<ValueSide>(work.value, kValueRowsAt);
+  if constexpr (kConfig.adds_queries) share_rows<KeySide>(work.key, kKeyRowsAt);
+  work.is_adding = !is_cleaned;  // once
   work.value_rows = place_of_shared_rows();
   work.scale = params.scale_to_powers;
   clear(work.grad_key);

@@ -5,7 +5,8 @@
 // Keys are walked once. Weights are relative to lse as it was given, which is near enough to
 // their sum to need no running maximum; the sum itself and delta are found anew, so the rounding of
 // lse and output cancels. Two sums over keys, with weights and with weights * difference, give the
-// gradient when delta is known.
+// gradient when delta is known. Where delta is taken as given (is_delta_given), the first is not
+// needed.
 // What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
@@ -35,8 +36,8 @@ struct QueryWork {
   unsigned query[KeySide::kSteps][4], grad_output[ValueSide::kSteps][4];
   float maximum[2], shift[2];  // of logits in powers of two; of differences
   float scale;                 // of logits
-  float total[2], differences[2];
-  float keys[kTiles][4], products[kTiles][4];
+  float total[2], differences[2];  // for delta, unless it is given
+  float keys[kConfig.is_delta_given ? 1 : kTiles][4], products[kTiles][4];
   unsigned key_place, value_place, key_rows, grad_output_rows;
 
   template <bool kAdds, bool kStarts>
@@ -85,7 +86,7 @@ struct QueryWork {
       }
       if constexpr (kAdds) {
         if (c < KeySide::kSteps) {
-          add_rows(factors.weights, now.keys, c, keys);
+          if constexpr (!kConfig.is_delta_given) add_rows(factors.weights, now.keys, c, keys);
           add_rows(factors.gradients, now.keys, c, products);
         }
       }
@@ -103,8 +104,10 @@ struct QueryWork {
         float& gradient = pairs.differences[k][e];
         weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum[i])) : 0.0f;
         gradient = is_seen ? weight * (gradient - shift[i]) : 0.0f;
-        total[i] += weight;
-        differences[i] += gradient;
+        if constexpr (!kConfig.is_delta_given) {
+          total[i] += weight;
+          differences[i] += gradient;
+        }
       }
     }
     return {pack_weights(pairs.logits), pack_weights(pairs.differences)};
@@ -141,7 +144,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       work.total[i] = work.differences[i] = 0.0f;
     }
   }
-  if constexpr (kHasSharedRows) share_rows(work.grad_output);
+  if constexpr (kHasSharedRows) share_rows<ValueSide>(work.grad_output, kStages * kStageBytes);
   work.scale = params.scale_to_powers;
   clear(work.keys);
   clear(work.products);
@@ -154,15 +157,17 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   bool is_good = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float sum = over_quad(work.total[i], true);
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    const float difference = over_quad(work.differences[i], true) * inverse;
-    const float correction = difference - grad_lse[i];
+    float inverse = 1.0f, correction = 0.0f;  // of delta as it was given
+    if constexpr (!kConfig.is_delta_given) {
+      const float sum = over_quad(work.total[i], true);
+      inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+      correction = over_quad(work.differences[i], true) * inverse - grad_lse[i];
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+      for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-      for (int e = 2 * i; e < 2 * i + 2; ++e) {
-        work.products[t][e] = fmaf(-correction, work.keys[t][e], work.products[t][e]);
+        for (int e = 2 * i; e < 2 * i + 2; ++e) {
+          work.products[t][e] = fmaf(-correction, work.keys[t][e], work.products[t][e]);
+        }
       }
     }
     const Row row = make_row(tile, box, lane / 4 + 8 * i);
@@ -170,7 +175,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       head_facts(params, item.batch, item.head)[token_number(params, row.token)] = {
           work.maximum[i], inverse, correction - grad_lse[i], dot[i]};
     }
-    is_good = is_good && is_finite(correction);
+    is_good = is_good && is_finite(correction + work.shift[i]);
     if (params.grad_query.data == nullptr) continue;
     is_good = store_row<kKeyColumns / 8>(
                   work.products, i, params.scale * inverse,
