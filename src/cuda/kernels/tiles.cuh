@@ -111,7 +111,11 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
     const Row row = make_row(tile, box, lane);
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-      tables.visible[kRows * warp + lane][a] = a < kFirstAxis ? Range{0, 1} : row.visible[a];
+      // A row without an owner repeats another's, which would be added to queries twice.
+      const bool is_blind = kConfig.adds_queries && !row.is_owner;
+      tables.visible[kRows * warp + lane][a] = a < kFirstAxis ? Range{0, 1}
+                                               : is_blind     ? Range{0, 0}
+                                                              : row.visible[a];
     }
   }
 }
