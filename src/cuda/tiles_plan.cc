@@ -22,6 +22,7 @@ using vecina::cuda::TilesConfig;
 
 constexpr int kStages = 2;              // of tiles in shared memory
 constexpr int kMaxPartners = 64;        // of a tile: bits of a mask
+constexpr int kRowsOfWarpgroup = 64;
 constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
 constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
 constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72 + 1100;  // and 24 for each owner
@@ -36,6 +37,8 @@ constexpr double kBytesPerCycle = 64.0, kWait = 0.8;
 // Warps of a multiprocessor; fewer wait for themselves. The forward's are measured in
 // benchmarks/results/h200-tiles-forward.json.
 constexpr double kBusyWarps = 8.0, kBusyForwardWarps = 12.0;
+// The same of a warpgroup.
+constexpr double kCyclesPerGroupProduct = 16.0, kCyclesPerGroupStep = 60.0, kBusyWarpgroups = 2.0;
 // The same of a warp with 32 rows, whose products wait for the step before them.
 constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusyWideWarps = 8.0;
 
@@ -84,25 +87,36 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
   return config;
 }
 
-int warps_of(const TilesConfig& config) {
+int boxes_of(const TilesConfig& config) {
   return config.boxes[0] * config.boxes[1] * config.boxes[2];
 }
+// A box of 64 is a warpgroup's, whose kernels run on Hopper alone.
+bool has_warpgroups(const TilesConfig& config) { return rows_of(config) == kRowsOfWarpgroup; }
+int warps_of(const TilesConfig& config) {
+  return boxes_of(config) * (has_warpgroups(config) ? 4 : 1);
+}
+int owners_of(const TilesConfig& config) { return rows_of(config) * boxes_of(config); }
 bool has_shared_rows(const TilesConfig& config) {
   return padded(config.head_dim) + padded(config.head_dim_value) > config.most_columns;
 }
 int shared_bytes(const TilesConfig& config) {
+  const int facts = config.of_keys ? 16 : 0;
+  if (has_warpgroups(config)) {
+    const int row = 2 * (config.head_dim + config.head_dim_value);
+    return kStages * config.partners * (row + facts) + owners_of(config) * row +
+           (config.adds_queries ? owners_of(config) * 2 * 128 : 0);
+  }
   const int row = 2 * padded(config.head_dim) + 16,
             value_row = 2 * padded(config.head_dim_value) + 16;
-  return kStages * config.partners * (row + value_row + (config.of_keys ? 16 : 0)) +
-         (has_shared_rows(config) ? rows_of(config) * warps_of(config) * value_row : 0) +
-         (rows_of(config) > 16 ? rows_of(config) * warps_of(config) * row : 0) +
+  return kStages * config.partners * (row + value_row + facts) +
+         (has_shared_rows(config) ? owners_of(config) * value_row : 0) +
+         (rows_of(config) == 32 ? owners_of(config) * row : 0) +
          // Rows of key, and gradients of logits of two tiles.
-         (config.adds_queries ? rows_of(config) * warps_of(config) *
-                                    (row + 2 * (2 * config.partners + 16))
-                              : 0);
+         (config.adds_queries ? owners_of(config) * (row + 2 * (2 * config.partners + 16)) : 0);
 }
 // Registers that a thread needs, roughly: sums, rows and the rest.
 int registers_of(const TilesConfig& config, TilesKernel kernel) {
+  if (has_warpgroups(config)) return 255;
   const int key = padded(config.head_dim), value = padded(config.head_dim_value);
   if (kernel == TilesKernel::forward) {
     return rows_of(config) / 16 * (key / 4 + value / 2 + 16) + 48;
@@ -112,8 +126,7 @@ int registers_of(const TilesConfig& config, TilesKernel kernel) {
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
 int blocks_of(const TilesConfig& config, TilesKernel kernel, const DeviceFacts& facts) {
-  const int shared =
-      shared_bytes(config) + kTableBytes + 24 * rows_of(config) * warps_of(config) + 1024;
+  const int shared = shared_bytes(config) + kTableBytes + 24 * owners_of(config) + 1024;
   const int registers =
       static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8)) * 8;
   const int warps = 4 * (512 / registers);  // of a multiprocessor, from its four parts
@@ -169,7 +182,7 @@ class WorkTable {
   }
 
  private:
-  static constexpr size_t kBoxes = 33, kBoxesOfBlock = 9, kPartnerBoxes = kMaxPartners + 1;
+  static constexpr size_t kBoxes = 65, kBoxesOfBlock = 9, kPartnerBoxes = kMaxPartners + 1;
   const Problem& problem_;
   const bool of_keys_;
   std::vector<AxisWork> works_;
@@ -247,15 +260,34 @@ size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
          (kernel == TilesKernel::gradient_all ? tiles_sums_bytes(problem) : 0);
 }
 
+// Products of warpgroups take the problem's gradients.
+bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
+  if (facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0) {
+    return false;
+  }
+  const auto suits = [](int columns) { return columns == 64 || columns == 128; };
+  return suits(problem.head_dim()) && suits(problem.head_dim_value()) &&
+         (kernel != TilesKernel::gradient_all || problem.head_dim() == 128);
+}
+
 // What a warp's rows may be, and what they cost.
 struct Choice {
-  int rows;                // of a warp
-  std::vector<int> warps;  // of a block
+  int rows;                // of a warp, or of a warpgroup
+  std::vector<int> boxes;  // of a block: warps, or warpgroups
   double cycles_per_product, cycles_per_step, busy_warps;
 };
-std::vector<Choice> choices_of(TilesKernel kernel) {
+std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
+                               const DeviceFacts& facts) {
   if (kernel != TilesKernel::forward) {
-    return {{16, {4, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
+    std::vector<Choice> choices = {{16, {4, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
+    if (suits_warpgroups(problem, kernel, facts)) {
+      choices.push_back({kRowsOfWarpgroup,
+                         {2},
+                         kCyclesPerGroupProduct,
+                         kCyclesPerGroupStep,
+                         kBusyWarpgroups});
+    }
+    return choices;
   }
   return {{16, {4, 6, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyForwardWarps},
           {32, {4, 8}, kCyclesPerWideProduct, kCyclesPerWideStep, kBusyWideWarps}};
@@ -304,11 +336,11 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
                                  : gives_delta(problem)                ? key_columns
                                                                        : 2.0 * key_columns;
   const double bytes = columns * 2.0 + (kernel == TilesKernel::gradient_all ? key_columns * 4.0 : 0);
-  const auto try_boxes = [&](const Choice& choice, int warps, TilesShape shape,
+  const auto try_boxes = [&](const Choice& choice, int count, TilesShape shape,
                              const std::vector<std::array<int, 3>>& boxes_of_partners) {
     const int blocks = blocks_of(make_config(problem, kernel, shape), kernel, facts);
     if (blocks == 0) return;
-    const double busy = std::min(1.0, blocks * warps / choice.busy_warps);
+    const double busy = std::min(1.0, blocks * count / choice.busy_warps);
     const double step =
         choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
     const double visit = shape.partners / 16.0 * step + kCyclesPerTile;
@@ -321,7 +353,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
         tiles *= work.tiles;
         warp_tiles *= work.warp_tiles;
       }
-      const double visits = kWait * tiles * warps + (1.0 - kWait) * warp_tiles;
+      const double visits = kWait * tiles * count + (1.0 - kWait) * warp_tiles;
       const double cost = (visits * visit + tiles * load) / std::sqrt(busy);
       if (least == 0.0 || cost < least) {
         least = cost;
@@ -331,11 +363,12 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
   };
   for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
     const std::vector<std::array<int, 3>> boxes_of_partners = partner_boxes(problem, partners);
-    for (const Choice& choice : choices_of(kernel)) {
-      for (const int warps : choice.warps) {
+    for (const Choice& choice : choices_of(problem, kernel, facts)) {
+      if (choice.rows == kRowsOfWarpgroup && partners != kMaxPartners) continue;
+      for (const int count : choice.boxes) {
         for (const auto& box : whole_boxes(problem.rank(), choice.rows)) {
-          for (const auto& boxes : whole_boxes(problem.rank(), warps)) {
-            try_boxes(choice, warps, {box, boxes, {1, 1, 1}, partners}, boxes_of_partners);
+          for (const auto& boxes : whole_boxes(problem.rank(), count)) {
+            try_boxes(choice, count, {box, boxes, {1, 1, 1}, partners}, boxes_of_partners);
           }
         }
       }
@@ -381,8 +414,11 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   TilesConfig config = make_config(problem, kernel, shape);
   config.blocks = blocks_of(config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
-  const char* file = config.of_keys ? "tiles_gradient_key" : "tiles_gradient_query";
+  const char* file = has_warpgroups(config) ? "hopper_gradient"
+                     : config.of_keys       ? "tiles_gradient_key"
+                                            : "tiles_gradient_query";
   BackwardLaunch launch = make_launch(problem, example, file, file, config, facts);
+  launch.source.is_architecture_specific = has_warpgroups(config);
   launch.workspace_bytes = workspace_bytes(problem, kernel);
   return launch;
 }
@@ -390,19 +426,20 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
 namespace {
 
 // One of the small kernels beside the one that adds up all gradients.
-BackwardLaunch make_rows_launch(const Problem& problem, const char* entry,
+BackwardLaunch make_rows_launch(const Problem& problem, const char* entry, TilesKernel beside,
                                 const vecina_backward_args& example, const DeviceFacts& facts) {
   constexpr int kRowsOfBlock = 32;  // 8 threads each
   const TilesShape shape = {{1, 1, 16}, {1, 1, 8}, {1, 1, 16}, 16};
   TilesConfig config = make_config(problem, TilesKernel::gradient_query, shape);
   config.has_grad_lse = given(example.grad_lse);
+  config.adds_queries = beside == TilesKernel::gradient_all;
   BackwardLaunch launch =
       make_launch(problem, example, "tiles_gradient_rows", entry, config, facts);
   launch.grid[0] = static_cast<uint32_t>(
       divide_up(static_cast<int64_t>(query_rows(problem)), kRowsOfBlock));
   launch.shared_bytes = 0;
-  launch.workspace_bytes = workspace_bytes(problem, TilesKernel::gradient_all);
-  launch.description = fmt::format(R"("rows": {}, "why": "beside the sums of all gradients")",
+  launch.workspace_bytes = workspace_bytes(problem, beside);
+  launch.description = fmt::format(R"("rows": {}, "why": "what the large kernel is given, or gives")",
                                    static_cast<int64_t>(query_rows(problem)));
   return launch;
 }
@@ -432,18 +469,23 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
   if (may_add(problem) && is_of_key && given(example.grad_query)) {
     const TilesShape of_all = choose_tiles_shape(problem, TilesKernel::gradient_all, facts);
     if (of_all.partners != 0) {
-      launches->push_back(make_rows_launch(problem, "tiles_gradient_facts", example, facts));
-      launches->push_back(
-          tiles_gradient_launch(problem, TilesKernel::gradient_all, example, facts, of_all));
-      launches->push_back(make_rows_launch(problem, "tiles_gradient_round", example, facts));
+      constexpr TilesKernel kAll = TilesKernel::gradient_all;
+      launches->push_back(make_rows_launch(problem, "tiles_gradient_facts", kAll, example, facts));
+      launches->push_back(tiles_gradient_launch(problem, kAll, example, facts, of_all));
+      launches->push_back(make_rows_launch(problem, "tiles_gradient_round", kAll, example, facts));
       return {};
     }
   }
   const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
   const TilesShape of_key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);
   if (of_query.partners == 0 || of_key.partners == 0) return "rows that shared memory cannot hold";
-  launches->push_back(
-      tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query));
+  const BackwardLaunch query =
+      tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query);
+  if (query.source.is_architecture_specific) {
+    launches->push_back(make_rows_launch(problem, "tiles_gradient_facts",
+                                         TilesKernel::gradient_query, example, facts));
+  }
+  launches->push_back(query);
   if (is_of_key) {
     launches->push_back(
         tiles_gradient_launch(problem, TilesKernel::gradient_key, example, facts, of_key));

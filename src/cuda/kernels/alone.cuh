@@ -114,7 +114,8 @@ __device__ __noinline__ void compute_rows_alone(const HaloParams& params) {
   for (int i = 0; i < tile.num_items; ++i) {
     const Item item = make_item(params, tile.first_item + i);
 #pragma unroll 1
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = static_cast<int>(threadIdx.x) % kThreadsOfBox / 32; r < kRows;
+         r += kThreadsOfBox / 32) {
       const Row row = make_row(tile, box, r);
       if (row.is_owner) kCompute(params, item.batch, item.head + row.head, row.token);
     }

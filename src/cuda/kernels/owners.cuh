@@ -19,10 +19,11 @@ static_assert(sizeof(Element) == 2, "rows are products of 16-bit numbers");
 inline constexpr int kFirstAxis = 3 - kConfig.rank;
 inline constexpr int kAdditional = kConfig.additional_tokens;
 inline constexpr int kBoxes = kConfig.boxes[0] * kConfig.boxes[1] * kConfig.boxes[2];
-inline constexpr int kThreads = 32 * kBoxes;
-// Of a warp: one or more times 16.
+// Of a box: a warp's, one or more times 16; or a warpgroup's, 64.
 inline constexpr int kRows = kConfig.box[0] * kConfig.box[1] * kConfig.box[2] * kConfig.heads;
 static_assert(kRows % 16 == 0 && kRows > 0, "");
+inline constexpr int kThreadsOfBox = kRows == 64 ? 128 : 32;
+inline constexpr int kThreads = kThreadsOfBox * kBoxes;
 inline constexpr int kKeyColumns = kConfig.head_dim, kValueColumns = kConfig.head_dim_value;
 inline constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
@@ -104,14 +105,14 @@ VECINA_DEVICE Item make_item(const HaloParams& params, int number) {
   return {batch, (number - batch * params.num_items_of_sample) * kConfig.heads};
 }
 
-// A warp's box.
+// A warp's box, or a warpgroup's.
 struct Box {
   int first[3];   // owner
   int origin[3];  // from which a row counts the partners that it sees, in those of the block
 };
 VECINA_DEVICE Box first_owners(const Tile& tile) {
   Box box = {};
-  int place = static_cast<int>(threadIdx.x) / 32;
+  int place = static_cast<int>(threadIdx.x) / kThreadsOfBox;
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
     box.first[a] = tile.first[a] + place % kConfig.boxes[a] * kConfig.box[a];

@@ -22,16 +22,26 @@ static_assert(kConfig.heads == 1 && kConfig.items_of_block == 1, "");
 inline constexpr int kStages = 2;
 inline constexpr int kRowsOfThread = kRows / 8;
 inline constexpr int kStep = kRows;  // partners that a warp takes at once
-static_assert(kRows <= 32 && kPartners % kStep == 0, "");
+static_assert((kRows <= 32 || kRows == 64) && kPartners % kStep == 0, "");
+
+// Products of warpgroups want 64 columns beside each other, 16 bytes of a row at places that depend on
+// the row ("swizzled" over 128 bytes).
+inline constexpr bool kIsSwizzled = kRows == 64;
 
 // Rows of one tensor.
 template <int kColumns>
 struct Side {
-  static_assert(kColumns % 8 == 0);
-  static constexpr int kChunks = kColumns / 8;        // of 16 bytes, in memory
+  static_assert(kColumns % (kIsSwizzled ? 64 : 8) == 0);
+  static constexpr int kChunks = kColumns / 8;         // of 16 bytes, in memory
   static constexpr int kSteps = (kColumns + 15) / 16;  // of a product over columns
-  static constexpr int kRowBytes = (2 * kSteps + 1) * 16;
+  static constexpr int kRowBytes = kIsSwizzled ? 2 * kColumns : (2 * kSteps + 1) * 16;
   static constexpr int kBytes = kPartners * kRowBytes;
+
+  static VECINA_DEVICE unsigned place(int row, int chunk) {
+    if constexpr (!kIsSwizzled) return static_cast<unsigned>(row * kRowBytes + chunk * 16);
+    return static_cast<unsigned>(chunk / 8 * kPartners * 128 + row * 128 +
+                                 (chunk % 8 ^ row % 8) * 16);
+  }
 };
 using KeySide = Side<kKeyColumns>;
 using ValueSide = Side<kValueColumns>;
@@ -106,16 +116,15 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
     tables.before[a][t] = mask;
   }
   if (threadIdx.x == 0) tables.tile = tile;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  if (lane < kRows) {
-    const Row row = make_row(tile, box, lane);
+  const int place = static_cast<int>(threadIdx.x) % kThreadsOfBox;
+  if (place < kRows) {
+    const Row row = make_row(tile, box, place);
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
       // A row without an owner repeats another's, which would be added to queries twice.
       const bool is_blind = kConfig.adds_queries && !row.is_owner;
-      tables.visible[kRows * warp + lane][a] = a < kFirstAxis ? Range{0, 1}
-                                               : is_blind     ? Range{0, 0}
-                                                              : row.visible[a];
+      tables.visible[static_cast<int>(threadIdx.x) / kThreadsOfBox * kRows + place][a] =
+          a < kFirstAxis ? Range{0, 1} : is_blind ? Range{0, 0} : row.visible[a];
     }
   }
 }
@@ -234,12 +243,12 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
     }
     if (!is_there) offset = value_offset = 0;
     if (KeySide::kChunks == kChunks || chunk < KeySide::kChunks) {
-      copy_chunk(stage + static_cast<unsigned>(row * KeySide::kRowBytes + chunk * 16),
+      copy_chunk(stage + KeySide::place(row, chunk),
                  rows + offset + chunk * 16, is_there);
     }
     if (ValueSide::kChunks == kChunks || chunk < ValueSide::kChunks) {
       copy_chunk(
-          stage + static_cast<unsigned>(KeySide::kBytes + row * ValueSide::kRowBytes + chunk * 16),
+          stage + KeySide::kBytes + ValueSide::place(row, chunk),
           value_rows + value_offset + chunk * 16, is_there);
     }
   }

@@ -9,7 +9,7 @@
 // kWarpsOfGroup warps, which share its columns.
 // What is not finite: alone.cuh. Such a sum of a query stays so; tiles_gradient_round finds it.
 #include "gradient_alone.cuh"
-#include "tiles.cuh"
+#include "tiles_additions.cuh"
 
 namespace vecina::cuda {
 namespace {
@@ -25,33 +25,6 @@ constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile
 constexpr int kGroups = kPartners / 32;
 constexpr int kWarpsOfGroup = kBoxes / na_max(kGroups, 1);
 static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups == 0), "");
-
-// Adds four numbers that lie together, in any order with what other blocks add.
-VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sums), "f"(a[0]),
-               "f"(a[1]), "f"(a[2]), "f"(a[3])
-               : "memory");
-#else
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(sums + e), "f"(a[e]) : "memory");
-  }
-#endif
-}
-
-// Of the tile under way and of the one before.
-struct SharedTiles {
-  float* sums[2][kPartners];  // of each query; null if it does not exist
-  unsigned steps[2][kBoxes];  // that each warp took, a bit each
-};
-VECINA_DEVICE SharedTiles& shared_tiles() {
-  __shared__ SharedTiles tiles;
-  return tiles;
-}
-VECINA_DEVICE void store_shared(unsigned to, unsigned word) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
-}
 
 // What a warp holds of its rows.
 struct KeyWork {
@@ -153,24 +126,12 @@ struct KeyWork {
                                 const Walk& walk, int batch, int head, int number,
                                 unsigned steps) {
     extern __shared__ uint4 shared[];
-    const int thread = static_cast<int>(threadIdx.x);
-    const int lane = thread % 32, warp = thread / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     gradients = shared_address(shared) +
                 static_cast<unsigned>(kGradientsAt + number % 2 * kGradientBytes +
                                       (16 * warp + lane / 4) * kGradientRowBytes + lane % 4 * 4);
-    SharedTiles& tiles = shared_tiles();
-    if (lane == 0) tiles.steps[number % 2][warp] = steps;
-    if (thread < kPartners) {
-      const Partner partner = tables.partners[thread];
-      float* sums = nullptr;
-      if (is_within(limits_of(tile, walk), partner)) {
-        int token[3];
-        first_token(tile, walk, token);
-        const long long query = token_number(params, token) + partner.number;
-        sums = query_sums(params, batch, head + walk.part) + query * kColumnsOfSums;
-      }
-      tiles.sums[number % 2][thread] = sums;
-    }
+    if (lane == 0) shared_tiles().steps[number % 2][warp] = steps;
+    share_sums(params, tile, tables, walk, batch, head, number);
   }
 
   // A warp's part of what the block's keys add to the gradients of a tile's queries.

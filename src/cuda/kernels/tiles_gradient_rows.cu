@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Before and after the kernel that adds to the queries' gradients (tiles_gradient_key.cu): facts of
-// each query, with delta as lse, output and their gradients give it, and sums of zero; then the
-// gradients, rounded. Rows by 8 threads each, in the order of memory.
+// Beside kernels that take delta as given: facts of each query, from lse, output and their gradients.
+// Around those that add to the queries' gradients: sums of zero, and the gradients, rounded. Rows by
+// 8 threads each, in the order of memory.
 // What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
@@ -57,9 +57,11 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int e = 0; e < 8; ++e) dot = fmaf(a[e], b[e], dot);
     }
-    uint4* sums = reinterpret_cast<uint4*>(sums_of(params, row));
-    for (int c = place_in_row(); c < kColumnsOfSums / 4; c += kThreadsOfRow) {
-      sums[c] = make_uint4(0, 0, 0, 0);
+    if constexpr (kConfig.adds_queries) {
+      uint4* sums = reinterpret_cast<uint4*>(sums_of(params, row));
+      for (int c = place_in_row(); c < kColumnsOfSums / 4; c += kThreadsOfRow) {
+        sums[c] = make_uint4(0, 0, 0, 0);
+      }
     }
   }
 #pragma unroll
