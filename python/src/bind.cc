@@ -94,13 +94,15 @@ void backward(nb::handle query, nb::handle key, nb::handle value, nb::handle add
               nb::handle grad_additional_values, nb::handle grad_bias, int rank,
               nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
               nb::handle scale, nb::handle output_stride, nb::handle extents,
-              nb::handle query_extent, nb::handle backend, nb::handle allocate) {
+              nb::handle query_extent, nb::handle backend, nb::handle allocate,
+              bool may_be_nondeterministic) {
   Tensors tensors;
   Inputs inputs = read_inputs(&tensors, query, key, value, additional_keys, additional_values, bias,
                               lengths, query_lengths);
-  const vecina_problem problem = make_problem(
+  vecina_problem problem = make_problem(
       {rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent},
       &inputs);
+  if (may_be_nondeterministic) problem.flags |= VECINA_NONDETERMINISTIC_BACKWARD;
   auto args = make_args<vecina_backward_args>(inputs);
   args.output = tensors.read("output", output);
   args.lse = tensors.read("lse", lse);
@@ -250,7 +252,7 @@ NB_MODULE(_vecina, m) {
         "grad_bias"_a.none(), "rank"_a, "kernel_size"_a.none(), "stride"_a.none(),
         "dilation"_a.none(), "is_causal"_a.none(), "scale"_a.none(), "output_stride"_a.none(),
         "extents"_a.none(), "query_extent"_a.none(), "backend"_a.none(),
-        "allocate"_a.none() = nb::none());
+        "allocate"_a.none() = nb::none(), "may_be_nondeterministic"_a = false);
   m.def("merge", &merge, "outputs"_a, "lses"_a, "output"_a.none(), "lse"_a.none(),
         "backend"_a.none());
   m.def("merge_backward", &merge_backward, "outputs"_a, "lses"_a, "grad_output"_a.none(),

@@ -91,6 +91,25 @@ _attend, _attend_plain = _vecina.attend, _vecina.attend_plain
 _is_compiling = torch.compiler.is_dynamo_compiling
 
 
+_may_be_nondeterministic = False
+
+
+def allow_nondeterministic_backward(mode: bool = True) -> None:
+    """Allows a faster backward whose bits may differ from run to run, in the whole process.
+
+    Off by default: the same tensors give the same bits. It makes a difference for large windows in
+    float16 and bfloat16 on a GPU, where gradients of queries are then added up in any order; see
+    docs/backends.md. While torch.use_deterministic_algorithms() is on, it has no effect.
+    """
+    global _may_be_nondeterministic
+    _may_be_nondeterministic = bool(mode)
+
+
+def is_nondeterministic_backward_allowed() -> bool:
+    """What allow_nondeterministic_backward() was told, False while torch wants determinism."""
+    return _may_be_nondeterministic and not torch.are_deterministic_algorithms_enabled()
+
+
 def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
         grad_output = grad_output.contiguous()
@@ -99,7 +118,7 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     gradients = _new_gradients(tensors)
     _vecina.backward(
         *tensors, output, lse, grad_output, grad_lse, *gradients, *parameters,
-        lambda bytes: _new_memory(tensors[0], bytes),
+        lambda bytes: _new_memory(tensors[0], bytes), is_nondeterministic_backward_allowed(),
     )  # fmt: skip
     return gradients
 
@@ -681,10 +700,12 @@ __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
+    "allow_nondeterministic_backward",
     "attention",
     "attention_varlen",
     "av",
     "decompose",
+    "is_nondeterministic_backward_allowed",
     "merge_attentions",
     "na1d",
     "na2d",

@@ -21,18 +21,29 @@
 namespace vecina::internal::cuda {
 namespace {
 
-std::vector<std::string> files(const Problem& problem, const vecina_backward_args& example) {
+DeviceFacts facts_of(int compute_capability) {
+  DeviceFacts facts;
+  facts.compute_capability = compute_capability;
+  return facts;
+}
+
+std::vector<std::string> files(const Problem& problem, const vecina_backward_args& example,
+                               int compute_capability) {
   std::vector<BackwardLaunch> launches;
-  EXPECT_TRUE(gradient_plan_backward(problem, example, {}, &launches).ok());
+  EXPECT_TRUE(
+      gradient_plan_backward(problem, example, facts_of(compute_capability), &launches).ok());
   std::vector<std::string> files;
-  for (const BackwardLaunch& launch : launches) files.push_back(launch.source.file);
+  for (const BackwardLaunch& launch : launches) {
+    files.push_back(launch.source.file);
+    EXPECT_LE(launch.workspace_bytes, gradient_workspace_bytes(problem)) << problem.line();
+  }
   return files;
 }
-std::vector<std::string> files(const std::string& line) {
+std::vector<std::string> files(const std::string& line, int compute_capability) {
   const Problem problem = parsed(line);
   vecina_backward_args example;
   imagine_arguments(problem, VECINA_CUDA, &example);
-  return files(problem, example);
+  return files(problem, example, compute_capability);
 }
 
 TEST(TilesPlan, TakesLargeWindowsAndRowsThatHalosDoNot) {
@@ -45,11 +56,70 @@ TEST(TilesPlan, TakesLargeWindowsAndRowsThatHalosDoNot) {
            "2d 56x56 kernel_size 20 heads 2 head_dim 48 head_dim_value 104 dtype f16",
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 scale -1",
        }) {
-    EXPECT_EQ(files(line), both) << line;
+    for (const int capability : {80, 86, 120}) EXPECT_EQ(files(line, capability), both) << line;
   }
-  EXPECT_EQ(files("2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 additional 70"),
+  EXPECT_EQ(files("2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 additional 70", 80),
             (std::vector<std::string>{"tiles_gradient_query.cu", "tiles_gradient_key.cu",
                                       "gradient_key.cu"}));
+}
+
+TEST(TilesPlan, TakesWarpgroupsForGradientsOnHopper) {
+  const std::vector<std::string> all = {"tiles_gradient_rows.cu", "hopper_gradient.cu",
+                                        "hopper_gradient.cu"};
+  for (const char* line : {
+           "2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16",
+           "3d 30x48x80 kernel_size 18x24x24 heads 2 heads_kv 1 head_dim 128 dtype f16",
+           "1d 4096 kernel_size 1024 causal heads 2 head_dim 64 head_dim_value 128 dtype bf16",
+       }) {
+    EXPECT_EQ(files(line, 90), all) << line;
+  }
+  for (const char* line : {
+           "2d 256x256 kernel_size 80 heads 2 head_dim 96 dtype bf16",                 // columns
+           "2d 256x256 kernel_size 80 heads 2 head_dim 128 additional 3 dtype bf16",   // tokens
+           "2d 256x256 kernel_size 7x9 heads 2 head_dim 128 head_dim_value 64 dtype bf16",  // few
+       }) {
+    EXPECT_EQ(files(line, 90).front(), "tiles_gradient_query.cu") << line;
+  }
+}
+
+TEST(TilesPlan, AddsUpAllGradientsAtOnceWhereTheProblemAllowsIt) {
+  const std::string line = "2d 256x256 kernel_size 80 heads 2 head_dim 128 allow nondeterministic "
+                           "dtype bf16";
+  const std::vector<std::string> all = {"tiles_gradient_rows.cu", "tiles_gradient_key.cu",
+                                        "tiles_gradient_rows.cu"};
+  EXPECT_EQ(files(line, 80), all);
+  EXPECT_EQ(files(line, 90), (std::vector<std::string>{all[0], "hopper_gradient.cu", all[2]}));
+  const Problem problem = parsed(line);
+  const size_t queries = size_t{256} * 256 * 2;
+  EXPECT_EQ(gradient_facts_bytes(problem), queries * 16);
+  EXPECT_EQ(gradient_workspace_bytes(problem), queries * (16 + 4 * 128));
+  const Problem strict = parsed("2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16");
+  EXPECT_EQ(gradient_workspace_bytes(strict), queries * 16);
+  // Rows of sums are padded.
+  EXPECT_EQ(files("2d 64x64 kernel_size 20 heads 2 head_dim 72 allow nondeterministic dtype f16",
+                  90),
+            all);
+  EXPECT_EQ(gradient_workspace_bytes(parsed(
+                "2d 64x64 kernel_size 20 heads 2 head_dim 72 allow nondeterministic dtype f16")),
+            size_t{64} * 64 * 2 * (16 + 4 * 80));
+  // One gradient alone, additional tokens and few keys are left to the kernels that do not add.
+  vecina_backward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  example.grad_query = {};
+  EXPECT_EQ(files(problem, example, 80),
+            (std::vector<std::string>{"tiles_gradient_query.cu", "tiles_gradient_key.cu"}));
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  example.grad_key = example.grad_value = {};
+  EXPECT_EQ(files(problem, example, 80), (std::vector<std::string>{"tiles_gradient_query.cu"}));
+  for (const char* other : {"additional 3 allow nondeterministic dtype bf16",
+                            "head_dim_value 64 kernel_size 7x9 allow nondeterministic dtype bf16"}) {
+    std::string text = other;
+    if (text.find("kernel_size") == std::string::npos) text = "kernel_size 80 " + text;
+    const Problem left = parsed("2d 256x256 heads 2 head_dim 128 " + text);
+    imagine_arguments(left, VECINA_CUDA, &example);
+    EXPECT_EQ(files(left, example, 80).front(), "tiles_gradient_query.cu") << other;
+    EXPECT_EQ(gradient_workspace_bytes(left), gradient_facts_bytes(left)) << other;
+  }
 }
 
 std::string forward_file(const Problem& problem, const vecina_forward_args& example,
@@ -65,9 +135,7 @@ std::string forward_file(const Problem& problem, const DeviceFacts& facts) {
   return forward_file(problem, example, facts);
 }
 std::string forward_file(const std::string& line, int compute_capability) {
-  DeviceFacts facts;
-  facts.compute_capability = compute_capability;
-  return forward_file(parsed(line), facts);
+  return forward_file(parsed(line), facts_of(compute_capability));
 }
 
 TEST(TilesPlan, TakesTheForwardOfLargeWindowsWithoutHopper) {
@@ -160,9 +228,9 @@ TEST(TilesPlan, OffsetsOfLseFit31Bits) {
          {&vecina_backward_args::lse, &vecina_backward_args::grad_lse}) {
       vecina_backward_args backward;
       imagine_arguments(problem, VECINA_CUDA, &backward);
-      EXPECT_EQ(files(problem, backward).front(), "tiles_gradient_query.cu");
+      EXPECT_EQ(files(problem, backward, 80).front(), "tiles_gradient_query.cu");
       (backward.*of).strides[1] = stride;
-      EXPECT_EQ(files(problem, backward).front(), "gradient_query.cu") << stride;
+      EXPECT_EQ(files(problem, backward, 80).front(), "gradient_query.cu") << stride;
     }
   }
 }
@@ -190,7 +258,7 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 output_stride 2",
            "attention 1000x999 heads 2 head_dim 64 dtype f16",
        }) {
-    EXPECT_EQ(files(line).front(), "gradient_query.cu") << line;
+    EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }
 }
 
@@ -218,11 +286,16 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
     imagine_arguments(problem, VECINA_CUDA, &forward);
     imagine_arguments(problem, VECINA_CUDA, &backward);
     for (const TilesKernel kernel :
-         {TilesKernel::forward, TilesKernel::gradient_query, TilesKernel::gradient_key}) {
+         {TilesKernel::forward, TilesKernel::gradient_query, TilesKernel::gradient_key,
+          TilesKernel::gradient_all}) {
       const TilesShape shape = choose_tiles_shape(problem, kernel, facts);
       ASSERT_GT(shape.partners, 0) << problem.line();
       const int rows = shape.box[0] * shape.box[1] * shape.box[2];
-      ASSERT_TRUE(rows == 16 || (rows == 32 && kernel == TilesKernel::forward)) << problem.line();
+      const bool is_of_warpgroups = rows == 64 && kernel != TilesKernel::forward &&
+                                    problem.head_dim() % 64 == 0 &&
+                                    problem.head_dim_value() % 64 == 0;
+      ASSERT_TRUE(rows == 16 || is_of_warpgroups || (rows == 32 && kernel == TilesKernel::forward))
+          << problem.line();
       const int partners = shape.partner_box[0] * shape.partner_box[1] * shape.partner_box[2];
       ASSERT_GE(partners, 1) << problem.line();
       ASSERT_LE(partners, shape.partners) << problem.line();
@@ -236,7 +309,9 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
       } else {
         take(tiles_gradient_launch(problem, kernel, backward, facts, shape));
       }
-      const uint32_t tables = 4 * 1024 + 24 * static_cast<uint32_t>(rows) * threads / 32;
+      const auto owners = static_cast<uint32_t>(rows * shape.boxes[0] * shape.boxes[1] *
+                                                shape.boxes[2]);
+      const uint32_t tables = 5 * 1024 + 24 * owners;
       ASSERT_LE(shared_bytes + tables, static_cast<uint32_t>(facts.shared_bytes_per_block))
           << problem.line();
       ASSERT_LE(threads, 256u);
