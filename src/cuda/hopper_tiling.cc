@@ -324,8 +324,11 @@ class Search {
           divide_up(static_cast<int>(axis.num_queries()), static_cast<int>(axis.dilation));
       const int64_t step = std::max(axis.dilation, axis.output_stride);
       longest[a] = static_cast<int>(std::min(queries, kMaxBox / step));
-      if (base_.packed_heads > 1)
+      // Where heads are packed a box may reach beyond the last token, but never along an axis that
+      // is not there: in the maps of fewer than three axes, heads stand in its place.
+      if (base_.packed_heads > 1 && static_cast<int>(a) >= 3 - problem_.rank()) {
         longest[a] = std::min(kMaxBox / static_cast<int>(step), kHopperRows);
+      }
       all *= longest[a];
     }
     const int most = kHopperRows / base_.packed_heads;

@@ -184,6 +184,24 @@ TEST(HopperTiling, HeadsOfAGroupShareTheirKeys) {
   EXPECT_LT(grouped.predicted_ms * 1.1, full.predicted_ms);
 }
 
+// In the maps of fewer than three axes heads stand where the missing ones would.
+TEST(HopperTiling, BoxesEndWithTheAxesThatThereAre) {
+  for (const char* line : {
+           "2d 44x31 kernel_size 10x9 heads 4 heads_kv 2 head_dim 128 dtype bf16",
+           "2d 44x31 kernel_size 10x9 stride 4x1 heads 4 heads_kv 2 head_dim 128 dtype bf16",
+           "2d 30x40 kernel_size 9 heads 8 heads_kv 1 head_dim 64 dtype f16",
+           "1d 700 kernel_size 30 heads 4 heads_kv 2 head_dim 128 dtype bf16",
+       }) {
+    const Problem problem = parsed(line);
+    for (const HopperChoice& choice : rank_hopper_tilings(problem, DeviceFacts(), 8)) {
+      for (int a = 0; a < 3 - problem.rank(); ++a) {
+        EXPECT_EQ(choice.config.query_box[a], 1) << line << ": " << print(choice.config);
+        EXPECT_EQ(choice.config.key_box[a], 1) << line << ": " << print(choice.config);
+      }
+    }
+  }
+}
+
 TEST(HopperTiling, RanksTheChosenFirst) {
   const DeviceFacts facts;
   for (const Chosen& row : kChosen) {

@@ -146,3 +146,33 @@ def test_code_of_the_pages(page):
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
+
+
+def test_nondeterministic_backward_is_asked_for(monkeypatch):
+    asked = []
+    backward = vt._vecina.backward
+
+    def record(*args):
+        asked.append(args[-1])
+        return backward(*args)
+
+    monkeypatch.setattr(vt._vecina, "backward", record)
+    inputs = tensors(*[(1, 6, 7, 2, 8)] * 3)
+
+    def gradients():
+        return torch.autograd.grad(vt.na2d(*inputs, 3).sum(), inputs)
+
+    expected = gradients()
+    vt.allow_nondeterministic_backward()
+    try:
+        assert vt.is_nondeterministic_backward_allowed()
+        for mine, wanted in zip(gradients(), expected, strict=True):
+            assert torch.equal(mine, wanted)  # on the CPU the sums have one order always
+        torch.use_deterministic_algorithms(True)
+        assert not vt.is_nondeterministic_backward_allowed()
+        gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        vt.allow_nondeterministic_backward(False)
+    gradients()
+    assert asked == [False, True, False, False]
