@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """NATTEN's switches, of every release. They are kept and given back; vecina has no such modes.
 
-Its kernels are deterministic always, and what they need in memory does not depend on a preference.
+Its kernels are deterministic unless vecina.torch.allow_nondeterministic_backward() was called, and
+what they need in memory does not depend on a preference.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def is_memory_usage_unrestricted() -> bool:
 
 
 def use_deterministic_algorithms(mode: bool = True) -> None:
-    """Keeps mode; vecina is deterministic with and without. Turns KV parallelism off with it."""
+    """Keeps mode, which changes nothing. Turns KV parallelism off with it."""
     _values["deterministic_algorithms"] = bool(mode)
     if mode:
         _values["kv_parallelism_in_fused_na"] = False
