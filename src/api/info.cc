@@ -76,8 +76,10 @@ Status parse_kernels_command(std::string_view text, KernelsCommand* command) {
   }
   text.remove_prefix(static_cast<size_t>(end - text.data()));
   text.remove_prefix(std::min(text.size(), text.find_first_not_of(' ')));
-  if (!text.empty() && std::isalpha(static_cast<unsigned char>(text.front())) != 0) {
-    const std::string_view parts = text.substr(0, text.find(' '));  // a line begins with its rank
+  const std::string_view parts = text.substr(0, text.find(' '));
+  // A line begins with its rank, a digit, or with this word.
+  if (!parts.empty() && std::isalpha(static_cast<unsigned char>(parts.front())) != 0 &&
+      parts != "attention") {
     VECINA_RETURN_IF_ERROR(parse_parts(parts, &command->parts));
     text.remove_prefix(parts.size());
   }

@@ -363,7 +363,9 @@ def test_context():
     natten.use_autotuner(forward_pass=True, steps_forward=3)
     assert natten.context.AutotunerContext.steps_forward == 3
     assert natten.is_autotuner_enabled() and not natten.is_autotuner_enabled_for_backward()
+    vt.allow_nondeterministic_backward()
     natten.use_deterministic_algorithms()
+    assert not vt.is_nondeterministic_backward_allowed()
     assert not natten.is_kv_parallelism_in_fused_na_enabled()
     with pytest.raises(RuntimeError):
         natten.use_kv_parallelism_in_fused_na()

@@ -12,6 +12,8 @@ import warnings
 
 import torch
 
+import vecina.torch
+
 
 class MemoryUsagePreference(enum.Enum):
     Default = 0
@@ -111,9 +113,10 @@ def is_memory_usage_unrestricted() -> bool:
 
 
 def use_deterministic_algorithms(mode: bool = True) -> None:
-    """Keeps mode, which changes nothing. Turns KV parallelism off with it."""
+    """Keeps mode. With it, vecina is deterministic again, and KV parallelism is off."""
     _values["deterministic_algorithms"] = bool(mode)
     if mode:
+        vecina.torch.allow_nondeterministic_backward(False)
         _values["kv_parallelism_in_fused_na"] = False
 
 

@@ -59,9 +59,10 @@ constexpr bool kHasOuterAxes = kUnion > kConfig.union_size[2];
 constexpr bool kHasEvenSteps = kHasWholeTiles && kConfig.union_size[0] == 1 &&
                                (!kHasOuterAxes || kTiles % kRowTiles == 0) && !kConfig.is_cut[1] &&
                                !kConfig.is_cut[2];
-// Rows of the union are tiles, and each warp has as many.
+// Rows of the union are tiles, few enough for the bits of a word, and each warp has as many.
 constexpr bool kHasRowMasks = kHasEvenSteps && kHasOuterAxes && kRowTiles == 1 &&
-                              kAdditional == 0 && 8 * kTiles * kSplit == kUnion;
+                              kAdditional == 0 && 8 * kTiles * kSplit == kUnion &&
+                              kTiles * kSplit < 32;
 constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
 // Without a sign, what follows from a thread's number costs fewer instructions. Where heads are
@@ -292,7 +293,6 @@ struct RowMask {
 
   VECINA_DEVICE RowMask(const Box& box, const Row& row, int place) {
     if constexpr (!kHasRowMasks) return;
-    static_assert(!kHasRowMasks || kTiles * kSplit < 32);
     tiles = kConfig.is_full[1] ? ~0u : ((1u << row.count[1]) - 1u) << row.begin[1];
     if (kSplit > 1) tiles >>= box.split * kTiles;
 #pragma unroll
