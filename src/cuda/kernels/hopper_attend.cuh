@@ -53,10 +53,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const unsigned key_empty = shared + kLayout.key_empty, value_empty = shared + kLayout.value_empty;
   const unsigned interior = shared + kLayout.interior;
   const unsigned output = shared + kLayout.output + warpgroup * kLayout.output_bytes;
-  const unsigned mask =
-      shared + kLayout.masks +
-      ((warpgroup * kHopperRows + (thread >> 5) * 16 + (lane >> 2)) * 4 + (lane & 3)) * kMaskWords *
-          4;
+  const MaskedRows masked_rows(warpgroup, thread);
   const unsigned query =
       descriptor_low(shared + kLayout.query + warpgroup * kLayout.query_bytes, 16);
   const unsigned keys = descriptor_low(shared + kLayout.key, 16);
@@ -117,9 +114,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   };
   const auto load_words = [&] {
     if (is_partial) {
-      const unsigned from = mask + stage.index * (kWarpgroups * kHopperRows * kMaskBytes);
-      shared_words(from, words[0]);
-      shared_words(from + 8 * kMaskBytes, words[1]);
+      masked_rows.load(shared + kLayout.masks + stage.index * kMaskStageBytes, words);
     }
   };
   const auto give_keys_back = [&](bool is_last) {

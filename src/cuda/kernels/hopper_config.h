@@ -54,6 +54,7 @@ struct HopperLayout {
   int tile_keys;                           // key_rows, padded to the instruction
   int mask_words;                          // of a query's bits for the columns of one thread
   int table[3], table_words;               // of hopper_mask.cuh: where an axis' words begin; of all
+  int place[3], places;                    // of queries along an axis: where they begin; of all
   int query, query_bytes;                  // one for each warpgroup
   int output, output_bytes;                // the query's if there is no buffer
   int key, key_bytes, value, value_bytes;  // one for each stage
@@ -73,6 +74,8 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   for (int a = 3 - config.rank; a < 3; ++a) {
     layout.table[a] = layout.table_words;
     layout.table_words += (config.key_box[a] + 1) * 4 * layout.mask_words;
+    layout.place[a] = layout.places;
+    layout.places += config.query_box[a] * (a == config.pair_axis ? config.warpgroups : 1);
   }
   const int widest = config.head_dim > config.head_dim_value || hopper_frees_query_early(config)
                          ? config.head_dim
@@ -93,12 +96,12 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   layout.value = at;
   at += config.stages * layout.value_bytes;
   layout.padded_end = at;
-  layout.bounds = at;  // 32 bytes for each query: its window
-  at += config.warpgroups * kHopperRows * 32;
+  layout.bounds = at;  // 8 bytes for each place: its window along the axis
+  at += hopper_round_up(layout.places * 8, 16);
   layout.tiles = at;  // 64 bytes for each warpgroup: what it computes now
   at += config.warpgroups * 64;
   layout.masks = at;
-  at += config.stages * config.warpgroups * kHopperRows * 16 * layout.mask_words;
+  at += config.stages * layout.places * 16 * layout.mask_words;
   layout.tables = at;
   at += layout.table_words * 4;
   layout.interior = at;  // a word for each stage
@@ -114,12 +117,12 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
 }
 
 // Registers of a thread that computes and of one that does not: 504 for the threads of one slot of
-// three warpgroups, 512 of four. What is to be known of samples takes more of the latter's.
+// three warpgroups, 512 of four.
 NA_FN int hopper_registers(const HopperConfig& config) {
   const HopperLayout layout = hopper_layout(config);
   if (config.warpgroups == 3) return layout.tile_keys >= 128 ? 160 : 152;
   if (layout.tile_keys * 3 / 4 + config.head_dim_value / 2 > 190) return 232;
-  return config.has_lengths && config.rank == 3 ? 216 : 224;
+  return 224;
 }
 NA_FN int hopper_spare_registers(const HopperConfig& config) {
   const int registers = hopper_registers(config);

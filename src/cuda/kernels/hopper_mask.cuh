@@ -5,7 +5,9 @@
 // A thread of a warpgroup holds, of a query's row, columns 8 * j + 2 * q + e (q its place among
 // four); bit 2 * j + e of its words is for that column. For each axis and t, a table in shared
 // memory has the words of the columns whose key lies before t, so that the keys from b to e are
-// table[e] & ~table[b], whatever the box.
+// table[e] & ~table[b], whatever the box. They are made for each place of a query along an axis:
+// what a query sees is what it sees along every axis, which its warpgroup puts together. So there
+// are some 24 words to make for a tile, not 128.
 #ifndef VECINA_CUDA_KERNELS_HOPPER_MASK_CUH_
 #define VECINA_CUDA_KERNELS_HOPPER_MASK_CUH_
 
@@ -15,7 +17,8 @@
 namespace vecina::cuda {
 
 inline constexpr int kMaskWords = kLayout.mask_words;  // of one thread and query
-inline constexpr int kMaskBytes = 16 * kMaskWords;     // of a query
+inline constexpr int kMaskBytes = 16 * kMaskWords;     // of a query, along one axis
+inline constexpr int kMaskStageBytes = kLayout.places * kMaskBytes;
 inline constexpr bool kIsPadded = kLayout.key_rows < kLayout.tile_keys;
 
 // By all threads, before anything else.
@@ -42,31 +45,8 @@ VECINA_DEVICE void write_mask_tables(unsigned shared) {
   }
 }
 
-VECINA_DEVICE uint4 both(uint4 a, uint4 b) {
-  return make_uint4(a.x & b.x, a.y & b.y, a.z & b.z, a.w & b.w);
-}
 VECINA_DEVICE uint4 without(uint4 a, uint4 b) {
   return make_uint4(a.x & ~b.x, a.y & ~b.y, a.z & ~b.z, a.w & ~b.w);
-}
-VECINA_DEVICE uint4 all_of(unsigned bits) { return make_uint4(bits, bits, bits, bits); }
-
-// Words of the keys from begin to end along one axis, counted from the tile's first.
-template <int a>
-VECINA_DEVICE void see_only(unsigned shared, int begin, int end, uint4 (&words)[kMaskWords]) {
-  constexpr int kBox = kConfig.key_box[a];
-  if constexpr (kBox == 1 && (!kIsPadded || a < 2)) {
-    const uint4 bits = all_of(begin <= 0 && end > 0 ? ~0u : 0u);
-#pragma unroll
-    for (int x = 0; x < kMaskWords; ++x) words[x] = both(words[x], bits);
-  } else {
-    const unsigned table = shared + kLayout.tables + kLayout.table[a] * 4;
-    const unsigned low = table + na_min(na_max(begin, 0), kBox) * kMaskBytes;
-    const unsigned high = table + na_min(na_max(end, 0), kBox) * kMaskBytes;
-#pragma unroll
-    for (int x = 0; x < kMaskWords; ++x) {
-      words[x] = both(words[x], without(shared_quad(high + x * 16), shared_quad(low + x * 16)));
-    }
-  }
 }
 
 // Words of the first `count` columns.
@@ -77,33 +57,24 @@ VECINA_DEVICE unsigned first_columns(int count, int q, int word) {
   return here == 32 ? ~0u : (1u << here) - 1;
 }
 
-// By one warp: for every tile a bit for each warpgroup that sees all of it, and the words of the
-// others' queries.
+// By one warp: for every tile a bit for each warpgroup that sees all of it, and, if others compute
+// it, the words of all places.
 VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
   Stage stage;
   for_each_block(params, [&](const Block& block) {
-  // Every query's window, from the block's first key on.
-#pragma unroll 1
-    for (int i = 0; i < 2 * kWarpgroups; ++i) {
-      const int row = (lane + 32 * i) & (kHopperRows - 1);
-      const int query = kConfig.packed_heads > 1 ? row % kLayout.query_tokens : row;
-      const int place[3] = {query / (kBox1 * kBox2), query / kBox2 % kBox1, query % kBox2};
-      Range seen[3] = {{0, 1}, {0, 1}, {0, 1}};
+    // Windows along each axis, from the block's first key on.
 #pragma unroll
-      for (int a = kFirstAxis; a < 3; ++a) {
-        seen[a] = keys_along(params.axes[a], block.extent[a], block.num_queries[a],
-                             block.query(a, i >> 1) + place[a]);
-        seen[a].begin -= block.first_key[a];
-        seen[a].end -= block.first_key[a];
-      }
-      const unsigned bounds = shared + kLayout.bounds + (lane + 32 * i) * 32;
-      set_shared_quad(bounds, make_uint4(seen[0].begin, seen[1].begin, seen[2].begin, 0));
-      if constexpr (kConfig.is_causal) {
-        set_shared_quad(bounds + 16, make_uint4(seen[0].end, seen[1].end, seen[2].end, 0));
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const int end = a == 2 ? kLayout.places : kLayout.place[a + 1];
+      for (int i = kLayout.place[a] + lane; i < end; i += 32) {
+        const Range seen = keys_along(params.axes[a], block.extent[a], block.num_queries[a],
+                                      block.first_query[a] + i - kLayout.place[a]);
+        set_shared_pair(shared + kLayout.bounds + i * 8, seen.begin - block.first_key[a],
+                        seen.end - block.first_key[a]);
       }
     }
+    __syncwarp();
     const auto publish = [&] {
       __syncwarp();
       if (lane == 0) arrive(shared + kLayout.key_full + stage.index * 8);
@@ -122,48 +93,34 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
                         first[a] + kConfig.key_box[a] <= block.whole[a].end;
         }
       }
-      bool sees_all[kWarpgroups];
       unsigned interior = 0;
+      bool is_partial = false;  // for some warpgroup that computes it
 #pragma unroll
       for (int w = 0; w < kWarpgroups; ++w) {
-        sees_all[w] = sees_others && first[kPair] >= block.pair_whole[w].begin &&
-                      first[kPair] + kConfig.key_box[kPair] <= block.pair_whole[w].end;
-        interior |= sees_all[w] ? 1u << w : 0u;
+        const bool sees_all = sees_others && first[kPair] >= block.pair_whole[w].begin &&
+                              first[kPair] + kConfig.key_box[kPair] <= block.pair_whole[w].end;
+        interior |= sees_all ? 1u << w : 0u;
+        is_partial = is_partial ||
+                     (!sees_all && pair >= block.first_tile[w] && pair <= block.last_tile[w]);
       }
       wait(shared + kLayout.key_empty + stage.index * 8, stage.parity ^ 1);
       if (lane == 0) set_shared_word(shared + kLayout.interior + stage.index * 4, interior);
+      const unsigned masks = shared + kLayout.masks + stage.index * kMaskStageBytes;
+      for (int i = lane; is_partial && i < kLayout.places; i += 32) {
+        const int a = i < kLayout.place[1] ? 0 : i < kLayout.place[2] ? 1 : 2;
+        const auto of_axis = [&](const int (&values)[3]) {
+          return a == 0 ? values[0] : a == 1 ? values[1] : values[2];
+        };
+        const int box = of_axis(kConfig.key_box), from = of_axis(first);
+        const uint2 seen = shared_pair(shared + kLayout.bounds + i * 8);
+        const int begin = static_cast<int>(seen.x) - from, end = static_cast<int>(seen.y) - from;
+        const unsigned table = shared + kLayout.tables + of_axis(kLayout.table) * 4;
+        const unsigned low = table + na_min(na_max(begin, 0), box) * kMaskBytes;
+        const unsigned high = table + na_min(na_max(end, 0), box) * kMaskBytes;
 #pragma unroll
-      for (int w = 0; w < kWarpgroups; ++w) {
-        if (sees_all[w] || pair < block.first_tile[w] || pair > block.last_tile[w]) continue;
-#pragma unroll
-        for (int i = 2 * w; i < 2 * w + 2; ++i) {
-          const int row = lane + 32 * i;
-          const uint4 begin = shared_quad(shared + kLayout.bounds + row * 32);
-          uint4 end;
-          if constexpr (kConfig.is_causal) {
-            end = shared_quad(shared + kLayout.bounds + row * 32 + 16);
-          } else {
-            end = make_uint4(begin.x + window_size(params.axes[0], block.extent[0]),
-                             begin.y + window_size(params.axes[1], block.extent[1]),
-                             begin.z + window_size(params.axes[2], block.extent[2]), 0);
-          }
-          uint4 words[kMaskWords];
-#pragma unroll
-          for (int x = 0; x < kMaskWords; ++x) words[x] = all_of(~0u);
-          if constexpr (kFirstAxis == 0) {
-            see_only<0>(shared, static_cast<int>(begin.x) - first[0],
-                        static_cast<int>(end.x) - first[0], words);
-          }
-          if constexpr (kFirstAxis <= 1) {
-            see_only<1>(shared, static_cast<int>(begin.y) - first[1],
-                        static_cast<int>(end.y) - first[1], words);
-          }
-          see_only<2>(shared, static_cast<int>(begin.z) - first[2],
-                      static_cast<int>(end.z) - first[2], words);
-          const unsigned to =
-              shared + kLayout.masks + (stage.index * kWarpgroups * kHopperRows + row) * kMaskBytes;
-#pragma unroll
-          for (int x = 0; x < kMaskWords; ++x) set_shared_quad(to + x * 16, words[x]);
+        for (int x = 0; x < kMaskBytes; x += 16) {
+          set_shared_quad(masks + i * kMaskBytes + x,
+                          without(shared_quad(high + x), shared_quad(low + x)));
         }
       }
       publish();
@@ -179,11 +136,10 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
         }
         if (!is_whole) {
           // The same for every query: a lane writes the words that it holds in place i.
-          const unsigned to =
-              shared + kLayout.masks + stage.index * kWarpgroups * kHopperRows * kMaskBytes;
+          const unsigned to = shared + kLayout.masks + stage.index * kMaskStageBytes;
           const int place = lane % (4 * kMaskWords);
           const unsigned bits = first_columns(count, place / kMaskWords, place % kMaskWords);
-          for (int i = lane; i < kWarpgroups * kHopperRows * 4 * kMaskWords; i += 32) {
+          for (int i = lane; i < kLayout.places * 4 * kMaskWords; i += 32) {
             set_shared_word(to + i * 4, bits);
           }
         }
@@ -193,7 +149,53 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
   });
 }
 
-// By a warpgroup: logits that are not to be seen become -infinity.
+// By a warpgroup: which words of a stage's masks are for a thread's two rows, ten bits for each
+// axis, since with three axes no register is to spare.
+struct MaskedRows {
+  static_assert(kLayout.places * 4 <= 1 << 10);
+  // Rows that lie side by side along the last axis have the same place there 8 rows on.
+  static constexpr bool kIsSameAlong2 = 8 % kConfig.query_box[2] == 0;
+  unsigned at[2] = {0, 0};
+
+  VECINA_DEVICE MaskedRows(int warpgroup, int thread) {
+    constexpr int kBox1 = kConfig.query_box[1], kBox2 = kConfig.query_box[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = (thread >> 5) * 16 + (thread >> 2 & 7) + 8 * h;
+      const int query = kConfig.packed_heads > 1 ? row % kLayout.query_tokens : row;
+      // Rows without a query see what others do.
+      const int along[3] = {na_min(query / (kBox1 * kBox2), kConfig.query_box[0] - 1),
+                            query / kBox2 % kBox1, query % kBox2};
+#pragma unroll
+      for (int a = kFirstAxis; a < 3; ++a) {
+        const int place =
+            kLayout.place[a] + along[a] + (a == kPair ? warpgroup * kConfig.query_box[a] : 0);
+        at[h] |= static_cast<unsigned>(place * 4 + (thread & 3)) << 10 * a;
+      }
+    }
+  }
+  // `masks`: of the stage.
+  VECINA_DEVICE void load(unsigned masks, unsigned (&words)[2][kMaskWords]) const {
+    unsigned along[kMaskWords], along2[kMaskWords];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      unsigned all = at[h];
+      asm volatile("" : "+r"(all));  // else it is taken apart ahead, into registers for each axis
+      const auto address = [&](int a) { return masks + (all >> 10 * a & 0x3ffu) * kMaskWords * 4; };
+      if (h == 0 || !kIsSameAlong2) shared_words(address(2), along2);
+#pragma unroll
+      for (int x = 0; x < kMaskWords; ++x) words[h][x] = along2[x];
+#pragma unroll
+      for (int a = kFirstAxis; a < 2; ++a) {
+        shared_words(address(a), along);
+#pragma unroll
+        for (int x = 0; x < kMaskWords; ++x) words[h][x] &= along[x];
+      }
+    }
+  }
+};
+
+// Logits that are not to be seen become -infinity.
 VECINA_DEVICE void hide(const unsigned (&words)[2][kMaskWords],
                         float (&logits)[kLayout.tile_keys / 2]) {
 #pragma unroll

@@ -96,6 +96,14 @@ VECINA_DEVICE uint4 shared_quad(unsigned address) {
                : "r"(address));
   return words;
 }
+VECINA_DEVICE uint2 shared_pair(unsigned address) {
+  uint2 words;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(address));
+  return words;
+}
+VECINA_DEVICE void set_shared_pair(unsigned address, int x, int y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
+}
 VECINA_DEVICE void set_shared_word(unsigned address, unsigned word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
