@@ -51,18 +51,6 @@ float scale_of(const Problem& problem) {
 
 bool has_lengths(const Problem& problem) { return problem.lengths() != VECINA_LENGTHS_EQUAL; }
 
-// Lengths are data of a run: planning counts on samples that are all as long as the longest.
-Problem with_longest_samples(const Problem& problem) {
-  if (!has_lengths(problem)) return problem;
-  vecina_problem longest = problem.to_c();
-  longest.batch = problem.num_samples();
-  longest.lengths = VECINA_LENGTHS_EQUAL;
-  longest.samples = 0;
-  Problem made;
-  static_cast<void>(Problem::make(longest, &made));  // as valid as the problem
-  return made;
-}
-
 // A packed tensor as the longest sample lies in it: [1, extents..., heads, columns].
 vecina_tensor longest_sample(const Problem& problem, const vecina_tensor& tensor,
                              int64_t (*extent)(const Axis& axis)) {
@@ -311,6 +299,17 @@ std::string print(const HopperConfig& c) {
       braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong,
       c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional,
       c.has_lengths);
+}
+
+Problem with_longest_samples(const Problem& problem) {
+  if (!has_lengths(problem)) return problem;
+  vecina_problem longest = problem.to_c();
+  longest.batch = problem.num_samples();
+  longest.lengths = VECINA_LENGTHS_EQUAL;
+  longest.samples = 0;
+  Problem made;
+  static_cast<void>(Problem::make(longest, &made));  // as valid as the problem
+  return made;
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {

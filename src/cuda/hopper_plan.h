@@ -18,6 +18,10 @@ namespace vecina::internal::cuda {
 // Why they do not take the problem; empty if they do.
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts);
 
+// Lengths are data of a run: what is planned counts on samples that are all as long as the longest.
+// Without lengths the problem itself.
+Problem with_longest_samples(const Problem& problem);
+
 // UNSUPPORTED if rows are not 16-byte aligned. No launch at all where there is nothing to compute.
 Status hopper_plan_forward(const Problem& problem, const vecina_forward_args& example,
                            const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);

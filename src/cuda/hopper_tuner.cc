@@ -201,16 +201,15 @@ Status tune_hopper(const Problem& problem, int count, std::shared_ptr<const Devi
     return unsupported(fmt::format(
         "only Hopper's kernels have cuts to measure, and they do not take this problem: {}", why));
   }
-  if (problem.batch() == 0) return unsupported("a batch of 0 leaves nothing to measure");
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) {
-    return unsupported("lengths of samples, which come with a call, are not known here");
-  }
-  Tuner tuner(problem, state);
+  if (problem.num_samples() == 0) return unsupported("no samples leave nothing to measure");
+  // Plans with lengths take the cut of as many samples that are all as long as the longest.
+  const Problem measured = with_longest_samples(problem);
+  Tuner tuner(measured, state);
   VECINA_RETURN_IF_ERROR(tuner.run(count));
-  state->tuned->write(problem, tuner.kept());
-  *json = {{"problem", problem.line()},
+  state->tuned->write(measured, tuner.kept());
+  *json = {{"problem", measured.line()},
            {"device", state->device->name()},
-           {"file", state->tuned->file_name(problem)},
+           {"file", state->tuned->file_name(measured)},
            {"cuts", tuner.describe()}};
   return {};
 }

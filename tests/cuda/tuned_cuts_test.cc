@@ -114,6 +114,30 @@ TEST_F(TunedCutsTest, NonsenseCountsForNothing) {
   EXPECT_FALSE(reads(line + "}"));
 }
 
+// `vecina tune` measures samples that are all as long as the longest.
+TEST_F(TunedCutsTest, SamplesOfDifferentLengthTakeTheCutOfTheLongest) {
+  const DiskCache disk = cache();
+  const TunedCuts tuned(disk, kDevice);
+  const std::string window = "2d 128x128 kernel_size 31 heads 8 head_dim 128 dtype bf16";
+  const Problem longest = parsed(window + " batch 4");
+  const HopperConfig cut = rank_hopper_tilings(longest, DeviceFacts(), 3).back().config;
+  for (const char* lengths : {" batch 4 lengths padded", " lengths packed:4"}) {
+    const Problem problem = parsed(window + lengths);
+    EXPECT_EQ(with_longest_samples(problem), longest) << lengths;
+    DeviceFacts facts;
+    vecina_forward_args args;
+    imagine_arguments(problem, VECINA_CUDA, &args);
+    std::vector<ForwardLaunch> planned, kept;
+    ASSERT_TRUE(hopper_plan_forward(problem, args, facts, &planned).ok());
+    EXPECT_EQ(planned.back().description.find(describe_cut(cut)), std::string::npos);
+    tuned.write(longest, {cut, 2.25});
+    facts.tuned = &tuned;
+    ASSERT_TRUE(hopper_plan_forward(problem, args, facts, &kept).ok());
+    EXPECT_NE(kept.back().description.find(describe_cut(cut)), std::string::npos)
+        << kept.back().description;
+  }
+}
+
 TEST_F(TunedCutsTest, AFolderThatCannotBeIsNoError) {
   std::ofstream(folder_) << "a file";
   const DiskCache disk = cache();
