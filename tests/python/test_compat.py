@@ -85,6 +85,20 @@ def test_releases_without_a_name_do_not_have_it():
         vecina.compat.install("natten_mps", "0.3.3")
 
 
+_SINCE_20 = (
+    "_environment _libnatten attn_merge backends backends.blackwell_fmha "
+    "backends.blackwell_fna backends.configs backends.configs.checks backends.configs.cutlass "
+    "backends.configs.cutlass.fna_backward_128x128 "
+    "backends.configs.cutlass.fna_backward_128x64 backends.configs.cutlass.fna_backward_64x64 "
+    "backends.configs.cutlass.fna_forward_32x128 backends.configs.cutlass.fna_forward_64x128 "
+    "backends.configs.cutlass.fna_forward_64x64 backends.configs.cutlass_blackwell "
+    "backends.configs.cutlass_hopper backends.configs.flex backends.flex backends.fmha "
+    "backends.fna backends.hopper_fmha backends.hopper_fna backends.reference context "
+    "functional modules profiler profiling_utils profiling_utils.dry_run "
+    "profiling_utils.formatting profiling_utils.ops profiling_utils.pretty_printer "
+    "profiling_utils.problem profiling_utils.profiling token_permute types utils utils.checks "
+    "utils.device utils.log utils.tensor utils.testing utils.tuples version"
+)
 #: Every submodule of a release, as its sources have them.
 SUBMODULES = {
     ("natten", "0.14.6"): (
@@ -103,41 +117,12 @@ SUBMODULES = {
         "natten2d natten3d nested ops types utils utils.checks utils.log utils.misc "
         "utils.tensor utils.testing"
     ),
-    ("natten", "0.20.1"): (
-        "_environment _libnatten attn_merge backends backends.blackwell_fmha "
-        "backends.blackwell_fna backends.configs backends.configs.checks "
-        "backends.configs.cutlass backends.configs.cutlass.fna_backward_128x128 "
-        "backends.configs.cutlass.fna_backward_128x64 "
-        "backends.configs.cutlass.fna_backward_64x64 "
-        "backends.configs.cutlass.fna_forward_32x128 "
-        "backends.configs.cutlass.fna_forward_64x128 "
-        "backends.configs.cutlass.fna_forward_64x64 backends.configs.cutlass_blackwell "
-        "backends.configs.cutlass_hopper backends.configs.flex backends.flex backends.fmha "
-        "backends.fna backends.hopper_fmha backends.hopper_fna backends.reference context "
-        "functional modules profiler profiling_utils profiling_utils.dry_run "
-        "profiling_utils.formatting profiling_utils.ops profiling_utils.pretty_printer "
-        "profiling_utils.problem profiling_utils.profiling token_permute types utils "
-        "utils.checks utils.device utils.log utils.tensor utils.testing utils.tuples version"
-    ),
+    ("natten", "0.20.1"): _SINCE_20,
     ("natten", "0.21.6"): (
-        "_environment _libnatten _libnatten.stubs _libnatten.torch_wrappers attn_merge "
-        "backends backends.blackwell_fmha backends.blackwell_fna backends.configs "
-        "backends.configs.checks backends.configs.cutlass "
+        f"{_SINCE_20} _libnatten.stubs _libnatten.torch_wrappers "
         "backends.configs.cutlass.backward_knobs "
-        "backends.configs.cutlass.fna_backward_128x128 "
-        "backends.configs.cutlass.fna_backward_128x64 "
-        "backends.configs.cutlass.fna_backward_64x64 "
-        "backends.configs.cutlass.fna_forward_32x128 "
-        "backends.configs.cutlass.fna_forward_64x128 "
-        "backends.configs.cutlass.fna_forward_64x64 backends.configs.cutlass_blackwell "
-        "backends.configs.cutlass_hopper backends.configs.flex backends.flex backends.fmha "
-        "backends.fna backends.hopper_fmha backends.hopper_fna backends.reference context "
-        "functional modules profiler profiling_utils profiling_utils.dry_run "
-        "profiling_utils.formatting profiling_utils.ops profiling_utils.pretty_printer "
-        "profiling_utils.problem profiling_utils.profiling token_permute "
-        "token_permute.cutlass_impl token_permute.frontend token_permute.torch_impl types "
-        "utils utils.checks utils.device utils.dtype utils.environment utils.log utils.tensor "
-        "utils.testing utils.tuples utils.varlen version"
+        "token_permute.cutlass_impl token_permute.frontend token_permute.torch_impl "
+        "utils.dtype utils.environment utils.varlen"
     ),
     ("natten_mps", None): (
         "_core _core._metal_shaders _core.inverse_maps _core.metal _core.ops _core.pure "
@@ -341,7 +326,7 @@ def test_attention_and_packed_sequences():
     merged = natten.merge_attentions(*zip(*parts))
     torch.testing.assert_close(merged, vt.merge_attentions(*map(list, zip(*parts))))
     leaves = [[t.detach().requires_grad_() for t in some] for some in zip(*parts)]
-    found = natten.merge_attentions(*leaves)  # composed, for its gradient
+    found = natten.merge_attentions(*leaves)
     torch.testing.assert_close(found, merged)
     (found[0].square().sum() + found[1].sum()).backward()
     again = [[t.detach().clone().requires_grad_() for t in some] for some in leaves]
@@ -628,6 +613,62 @@ def test_state_dicts_of_natten_mps_itself(rank, heads_kv):
             theirs.load_state_dict(layer.state_dict())
 
 
+def test_samples_on_a_device_are_one_call(monkeypatch):
+    """With tensors of a device that have no memory: no GPU is needed to count."""
+    from torch._subclasses import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from vecina.compat import _operations
+
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, args=(), keywords=None):
+            if function.namespace == "vecina":
+                self.names.append(function.__name__)
+            return function(*args, **(keywords or {}))
+
+        def since(self):
+            names, self.names = self.names, []
+            return names
+
+    natten = vecina.compat.for_version("0.21")
+    port = importlib.import_module("vecina.compat.natten_mps")
+    sizes = {1: torch.tensor([9, 5]), 2: torch.tensor([[4, 3], [3, 5]])}
+    with FakeTensorMode(allow_non_fake_inputs=True), Calls() as calls:
+        for rank, lengths in sizes.items():
+            padded = torch.empty(2, *((9,), (4, 5))[rank - 1], 2, 4, device="cuda")
+            output = getattr(port, f"na{rank}d_varlen")(padded, padded, padded, lengths, 3)
+            assert output.shape == padded.shape and output.is_cuda
+            assert calls.since() == ["forward.default"]
+        # While a graph is captured the lengths are not looked at.
+        monkeypatch.setattr(_operations, "_is_capturing", lambda tensor: tensor.is_cuda)
+        query, key = (torch.empty(1, n, 2, 4, device="cuda") for n in (9, 12))
+        sums = [torch.empty(3, dtype=torch.int32, device="cuda") for _ in range(2)]
+        output, lse = natten.attention(
+            query, key, key, cumulative_seqlen_Q=sums[0], cumulative_seqlen_KV=sums[1],
+            max_seqlen_Q=5, max_seqlen_KV=7, return_lse=True,
+        )  # fmt: skip
+        assert output.shape == query.shape and lse.shape == query.shape[:-1]
+        assert calls.since() == ["forward.default"]
+        output.requires_grad_()
+        for merge in (natten.merge_attentions, port.merge_attentions):
+            merged, _ = merge([output, output], [lse, lse])
+            assert merged.requires_grad and calls.since() == ["merge.default"]
+
+
+def test_merging_with_lse_of_half_logits():
+    port = importlib.import_module("vecina.compat.natten_mps")
+    outputs = [t.half() for t in qkv(2, 9, 2, 4)[:2]]
+    lses = [t.half().requires_grad_() for t in qkv(2, 9, 2)[:2]]
+    merged, lse = port.merge_attentions(outputs, lses)
+    wanted = vt.merge_attentions(outputs, [t.float() for t in lses])
+    torch.testing.assert_close((merged, lse), wanted, rtol=0, atol=0)
+    assert all(g.dtype == torch.float16 for g in torch.autograd.grad(lse.sum(), lses))
+
+
 def test_natten_mps():
     port = vecina.compat.install("natten_mps")
     query, key, value = qkv(2, 9, 2, 4)
@@ -671,8 +712,9 @@ def test_backends_of_natten_mps():
         port.set_backend("nonesuch")
     with pytest.raises(NotImplementedError, match="'metal'"):
         port.set_backend("metal")
-    from natten_mps._core import ops
+    from natten_mps._core import metal, ops
 
+    assert not metal.is_available()
     with pytest.raises(ValueError, match="no function na1d_forward"):
         ops.register_backend("mine", ops)
 
@@ -689,15 +731,45 @@ def test_backends_of_natten_mps():
         assert port.na1d(query, key, value, 3)[1:] == ((3,), (1,), (1,), (False,), 0.5)
     finally:
         port.set_backend("auto")
-        del ops._registered["mine"]
+        del ops._choice.modules["mine"]
     assert set(port.get_support_matrix()) == {"pure", "metal"}
 
 
-@pytest.mark.parametrize("given, chosen", [("metal", "metal"), ("pure", "pure"), ("no", "pure")])
-def test_the_environment_names_a_backend_of_the_ports(given, chosen):
+@pytest.mark.parametrize("name", ["pure", "fast_metal", "nanobind"])
+def test_backends_of_natten_mlx(name):
+    """All of them can be chosen, as there, and are vecina's; natten-mps' choice is its own."""
+    port = vecina.compat.install("natten_mlx")
+    other = vecina.compat.install("natten_mps")
+    query, key, value = (t.numpy() for t in qkv(1, 9, 2, 4))
+    wanted = port.na1d(query, key, value, 3)
+    try:
+        port.set_backend(name)
+        assert port.get_backend() == name and other.get_backend() == "pure"
+        np.testing.assert_array_equal(port.na1d(query, key, value, 3), wanted)
+    finally:
+        port.set_backend("auto")
+    assert port.get_backend() == "pure" and not port.has_metal() and not port.has_nanobind()
+    with pytest.raises(ValueError, match="'metal' is none of auto, pure, fast_metal, nanobind"):
+        port.set_backend("metal")
+    from natten_mlx._core import fast_metal, nanobind
+
+    assert not fast_metal.is_available() and not nanobind.is_available()
+
+
+@pytest.mark.parametrize(
+    "port, given, chosen",
+    [
+        ("natten_mps", "metal", "metal"),
+        ("natten_mps", "pure", "pure"),
+        ("natten_mps", "fast_metal", "pure"),  # natten-mlx's
+        ("natten_mlx", "fast_metal", "fast_metal"),
+        ("natten_mlx", "no", "pure"),
+    ],
+)
+def test_the_environment_names_a_backend_of_the_ports(port, given, chosen):
     code = (
-        "import vecina.compat; vecina.compat.install('natten_mlx'); import natten_mlx; "
-        "print(natten_mlx.get_backend())"
+        f"import vecina.compat; vecina.compat.install('{port}'); import {port}; "
+        f"print({port}.get_backend())"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True,

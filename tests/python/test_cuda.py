@@ -360,6 +360,70 @@ def test_the_two_halves(dtype):
     assert_same_as_cpu(call, inputs, TOLERANCE[dtype])
 
 
+def test_packed_sequences_of_natten():
+    """With tokens after the last sequence, and sequences without queries or keys."""
+    from vecina.compat import natten
+
+    bounds = [0, 4, 4, 6, 8], [0, 3, 5, 5, 9]
+
+    def call(query, key, value):
+        sums = [torch.tensor(b, dtype=torch.int32, device=query.device) for b in bounds]
+        return natten.attention(
+            query, key, value, True, cumulative_seqlen_Q=sums[0], cumulative_seqlen_KV=sums[1],
+            max_seqlen_Q=4, max_seqlen_KV=4, return_lse=True,
+        )  # fmt: skip
+
+    inputs = tensors((1, 9, 4, 32), *[(1, 11, 2, 32)] * 2, dtype=torch.float32)
+    output, lse = call(*(t.cuda() for t in inputs))
+    blank = [4, 5, 8]
+    assert not output[:, blank].any() and torch.isneginf(lse[:, blank]).all()
+    assert_same_as_cpu(call, inputs)
+
+
+def test_packed_sequences_of_natten_in_a_graph():
+    from vecina.compat import natten
+
+    query, key, value = (t.cuda() for t in tensors(*[(1, 40, 4, 32)] * 3, dtype=torch.float32))
+    sums = torch.tensor([0, 12, 40], dtype=torch.int32, device="cuda")
+    packed = dict(
+        cumulative_seqlen_Q=sums, cumulative_seqlen_KV=sums, max_seqlen_Q=32, max_seqlen_KV=32
+    )
+    for _ in range(3):  # the first ones compile, load and plan
+        wanted = natten.attention(query, key, value, **packed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = natten.attention(query, key, value, **packed)
+    sums[1] = 20  # read when it runs
+    graph.replay()
+    torch.testing.assert_close(
+        output, natten.attention(query, key, value, **packed), rtol=0, atol=1e-6
+    )
+    assert not torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_varlen_of_the_ports(rank):
+    from vecina.compat import natten_mps
+
+    lengths = torch.tensor([[9, 7, 5], [6, 3, 4], [3, 7, 3]])[:, :rank]
+    lengths = lengths[:, 0] if rank == 1 else lengths  # on the host: they are brought
+    inputs = tensors(*[(3, *(9, 7, 5)[:rank], 4, 16)] * 3, dtype=torch.float32)
+    function = getattr(natten_mps, f"na{rank}d_varlen")
+    assert_same_as_cpu(lambda q, k, v: function(q, k, v, lengths, 3), inputs)
+
+
+def test_merging_of_natten():
+    from vecina.compat import natten, natten_mps
+
+    shapes = [(2, 7, 4, 32)] * 3 + [(2, 7, 4)] * 3
+    for merge in (natten.merge_attentions, natten_mps.merge_attentions):
+        assert_same_as_cpu(
+            lambda *parts: merge(list(parts[:3]), list(parts[3:])),
+            tensors(*shapes, dtype=torch.float32),
+        )
+
+
 def test_the_reference_of_natten_takes_tensors_of_a_device():
     from vecina.compat import natten
 

@@ -49,6 +49,12 @@ def _is_compiling() -> bool:
     return torch.compiler.is_dynamo_compiling()
 
 
+def _is_capturing(tensor) -> bool:
+    import torch
+
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 # NATTEN
 
 
@@ -180,15 +186,25 @@ def _packed_sums(query, key, lengths: dict) -> list | None:
     return sums
 
 
-def _packed_bounds(query, key, sums) -> list[tuple[int, int, int, int]]:
-    """(queries from, to, keys from, to) of each sequence."""
-    of_queries, of_keys = (s.tolist() for s in sums)
-    for name, bounds, total in (("Q", of_queries, query.shape[1]), ("KV", of_keys, key.shape[1])):
+def _packed_lengths(query, key, sums) -> list[list[int]]:
+    """Lengths of the queries and of the keys of each sequence.
+
+    Tokens after the last one become sequences of their own, without keys and without queries.
+    """
+    found, rests = [], []
+    for name, tensor, bounds in zip(("Q", "KV"), (query, key), (s.tolist() for s in sums)):
+        total = tensor.shape[1]
         if bounds[0] != 0 or bounds[-1] > total or bounds != sorted(bounds):
             raise ValueError(
                 f"cumulative lengths {name} are {bounds}; they must rise from 0 to at most {total}."
             )
-    return list(zip(of_queries, of_queries[1:], of_keys, of_keys[1:]))
+        found.append([end - begin for begin, end in zip(bounds, bounds[1:])])
+        rests.append(total - bounds[-1])
+    for rest in ((rests[0], 0), (0, rests[1])):
+        if any(rest):
+            for lengths, more in zip(found, rest):
+                lengths.append(more)
+    return found
 
 
 def natten_attention(
@@ -196,9 +212,11 @@ def natten_attention(
     seqlens_Q=None, seqlens_KV=None, cumulative_seqlen_Q=None, cumulative_seqlen_KV=None,
     max_seqlen_Q=None, max_seqlen_KV=None, **tuning,
 ):  # fmt: skip
-    """Packed sequences are one call on the CPU; on a device one call each.
+    """Packed sequences are one call.
 
-    Queries after the last sequence, and those of a sequence without keys, give 0 and lse -inf.
+    Queries after the last sequence, and those of a sequence without keys, give 0 and lse -inf. On a
+    device that is waited for, to look at the lengths. Where nothing can be looked at, in
+    torch.compile and while a CUDA graph is captured, every token must be some sequence's.
     """
     from vecina.compat import _backends
 
@@ -222,42 +240,21 @@ def natten_attention(
     )
     if sums is None:
         return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
-    if seqlens_Q is None and _is_on_host(query) and _is_compiling():
-        # Nothing can be looked at; one op, which wants every token to be some sequence's.
-        of_queries, of_keys = sums
-        return front.attention_varlen(
-            query, key, value, of_keys.diff(), bool(is_causal), scale,
-            query_lengths=of_queries.diff(), max_length=max_seqlen_KV,
-            max_query_length=max_seqlen_Q, return_lse=return_lse,
-        )  # fmt: skip
-    bounds = _packed_bounds(query, key, sums)
-    import torch
-
-    def nothing(queries: int):
-        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        output = query.new_zeros(1, queries, query.shape[2], value.shape[-1])
-        return output, query.new_full(output.shape[:-1], -math.inf, dtype=dtype)
-
-    end, end_of_keys = bounds[-1][1], bounds[-1][3]
-    if _is_on_host(query) and all(a < b and c < d for a, b, c, d in bounds):
-        queries = torch.tensor([b - a for a, b, _, _ in bounds])
-        keys = torch.tensor([d - c for _, _, c, d in bounds])
-        parts = [front.attention_varlen(
-            query[:, :end], key[:, :end_of_keys], value[:, :end_of_keys], keys, bool(is_causal),
-            scale, query_lengths=queries, return_lse=True,
-        )]  # fmt: skip
+    most = [0, 0] if seqlens_Q is not None else [max_seqlen_Q, max_seqlen_KV]
+    if seqlens_Q is None and (_is_compiling() or _is_capturing(query)):
+        of_queries, of_keys = (s.diff() for s in sums)
     else:
-        parts = [
-            front.attention(
-                query[:, a:b], key[:, c:d], value[:, c:d], bool(is_causal), scale, return_lse=True
-            ) if c < d else nothing(b - a)
-            for a, b, c, d in bounds
-            if a < b
-        ]  # fmt: skip
-    if end < query.shape[1]:
-        parts.append(nothing(query.shape[1] - end))
-    output, lse = parts[0] if len(parts) == 1 else (torch.cat(of, 1) for of in zip(*parts))
-    return (output, lse) if return_lse else output
+        import torch
+
+        lengths = _packed_lengths(query, key, sums)
+        most = [max(given, *own) for given, own in zip(most, lengths)]
+        of_queries, of_keys = (
+            torch.tensor(own, dtype=torch.int32, device=query.device) for own in lengths
+        )
+    return front.attention_varlen(
+        query, key, value, of_keys, bool(is_causal), scale, query_lengths=of_queries,
+        max_length=most[1], max_query_length=most[0], return_lse=return_lse,
+    )  # fmt: skip
 
 
 def natten_merge(
@@ -279,17 +276,13 @@ def natten_merge(
 
 
 def _merge(front, outputs, lse_tensors):
-    parts = [*outputs, *lse_tensors]
-    if not any(getattr(part, "requires_grad", False) for part in parts):
-        return front.merge_attentions(list(outputs), list(lse_tensors))
-    # With gradients of PyTorch's own operations, as the releases had them on every device.
-    import torch
+    """Tensors of PyTorch may have their lse in another dtype, as half ones of old logits have."""
+    if hasattr(outputs[0], "requires_grad"):
+        import torch
 
-    lses = torch.stack([lse.to(torch.promote_types(lse.dtype, torch.float32))
-                        for lse in lse_tensors])  # fmt: skip
-    weights = lses.softmax(0).unsqueeze(-1)
-    merged = sum(weight * output for weight, output in zip(weights, outputs))
-    return merged.to(outputs[0].dtype), lses.logsumexp(0)
+        dtype = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+        lse_tensors = [lse.to(dtype) for lse in lse_tensors]
+    return front.merge_attentions(list(outputs), list(lse_tensors))
 
 
 # NATTEN before 0.20: the two halves, heads first

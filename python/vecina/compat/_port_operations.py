@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import functools
-import sys
 
 from vecina._windows import Axis, axis_lists
-from vecina.compat import _operations, _port_backends, _port_utils
+from vecina.compat import _mlx_backends, _mps_backends, _operations, _port_utils
 
 
 def _port_window(rank, tokens, kernel_size, stride, dilation, is_causal):
@@ -63,7 +62,8 @@ def port_na(
     window = _port_window(rank, tokens, kernel_size, stride, dilation, is_causal)
     kernel, stride, dilation, is_causal = window
     _port_utils.check_stride_vs_kernel(stride, kernel)
-    module = _port_backends.active_module()
+    backends = _mps_backends if front.__name__ == "vecina.torch" else _mlx_backends
+    module = backends.active_module()
     if module is not None and not return_lse and additional_keys is None:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         forward = getattr(module, f"na{rank}d_forward")
@@ -110,7 +110,7 @@ def port_varlen(
     front, rank, query, key, value, kernel_size, dilation=1, scale=None, seq_lens=None,
     spatial_sizes=None,
 ):  # fmt: skip
-    """One call on the CPU, one for each sample on a device; what lies beyond a length is 0."""
+    """What lies beyond a length is 0."""
     _check_rank(rank, query, key, value)
     if query.shape != key.shape or query.shape != value.shape:
         raise ValueError("query, key and value must have one shape.")
@@ -133,29 +133,12 @@ def port_varlen(
                 f"{name} holds {row}; each must lie between kernel_size {kernel} and {most} "
                 f"{tuple(tokens)}."
             )
-    if _operations._is_on_host(query):
-        return front.neighborhood_attention(
-            query, key, value, kernel, 1, dilation, scale=scale,
-            lengths=lengths.reshape(batch, rank),
-        )  # fmt: skip
-    xp = sys.modules[front.__name__.rpartition(".")[2]]  # torch or numpy
-    samples = []
-    for b, row in enumerate(rows):
-        inside = (slice(b, b + 1), *(slice(n) for n in row))
-        output = front.neighborhood_attention(
-            query[inside], key[inside], value[inside], kernel, 1, dilation, scale=scale
-        )
-        samples.append(_padded(xp, output, tokens))
-    return xp.concatenate(samples)
-
-
-def _padded(xp, output, tokens):
-    missing = [n - m for n, m in zip(tokens, output.shape[1:-2])]
-    if xp.__name__ == "torch":  # from the last dimension on
-        return xp.nn.functional.pad(
-            output, [0, 0, 0, 0, *(n for m in reversed(missing) for n in (0, m))]
-        )
-    return xp.pad(output, [(0, 0), *((0, m) for m in missing), (0, 0), (0, 0)])
+    lengths = lengths.reshape(batch, rank)
+    if hasattr(query, "is_cuda"):
+        lengths = lengths.to(query.device)
+    return front.neighborhood_attention(
+        query, key, value, kernel, 1, dilation, scale=scale, lengths=lengths
+    )
 
 
 def port_merge(front, rank, outputs, lse_tensors, use_autograd_fix=True):
@@ -302,7 +285,7 @@ def _support_matrix(metal: tuple[str, ...]) -> dict:
             "constraints": constraints,
         }
 
-    missing = ["vecina has no Metal backend of the ports; pure is vecina."]
+    missing = ["vecina has no Metal backend of the ports; it computes by its own."]
     return {"pure": tier(True, []), **{name: tier(False, missing) for name in metal}}
 
 

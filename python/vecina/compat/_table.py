@@ -416,15 +416,17 @@ SUPPORT = {
     },
     "v014": {"flops": ("_flops", _FLOPS)},
     "natten_mps": {
-        "_core": ("_port_backends", ["get_backend", "set_backend"]),
-        "_core.ops": ("_port_backends", ITSELF),
+        "_core": ("_mps_backends", ["get_backend", "set_backend"]),
+        "_core.ops": ("_mps_backends", ITSELF),
         "_core.metal": ("_port_backends", ["is_available"]),
         "utils.params": ("_port_utils", None),
         "": ("_port_backends", ["has_mps", "has_metal"]),
     },
     "natten_mlx": {
-        "_core": ("_port_backends", ["get_backend", "set_backend"]),
-        "_core.ops": ("_port_backends", ITSELF),
+        "_core": ("_mlx_backends", ["get_backend", "set_backend"]),
+        "_core.ops": ("_mlx_backends", ITSELF),
+        "_core.fast_metal": ("_port_backends", ["is_available"]),
+        "_core.nanobind": ("_port_backends", ["is_available"]),
         "utils.params": ("_port_utils", None),
         "": ("_port_backends", ["has_metal", "has_nanobind"]),
     },
@@ -539,11 +541,11 @@ INTERNALS = {
     ],
     "natten_mlx": [
         "_core._forward_tuning", "_core._metal_sources", "_core._nanobind_impl",
-        "_core._nanobind_metal", "_core.fast_metal", "_core.nanobind", "_core.pure", "autograd",
+        "_core._nanobind_metal", "_core.pure", "autograd",
         "autograd.na1d", "autograd.na2d", "autograd.na3d", "autograd.split",
         "extras.allin1.kernels",
     ],
 }  # fmt: skip
 
 #: The version that a release without one calls itself, of those that have a submodule for it.
-VERSIONS = {"natten": "0.21.6", "v020": "0.20.1", "natten_mps": "0.3.3", "natten_mlx": "0.3.1"}
+VERSIONS = {"natten": "0.21.6", "v020": "0.20.1", "natten_mps": "0.3.3", "natten_mlx": "0.3.3"}
