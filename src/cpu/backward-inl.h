@@ -6,7 +6,7 @@
 //   dS = P * (dP - delta + grad_lse),   delta = output . grad_output
 //   grad_query = scale * sum dS * key                                lanes run along head_dim
 //   grad_key = scale * sum dS * query,   grad_value = sum P * grad_output
-// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+// Part of backward.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_BACKWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_BACKWARD_INL_H_
 #undef VECINA_CPU_BACKWARD_INL_H_

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What the units of the backward pass leave to others: gradients of keys, values and the bias out
 // of their sums, and zeros for tokens that no query sees.
-// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+// Part of backward.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_KEY_GRADIENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_KEY_GRADIENTS_INL_H_
 #undef VECINA_CPU_KEY_GRADIENTS_INL_H_

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The keys and values that a unit of the backward pass reads, packed into its scratch: as rows for
 // sums along head_dim, and for products with lanes of queries transposed (shifted layout).
-// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+// Part of backward.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_PACKED_BOX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_PACKED_BOX_INL_H_
 #undef VECINA_CPU_PACKED_BOX_INL_H_

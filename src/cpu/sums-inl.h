@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Weighted sums of packed rows, which all three gradients are: of keys for a query, of queries and
 // of gradients of the output for a key. Lanes run along head_dim.
-// Part of each backward_<dtype>.cc and of row_sums.cc; compiled once for every instruction set.
+// Part of backward.cc and row_sums.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_SUMS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_SUMS_INL_H_
 #undef VECINA_CPU_SUMS_INL_H_

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+// The forward kernels for f16 and bf16 tensors, for every instruction set. They share a source as
+// much of both is the same to the compiler.
+#include "cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/forward_half.cc"
+#include "hwy/foreach_target.h"  // must come before highway.h
+//
+#include "cpu/forward-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+static ForwardKernel f16_kernel() { return make_forward_kernel<float16>(); }
+static ForwardKernel bf16_kernel() { return make_forward_kernel<bfloat16>(); }
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace vecina::internal::cpu {
+HWY_EXPORT(f16_kernel);
+HWY_EXPORT(bf16_kernel);
+ForwardKernel forward_kernel_f16() { return HWY_DYNAMIC_DISPATCH(f16_kernel)(); }
+ForwardKernel forward_kernel_bf16() { return HWY_DYNAMIC_DISPATCH(bf16_kernel)(); }
+}  // namespace vecina::internal::cpu
+#endif  // HWY_ONCE
