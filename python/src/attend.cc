@@ -61,16 +61,15 @@ enum Part {
   kClock,  // of the clock itself, which is in each of the others
   kNumParts
 };
-constexpr const char* kPartNames[kNumParts] = {"who watches",
-                                               "autocast",
-                                               "who needs gradients",
-                                               "read the tensors",
-                                               "find the plan",
-                                               "allocate the outputs",
-                                               "read the outputs",
-                                               "library and kernel, without the GIL",
-                                               "return",
-                                               "clock"};
+constexpr const char* kPartNames[kClock] = {"who watches",
+                                            "autocast",
+                                            "who needs gradients",
+                                            "read the tensors",
+                                            "find the plan",
+                                            "allocate the outputs",
+                                            "read the outputs",
+                                            "library and kernel, without the GIL",
+                                            "return"};
 
 struct Untimed {
   void end(Part) {}
@@ -82,24 +81,73 @@ class Timed {
   void end(Part part) {
     const Clock::time_point now = Clock::now();
     total_[part] += now - last_;
+    ++count_[part];
     last_ = now;
   }
   void start() { last_ = Clock::now(); }
-  std::chrono::duration<double, std::nano> total(Part part) const { return total_[part]; }
+  // In all, without the clock's own time.
+  double nanoseconds(Part part) const {
+    const auto of = [this](Part p) {
+      return std::chrono::duration<double, std::nano>(total_[p]).count();
+    };
+    return of(part) - of(kClock) / std::max(count_[kClock], 1) * count_[part];
+  }
 
  private:
   using Clock = std::chrono::steady_clock;
   Clock::time_point last_ = Clock::now();
   std::array<Clock::duration, kNumParts> total_ = {};
+  std::array<int, kNumParts> count_ = {};
+};
+
+// A function without arguments. A builtin one is called without the interpreter's detours.
+class Question {
+ public:
+  explicit Question(nb::object function) : function_(std::move(function)) {
+    PyObject* object = function_.ptr();
+    if (!PyCFunction_CheckExact(object) || PyCFunction_GetFlags(object) != METH_NOARGS) return;
+    direct_ = PyCFunction_GetFunction(object);
+    self_ = PyCFunction_GetSelf(object);
+  }
+  bool is_true() const {
+    PyObject* result =
+        direct_ != nullptr ? direct_(self_, nullptr) : PyObject_CallNoArgs(function_.ptr());
+    if (result == nullptr) throw nb::python_error();
+    const bool value = result != Py_False && PyObject_IsTrue(result) == 1;
+    Py_DECREF(result);
+    return value;
+  }
+
+ private:
+  nb::object function_;
+  PyCFunction direct_ = nullptr;
+  PyObject* self_ = nullptr;
+};
+
+// An attribute that the type computes; looked up once.
+class Attribute {
+ public:
+  Attribute(nb::handle type, const char* name)
+      : type_(nb::borrow(type)), descriptor_(type.attr(name)) {
+    get_ =
+        reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(descriptor_.ptr()), Py_tp_descr_get));
+    if (get_ == nullptr) throw nb::type_error("the attribute is no property.");
+  }
+  // Of an object of the type, or of one that inherits the attribute.
+  PyObject* of(PyObject* object) const { return get_(descriptor_.ptr(), object, type_.ptr()); }
+
+ private:
+  nb::object type_, descriptor_;
+  descrgetfunc get_;
 };
 
 // What is asked of the framework. Never freed: the interpreter may be gone before statics are.
 struct Framework {
   std::vector<nb::object> tensor_types;  // exact types that nobody overrides
-  std::vector<nb::object> watchers;  // functions without arguments; a true one: somebody watches
-  nb::object is_autocasting;         // functions without arguments
-  nb::object is_grad_enabled;
-  nb::object requires_grad;  // name of the attribute
+  std::vector<Question> watchers;        // a true one: somebody watches
+  Question is_autocasting;
+  Question is_grad_enabled;
+  Attribute requires_grad;
   nb::object empty_like;     // makes an output from a prototype
   nb::object new_prototype;  // (query, shape, is_lse) -> a tensor like the output, without memory
   nb::object new_memory;     // (query, bytes) -> a tensor of so many bytes, or a few more
@@ -110,14 +158,6 @@ std::vector<nb::object> items_of(nb::tuple tuple) {
   std::vector<nb::object> items;
   for (nb::handle item : tuple) items.push_back(nb::borrow(item));
   return items;
-}
-
-bool is_true(const nb::object& function) {
-  PyObject* result = PyObject_CallNoArgs(function.ptr());
-  if (result == nullptr) throw nb::python_error();
-  const bool value = result != Py_False && PyObject_IsTrue(result) == 1;
-  Py_DECREF(result);
-  return value;
 }
 
 bool is_known_type(PyObject* object) {
@@ -131,14 +171,16 @@ bool is_watched(Arguments arguments, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     if (arguments[i] != Py_None && !is_known_type(arguments[i])) return true;
   }
-  return std::any_of(framework->watchers.begin(), framework->watchers.end(), is_true);
+  return std::any_of(framework->watchers.begin(), framework->watchers.end(),
+                     [](const Question& watcher) { return watcher.is_true(); });
 }
 
+// Of tensors of known types.
 bool needs_gradient(Arguments arguments) {
-  if (!is_true(framework->is_grad_enabled)) return false;
+  if (!framework->is_grad_enabled.is_true()) return false;
   for (int i = 0; i <= kBias; ++i) {
     if (arguments[i] == Py_None) continue;
-    PyObject* value = PyObject_GetAttr(arguments[i], framework->requires_grad.ptr());
+    PyObject* value = framework->requires_grad.of(arguments[i]);
     if (value == nullptr) throw nb::python_error();
     Py_DECREF(value);  // True or False, which stay
     if (value == Py_True) return true;
@@ -367,7 +409,7 @@ template <typename Watch>
 nb::object attend(Arguments arguments, Watch* watch) {
   const bool is_seen = is_watched(arguments, kNumTensors);
   watch->end(kWatchers);
-  if (is_seen || is_true(framework->is_autocasting)) return nb::none();
+  if (is_seen || framework->is_autocasting.is_true()) return nb::none();
   watch->end(kAutocast);
   if (needs_gradient(arguments)) return nb::bool_(false);
   watch->end(kGradients);
@@ -383,27 +425,44 @@ nb::object run_attend_plain(Arguments arguments) {
   return attend_plain(arguments, &untimed);
 }
 
-// The mean nanoseconds of each part of attend(), by name.
-nb::object time_attend(int calls, nb::args given) {
-  if (framework == nullptr || given.size() != kNumArguments || calls < 1) {
-    throw nb::type_error("calls, and the arguments of attend(), are needed.");
+// Of the calls of timed_attend() and timed_attend_plain() since take_times(); under the GIL.
+Timed timed;
+
+template <nb::object (*run)(Arguments, Timed*)>
+nb::object run_timed(Arguments arguments) {
+  timed.start();
+  nb::object result = run(arguments, &timed);
+  timed.end(kReturn);
+  timed.end(kClock);
+  return result;
+}
+
+// The nanoseconds of each part, by name.
+nb::dict take_times() {
+  nb::dict parts;
+  for (int part = 0; part < kClock; ++part) {
+    parts[kPartNames[part]] = timed.nanoseconds(static_cast<Part>(part));
   }
-  std::array<PyObject*, kNumArguments> arguments;
-  for (size_t i = 0; i < arguments.size(); ++i) arguments[i] = given[i].ptr();
-  for (int i = 0; i < 3; ++i) run_attend(arguments.data());  // held from then on
-  Timed timed;
+  timed = Timed();
+  return parts;
+}
+
+// What the call of a function with so many arguments costs: it does nothing.
+nb::object run_nothing(Arguments arguments) { return nb::borrow(arguments[kQuery]); }
+
+// The mean nanoseconds in which a tensor like this one ends.
+double time_release(nb::handle tensor, int calls) {
+  timed = Timed();
   for (int i = 0; i < calls; ++i) {
+    nb::object made = empty_like(tensor.ptr());
     timed.start();
-    nb::object result = attend(arguments.data(), &timed);
-    result.reset();
+    made.reset();
     timed.end(kReturn);
     timed.end(kClock);
   }
-  nb::dict parts;
-  for (int part = 0; part < kNumParts; ++part) {
-    parts[kPartNames[part]] = timed.total(static_cast<Part>(part)).count() / calls;
-  }
-  return parts;
+  const double spent = timed.nanoseconds(kReturn);
+  timed = Timed();
+  return spent / calls;
 }
 
 // nanobind reads arguments by name and turns exceptions over; here there are 19 of them by place.
@@ -452,11 +511,13 @@ void add_attend(nb::module_* module) {
          nb::object new_memory) {
         forget_held_plans();
         delete framework;
+        std::vector<Question> questions;
+        for (nb::handle watcher : watchers) questions.emplace_back(nb::borrow(watcher));
         framework = new Framework{items_of(tensor_types),
-                                  items_of(watchers),
-                                  is_autocasting,
-                                  is_grad_enabled,
-                                  nb::steal(PyUnicode_InternFromString("requires_grad")),
+                                  std::move(questions),
+                                  Question(is_autocasting),
+                                  Question(is_grad_enabled),
+                                  Attribute(tensor_types[0], "requires_grad"),
                                   empty_like,
                                   new_prototype,
                                   new_memory};
@@ -464,8 +525,10 @@ void add_attend(nb::module_* module) {
       nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("is_autocasting"),
       nb::arg("is_grad_enabled"), nb::arg("empty_like"), nb::arg("new_prototype"),
       nb::arg("new_memory"), "What attend() asks of the framework.");
-  module->def("time_attend", &time_attend, nb::arg("calls"), nb::arg("arguments"),
-              "Mean nanoseconds of each part of attend(*arguments), by name.");
+  module->def("take_times", &take_times,
+              "Nanoseconds of each part of timed_attend() since the last time, by name.");
+  module->def("time_release", &time_release, nb::arg("tensor"), nb::arg("calls"),
+              "Mean nanoseconds in which a tensor like this one ends.");
   module->def(
       "is_watched",
       [](nb::args tensors) {
@@ -483,6 +546,10 @@ void add_attend(nb::module_* module) {
       module, "attend_plain",
       "attend_plain($module, /, *arguments)\n--\n\nThe output, or (output, lse), of "
       "tensors that nobody watches; None where dimensions or bias do not fit.");
+  add<run_timed<attend<Timed>>>(module, "timed_attend", "attend(), for take_times().");
+  add<run_timed<attend_plain<Timed>>>(module, "timed_attend_plain",
+                                      "attend_plain(), for take_times().");
+  add<run_nothing>(module, "attend_nothing", "The first of as many arguments as attend() has.");
 }
 
 }  // namespace vecina::python

@@ -159,13 +159,15 @@ def test_graphs_are_for_gpus(capsys):
 def test_overhead(capsys):
     assert bench.main(["--overhead", "--calls", "20", "--json"]) == 0
     times = json.loads(capsys.readouterr().out)
-    assert len(times) == 5
+    assert len(times) == 6
     for name in ("na1d", "na1d with autograd"):
         found = times[name]
         assert all(part >= 0 for part in list(found["lines"].values())[1:4])
         assert found["lines"]["allocate the outputs"] > 0
         assert found["sum"] == pytest.approx(sum(found["lines"].values()))
-        assert found["sum"] + found["not in a line"] == pytest.approx(found["total"])
-        assert found["beyond"] < found["total"]
+        around = found["around the extension, more than alone"]
+        assert found["sum"] + around == pytest.approx(found["total"])
+        kernel = found["beyond"] - found["beyond, up to the kernel"]
+        assert found["beyond"] < found["total"] and kernel == pytest.approx(times["kernel"])
     assert bench.main(["--overhead", "--calls", "5"]) == 0
     assert capsys.readouterr().out.count("  = sum") == 2
