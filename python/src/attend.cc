@@ -411,8 +411,9 @@ nb::object attend(Arguments arguments, Watch* watch) {
   watch->end(kWatchers);
   if (is_seen || framework->is_autocasting.is_true()) return nb::none();
   watch->end(kAutocast);
-  if (needs_gradient(arguments)) return nb::bool_(false);
+  const bool is_derived = needs_gradient(arguments);
   watch->end(kGradients);
+  if (is_derived) return nb::bool_(false);
   return attend_plain(arguments, watch);
 }
 
