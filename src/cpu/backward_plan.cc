@@ -144,17 +144,6 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.total = take.total();
 }
 
-// The most keys of a window.
-int64_t window_keys(const BackwardPlan& plan) {
-  int64_t keys = 1;
-  for (const std::vector<AxisGroup>& groups : plan.groups) {
-    int most = 0;
-    for (const AxisGroup& group : groups) most = std::max(most, group.window.kernel_size);
-    keys *= most;
-  }
-  return keys;
-}
-
 // Token extents of a [batch, axes..., heads, head_dim] tensor, moved innermost.
 std::array<int64_t, kRank> token_extents(const vecina_tensor& tensor, int rank) {
   std::array<int64_t, kRank> extents = {1, 1, 1};

@@ -113,13 +113,13 @@ KeyRange direct_key_range(const AxisGroup& axis, int begin, int end) {
 
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
   if (kernel.direct_lanes == 0 || problem.has_bias() || problem.is_attention()) return false;
-  // Measured on Zen 3 with AVX2: windows of 63 keys in a row and those that are a whole row were
-  // faster with queries in lanes, 13 keys as fast. In one dimension copying rows first costs more
-  // than it gains, unless they are converted anyway.
+  // Measured on Zen 3 with AVX2: windows of 9 to 13 keys in a row, if no stride makes neighbours
+  // share them, of 63 and of a whole row were faster with queries in lanes. In one dimension
+  // copying rows first costs more than it gains, unless they are converted anyway.
   const Axis& row = problem.axis(problem.rank() - 1);
-  if (row.kernel_size > 2 * kernel.direct_lanes || row.kernel_size * row.dilation >= row.extent) {
-    return false;
-  }
+  const int most =
+      problem.rank() > 1 && row.stride == 1 ? kMaxDirectLanes : 2 * kernel.direct_lanes;
+  if (row.kernel_size > most || row.kernel_size * row.dilation >= row.extent) return false;
   if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes)) return false;
   int64_t rows = 1;
   for (int a = 0; a + 1 < problem.rank(); ++a) rows *= problem.axis(a).kernel_size;

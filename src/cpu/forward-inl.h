@@ -73,8 +73,9 @@ class ForwardUnit {
     for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) {
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
         const int rows = (box_.end[1] - box_.begin[1]) * rows_of_query();
+        Place place = {x, z, box_.begin[1], 0, 0};
         for (int row = 0; row < rows; row += tile_rows) {
-          run_tile(x, z, row, std::min(tile_rows, rows - row));
+          run_tile(std::min(tile_rows, rows - row), &place);
         }
       }
     }
@@ -91,6 +92,19 @@ class ForwardUnit {
   static constexpr int kManyQueries = HWY_TARGET == HWY_AVX3 ? 8 : 4;
   static constexpr int kMaxRows = 6;
 
+  // Where a query row stands: its first query, outer positions, phase and head.
+  struct Place {
+    int x, z, k, phase, head;
+  };
+  // The row after it.
+  void advance(Place* place) const {
+    if (++place->head < plan_.head_group) return;
+    place->head = 0;
+    if (++place->phase < lane_axis().phases) return;
+    place->phase = 0;
+    ++place->k;
+  }
+
   // One query row of a tile: up to lanes * twins queries at one outer position, phase and head.
   struct Row {
     int head = 0, num_queries = 0;       // vectors are filled up with the last query
@@ -104,7 +118,7 @@ class ForwardUnit {
     T* weights = nullptr;
     T* sums = nullptr;
     bool has_sums = false;  // of keys that were flushed before
-    int slots = 0, num_runs = 0;
+    int slots = 0, num_runs = 0, num_window_runs = 0;
     std::array<KeyRun<T>, kMaxRuns> runs;
     std::array<SoftmaxState<D>, kMaxTwins> states;
   };
@@ -119,8 +133,6 @@ class ForwardUnit {
   const AxisGroup& lane_axis() const { return *axes_[2]; }
   int rows_of_query() const { return lane_axis().phases * plan_.head_group; }
   int twins() const { return lane_axis().twins; }
-  // Weights of one vector of queries, and how far the next one's are.
-  static constexpr ptrdiff_t twin_pitch() { return weights_pitch(kMaxLanes, sizeof(T)); }
   // Row of packed keys and values that holds the given outer positions.
   ptrdiff_t packed_row(int z, int y) const {
     return ptrdiff_t{z - ranges_[0].begin} * ranges_[1].size() + (y - ranges_[1].begin);
@@ -265,10 +277,12 @@ class ForwardUnit {
     }
   }
 
-  void run_tile(int x, int z, int first_row, int num_rows) {
+  // The next num_rows rows from *place on.
+  void run_tile(int num_rows, Place* place) {
+    const int x = place->x, z = place->z;
     Rows rows;
-    for (int r = 0; r < num_rows; ++r) {
-      set_up_row(x, z, first_row + r, r, &rows[static_cast<size_t>(r)]);
+    for (int r = 0; r < num_rows; ++r, advance(place)) {
+      set_up_row(*place, r, &rows[static_cast<size_t>(r)]);
     }
     const int position_z = axes_[0]->position(z);
     const int num_keys = visible_keys(rows, num_rows);
@@ -304,12 +318,10 @@ class ForwardUnit {
     for (int r = 0; r < num_rows; ++r) flush(&rows[static_cast<size_t>(r)], /*is_last=*/true);
   }
 
-  void set_up_row(int x, int z, int index, int r, Row* row) {
+  void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *axes_[1];
-    const int head = index % plan_.head_group;
-    const int phase = index / plan_.head_group % axis.phases;
-    const int k = box_.begin[1] + index / rows_of_query();
+    const int x = place.x, z = place.z, k = place.k, phase = place.phase, head = place.head;
     row->head = head;
     if (plan_.bias.given) row->bias = {axis, x, phase};
     row->position_z = axes_[0]->position(z);
@@ -340,7 +352,7 @@ class ForwardUnit {
     row->is_masked = axis.window.is_causal &&
                      (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
     const ptrdiff_t vector = ptrdiff_t{r} * twins();
-    row->weights = scratch_ + plan_.scratch.weights + vector * twin_pitch();
+    row->weights = scratch_ + plan_.scratch.weights + vector * plan_.weights_pitch;
     row->sums = scratch_ + plan_.scratch.sums + vector * kMaxLanes * plan_.value_pitch;
 
     const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
@@ -440,8 +452,9 @@ class ForwardUnit {
       const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
                        bias_entry(plan_.bias, key_z - row.position_z, key_y - row.position_y);
       for (int t = 0; t < twins(); ++t) {
-        row.bias.add(table, j, count, t,
-                     row.weights + t * twin_pitch() + ptrdiff_t{row.slots - count} * kMaxLanes);
+        row.bias.add(
+            table, j, count, t,
+            row.weights + t * plan_.weights_pitch + ptrdiff_t{row.slots - count} * kMaxLanes);
       }
     }
   }
@@ -457,16 +470,23 @@ class ForwardUnit {
       }
       break;
     }
-    for (int r = first, count; r < last; r += count) {
-      count = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(last - r);
-      row_logits<kLayout>(keys, run, *rows, r, count);
+    for (int r = first, taken; r < last; r += taken) {
+      taken = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(last - r);
+      row_logits<kLayout>(keys, run, *rows, r, taken);
     }
+    const auto [values, pitch, slot, count, first_key, is_shared, is_window] = run;
     for (int r = first; r < last; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
-      KeyRun<T>& added = row.runs[static_cast<size_t>(row.num_runs++)];
-      added = run;
-      added.slot = row.slots;
-      row.slots += run.count;
+      // Field by field: copying what was just written in parts as a whole would wait for it.
+      row.runs[static_cast<size_t>(row.num_runs++)] = {.values = values,
+                                                       .pitch = pitch,
+                                                       .slot = row.slots,
+                                                       .count = count,
+                                                       .first_key = first_key,
+                                                       .is_shared = is_shared,
+                                                       .is_window = is_window};
+      row.slots += count;
+      if (is_window) row.num_window_runs = row.num_runs;
     }
   }
 
@@ -484,9 +504,10 @@ class ForwardUnit {
       }
       T* weights[4];
       for (int v = 0; v < vectors; ++v) {
-        const Row& row = rows[static_cast<size_t>(first + v / twins())];
-        weights[v] =
-            row.weights + v % twins() * twin_pitch() + ptrdiff_t{row.slots + t} * kMaxLanes;
+        // Of a row with twins, or of a row each.
+        const Row& row = rows[static_cast<size_t>(twins() > 1 ? first : first + v)];
+        weights[v] = row.weights + (twins() > 1 ? v * ptrdiff_t{plan_.weights_pitch} : 0) +
+                     ptrdiff_t{row.slots + t} * kMaxLanes;
       }
       const auto logits = twins() > 1 ? LogitsTable<kLayout, D>::of_twins(take)
                                       : LogitsTable<kLayout, D>::of_rows(count, take);
@@ -499,7 +520,7 @@ class ForwardUnit {
     if (row->slots == 0 && !is_last) return;
     const D d;
     for (int t = 0; t < twins(); ++t) {
-      T* weights = row->weights + t * twin_pitch();
+      T* weights = row->weights + t * plan_.weights_pitch;
       if (row->is_masked) {
         for (int i = 0; i < row->num_runs; ++i) {
           const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
@@ -520,7 +541,7 @@ class ForwardUnit {
     }
     weigh_queries(*row, is_last);
     row->has_sums = true;
-    row->slots = row->num_runs = 0;
+    row->slots = row->num_runs = row->num_window_runs = 0;
   }
 
   void weigh_queries(const Row& row, bool is_last) {
@@ -535,8 +556,9 @@ class ForwardUnit {
   void weigh_queries(const Row& row, bool is_last) {
     const AxisGroup& axis = lane_axis();
     const bool has_views = row.is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
-    const ValueArguments<T> arguments = {row.runs.data(), row.num_runs, row.weights, axis.step,
-                                         has_views ? row.views.data() : nullptr};
+    const ValueArguments<T> arguments = {
+        row.runs.data(), row.num_runs, row.num_window_runs,
+        row.weights,     axis.step,    has_views ? row.views.data() : nullptr};
     bool is_level = true;
     int shortest = layout_ == KeyLayout::shifted && axis.step == 1 ? kManyQueries : 0;
     for (int i = 0; i < row.num_runs; ++i) {

@@ -30,13 +30,16 @@ inline constexpr int kMaxTwins = 4;
 // Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
 inline constexpr int kWeightBytes = 8 * 1024;
 // Of a vector of queries: keys whose logits are held at once, and elements from one vector's to the
-// next one's. Two vectors follow the weights, and the number of all is odd, so that neighbours do
-// not share cache sets.
+// next one's. kFactors vectors stand before the weights, and the number of all is odd, so that
+// neighbours do not share cache sets.
+inline constexpr int kFactors = 2;
 constexpr int max_slots(int lanes, int element_bytes) {
   return kWeightBytes / (lanes * element_bytes);
 }
-constexpr int weights_pitch(int lanes, int element_bytes) {
-  return (max_slots(lanes, element_bytes) + 3) * lanes;
+constexpr int weights_pitch(int slots, int lanes) { return ((slots + kFactors) | 1) * lanes; }
+// Of twins, which take it from their type.
+constexpr int twin_pitch(int lanes, int element_bytes) {
+  return weights_pitch(max_slots(lanes, element_bytes), lanes);
 }
 inline constexpr int kRank = 3;  // missing outer axes have one token
 
@@ -161,6 +164,7 @@ struct ForwardPlan : Partition {
   int key_pitch = 0;      // elements of one packed key (shared layout)
   int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
   int max_slots = 0;      // keys of a row whose logits are held at once
+  int weights_pitch = 0;  // elements from one vector's weights to the next one's
   int queries_pitch = 0;  // elements of a vector of queries
   ForwardScratch scratch;
   DirectForm direct;
@@ -172,6 +176,8 @@ bool is_dense(const Problem& problem, std::initializer_list<const vecina_tensor*
 // Sizes, groups, and one box for each combination of groups that has queries. `has_phases`: a
 // stride of the innermost axis makes phases.
 void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes, Partition* plan);
+// The most keys of a window.
+int64_t window_keys(const Partition& plan);
 // Halves boxes that are too large, and all of them until there are `enough` units, as long as that
 // packs little twice. The axis with the most windows is cut.
 void cut_boxes(Partition* plan, int64_t enough,

@@ -184,7 +184,7 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   scratch.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
   scratch.queries = take(kTileVectors * static_cast<size_t>(plan->queries_pitch));
   scratch.weights =
-      take(kTileVectors * static_cast<size_t>(weights_pitch(plan->lanes, element_bytes)));
+      take(kTileVectors * static_cast<size_t>(plan->weights_pitch)) + kFactors * lanes;
   scratch.sums = take(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
   scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
   scratch.zeros = take(scratch.num_zeros);
@@ -322,6 +322,16 @@ void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes
   }
 }
 
+int64_t window_keys(const Partition& plan) {
+  int64_t keys = 1;
+  for (const std::vector<AxisGroup>& groups : plan.groups) {
+    int most = 0;
+    for (const AxisGroup& group : groups) most = std::max(most, group.window.kernel_size);
+    keys *= most;
+  }
+  return keys;
+}
+
 void cut_boxes(Partition* plan, int64_t enough,
                const std::function<bool(const Box&)>& is_too_large) {
   BoxCutter(plan).cut(enough, is_too_large);
@@ -363,6 +373,14 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     choose_twins(plan.lanes, rows, &group);
   }
   plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
+  plan.weights_pitch = twin_pitch(plan.lanes, kernel.element_bytes);
+  const auto& lane_groups = plan.groups[kRank - 1];
+  if (std::all_of(lane_groups.begin(), lane_groups.end(),
+                  [](const AxisGroup& group) { return group.twins == 1; })) {
+    plan.max_slots = static_cast<int>(
+        std::clamp<int64_t>(window_keys(plan) + plan.additional_tokens, 1, plan.max_slots));
+    plan.weights_pitch = weights_pitch(plan.max_slots, plan.lanes);
+  }
   // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
   plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
 

@@ -10,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -41,6 +42,11 @@ class LogitsTable {
   static constexpr int kMaxColumns = 7 + kMaxTwins - 1;  // key vectors of one call
   using Function = void (*)(int head_dim, const T* queries, ptrdiff_t query_pitch,
                             const T* const* keys, ptrdiff_t key_step, T* const* weights);
+  // For 1 to 4 vectors; not divided for each call.
+  static constexpr int kFew = kMostKeys - 1;
+  static constexpr std::array<int, 4> kMaxKeys = {kMostKeys, std::min(kMaxSums / 2, kFew),
+                                                  std::min(kMaxSums / 3, kFew),
+                                                  std::min(kMaxSums / 4, kFew)};
 
   // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
   static int take(int vectors, int keys) {
@@ -50,9 +56,7 @@ class LogitsTable {
   }
   // Rows whose logits one call computes: `left` more are there.
   static int take_rows(int left) { return left == 4 ? 2 : std::min(left, kMaxRows); }
-  static constexpr int max_keys(int vectors) {
-    return vectors == 1 ? kMostKeys : std::min(kMaxSums / vectors, kMostKeys - 1);
-  }
+  static constexpr int max_keys(int vectors) { return kMaxKeys[static_cast<size_t>(vectors - 1)]; }
 
   static Function of_rows(int rows, int keys);
   static Function of_twins(int keys);

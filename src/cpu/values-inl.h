@@ -24,7 +24,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <typename T>
 struct ValueArguments {
   const KeyRun<T>* runs;
-  int num_runs;
+  int num_runs, num_window_runs;  // those of the window come first, additional tokens after them
   const T* weights;
   ptrdiff_t query_step;    // value rows between the keys of neighbouring queries
   const QueryView* views;  // one a query; nullptr: every query sees every key
@@ -45,15 +45,14 @@ struct SumsTarget {
 template <class D>
 constexpr ptrdiff_t weight_offset(int twins, int query) {
   constexpr ptrdiff_t kPitch =
-      weights_pitch(static_cast<int>(hn::MaxLanes(D())), sizeof(hn::TFromD<D>));
+      twin_pitch(static_cast<int>(hn::MaxLanes(D())), sizeof(hn::TFromD<D>));
   return query % twins * kPitch + query / twins;
 }
-// Behind the weights of each query: the factor by which its sums so far shrink, and one over the
+// Before the weights of each query: the factor by which its sums so far shrink, and one over the
 // sum of its weights.
 template <class D>
 constexpr ptrdiff_t shrink_offset() {
-  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
-  return ptrdiff_t{kLanes} * max_slots(kLanes, sizeof(hn::TFromD<D>));
+  return -kFactors * static_cast<ptrdiff_t>(hn::MaxLanes(D()));
 }
 template <class D>
 constexpr ptrdiff_t inverse_offset() {
@@ -123,7 +122,7 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   constexpr size_t kRamp = kQueries - 1;
-  for (int n = 0; n < arguments.num_runs; ++n) {
+  for (int n = 0; n < arguments.num_window_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
     // Row j of the stairs is key j of the first query, key j - 1 of the second and so on.
@@ -146,11 +145,11 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
 
 // Queries that see the same keys, or each the first so many of them.
 template <int kTwins, int kQueries, int kVectors, class D>
-HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                          ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
+HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int first_run,
+                          int query, ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  for (int n = 0; n < arguments.num_runs; ++n) {
+  for (int n = first_run; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
     const T* w = arguments.weights + run.slot * kLanes + query / kTwins;
@@ -174,11 +173,12 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
 
 // add_level() as a function of its own, for those that keep other sums in registers.
 template <int kTwins, int kQueries, int kVectors, class D>
-HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
+HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments,
+                                  int first_run, int query, ptrdiff_t column,
+                                  hn::TFromD<D>* HWY_RESTRICT buffer) {
   ValueSums<kQueries, kVectors, D> sums;
   sums.load(buffer);
-  add_level<kTwins>(d, arguments, query, column, &sums);
+  add_level<kTwins>(d, arguments, first_run, query, column, &sums);
   sums.store(buffer);
 }
 
@@ -222,21 +222,14 @@ template <Sharing kSharing, int kTwins, int kQueries, int kVectors, bool kWhole,
           class D>
 HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& arguments, int begin,
                                int end, ptrdiff_t column,
-                               const SumsTarget<hn::TFromD<D>, Element> target) {
+                               const SumsTarget<hn::TFromD<D>, Element>& target) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  // Runs of the window come first, additional tokens after them.
-  ValueArguments<T> window = arguments, additional = arguments;
-  if constexpr (kSharing == Sharing::stairs) {
-    while (window.num_runs > 0 && arguments.runs[window.num_runs - 1].is_shared) --window.num_runs;
-    additional.runs += window.num_runs;
-    additional.num_runs -= window.num_runs;
-  }
   for (int query = begin; query < end; query += kQueries) {
     ValueSums<kQueries, kVectors, D> sums;
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
     const T* factors =
-        window.weights + (kQueries == 1 ? weight_offset<D>(kTwins, query) : query / kTwins);
+        arguments.weights + (kQueries == 1 ? weight_offset<D>(kTwins, query) : query / kTwins);
     if (!kWhole && target.has_kept) {
       unroll<kQueries>([&](auto q) HWY_ATTR {
         constexpr ptrdiff_t kOffset = shrink_offset<D>() + weight_offset<D>(kTwins, q);
@@ -248,15 +241,16 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
       });
     }
     if constexpr (kSharing == Sharing::none) {
-      add_single<kTwins>(d, window, query, column, &sums);
+      add_single<kTwins>(d, arguments, query, column, &sums);
     } else if constexpr (kSharing == Sharing::level) {
-      add_level<kTwins>(d, window, query, column, &sums);
+      add_level<kTwins>(d, arguments, 0, query, column, &sums);
     } else {
-      add_stairs<kTwins>(d, window, query, column, &sums);
-      if (additional.num_runs > 0) {
+      add_stairs<kTwins>(d, arguments, query, column, &sums);
+      if (arguments.num_runs > arguments.num_window_runs) {
         HWY_ALIGN T buffer[kQueries * kVectors * kLanes];
         sums.store(buffer);
-        add_level_apart<kTwins, kQueries, kVectors>(d, additional, query, column, buffer);
+        add_level_apart<kTwins, kQueries, kVectors>(d, arguments, arguments.num_window_runs, query,
+                                                    column, buffer);
         sums.load(buffer);
       }
     }
