@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Plans of the gradients' kernels: every problem; deterministic unless the problem allows otherwise.
+// Plans of the gradients' kernels: every problem; deterministic unless the problem allows
+// otherwise.
 #ifndef VECINA_CUDA_GRADIENT_PLAN_H_
 #define VECINA_CUDA_GRADIENT_PLAN_H_
 

@@ -16,9 +16,11 @@ namespace vecina::internal::cuda {
 // gradient_all: of key and value, and adds to that of query.
 enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all };
 
-// How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are cut.
+// How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are
+// cut.
 struct TilesShape {
-  std::array<int, 3> box = {1, 1, 1};          // of a warp: 16 owners; of forward, also 32
+  std::array<int, 3> box = {1, 1,
+                            1};  // of a warp: 16 owners; of forward, also 32; of a warpgroup: 64
   std::array<int, 3> boxes = {1, 1, 1};        // of a block
   std::array<int, 3> partner_box = {1, 1, 1};  // of a tile
   int partners = 0;                            // of a tile with what pads it
@@ -35,9 +37,9 @@ ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_
                                    const DeviceFacts& facts, const TilesShape& shape);
 
 // Adds the launches of the gradients of query, key and value; the first leaves the facts of each
-// query in the workspace, as gradient_query does. Where the problem allows that its bits differ from
-// run to run, and all three are wanted: one kernel for all, between two small ones. Or says why the
-// form does not take the problem with these strides.
+// query in the workspace, as gradient_query does. Where the problem allows that its bits differ
+// from run to run, and all three are wanted: one kernel for all, between two small ones. Or says
+// why the form does not take the problem with these strides.
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,

@@ -74,8 +74,8 @@ TEST(TilesPlan, TakesWarpgroupsForGradientsOnHopper) {
     EXPECT_EQ(files(line, 90), all) << line;
   }
   for (const char* line : {
-           "2d 256x256 kernel_size 80 heads 2 head_dim 96 dtype bf16",                 // columns
-           "2d 256x256 kernel_size 80 heads 2 head_dim 128 additional 3 dtype bf16",   // tokens
+           "2d 256x256 kernel_size 80 heads 2 head_dim 96 dtype bf16",                // columns
+           "2d 256x256 kernel_size 80 heads 2 head_dim 128 additional 3 dtype bf16",  // tokens
            "2d 256x256 kernel_size 7x9 heads 2 head_dim 128 head_dim_value 64 dtype bf16",  // few
        }) {
     EXPECT_EQ(files(line, 90).front(), "tiles_gradient_query.cu") << line;
@@ -83,8 +83,9 @@ TEST(TilesPlan, TakesWarpgroupsForGradientsOnHopper) {
 }
 
 TEST(TilesPlan, AddsUpAllGradientsAtOnceWhereTheProblemAllowsIt) {
-  const std::string line = "2d 256x256 kernel_size 80 heads 2 head_dim 128 allow nondeterministic "
-                           "dtype bf16";
+  const std::string line =
+      "2d 256x256 kernel_size 80 heads 2 head_dim 128 allow nondeterministic "
+      "dtype bf16";
   const std::vector<std::string> all = {"tiles_gradient_rows.cu", "tiles_gradient_key.cu",
                                         "tiles_gradient_rows.cu"};
   EXPECT_EQ(files(line, 80), all);
@@ -96,9 +97,9 @@ TEST(TilesPlan, AddsUpAllGradientsAtOnceWhereTheProblemAllowsIt) {
   const Problem strict = parsed("2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16");
   EXPECT_EQ(gradient_workspace_bytes(strict), queries * 16);
   // Rows of sums are padded.
-  EXPECT_EQ(files("2d 64x64 kernel_size 20 heads 2 head_dim 72 allow nondeterministic dtype f16",
-                  90),
-            all);
+  EXPECT_EQ(
+      files("2d 64x64 kernel_size 20 heads 2 head_dim 72 allow nondeterministic dtype f16", 90),
+      all);
   EXPECT_EQ(gradient_workspace_bytes(parsed(
                 "2d 64x64 kernel_size 20 heads 2 head_dim 72 allow nondeterministic dtype f16")),
             size_t{64} * 64 * 2 * (16 + 4 * 80));
@@ -111,8 +112,9 @@ TEST(TilesPlan, AddsUpAllGradientsAtOnceWhereTheProblemAllowsIt) {
   imagine_arguments(problem, VECINA_CUDA, &example);
   example.grad_key = example.grad_value = {};
   EXPECT_EQ(files(problem, example, 80), (std::vector<std::string>{"tiles_gradient_query.cu"}));
-  for (const char* other : {"additional 3 allow nondeterministic dtype bf16",
-                            "head_dim_value 64 kernel_size 7x9 allow nondeterministic dtype bf16"}) {
+  for (const char* other :
+       {"additional 3 allow nondeterministic dtype bf16",
+        "head_dim_value 64 kernel_size 7x9 allow nondeterministic dtype bf16"}) {
     std::string text = other;
     if (text.find("kernel_size") == std::string::npos) text = "kernel_size 80 " + text;
     const Problem left = parsed("2d 256x256 heads 2 head_dim 128 " + text);
@@ -285,9 +287,8 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
     vecina_backward_args backward;
     imagine_arguments(problem, VECINA_CUDA, &forward);
     imagine_arguments(problem, VECINA_CUDA, &backward);
-    for (const TilesKernel kernel :
-         {TilesKernel::forward, TilesKernel::gradient_query, TilesKernel::gradient_key,
-          TilesKernel::gradient_all}) {
+    for (const TilesKernel kernel : {TilesKernel::forward, TilesKernel::gradient_query,
+                                     TilesKernel::gradient_key, TilesKernel::gradient_all}) {
       const TilesShape shape = choose_tiles_shape(problem, kernel, facts);
       ASSERT_GT(shape.partners, 0) << problem.line();
       const int rows = shape.box[0] * shape.box[1] * shape.box[2];
@@ -309,8 +310,8 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
       } else {
         take(tiles_gradient_launch(problem, kernel, backward, facts, shape));
       }
-      const auto owners = static_cast<uint32_t>(rows * shape.boxes[0] * shape.boxes[1] *
-                                                shape.boxes[2]);
+      const auto owners =
+          static_cast<uint32_t>(rows * shape.boxes[0] * shape.boxes[1] * shape.boxes[2]);
       const uint32_t tables = 5 * 1024 + 24 * owners;
       ASSERT_LE(shared_bytes + tables, static_cast<uint32_t>(facts.shared_bytes_per_block))
           << problem.line();

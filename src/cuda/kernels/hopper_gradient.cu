@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Gradients of large windows with products of warpgroups (sm_90): those of tiles_gradient_query.cu
-// or of tiles_gradient_key.cu, but a box of 64 owners is a warpgroup's. Its rows, too, are in shared
-// memory. The formulas stand in gradient_pairs.cuh; delta is given, and the facts of all queries
-// are there (tiles_gradient_facts).
+// Gradients of large windows with products of warpgroups (Hopper): those of tiles_gradient_query.cu
+// or of tiles_gradient_key.cu, but a box of 64 owners is a warpgroup's. Its rows are in shared
+// memory, too. The formulas stand in gradient_pairs.cuh; delta is given, and the facts of all
+// queries are there (tiles_gradient_facts).
 //
 // Where keys add to the queries' gradients too (adds_queries), warpgroups leave gradients of logits
 // in shared memory, and while the next tile is under way each adds to 64 of the columns, from all

@@ -111,12 +111,12 @@ struct Products;
 // clang-format on
 
 // shared: rows of the left matrix and columns of the right one from shared memory, both with their
-// depth contiguous. turned: both with rows and columns contiguous instead. registers: the left matrix
-// from registers, rows of the right one contiguous.
-#define VECINA_SHARED(type, n, names, sums, left, right, keep, order)                                  \
+// depth contiguous. turned: both with rows and columns contiguous instead. registers: the left
+// matrix from registers, rows of the right one contiguous.
+#define VECINA_SHARED(type, n, names, sums, left, right, keep, order)                           \
   asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, %" #keep                                 \
                ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names \
-               "}, %" #left ", %" #right ", keep, 1, 1, " order ";\n}\n"                             \
+               "}, %" #left ", %" #right ", keep, 1, 1, " order ";\n}\n"                        \
                : sums                                                                           \
                : "l"(a), "l"(b), "r"(keep_sums))
 #define VECINA_REGISTERS(type, n, names, sums, i0, i1, i2, i3, i4)                        \

@@ -24,8 +24,8 @@ inline constexpr int kRowsOfThread = kRows / 8;
 inline constexpr int kStep = kRows;  // partners that a warp takes at once
 static_assert((kRows <= 32 || kRows == 64) && kPartners % kStep == 0, "");
 
-// Products of warpgroups want 64 columns beside each other, 16 bytes of a row at places that depend on
-// the row ("swizzled" over 128 bytes).
+// Products of warpgroups want 64 columns beside each other, 16 bytes of a row at places that depend
+// on the row ("swizzled" over 128 bytes).
 inline constexpr bool kIsSwizzled = kRows == 64;
 
 // Rows of one tensor.

@@ -14,7 +14,8 @@ struct TilesConfig {
   int heads;                     // query heads among a warp's rows: 1
   int head_group;                // query heads of a key head
   int items_of_block;            // which a block walks: 1
-  int box[3];                    // owners among a warp's rows: 16; of the forward, also 32
+  int box[3];                    // owners among a warp's rows: 16; of the forward, also 32. Of a
+                                 // warpgroup's (hopper_gradient.cu): 64
   int boxes[3];                  // of a block along each axis
   int partner_box[3];            // partners of a tile in shared memory
   int partners;                  // of a tile with what pads it: a multiple of 16, at most 64

@@ -18,7 +18,8 @@ static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are ke
 
 // Shared memory after the stages.
 constexpr int kValueRowsAt = kStages * kStageBytes;
-constexpr int kKeyRowsAt = kValueRowsAt + (kHasSharedRows ? kRows * kBoxes * ValueSide::kRowBytes : 0);
+constexpr int kKeyRowsAt =
+    kValueRowsAt + (kHasSharedRows ? kRows * kBoxes * ValueSide::kRowBytes : 0);
 constexpr int kGradientsAt = kKeyRowsAt + kRows * kBoxes * KeySide::kRowBytes;
 constexpr int kGradientRowBytes = 2 * kPartners + 16;  // of a key
 constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile, of two

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Beside kernels that take delta as given: facts of each query, from lse, output and their gradients.
-// Around those that add to the queries' gradients: sums of zero, and the gradients, rounded. Rows by
-// 8 threads each, in the order of memory.
+// Before kernels that take delta as given: facts of each query, from lse, output and their
+// gradients. Around those that add to the queries' gradients: sums of zero, and the gradients,
+// rounded. Rows by 8 threads each, in the order of memory.
 // What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
 #include "tiles.cuh"
