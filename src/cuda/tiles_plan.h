@@ -19,8 +19,7 @@ enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all };
 // How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are
 // cut.
 struct TilesShape {
-  std::array<int, 3> box = {1, 1,
-                            1};  // of a warp: 16 owners; of forward, also 32; of a warpgroup: 64
+  std::array<int, 3> box = {1, 1, 1};  // of a warp, 16 owners (forward: or 32); of a warpgroup, 64
   std::array<int, 3> boxes = {1, 1, 1};        // of a block
   std::array<int, 3> partner_box = {1, 1, 1};  // of a tile
   int partners = 0;                            // of a tile with what pads it
