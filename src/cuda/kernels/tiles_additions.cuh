@@ -24,7 +24,8 @@ VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
 // Of the tile under way and of the one before.
 struct SharedTiles {
   float* sums[2][kPartners];  // of each query; null if it does not exist
-  unsigned steps[2][kBoxes];  // that each warp took, a bit each; a warpgroup: whether it did
+  // That each warp took, a bit each. Of warpgroups the first tells whether the tile is added.
+  unsigned steps[2][kBoxes];
 };
 VECINA_DEVICE SharedTiles& shared_tiles() {
   __shared__ SharedTiles tiles;
