@@ -73,6 +73,12 @@ TEST(TilesPlan, TakesWarpgroupsForGradientsOnHopper) {
        }) {
     EXPECT_EQ(files(line, 90), all) << line;
   }
+  // Facts have a kernel of their own, so that of query runs for its gradient alone.
+  const Problem problem = parsed("2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16");
+  vecina_backward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  example.grad_query = {};
+  EXPECT_EQ(files(problem, example, 90), (std::vector<std::string>{all[0], all[1]}));
   for (const char* line : {
            "2d 256x256 kernel_size 80 heads 2 head_dim 96 dtype bf16",                // columns
            "2d 256x256 kernel_size 80 heads 2 head_dim 128 additional 3 dtype bf16",  // tokens

@@ -182,9 +182,9 @@ VECINA_DEVICE void multiply_queries(float (&sums)[32], unsigned shared, int warp
   }
   close_products();
 }
-VECINA_DEVICE void add_queries(const float (&sums)[32], int warpgroup, int number) {
+VECINA_DEVICE void add_products(const float (&sums)[32], int warpgroup, int number) {
   const SharedTiles& tiles = shared_tiles();
-  if (tiles.steps[number % 2][0] == 0) return;
+  if (!tiles.is_added[number % 2]) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;
 #pragma unroll
@@ -249,7 +249,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
   Range visible[3];
   visible_box(tile, box, visible);
   if constexpr (kConfig.adds_queries) {  // there is no tile before the first
-    if (thread == 0) shared_tiles().steps[1][0] = 0;
+    if (thread == 0) shared_tiles().is_added[1] = false;
   }
   const int tiles = count_tiles(tile);
   Walk walk, next;
@@ -278,7 +278,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
       __syncthreads();
     }
     if constexpr (kConfig.adds_queries) {
-      if (thread == 0) shared_tiles().steps[number % 2][0] = is_cleaned ? 0 : 1;  // added to once
+      if (thread == 0) shared_tiles().is_added[number % 2] = !is_cleaned;  // once
       share_sums(params, tile, tables, walk, batch, head, number);
     }
     if (number + 1 < tiles) {
@@ -322,7 +322,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
       if constexpr (kConfig.adds_queries) {
         wait_for_products<1>();
         pin(sums);
-        add_queries(sums, warpgroup, number + 1);
+        add_products(sums, warpgroup, number + 1);
       }
       wait_for_products<0>();
       pin(rows.key);
@@ -335,7 +335,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
       multiply_queries(sums, shared, warpgroup, number + 1);
       wait_for_products<0>();
       pin(sums);
-      add_queries(sums, warpgroup, number + 1);
+      add_products(sums, warpgroup, number + 1);
     }
   }
   if constexpr (kConfig.adds_queries) {
@@ -346,7 +346,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
     multiply_queries(sums, shared, warpgroup, tiles - 1);
     wait_for_products<0>();
     pin(sums);
-    add_queries(sums, warpgroup, tiles - 1);
+    add_products(sums, warpgroup, tiles - 1);
   }
   bool is_good = true;
 #pragma unroll

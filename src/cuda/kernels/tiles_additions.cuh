@@ -7,9 +7,10 @@
 
 namespace vecina::cuda {
 
-// Adds four numbers that lie together, in any order with what other blocks add.
+// Adds four numbers that lie together, in any order with what other blocks add. At once from PTX
+// 8.1 on, which NVRTC 12.1 brought.
 VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sums), "f"(a[0]),
                "f"(a[1]), "f"(a[2]), "f"(a[3])
                : "memory");
@@ -24,8 +25,8 @@ VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
 // Of the tile under way and of the one before.
 struct SharedTiles {
   float* sums[2][kPartners];  // of each query; null if it does not exist
-  // That each warp took, a bit each. Of warpgroups the first tells whether the tile is added.
-  unsigned steps[2][kBoxes];
+  unsigned steps[2][kBoxes];  // that each warp took, a bit each
+  bool is_added[2];           // of warpgroups: whether the tile adds to queries
 };
 VECINA_DEVICE SharedTiles& shared_tiles() {
   __shared__ SharedTiles tiles;

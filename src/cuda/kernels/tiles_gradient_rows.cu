@@ -106,6 +106,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     }
   }
   unsigned bad = __ballot_sync(0xffffffffu, !is_finite(all));
+  __syncwarp();  // what a row's threads stored, all read
   while (bad != 0) {
     const int thread = __ffs(static_cast<int>(bad)) - 1;
     bad &= ~(((1u << kThreadsOfRow) - 1) << (thread / kThreadsOfRow * kThreadsOfRow));
