@@ -29,6 +29,11 @@ class Layer:
     # av(); `layers`, that of Linear and Dropout; and the methods below that are not here.
     rank: int
 
+    def __init_subclass__(cls, rank: int | None = None, **keywords):
+        super().__init_subclass__(**keywords)
+        if rank is not None:
+            cls.rank, cls.__doc__ = rank, Layer.__doc__
+
     def __init__(
         self,
         embed_dim: int,

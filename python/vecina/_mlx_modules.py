@@ -41,16 +41,13 @@ class _NeighborhoodAttention(Layer, nn.Module):
         return self._description()
 
 
-class NeighborhoodAttention1D(_NeighborhoodAttention):
-    __doc__ = Layer.__doc__
-    rank = 1
+class NeighborhoodAttention1D(_NeighborhoodAttention, rank=1):
+    pass
 
 
-class NeighborhoodAttention2D(_NeighborhoodAttention):
-    __doc__ = Layer.__doc__
-    rank = 2
+class NeighborhoodAttention2D(_NeighborhoodAttention, rank=2):
+    pass
 
 
-class NeighborhoodAttention3D(_NeighborhoodAttention):
-    __doc__ = Layer.__doc__
-    rank = 3
+class NeighborhoodAttention3D(_NeighborhoodAttention, rank=3):
+    pass
