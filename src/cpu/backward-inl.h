@@ -25,6 +25,7 @@
 #include "cpu/key_gradients-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/packed_box-inl.h"
+#include "cpu/row_softmax-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -129,6 +130,7 @@ class BackwardUnit {
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxRuns = 128;
+  static constexpr double kLog2E = RowSoftmax<D>::kLog2E;
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {
@@ -146,9 +148,7 @@ class BackwardUnit {
     std::array<QueryView, kLanes> views;
     BiasEntries<D> bias;
     int slots = 0;
-    HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
-    HWY_ALIGN T delta[kLanes], grad_lse[kLanes];
-    HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
+    RowSoftmax<D> softmax;
   };
   using Rows = std::array<Row, kBackwardRows>;
 
@@ -355,8 +355,6 @@ class BackwardUnit {
         grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place), row);
   }
 
-  static constexpr double kLog2E = 1.44269504088896340736;
-
   // One row a lane, and transposed; zeros for lanes that are no queries.
   void load_rows(const Element* from, int64_t stride, int lanes, int size, int pitch, double scale,
                  T* rows, T* transposed) const {
@@ -376,27 +374,16 @@ class BackwardUnit {
   }
 
   void set_up_softmax(const LseType* lse, const LseType* grad_lse, Row* row) const {
-    const D d;
     HWY_ALIGN T lses[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      lses[lane] = row->delta[lane] = row->grad_lse[lane] = 0;
+      lses[lane] = row->softmax.delta[lane] = row->softmax.grad_lse[lane] = 0;
       if (lane >= row->lanes) continue;
       const int64_t step = lane * lane_axis().output_step;
       lses[lane] = lse[step * plan_.lse.token[2]];
-      if (grad_lse != nullptr) row->grad_lse[lane] = grad_lse[step * plan_.grad_lse.token[2]];
+      if (grad_lse == nullptr) continue;
+      row->softmax.grad_lse[lane] = grad_lse[step * plan_.grad_lse.token[2]];
     }
-    // A query that saw nothing but -infinity has probabilities 0, not NaN.
-    const auto natural = hn::Load(d, lses);
-    const auto empty = hn::Eq(natural, hn::Set(d, -hwy::HighestValue<T>() * 2));
-    const auto is_query = hn::FirstN(d, static_cast<size_t>(row->lanes));
-    hn::Store(hn::IfThenElseZero(is_query, hn::IfThenZeroElse(empty, hn::Set(d, T{1}))), d,
-              row->sees_some);
-    const auto log2e = hn::Set(d, static_cast<T>(kLog2E));
-    const auto rest = hn::Set(d, static_cast<T>(kLog2E - static_cast<T>(kLog2E)));
-    const auto base = hn::Mul(natural, log2e);
-    const auto base_rest = hn::MulAdd(natural, rest, hn::MulSub(natural, log2e, base));
-    hn::Store(hn::IfThenZeroElse(empty, base), d, row->base);
-    hn::Store(hn::IfThenZeroElse(empty, base_rest), d, row->base_rest);
+    row->softmax.set_lse(hn::Load(D(), lses), row->lanes);
   }
 
   // True if the tile is flushed only once, so that delta can be summed from what is held. That is
@@ -437,9 +424,9 @@ class BackwardUnit {
     }
     transpose_rows(d, ScatteredRows<T>{rows.data()}, static_cast<size_t>(plan_.lanes), kLanes, T{1},
                    transposed);
-    auto delta = hn::Load(d, row->delta);
+    auto delta = hn::Load(d, row->softmax.delta);
     for (int i = 0; i < kLanes; ++i) delta = hn::Add(delta, hn::Load(d, transposed + i * kLanes));
-    hn::Store(delta, d, row->delta);
+    hn::Store(delta, d, row->softmax.delta);
   }
 
   // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
@@ -641,42 +628,14 @@ class BackwardUnit {
   }
 
   void softmax_gradient(const Row& row, int r) const {
-    const D d;
     const ptrdiff_t size = ptrdiff_t{row.slots} * kLanes;
-    const auto zero = hn::Zero(d), one = hn::Set(d, T{1});
-    const auto base = hn::Load(d, row.base), base_rest = hn::Load(d, row.base_rest);
-    const auto sees_some = hn::Eq(hn::Load(d, row.sees_some), one);
-    T* HWY_RESTRICT p = probabilities(r);
-    T* HWY_RESTRICT s = grad_logits(r);
-    auto sum = zero, products = zero;
-    for (ptrdiff_t i = 0; i < size; i += kLanes) {
-      const auto exponent = hn::Sub(hn::Sub(hn::Load(d, p + i), base), base_rest);
-      const auto probability = hn::IfThenElseZero(sees_some, exp2_negative(d, exponent));
-      hn::Store(probability, d, p + i);
-      sum = hn::Add(sum, probability);
-      products = hn::MulAdd(probability, hn::Load(d, s + i), products);
-    }
+    T *p = probabilities(r), *s = grad_logits(r);
+    auto sums = row.softmax.exponentiate(size, p, s);
     if (row.is_masked) {
       for (int i = 0; i < num_runs_; ++i) hide(runs_[static_cast<size_t>(i)], row, r);
-      sum = products = zero;
-      for (ptrdiff_t i = 0; i < size; i += kLanes) {
-        sum = hn::Add(sum, hn::Load(d, p + i));
-        products = hn::MulAdd(hn::Load(d, p + i), hn::Load(d, s + i), products);
-      }
+      sums = RowSoftmax<D>::add_up(size, p, s);
     }
-    const auto grad_lse = hn::Load(d, row.grad_lse);
-    auto delta = hn::Load(d, row.delta), factor = one;
-    if (is_whole_) {  // lse was rounded: its error is in all probabilities alike, and in their sum
-      factor = hn::IfThenZeroElse(hn::Eq(sum, zero), hn::Div(one, sum));
-      delta = hn::MulAdd(products, factor, delta);
-    }
-    for (ptrdiff_t i = 0; i < size; i += kLanes) {
-      const auto probability = hn::Mul(hn::Load(d, p + i), factor);
-      const auto apart = hn::Sub(hn::Load(d, s + i), delta);  // small where delta is not
-      const auto gradient = hn::Mul(probability, hn::Add(apart, grad_lse));
-      hn::Store(probability, d, p + i);
-      hn::Store(hn::IfThenElseZero(sees_some, gradient), d, s + i);
-    }
+    row.softmax.differentiate(size, is_whole_, sums, p, s);
   }
 
   // Probability 0, and no NaN to multiply it with, for keys that a lane does not see.

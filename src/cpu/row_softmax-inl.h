@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+// The softmax of one row of a backward tile: from logits and dP to probabilities and gradients of
+// logits, a vector of queries at a time.
+// Part of each backward_<dtype>.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_ROW_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_ROW_SOFTMAX_INL_H_
+#undef VECINA_CPU_ROW_SOFTMAX_INL_H_
+#else
+#define VECINA_CPU_ROW_SOFTMAX_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+
+#include "cpu/tile-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Sums over the keys of one row, for each lane.
+template <class D>
+struct ProbabilitySums {
+  hn::Vec<D> probabilities, products;  // products with dP
+};
+
+template <class D>
+struct RowSoftmax {
+  using T = hn::TFromD<D>;
+  using V = hn::Vec<D>;
+  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  static constexpr double kLog2E = 1.44269504088896340736;
+
+  HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
+  HWY_ALIGN T delta[kLanes], grad_lse[kLanes];
+  HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
+
+  // `lse` of all lanes, of which the first `queries` are queries.
+  HWY_INLINE void set_lse(V lse, int queries) {
+    const D d;
+    // A query that saw nothing but -infinity has probabilities 0, not NaN.
+    const auto empty = hn::Eq(lse, hn::Set(d, -hwy::HighestValue<T>() * 2));
+    const auto is_query = hn::FirstN(d, static_cast<size_t>(queries));
+    hn::Store(hn::IfThenElseZero(is_query, hn::IfThenZeroElse(empty, hn::Set(d, T{1}))), d,
+              sees_some);
+    const auto log2e = hn::Set(d, static_cast<T>(kLog2E));
+    const auto rest = hn::Set(d, static_cast<T>(kLog2E - static_cast<T>(kLog2E)));
+    const auto high = hn::Mul(lse, log2e);
+    const auto low = hn::MulAdd(lse, rest, hn::MulSub(lse, log2e, high));
+    hn::Store(hn::IfThenZeroElse(empty, high), d, base);
+    hn::Store(hn::IfThenZeroElse(empty, low), d, base_rest);
+  }
+
+  // Turns `size` logits into probabilities.
+  HWY_INLINE ProbabilitySums<D> exponentiate(ptrdiff_t size, T* HWY_RESTRICT logits,
+                                             const T* HWY_RESTRICT products) const {
+    const D d;
+    const auto high = hn::Load(d, base), low = hn::Load(d, base_rest);
+    const auto is_seen = hn::Eq(hn::Load(d, sees_some), hn::Set(d, T{1}));
+    return sum(size, products, [&](ptrdiff_t i) HWY_ATTR {
+      const auto exponent = hn::Sub(hn::Sub(hn::Load(d, logits + i), high), low);
+      const auto probability = hn::IfThenElseZero(is_seen, exp2_negative(d, exponent));
+      hn::Store(probability, d, logits + i);
+      return probability;
+    });
+  }
+  // Of probabilities that are there.
+  static HWY_INLINE ProbabilitySums<D> add_up(ptrdiff_t size, const T* HWY_RESTRICT probabilities,
+                                              const T* HWY_RESTRICT products) {
+    return sum(size, products,
+               [&](ptrdiff_t i) HWY_ATTR { return hn::Load(D(), probabilities + i); });
+  }
+
+  // Turns dP (`gradients`) into gradients of logits. `is_whole`: the sums are over all keys of the
+  // queries; then probabilities are divided by theirs, since lse was rounded: that error is in all
+  // of them alike, and in their sum.
+  HWY_INLINE void differentiate(ptrdiff_t size, bool is_whole, const ProbabilitySums<D>& sums,
+                                T* HWY_RESTRICT probabilities, T* HWY_RESTRICT gradients) const {
+    const D d;
+    const auto one = hn::Set(d, T{1});
+    const auto is_seen = hn::Eq(hn::Load(d, sees_some), one);
+    const auto of_lse = hn::Load(d, grad_lse);
+    auto mean = hn::Load(d, delta), factor = one;
+    if (is_whole) {
+      factor = hn::IfThenZeroElse(hn::Eq(sums.probabilities, hn::Zero(d)),
+                                  hn::Div(one, sums.probabilities));
+      mean = hn::MulAdd(sums.products, factor, mean);
+    }
+    for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      const auto probability = hn::Mul(hn::Load(d, probabilities + i), factor);
+      const auto apart = hn::Sub(hn::Load(d, gradients + i), mean);  // small where the mean is not
+      const auto gradient = hn::Mul(probability, hn::Add(apart, of_lse));
+      hn::Store(probability, d, probabilities + i);
+      hn::Store(hn::IfThenElseZero(is_seen, gradient), d, gradients + i);
+    }
+  }
+
+ private:
+  // Summed in parts of so many keys: one after the other, 144 equal probabilities are all rounded
+  // the same way, and their sum is off by 1.6e-6.
+  static constexpr ptrdiff_t kPart = 8 * kLanes;
+
+  template <class Of>
+  static HWY_INLINE ProbabilitySums<D> sum(ptrdiff_t size, const T* HWY_RESTRICT products,
+                                           const Of& probability_at) {
+    const D d;
+    ProbabilitySums<D> total = {hn::Zero(d), hn::Zero(d)};
+    for (ptrdiff_t first = 0; first < size; first += kPart) {
+      const ptrdiff_t end = std::min(first + kPart, size);
+      auto part = hn::Zero(d);
+      for (ptrdiff_t i = first; i < end; i += kLanes) {
+        const auto probability = probability_at(i);
+        part = hn::Add(part, probability);
+        total.products = hn::MulAdd(probability, hn::Load(d, products + i), total.products);
+      }
+      total.probabilities = hn::Add(total.probabilities, part);
+    }
+    return total;
+  }
+};
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_ROW_SOFTMAX_INL_H_
