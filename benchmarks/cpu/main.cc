@@ -16,6 +16,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "benchmarks/cpu/loop_nest.h"
@@ -44,12 +45,13 @@ struct Share {
   std::string name, line;
 };
 
-// left <= goal * right for costs; left >= goal * right for speed-ups (is_speedup).
+// left <= goal * right for costs; left >= goal * right for speed-ups (is_speedup). After a pause:
+// each call by itself, when the pool's threads sleep.
 struct Ratio {
   std::string name;
   Work left, right;
   double goal;
-  bool is_speedup = false;
+  bool is_speedup = false, is_after_pause = false;
 };
 
 const std::string k1d = "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32";
@@ -104,10 +106,15 @@ std::vector<Ratio> all_ratios() {
       {"backward of forward, dense 16x16", backward(k16x16), forward(k16x16), 2.8},
       {"2 threads, 2-D", forward(k2d, 2), forward(k2d), 1.85, true},
       {"2 threads, dense 16x16", forward(k16x16, 2), forward(k16x16), 1.85, true},
+      {"2 threads after a pause, 1-D", forward(k1d, 2), forward(k1d), 1.0, true, true},
+      {"2 threads after a pause, 2-D", forward(k2d, 2), forward(k2d), 1.0, true, true},
       {"2 threads; the loop nest on 1, 1-D", forward(k1d, 2), nest(k1d), 7.0, true},
       {"2 threads; the loop nest on 1, 2-D", forward(k2d, 2), nest(k2d), 8.5, true},
   };
 }
+
+// Longer than the threads of a pool wait before they sleep.
+constexpr std::chrono::milliseconds kPause(2);
 
 // A thing to call, with all that it needs.
 class Runner {
@@ -157,6 +164,10 @@ class Runner {
     const Clock::time_point start = Clock::now();
     for (int i = 0; i < calls; ++i) run_();
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count() / calls;
+  }
+  double call_after_pause() const {
+    std::this_thread::sleep_for(kPause);
+    return block(1);
   }
   int calls_for(double milliseconds) const {
     return std::max(1, static_cast<int>(milliseconds / std::max(block(1), 1e-4)));
@@ -253,8 +264,8 @@ Json measure_ratio(const Ratio& ratio, const Options& options) {
   const int left_calls = left.calls_for(kBlockMs), right_calls = right.calls_for(kBlockMs);
   std::vector<double> left_ms, right_ms;
   repeat_for(2.0 * options.seconds, [&] {
-    left_ms.push_back(left.block(left_calls));
-    right_ms.push_back(right.block(right_calls));
+    left_ms.push_back(ratio.is_after_pause ? left.call_after_pause() : left.block(left_calls));
+    right_ms.push_back(ratio.is_after_pause ? right.call_after_pause() : right.block(right_calls));
   });
   const cli::Times a = cli::summarize(std::move(left_ms)), b = cli::summarize(std::move(right_ms));
   const double median = ratio.is_speedup ? b.median_ms / a.median_ms : a.median_ms / b.median_ms;
