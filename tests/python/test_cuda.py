@@ -206,7 +206,7 @@ def test_a_graph_on_the_second_device():
         inputs = [t.cuda() for t in tensors(*[(2, 64, 4, 32)] * 3, dtype=torch.float32)]
         wanted = vt.na1d(*inputs, 7)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # else later ones use it too
             output = vt.na1d(*inputs, 7)
         output.zero_()
         graph.replay()
