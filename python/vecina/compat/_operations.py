@@ -6,7 +6,6 @@ Each takes the front, the rank (0: from the tensors) and the arguments by the re
 
 from __future__ import annotations
 
-import math
 import sys
 
 from vecina._windows import per_axis
