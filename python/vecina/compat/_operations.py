@@ -419,8 +419,8 @@ def _check_ints(**sizes) -> None:
 
 
 def _check_additional(name, more, like) -> None:
-    """Heads first."""
-    if more is not None and (
+    """Heads first. Nested tensors are looked at sample by sample, by who computes."""
+    if more is not None and not _is_nested(more) and (
         more.ndim != 4
         or more.shape[:2] != like.shape[:2]
         or more.shape[-1] != like.shape[-1]
