@@ -453,6 +453,7 @@ nb::object run_nothing(Arguments arguments) { return nb::borrow(arguments[kQuery
 
 // The mean nanoseconds in which a tensor like this one ends.
 double time_release(nb::handle tensor, int calls) {
+  if (framework == nullptr || calls < 1) throw nb::type_error("calls, and a tensor, are needed.");
   timed = Timed();
   for (int i = 0; i < calls; ++i) {
     nb::object made = empty_like(tensor.ptr());
@@ -510,18 +511,19 @@ void add_attend(nb::module_* module) {
       [](nb::tuple tensor_types, nb::tuple watchers, nb::object is_autocasting,
          nb::object is_grad_enabled, nb::object empty_like, nb::object new_prototype,
          nb::object new_memory) {
-        forget_held_plans();
-        delete framework;
         std::vector<Question> questions;
         for (nb::handle watcher : watchers) questions.emplace_back(nb::borrow(watcher));
-        framework = new Framework{items_of(tensor_types),
-                                  std::move(questions),
-                                  Question(is_autocasting),
-                                  Question(is_grad_enabled),
-                                  Attribute(tensor_types[0], "requires_grad"),
-                                  empty_like,
-                                  new_prototype,
-                                  new_memory};
+        auto* made = new Framework{items_of(tensor_types),
+                                   std::move(questions),
+                                   Question(is_autocasting),
+                                   Question(is_grad_enabled),
+                                   Attribute(tensor_types[0], "requires_grad"),
+                                   empty_like,
+                                   new_prototype,
+                                   new_memory};
+        forget_held_plans();
+        delete framework;
+        framework = made;
       },
       nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("is_autocasting"),
       nb::arg("is_grad_enabled"), nb::arg("empty_like"), nb::arg("new_prototype"),

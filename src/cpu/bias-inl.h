@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Relative position bias: which entries of a head's table the logits of one row of queries take,
 // their sum, and the gradient of the entries.
-// Part of each forward_<dtype>.cc and backward.cc; compiled once for every instruction set.
+// Part of each forward_*.cc and backward.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_BIAS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_BIAS_INL_H_
 #undef VECINA_CPU_BIAS_INL_H_

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Walks one unit of the direct form: packs keys and values as rows, or reads them where they lie,
 // then blocks of neighbouring queries, each with its own window.
-// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+// Part of each forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_DIRECT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_DIRECT_INL_H_
 #undef VECINA_CPU_DIRECT_INL_H_

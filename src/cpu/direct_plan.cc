@@ -117,8 +117,8 @@ bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
   // share them, of 63 and of a whole row were faster with queries in lanes. In one dimension
   // copying rows first costs more than it gains, unless they are converted anyway.
   const Axis& row = problem.axis(problem.rank() - 1);
-  const int most =
-      problem.rank() > 1 && row.stride == 1 ? kMaxDirectLanes : 2 * kernel.direct_lanes;
+  const bool has_neighbours = row.stride == 1 && row.output_stride == 1;
+  const int most = problem.rank() > 1 && has_neighbours ? kMaxDirectLanes : 2 * kernel.direct_lanes;
   if (row.kernel_size > most || row.kernel_size * row.dilation >= row.extent) return false;
   if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes)) return false;
   int64_t rows = 1;

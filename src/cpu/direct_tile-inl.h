@@ -2,7 +2,7 @@
 // The steps of a block of the direct form: logits, softmax, sums of values. Lanes run along
 // head_dim in both products; a block is one or two vectors of neighbouring queries of a row, and
 // their softmax has one query in each lane where it goes across keys. Part of each
-// forward_<dtype>.cc; compiled once for every instruction set.
+// forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_DIRECT_TILE_INL_H_
 #undef VECINA_CPU_DIRECT_TILE_INL_H_

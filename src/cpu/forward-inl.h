@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Walks one unit of the forward pass: pack, then tiles of query rows x one vector of queries.
-// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+// Part of each forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_FORWARD_INL_H_
 #undef VECINA_CPU_FORWARD_INL_H_

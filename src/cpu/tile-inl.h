@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The first two steps of a tile, with queries in lanes: logits and softmax.
 // Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
-// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+// Part of each forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_TILE_INL_H_
 #undef VECINA_CPU_TILE_INL_H_

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The third step of a tile: sums of values times weights. Lanes run along head_dim_value.
-// Part of each forward_<dtype>.cc; compiled once for every instruction set.
+// Part of each forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_VALUES_INL_H_
 #undef VECINA_CPU_VALUES_INL_H_

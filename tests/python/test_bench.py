@@ -162,8 +162,8 @@ def test_overhead(capsys):
     assert len(times) == 6
     for name in ("na1d", "na1d with autograd"):
         found = times[name]
-        assert all(part >= 0 for part in list(found["lines"].values())[1:4])
-        assert found["lines"]["allocate the outputs"] > 0
+        for part in ("read the tensors", "allocate the outputs"):
+            assert found["lines"][part] > 0
         assert found["sum"] == pytest.approx(sum(found["lines"].values()))
         around = found["around the extension, more than alone"]
         assert found["sum"] + around == pytest.approx(found["total"])

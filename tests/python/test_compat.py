@@ -321,6 +321,8 @@ def test_attention_and_packed_sequences():
     assert not grad[:, blank].any() and grad[:, :4].any()
     nothing = dict(zip(names, (*(s * 0 for s in sums), 0, 0)))
     assert not natten.attention(query, key, value, **nothing).any()
+    no_keys = {**packed, "cumulative_seqlen_KV": sums[1] * 0, "max_seqlen_KV": 0, "max_seqlen_Q": 0}
+    assert not natten.attention(query, key[:, :0], value[:, :0], **no_keys).any()
     query = query.detach()
     parts = [natten.attention(query, part, part, return_lse=True) for part in (key, value)]
     merged = natten.merge_attentions(*zip(*parts))
@@ -336,6 +338,25 @@ def test_attention_and_packed_sequences():
         torch.testing.assert_close(mine.grad, his.grad, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="two or more"):
         natten.merge_attentions([whole], [lse])
+
+
+def test_packed_sequences_whose_lengths_cannot_be_looked_at(monkeypatch):
+    from vecina.compat import _operations
+
+    natten = vecina.compat.for_version("0.21")
+    query, key, value = qkv(1, 9, 2, 4)
+    sums = torch.tensor([0, 4, 9], dtype=torch.int32)
+    packed = dict(
+        cumulative_seqlen_Q=sums, cumulative_seqlen_KV=sums, max_seqlen_Q=5, max_seqlen_KV=5
+    )
+    wanted = natten.attention(query, key, value, return_lse=True, **packed)
+    monkeypatch.setattr(_operations, "_is_capturing", lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    found = natten.attention(query, key, value, return_lse=True, **packed)
+    with pytest.raises(ValueError, match="a CUDA graph cannot hold; give cumulative_seqlen_Q"):
+        natten.attention(query, key, value, seqlens_Q=sums.diff(), seqlens_KV=sums.diff())
+    monkeypatch.undo()
+    torch.testing.assert_close(found, wanted)
 
 
 def test_context():

@@ -384,7 +384,7 @@ def test_packed_sequences_of_natten_in_a_graph():
     from vecina.compat import natten
 
     query, key, value = (t.cuda() for t in tensors(*[(1, 40, 4, 32)] * 3, dtype=torch.float32))
-    sums = torch.tensor([0, 12, 40], dtype=torch.int32, device="cuda")
+    sums = torch.tensor([0, 12, 36], dtype=torch.int32, device="cuda")  # four tokens are in none
     packed = dict(
         cumulative_seqlen_Q=sums, cumulative_seqlen_KV=sums, max_seqlen_Q=32, max_seqlen_KV=32
     )

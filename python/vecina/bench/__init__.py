@@ -62,6 +62,7 @@ def _graph_times(call, warmup: int, repeats: int) -> list[float]:
     import torch
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # it makes the inputs
     with torch.cuda.stream(stream):
         for _ in range(max(warmup, 1)):  # what is prepared in a first call cannot be captured
             call()

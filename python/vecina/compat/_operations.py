@@ -213,9 +213,10 @@ def natten_attention(
 ):  # fmt: skip
     """Packed sequences are one call.
 
-    Queries after the last sequence, and those of a sequence without keys, give 0 and lse -inf. On a
-    device that is waited for, to look at the lengths. Where nothing can be looked at, in
-    torch.compile and while a CUDA graph is captured, every token must be some sequence's.
+    Queries after the last sequence, and those of a sequence without keys, give 0 and lse -inf. A
+    device is waited for, to look at the lengths. While a CUDA graph is captured they are not looked
+    at, so the greatest ones must be right, and seqlens_Q and seqlens_KV raise ValueError. On the
+    CPU under torch.compile every token must be some sequence's.
     """
     from vecina.compat import _backends
 
@@ -225,6 +226,12 @@ def natten_attention(
     _backends.check(backend, _backends.FMHA)
     _check_tiles(tuning)
     _record("attention", {**tuning, "backend": backend})
+    is_capturing = _is_capturing(query)
+    if is_capturing and (seqlens_Q is not None or seqlens_KV is not None):
+        raise ValueError(
+            "seqlens_Q and seqlens_KV are looked at, which a CUDA graph cannot hold; give "
+            "cumulative_seqlen_Q and _KV with max_seqlen_Q and _KV."
+        )
     sums = _packed_sums(
         query,
         key,
@@ -239,21 +246,36 @@ def natten_attention(
     )
     if sums is None:
         return front.attention(query, key, value, bool(is_causal), scale, return_lse=return_lse)
+    import torch
+
     most = [0, 0] if seqlens_Q is not None else [max_seqlen_Q, max_seqlen_KV]
-    if seqlens_Q is None and (_is_compiling() or _is_capturing(query)):
+    is_query = None
+    if is_capturing:
+        of_queries, of_keys = (s.diff() for s in sums)
+        # Tokens after the last sequence are in no row that a kernel writes.
+        is_query, is_key = (
+            (torch.arange(t.shape[1], device=t.device) < s[-1])[None, :, None, None]
+            for t, s in zip((query, key), sums)
+        )
+        query = query.where(is_query, 0)
+        key, value = key.where(is_key, 0), value.where(is_key, 0)
+    elif seqlens_Q is None and _is_compiling() and _is_on_host(query):
         of_queries, of_keys = (s.diff() for s in sums)
     else:
-        import torch
-
         lengths = _packed_lengths(query, key, sums)
         most = [max(given, *own) for given, own in zip(most, lengths)]
         of_queries, of_keys = (
             torch.tensor(own, dtype=torch.int32, device=query.device) for own in lengths
         )
-    return front.attention_varlen(
+    found = front.attention_varlen(
         query, key, value, of_keys, bool(is_causal), scale, query_lengths=of_queries,
-        max_length=most[1], max_query_length=most[0], return_lse=return_lse,
+        max_length=max(most[1], 1), max_query_length=max(most[0], 1), return_lse=return_lse,
     )  # fmt: skip
+    if is_query is None:
+        return found
+    if not return_lse:
+        return found.where(is_query, 0)
+    return found[0].where(is_query, 0), found[1].where(is_query[..., 0], -torch.inf)
 
 
 def natten_merge(
@@ -279,9 +301,22 @@ def _merge(front, outputs, lse_tensors):
     if hasattr(outputs[0], "requires_grad"):
         import torch
 
+        if outputs[0].device.type not in ("cpu", "cuda"):
+            return _composed_merge(outputs, lse_tensors)
         dtype = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
         lse_tensors = [lse.to(dtype) for lse in lse_tensors]
     return front.merge_attentions(list(outputs), list(lse_tensors))
+
+
+def _composed_merge(outputs, lse_tensors):
+    """Of PyTorch's operations, where the library is not."""
+    import torch
+
+    lses = torch.stack([lse.to(torch.promote_types(lse.dtype, torch.float32))
+                        for lse in lse_tensors])  # fmt: skip
+    weights = lses.softmax(0).unsqueeze(-1)
+    merged = sum(weight * output for weight, output in zip(weights, outputs))
+    return merged.to(outputs[0].dtype), lses.logsumexp(0)
 
 
 # NATTEN before 0.20: the two halves, heads first
