@@ -4,6 +4,7 @@
 // rounded. Rows by 8 threads each, in the order of memory.
 // What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
+#include "row_part.cuh"
 #include "tiles.cuh"
 
 namespace vecina::cuda {
@@ -64,10 +65,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-#pragma unroll
-  for (int distance = 1; distance < kThreadsOfRow; distance *= 2) {
-    dot += __shfl_xor_sync(0xffffffffu, dot, distance);
-  }
+  dot = sum_over_lanes<kThreadsOfRow>(dot);
   if (!row.exists || place_in_row() != 0) return;
   const float lse = real_at(params.lse, row);
   float grad_lse = 0.0f;
