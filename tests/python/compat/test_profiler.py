@@ -37,25 +37,21 @@ def test_table(capsys):
 def test_installed_names_and_a_problem():
     import vecina.compat
 
-    try:
-        vecina.compat.install("natten")
-        from natten.profiler import do_profile
-        from natten.profiling_utils import generate_problem, measure_natten_runtime
-        from natten.profiling_utils.formatting import Result
+    vecina.compat.install("natten")
+    from natten.profiler import do_profile
+    from natten.profiling_utils import generate_problem, measure_natten_runtime
+    from natten.profiling_utils.formatting import Result
 
-        problem = generate_problem(
-            2, 4, (6, 8), 8, (6, 8), (1, 1), (1, 1), torch.float32, None, heads_kv=2
-        )
-        assert problem.is_self_attn and not problem.has_additional_kv
-        assert problem.get_q_tensor_shape(True) == [2, 6, 8, 4, 8]
-        assert problem.get_k_tensor_shape(False, flatten=True) == [2, 2, 48, 8]
-        assert "heads_kv=2" in repr(problem)
-        (result,) = do_profile(problem, warmup_steps=0)
-        assert isinstance(result, Result) and result.kernel_type == "Attention"
-        assert measure_natten_runtime(problem, 1, disable_backward=False) > 0
-    finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "natten"]:
-            del sys.modules[name]
+    problem = generate_problem(
+        2, 4, (6, 8), 8, (6, 8), (1, 1), (1, 1), torch.float32, None, heads_kv=2
+    )
+    assert problem.is_self_attn and not problem.has_additional_kv
+    assert problem.get_q_tensor_shape(True) == [2, 6, 8, 4, 8]
+    assert problem.get_k_tensor_shape(False, flatten=True) == [2, 2, 48, 8]
+    assert "heads_kv=2" in repr(problem)
+    (result,) = do_profile(problem, warmup_steps=0)
+    assert isinstance(result, Result) and result.kernel_type == "Attention"
+    assert measure_natten_runtime(problem, 1, disable_backward=False) > 0
 
 
 def test_times_are_written_with_their_unit():
