@@ -10,6 +10,7 @@ _FUNCTIONS = (
     *(f"na{rank}d_{half}_forward" for rank in (1, 2, 3) for half in ("qk", "av")),
 )
 _choice = _port_backends.Choice("pure", "metal")
+get_backend, active_module = _choice.get_backend, _choice.active_module
 
 
 def register_backend(name: str, module) -> None:
@@ -17,7 +18,7 @@ def register_backend(name: str, module) -> None:
     for function in _FUNCTIONS:
         if not hasattr(module, function):
             raise ValueError(f"backend {name!r} has no function {function}.")
-    _choice.modules[name] = module
+    _choice.register_backend(name, module)
 
 
 def _is_available(name: str) -> bool:
@@ -31,13 +32,4 @@ def set_backend(name: str) -> None:
     """ValueError for an unknown name, NotImplementedError for one that is not available."""
     if not _is_available(name):
         raise NotImplementedError(f"backend {name!r} is not available here; use pure or auto.")
-    _choice.choose(name)
-
-
-def get_backend() -> str:
-    return _choice.name()
-
-
-def active_module():
-    """The registered module that is chosen; None: vecina."""
-    return _choice.module()
+    _choice.set_backend(name)

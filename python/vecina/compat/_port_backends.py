@@ -11,23 +11,32 @@ import os
 
 
 class Choice:
-    """Names of backends with their registered modules (None: vecina), and the chosen name."""
+    """Names of backends with their registered modules (None: vecina), and the chosen name.
+
+    The methods are a port's functions, by their names there.
+    """
 
     def __init__(self, *names: str):
         self.modules: dict = dict.fromkeys(names)
         named = os.environ.get("NATTEN_BACKEND", "auto")
         self.chosen = named if named in self.modules else "auto"
 
-    def choose(self, name: str) -> None:
+    def register_backend(self, name: str, module) -> None:
+        """Makes a module with na{1,2,3}d_forward what is called when name is chosen."""
+        self.modules[name] = module
+
+    def set_backend(self, name: str) -> None:
+        """ValueError for an unknown name."""
         if name != "auto" and name not in self.modules:
             raise ValueError(f"backend {name!r} is none of auto, {', '.join(self.modules)}.")
         self.chosen = name
 
-    def name(self) -> str:
+    def get_backend(self) -> str:
         return "pure" if self.chosen == "auto" else self.chosen
 
-    def module(self):
-        return self.modules.get(self.name())
+    def active_module(self):
+        """The registered module that is chosen; None: vecina."""
+        return self.modules.get(self.get_backend())
 
 
 def is_available() -> bool:
