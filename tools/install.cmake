@@ -23,6 +23,7 @@ endif()
 
 set(VECINA_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/vecina)
 install(FILES include/vecina/vecina.h include/vecina/vecina.hpp
+  include/vecina/problem.hpp include/vecina/tensor.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/vecina)
 foreach(target vecina vecina_static)
   install(TARGETS ${target} EXPORT ${target}_targets
