@@ -90,7 +90,7 @@ int print_manual(const CLI::App& root) {
       ".TP\n.B VECINA_NUM_THREADS\nThreads of the CPU backend.\n"
       ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels and tuned plans lie.\n"
       ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
-      ".TP\n.B VECINA_LOG\nplan, jit, ...: log lines on standard error.\n");
+      ".TP\n.B VECINA_LOG\nplan: on standard error, which backend takes a problem.\n");
   return 0;
 }
 

@@ -294,13 +294,13 @@ VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecin
  *                       "spill_bytes", "is_planned", "is_kept"}]}
  *   "tune clear"        forgets what was kept: {"folder", "removed"} */
 VECINA_API size_t vecina_info(vecina_context* context, const char* what, char* text, size_t size);
-/* Runs a plan on given arguments `repeats` times and writes JSON: time of each kernel, useful
- * FLOP/s, predicted time. */
+/* Runs a plan on given arguments `repeats` times and writes JSON: whose clock, best and median time
+ * of a run, their spread, useful FLOP/s. */
 VECINA_API size_t vecina_profile(const vecina_plan* plan, const void* args, int32_t repeats,
                                  char* text, size_t size);
 
-/* Severity 0 debug, 1 info, 2 warning. Default: VECINA_LOG=plan,jit,... writes to stderr, else
- * silence. */
+/* Severity 0 debug, 1 info, 2 warning. Default: VECINA_LOG=plan writes to stderr which backend
+ * takes a problem that is planned, else silence. */
 VECINA_API void vecina_set_log(void (*log)(void* user, int32_t severity, const char* line),
                                void* user);
 
