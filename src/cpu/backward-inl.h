@@ -522,28 +522,23 @@ class BackwardUnit {
   template <KeyLayout kLayout>
   void products(const Run& run, const T* columns, int size, int pitch, size_t from,
                 size_t to) const {
-    const int step = lane_axis().step;
-    const ptrdiff_t key_step =
-        kLayout == KeyLayout::shifted ? ptrdiff_t{packed_.columns()} * step : 1;
+    constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
+    LogitsArguments<T> arguments = {};
+    arguments.head_dim = size;
+    arguments.query_pitch = ptrdiff_t{kLanes} * pitch;
+    arguments.keys = columns;
+    arguments.key_offsets = kIsShifted ? packed_.key_offsets() + run.first_key : nullptr;
+    arguments.key_pitch = pitch;
+    arguments.key_step = kIsShifted ? ptrdiff_t{packed_.columns()} * lane_axis().step : 1;
+    arguments.rows = 1;
     for (int r = run.first, rows; r < run.last; r += rows) {
       rows = LogitsTable<kLayout, D>::take_rows(run.last - r);
-      for (int t = 0, take; t < run.count; t += take) {
-        take = LogitsTable<kLayout, D>::take(rows, run.count - t);
-        const T* keys[LogitsTable<kLayout, D>::kMaxColumns];
-        for (int i = 0; i < take; ++i) {
-          const int key = run.first_key + t + i;
-          keys[i] = kLayout == KeyLayout::shifted
-                        ? columns + ptrdiff_t{key % step} * packed_.columns() + key / step
-                        : columns + ptrdiff_t{t + i} * pitch;
-        }
-        T* products[LogitsTable<kLayout, D>::kMaxRows];
-        for (int i = 0; i < rows; ++i) {
-          products[i] = tile(to, r + i, plan_.weights_pitch) +
-                        ptrdiff_t{run.slots[static_cast<size_t>(r + i)] + t} * kLanes;
-        }
-        LogitsTable<kLayout, D>::of_rows(rows, take)(
-            size, tile(from, r, pitch), ptrdiff_t{kLanes} * pitch, keys, key_step, products);
+      arguments.queries = tile(from, r, pitch);
+      for (int i = 0; i < rows; ++i) {
+        arguments.weights[i] = tile(to, r + i, plan_.weights_pitch) +
+                               ptrdiff_t{run.slots[static_cast<size_t>(r + i)]} * kLanes;
       }
+      LogitsTable<kLayout, D>::run(rows, /*twins=*/1, run.count, arguments);
     }
   }
 

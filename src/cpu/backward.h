@@ -37,7 +37,7 @@ struct BackwardScratch {
   size_t bias = 0;       // tables of the heads of one key head
   size_t bias_sums = 0;  // for each of their entries a vector
   size_t zeros = 0, num_zeros = 0;
-  size_t tokens = 0;  // int64_t
+  size_t tokens = 0, key_offsets = 0;  // int64_t
   size_t total = 0;
 };
 

@@ -135,7 +135,9 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.products = take(2 * lanes * lanes + value_pitch);
   scratch.num_zeros = static_cast<size_t>(std::max(plan->key_pitch, plan->value_pitch));
   scratch.zeros = take(scratch.num_zeros);
-  scratch.tokens = take(most.row * (sizeof(int64_t) / static_cast<size_t>(element_bytes)));
+  const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
+  scratch.tokens = take(most.row * per_offset);
+  scratch.key_offsets = take(most.row * per_offset);  // a window is no longer than what it is in
   if (plan->bias.given) {
     // Vectors of lanes that are no queries reach out.
     scratch.bias = take(bias_entries(*plan) + 2 * lanes) + lanes;

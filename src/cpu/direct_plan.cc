@@ -22,6 +22,33 @@ bool fills_vectors(const Problem& problem, int lanes) {
   return problem.head_dim() % lanes == 0 && problem.head_dim_value() % lanes == 0;
 }
 
+// Of the queries that vectors along the innermost axis have room for, those that there are.
+double lane_share(const Axis& row, int lanes) {
+  int queries = 0, room = 0;
+  for (int residue = 0; residue < row.dilation; ++residue) {
+    const int count =
+        na_group_length(static_cast<int>(row.extent), static_cast<int>(row.dilation), residue);
+    queries += count;
+    room += round_up(count, lanes);
+  }
+  return static_cast<double>(queries) / room;
+}
+
+// True if queries in lanes were faster: neighbours whose windows overlap, of 5x5 keys and more, if
+// few lanes are empty, for heads that share keys sooner than for others. Those lose more to
+// additional tokens too.
+bool prefers_lanes(const Problem& problem, int lanes) {
+  const Axis& row = problem.axis(problem.rank() - 1);
+  if (row.stride > 1 || row.output_stride > 1) return false;
+  if (row.kernel_size > kMaxDirectLanes) return true;
+  int64_t keys = 1;
+  for (int a = 0; a < problem.rank(); ++a) keys *= problem.axis(a).kernel_size;
+  if (row.kernel_size < 5 || keys < 25) return false;
+  const bool shares_keys = problem.head_group() > 1;
+  if (problem.additional_tokens() > 0 && !shares_keys) return false;
+  return lane_share(row, lanes) >= (shares_keys ? 0.85 : 0.9375);
+}
+
 int window_rows(const ForwardPlan& plan) {
   int rows = 1;
   for (size_t a = 0; a + 1 < kRank; ++a) {
@@ -113,14 +140,15 @@ KeyRange direct_key_range(const AxisGroup& axis, int begin, int end) {
 
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
   if (kernel.direct_lanes == 0 || problem.has_bias() || problem.is_attention()) return false;
-  // Measured on Zen 3 with AVX2: windows of 9 to 13 keys in a row, if no stride makes neighbours
-  // share them, of 63 and of a whole row were faster with queries in lanes. In one dimension
-  // copying rows first costs more than it gains, unless they are converted anyway.
+  // Measured on Zen 3 with AVX2: windows of 63 keys in a row and of a whole row were faster with
+  // queries in lanes, and with several axes others too (prefers_lanes). In one dimension copying
+  // rows first costs more than it gains, unless they are converted anyway.
   const Axis& row = problem.axis(problem.rank() - 1);
-  const bool has_neighbours = row.stride == 1 && row.output_stride == 1;
-  const int most = problem.rank() > 1 && has_neighbours ? kMaxDirectLanes : 2 * kernel.direct_lanes;
-  if (row.kernel_size > most || row.kernel_size * row.dilation >= row.extent) return false;
+  if (row.kernel_size > 2 * kernel.direct_lanes || row.kernel_size * row.dilation >= row.extent) {
+    return false;
+  }
   if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes)) return false;
+  if (problem.rank() > 1 && prefers_lanes(problem, kernel.lanes)) return false;
   int64_t rows = 1;
   for (int a = 0; a + 1 < problem.rank(); ++a) rows *= problem.axis(a).kernel_size;
   return rows * round_up<int64_t>(row.kernel_size, kernel.direct_lanes) <= kMaxDirectSlots;

@@ -39,6 +39,7 @@ class ForwardUnit {
     const auto num_boxes = static_cast<int64_t>(plan.boxes.size());
     const int64_t head_index = unit / num_boxes;
     box_ = plan.boxes[static_cast<size_t>(unit % num_boxes)];
+    ring_ = plan.rings[static_cast<size_t>(unit % num_boxes)];
     const int64_t batch = head_index / plan.heads_kv;
     const int64_t head_kv = head_index % plan.heads_kv;
     for (size_t a = 0; a < kRank; ++a) {
@@ -60,24 +61,25 @@ class ForwardUnit {
     output_ = at<Element>(pointers.output, plan.output, batch, head);
     lse_ = at<LseType>(pointers.lse, plan.lse, batch, head);
     if (layout_ == KeyLayout::shifted) {
-      key_runs_ = key_runs(lane_axis(), ranges_[2]);
-      key_row_ = ptrdiff_t{key_runs_.pitch} * plan.head_dim;
+      key_runs_ = key_runs(lane_axis(), ranges_[2], plan.lanes);
+      key_row_ = std::max(key_runs_.strips, 1) * ptrdiff_t{key_runs_.pitch} * plan.head_dim;
     } else {
       key_row_ = ptrdiff_t{ranges_[2].size()} * plan.key_pitch;
     }
   }
 
   void run() {
-    pack();
-    const int tile_rows = twins() == 1 ? kMaxRows : kTileVectors / twins();
-    for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) {
-      for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
-        const int rows = (box_.end[1] - box_.begin[1]) * rows_of_query();
-        Place place = {x, z, box_.begin[1], 0, 0};
-        for (int row = 0; row < rows; row += tile_rows) {
-          run_tile(std::min(tile_rows, rows - row), &place);
-        }
-      }
+    prepare();
+    const auto axis = static_cast<size_t>(ring_.axis);
+    int packed = ranges_[axis].begin;
+    for (int first = box_.begin[axis]; first < box_.end[axis]; first += ring_.band) {
+      Box band = box_;
+      band.begin[axis] = first;
+      band.end[axis] = std::min(first + ring_.band, box_.end[axis]);
+      const int end = key_range(*axes_[axis], first, band.end[axis]).end;
+      packed = std::max(packed, key_range(*axes_[axis], first, band.end[axis]).begin);
+      for (; packed < end; ++packed) pack_rows(packed);
+      for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) run_column(x, band);
     }
   }
 
@@ -90,7 +92,12 @@ class ForwardUnit {
   // Queries whose values are summed up together: 2 vectors of sums each hide the latency of the
   // multiply-add, if there are registers for them.
   static constexpr int kManyQueries = HWY_TARGET == HWY_AVX3 ? 8 : 4;
-  static constexpr int kMaxRows = 6;
+  // With 16 registers and FMA two queries, four vectors each, take fewer loads, if they have so few
+  // keys that their values stay in L1.
+  static constexpr bool kHasPairs = HWY_TARGET == HWY_AVX2;
+  static constexpr int kFewKeys = 96;
+  static constexpr int kMaxRows = kTileRows;
+  static constexpr int kLogitsRows = LogitsTable<KeyLayout::shifted, D>::kMaxRows;
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {
@@ -135,23 +142,40 @@ class ForwardUnit {
   int twins() const { return lane_axis().twins; }
   // Row of packed keys and values that holds the given outer positions.
   ptrdiff_t packed_row(int z, int y) const {
-    return ptrdiff_t{z - ranges_[0].begin} * ranges_[1].size() + (y - ranges_[1].begin);
+    z -= ranges_[0].begin;
+    y -= ranges_[1].begin;
+    return ring_.axis == 0 ? ptrdiff_t{z % ring_.rows} * ranges_[1].size() + y
+                           : ptrdiff_t{z} * ring_.rows + y % ring_.rows;
+  }
+  // How many of the rows of keys from y on are packed one after the other.
+  int rows_together(int y) const {
+    return ring_.axis == 0 ? ranges_[1].end - y : ring_.rows - (y - ranges_[1].begin) % ring_.rows;
   }
 
   int64_t token_offset(const Strides& strides, int64_t z, int64_t y) const {
     return z * strides.token[0] + y * strides.token[1];
   }
 
-  void pack() {
+  // The rows of queries of a box at x.
+  void run_column(int x, const Box& box) {
+    const int tile_rows = twins() == 1 ? kMaxRows : kTileVectors / twins();
+    const int rows = (box.end[1] - box.begin[1]) * rows_of_query();
+    for (int z = box.begin[0]; z < box.end[0]; ++z) {
+      Place place = {x, z, box.begin[1], 0, 0};
+      for (int row = 0; row < rows; row += tile_rows) {
+        run_tile(std::min(tile_rows, rows - row), &place);
+      }
+    }
+  }
+
+  // What all rows of keys need, and additional tokens.
+  void prepare() {
     zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
     std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
     find_keys();
     if (plan_.bias.given) {
       pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
                 scratch_ + plan_.scratch.bias);
-    }
-    for (int z = ranges_[0].begin; z < ranges_[0].end; ++z) {
-      for (int y = ranges_[1].begin; y < ranges_[1].end; ++y) pack_row(z, y);
     }
     T* keys = scratch_ + plan_.scratch.additional_keys;
     T* values = scratch_ + plan_.scratch.additional_values;
@@ -165,26 +189,39 @@ class ForwardUnit {
     }
   }
 
-  // The row of a tensor that stands at position p of the packed rows; zeros where none does.
-  // `row` is that of position 0.
+  // All rows of keys at that position of the ring's axis.
+  void pack_rows(int at) {
+    const KeyRange& others = ranges_[static_cast<size_t>(1 - ring_.axis)];
+    for (int other = others.begin; other < others.end; ++other) {
+      ring_.axis == 0 ? pack_row(at, other) : pack_row(other, at);
+    }
+  }
+
+  // What stands at position p of the packed rows; zeros where nothing does. `row` is position 0.
   const Element* row_at(const Element* row, ptrdiff_t position_stride, int p) const {
-    const int key = packed_key(lane_axis(), p);
+    const int key = positions_[p - ranges_[2].begin];
     return key < 0 ? zeros_ : row + key * position_stride;
+  }
+  // What will be packed soon. `row` is position 0.
+  void prefetch_token(const Element* row, ptrdiff_t position_stride, int p, int size) const {
+    if (p < ranges_[2].end) prefetch(row_at(row, position_stride, p), size);
   }
   ptrdiff_t position_stride(const Strides& strides) const {
     return strides.token[2] * lane_axis().token_step;
   }
 
-  // Where each key of a window lies in a packed row.
+  // Which key stands at each position of a packed row, and where each key of a window lies in it.
   void find_keys() {
+    auto* positions = reinterpret_cast<int*>(scratch_ + plan_.scratch.positions);
+    const int extent = lane_axis().window.extent;
+    for (int p = ranges_[2].begin; p < ranges_[2].end; ++p) {
+      positions[p - ranges_[2].begin] = p >= 0 && p < extent ? p : packed_key(lane_axis(), p);
+    }
+    positions_ = positions;
     if (layout_ == KeyLayout::shared) return;
     key_offsets_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.key_offsets);
-    const int num_keys = lane_axis().window.kernel_size + twins() - 1;
-    for (int j = 0, column = 0; j < num_keys; ++column) {
-      for (int run = 0; run < key_runs_.num_runs && j < num_keys; ++run, ++j) {
-        key_offsets_[j] = int64_t{run} * key_runs_.columns + column;
-      }
-    }
+    find_key_offsets(lane_axis().window.kernel_size + twins() - 1, key_runs_.num_runs,
+                     key_runs_.columns, key_offsets_);
   }
 
   // True if all windows of the row of queries at x lie within the axis as they are.
@@ -233,45 +270,69 @@ class ForwardUnit {
   // Rows [begin, end) of a packed row of values.
   void copy_values(const Element* value, int begin, int end, T* to) {
     const ptrdiff_t stride = position_stride(plan_.value);
-    for (int i = begin; i < end; ++i) {
-      copy_row(D(), row_at(value, stride, ranges_[2].begin + i),
-               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
-               to + ptrdiff_t{i} * plan_.value_pitch);
+    const auto size = static_cast<size_t>(plan_.head_dim_value);
+    const auto pitch = static_cast<size_t>(plan_.value_pitch);
+    to += begin * static_cast<ptrdiff_t>(pitch);
+    for (int p = ranges_[2].begin + begin; p < ranges_[2].begin + end; ++p, to += pitch) {
+      prefetch_token(value, stride, p + kMaxLanes, plan_.head_dim_value);
+      copy_row(D(), row_at(value, stride, p), size, pitch, to);
     }
   }
 
   void pack_transposed(const Element* key, T* keys) {
-    const int runs = key_runs_.num_runs, count = ranges_[2].size();
+    if (key_runs_.strips == 0) {
+      return pack_strip(key, ranges_[2].begin, ranges_[2].size(), keys);
+    }
+    const int step = lane_axis().step, queries = kMaxLanes * twins();
+    const int count = step * (queries - 1) + lane_axis().window.kernel_size;
+    for (int strip = 0; strip < key_runs_.strips; ++strip) {
+      pack_strip(key, ranges_[2].begin + strip * step * queries, count, keys);
+      keys += ptrdiff_t{key_runs_.pitch} * plan_.head_dim;
+    }
+  }
+
+  // `count` positions from `first` on.
+  void pack_strip(const Element* key, int first, int count, T* keys) {
+    const int runs = key_runs_.num_runs;
     const hn::CappedTag<T, 4> few;
     constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
     for (int run = 0; run < runs; ++run) {
       const int columns = (count - run + runs - 1) / runs;
+      T* to = keys + ptrdiff_t{run} * key_runs_.columns;
       int column = 0;
       for (; columns - column > kMaxLanes / 2; column += kMaxLanes) {
         // The last vector may overlap the one before: it must not reach into the next run.
-        pack_columns(D(), key, run, std::min(column, key_runs_.columns - kMaxLanes), keys);
+        const int here = std::min(column, key_runs_.columns - kMaxLanes);
+        const int next = first + (here + kMaxLanes) * runs + run;
+        for (int lane = 0; lane < kMaxLanes; ++lane) {
+          prefetch_token(key, position_stride(plan_.key), next + lane * runs, plan_.head_dim);
+        }
+        pack_columns(D(), key, first + here * runs + run, to + here);
       }
-      for (; column < columns; column += kFew) pack_columns(few, key, run, column, keys);
+      for (; column < columns; column += kFew) {
+        pack_columns(few, key, first + column * runs + run, to + column);
+      }
     }
   }
 
+  // A vector of positions from `first` on.
   template <class Tag>
-  void pack_columns(Tag tag, const Element* key, int run, int column, T* keys) {
+  void pack_columns(Tag tag, const Element* key, int first, T* to) {
     constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
     const ptrdiff_t stride = position_stride(plan_.key);
-    const int runs = key_runs_.num_runs;
-    const int first = ranges_[2].begin + column * runs + run, last = first + (kColumns - 1) * runs;
+    const int runs = key_runs_.num_runs, last = first + (kColumns - 1) * runs;
     const auto transpose = [&](const auto& rows) {
       transpose_rows(tag, rows, static_cast<size_t>(plan_.head_dim),
-                     static_cast<size_t>(key_runs_.pitch), T{1},
-                     keys + ptrdiff_t{run} * key_runs_.columns + column);
+                     static_cast<size_t>(key_runs_.pitch), T{1}, to);
     };
     if (first >= 0 && last < lane_axis().window.extent) {
       transpose(RegularRows<Element>(key + first * stride, runs * stride));
     } else {
       std::array<const Element*, kColumns> rows;
       for (int lane = 0; lane < kColumns; ++lane) {
-        rows[static_cast<size_t>(lane)] = row_at(key, stride, first + lane * runs);
+        // The last vector of a row may reach beyond it.
+        const int p = std::min(first + lane * runs, ranges_[2].end - 1);
+        rows[static_cast<size_t>(lane)] = row_at(key, stride, p);
       }
       transpose(ScatteredRows<Element>{rows.data()});
     }
@@ -285,65 +346,62 @@ class ForwardUnit {
       set_up_row(*place, r, &rows[static_cast<size_t>(r)]);
     }
     const int position_z = axes_[0]->position(z);
+    const int begin_z = axes_[0]->begin(position_z), end_z = axes_[0]->end(position_z);
     const int num_keys = visible_keys(rows, num_rows);
-    for (int key_z = axes_[0]->begin(position_z); key_z < axes_[0]->end(position_z); ++key_z) {
-      for (int key_y = rows[0].key_begin; key_y < rows[static_cast<size_t>(num_rows - 1)].key_end;
-           ++key_y) {
-        // Windows only move forward from row to row: those that hold key_y follow each other.
-        int first = 0, last = num_rows;
-        while (key_y >= rows[static_cast<size_t>(first)].key_end) ++first;
-        while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
-        if (first >= last) continue;  // between the windows of a downsampled axis
-        for (int j = 0; j < num_keys; j += plan_.max_slots) {
-          window_keys(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), &rows, num_rows,
-                      first, last);
-        }
+    for (int first = 0; first < num_rows; first += kLogitsRows) {
+      const int last = std::min(first + kLogitsRows, num_rows);
+      for (int key_z = begin_z; key_z < end_z; ++key_z) {
+        add_plane(x, key_z, num_keys, &rows, num_rows, first, last);
       }
     }
-    for (int64_t j = 0; j < plan_.additional_tokens; j += plan_.max_slots) {
-      const auto count =
-          static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
-      const T* keys = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
-      const T* values = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch;
-      add_keys<KeyLayout::shared>(keys,
-                                  {.values = values,
-                                   .pitch = plan_.value_pitch,
-                                   .slot = 0,
-                                   .count = count,
-                                   .first_key = 0,
-                                   .is_shared = true,
-                                   .is_window = false},
-                                  &rows, num_rows, 0, num_rows);
+    add_additional(&rows, num_rows);
+    flush(/*is_last=*/true, &rows, num_rows);
+  }
+
+  // Where the first query of a row lies in each tensor.
+  const Element* query_at(const Place& place, int phase) const {
+    return query_ + place.head * plan_.query.head +
+           token_offset(plan_.query, axes_[0]->query_token(place.z, 0),
+                        axes_[1]->query_token(place.k, 0)) +
+           lane_axis().query_token(place.x, phase) * plan_.query.token[2];
+  }
+  ptrdiff_t output_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, axes_[0]->output_token(place.z, 0),
+                        axes_[1]->output_token(place.k, 0)) +
+           lane_axis().output_token(place.x, place.phase) * strides.token[2];
+  }
+  ptrdiff_t query_stride() const {
+    return plan_.query.token[2] * lane_axis().token_step * lane_axis().step;
+  }
+  ptrdiff_t output_stride() const { return plan_.output.token[2] * lane_axis().output_step; }
+
+  // The queries that the row at `place` has: the others of its vectors are not on the axis.
+  int num_queries(const Place& place) const {
+    const AxisGroup& axis = lane_axis();
+    int count = std::min(kMaxLanes * twins(), box_.end[2] - place.x);
+    while (count > 0 && axis.position(place.x + count - 1) + place.phase >= axis.query_extent) {
+      --count;
     }
-    for (int r = 0; r < num_rows; ++r) flush(&rows[static_cast<size_t>(r)], /*is_last=*/true);
+    return count;
   }
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
     const AxisGroup& middle = *axes_[1];
-    const int x = place.x, z = place.z, k = place.k, phase = place.phase, head = place.head;
-    row->head = head;
+    const int x = place.x, phase = place.phase;
+    row->head = place.head;
     if (plan_.bias.given) row->bias = {axis, x, phase};
-    row->position_z = axes_[0]->position(z);
-    row->position_y = middle.position(k);
-    row->key_begin = middle.begin(middle.position(k));
-    row->key_end = middle.end(middle.position(k));
-    row->num_queries = std::min(kMaxLanes * twins(), box_.end[2] - x);
-    while (row->num_queries > 0 &&
-           axis.position(x + row->num_queries - 1) + phase >= axis.query_extent) {
-      --row->num_queries;
-    }
-    const Element* query =
-        query_ + head * plan_.query.head +
-        token_offset(plan_.query, axes_[0]->query_token(z, 0), middle.query_token(k, 0)) +
-        axis.query_token(x, row->num_queries > 0 ? phase : 0) * plan_.query.token[2];
-    const auto offset = [&](const Strides& strides) {
-      return head * strides.head +
-             token_offset(strides, axes_[0]->output_token(z, 0), middle.output_token(k, 0)) +
-             axis.output_token(x, phase) * strides.token[2];
-    };
-    row->output = output_ + offset(plan_.output);
-    row->lse = lse_ + offset(plan_.lse);
+    row->position_z = axes_[0]->position(place.z);
+    row->position_y = middle.position(place.k);
+    row->key_begin = middle.begin(row->position_y);
+    row->key_end =
+        middle.window.is_causal ? row->position_y + 1 : row->key_begin + middle.window.kernel_size;
+    row->num_queries = num_queries(place);
+    row->output = output_ + output_offset(plan_.output, place);
+    row->lse = lse_ + output_offset(plan_.lse, place);
+    const Element* query = query_at(place, row->num_queries > 0 ? phase : 0);
+    prefetch_queries_after(place);
     if (axis.window.is_causal) {
       for (int i = 0; i < kMaxLanes * twins(); ++i) {
         row->views[static_cast<size_t>(i)] = causal_view(axis.position(x + i) + phase);
@@ -355,7 +413,6 @@ class ForwardUnit {
     row->weights = scratch_ + plan_.scratch.weights + vector * plan_.weights_pitch;
     row->sums = scratch_ + plan_.scratch.sums + vector * kMaxLanes * plan_.value_pitch;
 
-    const ptrdiff_t query_stride = plan_.query.token[2] * axis.token_step * axis.step;
     const int last = std::max(row->num_queries - 1, 0);
     for (int t = 0; t < twins(); ++t) {
       row->states[static_cast<size_t>(t)] = empty_softmax(D());
@@ -365,15 +422,25 @@ class ForwardUnit {
                        static_cast<T>(plan_.scale * kLog2E), tile_queries(r, t));
       };
       if (row->num_queries == kMaxLanes * twins()) {
-        transpose(RegularRows<Element>(query + t * query_stride, twins() * query_stride));
+        transpose(RegularRows<Element>(query + t * query_stride(), twins() * query_stride()));
       } else {
         std::array<const Element*, kMaxLanes> queries;
         for (int lane = 0; lane < kMaxLanes; ++lane) {
           queries[static_cast<size_t>(lane)] =
-              query + std::min(lane * twins() + t, last) * query_stride;
+              query + std::min(lane * twins() + t, last) * query_stride();
         }
         transpose(ScatteredRows<Element>{queries.data()});
       }
+    }
+  }
+
+  // The queries of the row after `place`.
+  void prefetch_queries_after(Place place) const {
+    advance(&place);
+    if (place.k >= box_.end[1]) return;
+    const Element* query = query_at(place, place.phase);
+    for (int i = num_queries(place) - 1; i >= 0; --i) {
+      prefetch(query + i * query_stride(), plan_.head_dim);
     }
   }
 
@@ -427,121 +494,229 @@ class ForwardUnit {
     return {scratch_ + plan_.scratch.values + row * plan_.value_pitch, plan_.value_pitch};
   }
 
-  // Keys [j, j + count) of the window in one row of keys, for rows [first, last) of the tile.
-  void window_keys(int x, int key_z, int key_y, int j, int count, Rows* rows, int num_rows,
-                   int first, int last) {
-    const T* keys = scratch_ + plan_.scratch.keys + packed_row(key_z, key_y) * key_row_;
-    const ValueRows values = window_values(x, key_z, key_y);
-    const KeyRun<T> run = {.values = values.first + j * values.pitch,
-                           .pitch = values.pitch,
-                           .slot = 0,
-                           .count = count,
-                           .first_key = j,
-                           .is_shared = layout_ == KeyLayout::shared,
-                           .is_window = true};
-    if (layout_ == KeyLayout::shifted) {
-      add_keys<KeyLayout::shifted>(keys + ((x - box_.begin[2]) / twins()), run, rows, num_rows,
-                                   first, last);
-    } else {
-      add_keys<KeyLayout::shared>(keys + ptrdiff_t{j} * plan_.key_pitch, run, rows, num_rows, first,
-                                  last);
-    }
-    if (!plan_.bias.given) return;  // else to the logits of the run that was added last
-    for (int r = first; r < last; ++r) {
-      const Row& row = (*rows)[static_cast<size_t>(r)];
-      const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
-                       bias_entry(plan_.bias, key_z - row.position_z, key_y - row.position_y);
-      for (int t = 0; t < twins(); ++t) {
-        row.bias.add(
-            table, j, count, t,
-            row.weights + t * plan_.weights_pitch + ptrdiff_t{row.slots - count} * kMaxLanes);
+  // The keys at key_z that rows [first, last) of the tile see, in parts that they have room for.
+  void add_plane(int x, int key_z, int num_keys, Rows* rows, int num_rows, int first, int last) {
+    const int begin = (*rows)[static_cast<size_t>(first)].key_begin;
+    const int end = (*rows)[static_cast<size_t>(last - 1)].key_end;
+    for (int y = begin, next; y < end; y = next) {
+      int used = 0, needed = 0;
+      for (int r = first; r < last; ++r) {
+        const Row& row = (*rows)[static_cast<size_t>(r)];
+        const int keys = std::max(0, row.key_end - std::max(y, row.key_begin)) * num_keys;
+        used = std::max(used, row.slots);
+        needed = std::max(needed, row.slots + keys);
       }
-    }
-  }
-
-  // Logits of a run of keys for rows [first, last), flushing all rows before if one has no room.
-  template <KeyLayout kLayout>
-  void add_keys(const T* keys, const KeyRun<T>& run, Rows* rows, int num_rows, int first,
-                int last) {
-    for (int r = first; r < last; ++r) {
-      if ((*rows)[static_cast<size_t>(r)].slots + run.count <= plan_.max_slots) continue;
-      for (int all = 0; all < num_rows; ++all) {
-        flush(&(*rows)[static_cast<size_t>(all)], /*is_last=*/false);
+      next = end;
+      if (needed > plan_.max_slots) {
+        if (used > 0) flush(/*is_last=*/false, rows, num_rows);
+        next = std::clamp(y + plan_.max_slots / std::max(num_keys, 1), y + 1, end);
       }
-      break;
-    }
-    for (int r = first, taken; r < last; r += taken) {
-      taken = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(last - r);
-      row_logits<kLayout>(keys, run, *rows, r, taken);
-    }
-    const auto [values, pitch, slot, count, first_key, is_shared, is_window] = run;
-    for (int r = first; r < last; ++r) {
-      Row& row = (*rows)[static_cast<size_t>(r)];
-      // Field by field: copying what was just written in parts as a whole would wait for it.
-      row.runs[static_cast<size_t>(row.num_runs++)] = {.values = values,
-                                                       .pitch = pitch,
-                                                       .slot = row.slots,
-                                                       .count = count,
-                                                       .first_key = first_key,
-                                                       .is_shared = is_shared,
-                                                       .is_window = is_window};
-      row.slots += count;
-      if (is_window) row.num_window_runs = row.num_runs;
-    }
-  }
-
-  template <KeyLayout kLayout>
-  void row_logits(const T* keys, const KeyRun<T>& run, const Rows& rows, int first, int count) {
-    constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
-    const ptrdiff_t key_step = kIsShifted ? key_runs_.pitch : 1;
-    const int vectors = count * twins();
-    for (int t = 0, take; t < run.count; t += take) {
-      take = LogitsTable<kLayout, D>::take(vectors, run.count - t);
-      const T* key[LogitsTable<kLayout, D>::kMaxColumns];
-      for (int i = 0; i < (kIsShifted ? take + twins() - 1 : take); ++i) {
-        key[i] = kIsShifted ? keys + key_offsets_[run.first_key + t + i]
-                            : keys + ptrdiff_t{t + i} * plan_.key_pitch;
-      }
-      T* weights[4];
-      for (int v = 0; v < vectors; ++v) {
-        // Of a row with twins, or of a row each.
-        const Row& row = rows[static_cast<size_t>(twins() > 1 ? first : first + v)];
-        weights[v] = row.weights + (twins() > 1 ? v * ptrdiff_t{plan_.weights_pitch} : 0) +
-                     ptrdiff_t{row.slots + t} * kMaxLanes;
-      }
-      const auto logits = twins() > 1 ? LogitsTable<kLayout, D>::of_twins(take)
-                                      : LogitsTable<kLayout, D>::of_rows(count, take);
-      logits(plan_.head_dim, tile_queries(first, 0), plan_.queries_pitch, key, key_step, weights);
-    }
-  }
-
-  // Softmax and values of the keys that a row holds; the last time also output and lse.
-  void flush(Row* row, bool is_last) {
-    if (row->slots == 0 && !is_last) return;
-    const D d;
-    for (int t = 0; t < twins(); ++t) {
-      T* weights = row->weights + t * plan_.weights_pitch;
-      if (row->is_masked) {
-        for (int i = 0; i < row->num_runs; ++i) {
-          const KeyRun<T>& run = row->runs[static_cast<size_t>(i)];
-          if (run.is_window) {
-            hide(d, run, row->views.data() + t, static_cast<size_t>(twins()), weights);
-          }
+      for (int j = 0; j < num_keys; j += plan_.max_slots) {
+        if (j > 0) flush(/*is_last=*/false, rows, num_rows);
+        const KeyBlock block = {x, key_z, y, next, j, std::min(plan_.max_slots, num_keys - j)};
+        if (layout_ == KeyLayout::shifted) {
+          add_block<KeyLayout::shifted>(block, rows, first, last);
+        } else {
+          add_block<KeyLayout::shared>(block, rows, first, last);
         }
       }
-      SoftmaxState<D>& state = row->states[static_cast<size_t>(t)];
-      const auto shrink = softmax(d, static_cast<size_t>(row->slots), weights, &state);
-      hn::Store(shrink, d, weights + shrink_offset<D>());
-      if (is_last) {
-        const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),
-                                                hn::Div(hn::Set(d, T{1}), state.sum));
-        hn::Store(inverse, d, weights + inverse_offset<D>());
-        if (plan_.has_lse) write_lse(*row, t);
+    }
+  }
+
+  // Keys [j, j + count) of the windows of the queries at x, in the rows [begin, end) of keys at z.
+  struct KeyBlock {
+    int x, z, begin, end, j, count;
+  };
+
+  // Takes the keys of a block into those of the rows [first, last) of the tile that see them.
+  template <KeyLayout kLayout>
+  void add_block(const KeyBlock& block, Rows* rows, int first, int last) {
+    LogitsArguments<T> arguments = logits_arguments<kLayout>(block.j, block.count);
+    const ptrdiff_t queries = column_offset<kLayout>(block.x, block.j);
+    for (int y = block.begin, next; y < block.end; y = next) {
+      // Windows only move forward from row to row: those that hold y follow each other.
+      int begin = first, end = last;
+      while (y >= (*rows)[static_cast<size_t>(begin)].key_end) ++begin;
+      while (y < (*rows)[static_cast<size_t>(end - 1)].key_begin) --end;
+      // Up to `next` they hold the same rows of keys; none between windows of a downsampled axis.
+      next = std::min(block.end, y + rows_together(y));
+      if (end < last) next = std::min(next, (*rows)[static_cast<size_t>(end)].key_begin);
+      if (begin >= end) continue;
+      next = std::min(next, (*rows)[static_cast<size_t>(begin)].key_end);
+      arguments.keys = scratch_ + plan_.scratch.keys + packed_row(block.z, y) * key_row_ + queries;
+      arguments.rows = next - y;
+      for (int r = begin, taken; r < end; r += taken) {
+        taken = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(end - r);
+        for (int i = 0; i < taken; ++i) {
+          const Row& row = (*rows)[static_cast<size_t>(r + i)];
+          const int slot = row.slots + (y - std::max(block.begin, row.key_begin)) * block.count;
+          arguments.weights[i] = row.weights + ptrdiff_t{slot} * kMaxLanes;
+        }
+        compute_logits<kLayout>(r, taken, block.count, &arguments);
       }
     }
-    weigh_queries(*row, is_last);
-    row->has_sums = true;
-    row->slots = row->num_runs = row->num_window_runs = 0;
+    for (int r = first; r < last; ++r) add_runs(block, &(*rows)[static_cast<size_t>(r)]);
+  }
+
+  // The runs of a block's keys that a row sees, and their bias.
+  void add_runs(const KeyBlock& block, Row* row) {
+    const int begin = std::max(block.begin, row->key_begin);
+    const int end = std::min(block.end, row->key_end);
+    for (int y = begin, next; y < end; y = next) {
+      next = std::min(end, y + rows_together(y));
+      const ValueRows values = window_values(block.x, block.z, y);
+      // Field by field: copying what was just written in parts as a whole would wait for it.
+      row->runs[static_cast<size_t>(row->num_runs++)] = {
+          .values = values.first + block.j * values.pitch,
+          .pitch = values.pitch,
+          .row_step = ranges_[2].size() * values.pitch,
+          .slot = row->slots,
+          .rows = next - y,
+          .count = block.count,
+          .first_key = block.j,
+          .is_shared = layout_ == KeyLayout::shared,
+          .is_window = true};
+      if (plan_.bias.given) add_bias(block, y, next, *row);
+      row->slots += (next - y) * block.count;
+    }
+    row->num_window_runs = row->num_runs;
+  }
+
+  // To the logits of the rows [begin, end) of keys, which begin at row.slots.
+  void add_bias(const KeyBlock& block, int begin, int end, const Row& row) const {
+    for (int y = begin; y < end; ++y) {
+      const T* table = scratch_ + plan_.scratch.bias + ptrdiff_t{row.head} * plan_.bias.size() +
+                       bias_entry(plan_.bias, block.z - row.position_z, y - row.position_y);
+      const ptrdiff_t slot = row.slots + (y - begin) * block.count;
+      for (int t = 0; t < twins(); ++t) {
+        row.bias.add(table, block.j, block.count, t,
+                     row.weights + t * plan_.weights_pitch + slot * kMaxLanes);
+      }
+    }
+  }
+
+  // Additional tokens, which all rows see.
+  void add_additional(Rows* rows, int num_rows) {
+    for (int64_t j = 0; j < plan_.additional_tokens; j += plan_.max_slots) {
+      const auto count =
+          static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
+      for (int r = 0; r < num_rows; ++r) {
+        if ((*rows)[static_cast<size_t>(r)].slots + count <= plan_.max_slots) continue;
+        flush(/*is_last=*/false, rows, num_rows);
+        break;
+      }
+      LogitsArguments<T> arguments = logits_arguments<KeyLayout::shared>(0, count);
+      arguments.keys = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
+      arguments.rows = 1;
+      for (int r = 0, taken; r < num_rows; r += taken) {
+        taken = twins() > 1 ? 1 : LogitsTable<KeyLayout::shared, D>::take_rows(num_rows - r);
+        for (int i = 0; i < taken; ++i) {
+          const Row& row = (*rows)[static_cast<size_t>(r + i)];
+          arguments.weights[i] = row.weights + ptrdiff_t{row.slots} * kMaxLanes;
+        }
+        compute_logits<KeyLayout::shared>(r, taken, count, &arguments);
+      }
+      for (int r = 0; r < num_rows; ++r) {
+        Row& row = (*rows)[static_cast<size_t>(r)];
+        row.runs[static_cast<size_t>(row.num_runs++)] = {
+            .values = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch,
+            .pitch = plan_.value_pitch,
+            .row_step = 0,
+            .slot = row.slots,
+            .rows = 1,
+            .count = count,
+            .first_key = 0,
+            .is_shared = true,
+            .is_window = false};
+        row.slots += count;
+      }
+    }
+  }
+
+  // What all calls for `count` keys of each row from key j on have in common.
+  template <KeyLayout kLayout>
+  LogitsArguments<T> logits_arguments(int j, int count) const {
+    constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
+    LogitsArguments<T> arguments;
+    arguments.head_dim = plan_.head_dim;
+    arguments.query_pitch = plan_.queries_pitch;
+    arguments.key_offsets = kIsShifted ? key_offsets_ + j : nullptr;
+    arguments.key_pitch = plan_.key_pitch;
+    arguments.key_step = kIsShifted ? key_runs_.pitch : 1;
+    arguments.key_row = key_row_;
+    arguments.weight_row = ptrdiff_t{count} * kMaxLanes;
+    return arguments;
+  }
+
+  // Where the keys from j on of the queries at x lie in a packed row.
+  template <KeyLayout kLayout>
+  ptrdiff_t column_offset(int x, int j) const {
+    if (kLayout == KeyLayout::shared) return ptrdiff_t{j} * plan_.key_pitch;
+    const int queries = (x - box_.begin[2]) / twins();
+    return key_runs_.strips == 0
+               ? queries
+               : ptrdiff_t{queries / kMaxLanes} * key_runs_.pitch * plan_.head_dim;
+  }
+
+  // Of rows [r, r + count) of the tile, whose first vector's weights are given.
+  template <KeyLayout kLayout>
+  void compute_logits(int r, int count, int keys, LogitsArguments<T>* arguments) const {
+    arguments->queries = tile_queries(r, 0);
+    for (int t = 1; t < twins(); ++t) {
+      arguments->weights[t] = arguments->weights[0] + t * ptrdiff_t{plan_.weights_pitch};
+    }
+    LogitsTable<kLayout, D>::run(count, twins(), keys, *arguments);
+  }
+
+  // Softmax and values of the keys that the rows hold; the last time also output and lse. Each step
+  // is done for all rows before the next: they wait less that way.
+  void flush(bool is_last, Rows* rows, int num_rows) {
+    const D d;
+    std::array<hn::Vec<D>, kMaxRows * kMaxTwins> before;
+    for (int r = 0; r < num_rows; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      if (row.is_masked) hide_keys(row);
+      for (int t = 0; t < twins(); ++t) {
+        SoftmaxState<D>& state = row.states[static_cast<size_t>(t)];
+        before[static_cast<size_t>(r * kMaxTwins + t)] = state.max;
+        state.max = largest_logit(d, static_cast<size_t>(row.slots),
+                                  row.weights + t * plan_.weights_pitch, state.max);
+      }
+    }
+    for (int r = 0; r < num_rows; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      for (int t = 0; t < twins(); ++t) {
+        T* weights = row.weights + t * plan_.weights_pitch;
+        SoftmaxState<D>& state = row.states[static_cast<size_t>(t)];
+        const auto shrink =
+            softmax(d, static_cast<size_t>(row.slots),
+                    before[static_cast<size_t>(r * kMaxTwins + t)], &state, weights);
+        hn::Store(shrink, d, weights + shrink_offset<D>());
+        if (is_last) {
+          const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),
+                                                  hn::Div(hn::Set(d, T{1}), state.sum));
+          hn::Store(inverse, d, weights + inverse_offset<D>());
+          if (plan_.has_lse) write_lse(row, t);
+        }
+      }
+    }
+    for (int r = 0; r < num_rows; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      weigh_queries(row, is_last);
+      row.has_sums = true;
+      row.slots = row.num_runs = row.num_window_runs = 0;
+    }
+  }
+
+  void hide_keys(const Row& row) const {
+    for (int i = 0; i < row.num_runs; ++i) {
+      const KeyRun<T>& run = row.runs[static_cast<size_t>(i)];
+      if (!run.is_window) continue;
+      for (int t = 0; t < twins(); ++t) {
+        hide(D(), run, row.views.data() + t, static_cast<size_t>(twins()),
+             row.weights + t * plan_.weights_pitch);
+      }
+    }
   }
 
   void weigh_queries(const Row& row, bool is_last) {
@@ -570,7 +745,12 @@ class ForwardUnit {
     const int begin = 0, end = row.num_queries;
     const int many = end / kManyQueries * kManyQueries, quads = end / 4 * 4;
     int done = 0;
-    if (is_level) {
+    if (kHasPairs && plan_.value_pitch % (4 * kMaxLanes) == 0 && !is_level && shortest > 0 &&
+        row.slots <= kFewKeys) {
+      const int pairs = end / 2 * 2;
+      weigh<Sharing::stairs, kTwins, 2, 4>(row, arguments, is_last, begin, pairs);
+      done = pairs;
+    } else if (is_level) {
       weigh<Sharing::level, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
       weigh<Sharing::level, kTwins, 4>(row, arguments, is_last, many, quads);
       done = quads;
@@ -586,7 +766,7 @@ class ForwardUnit {
   }
 
   // Queries [begin, end) of a row, kQueries at a time.
-  template <Sharing kSharing, int kTwins, int kQueries>
+  template <Sharing kSharing, int kTwins, int kQueries, int kVectors = 2>
   void weigh(const Row& row, const ValueArguments<T>& arguments, bool is_last, int begin, int end) {
     if (begin >= end) return;
     const auto target = [&](ptrdiff_t column) {
@@ -595,17 +775,18 @@ class ForwardUnit {
                                     row.has_sums,
                                     is_last,
                                     row.output + column,
-                                    lane_axis().output_step * plan_.output.token[2],
+                                    output_stride(),
                                     plan_.head_dim_value - column};
     };
     ptrdiff_t column = 0;
-    for (; column + 2 * kMaxLanes <= plan_.value_pitch; column += 2 * kMaxLanes) {
-      if (is_last && !row.has_sums && column + 2 * kMaxLanes <= plan_.head_dim_value) {
-        weigh_values<kSharing, kTwins, kQueries, 2, true>(D(), arguments, begin, end, column,
-                                                          target(column));
+    constexpr ptrdiff_t kColumns = kVectors * kMaxLanes;
+    for (; column + kColumns <= plan_.value_pitch; column += kColumns) {
+      if (is_last && !row.has_sums && column + kColumns <= plan_.head_dim_value) {
+        weigh_values<kSharing, kTwins, kQueries, kVectors, true>(D(), arguments, begin, end, column,
+                                                                 target(column));
       } else {
-        weigh_values<kSharing, kTwins, kQueries, 2, false>(D(), arguments, begin, end, column,
-                                                           target(column));
+        weigh_values<kSharing, kTwins, kQueries, kVectors, false>(D(), arguments, begin, end,
+                                                                  column, target(column));
       }
     }
     if (column < plan_.value_pitch) {
@@ -618,9 +799,9 @@ class ForwardUnit {
     const D d;
     HWY_ALIGN T lse[kMaxLanes];
     hn::Store(log_sum_exp(d, row.states[static_cast<size_t>(twin)]), d, lse);
-    const ptrdiff_t query_stride = lane_axis().output_step * plan_.lse.token[2];
+    const ptrdiff_t stride = lane_axis().output_step * plan_.lse.token[2];
     for (int lane = 0, i = twin; i < row.num_queries; ++lane, i += twins()) {
-      row.lse[i * query_stride] = lse[lane];
+      row.lse[i * stride] = lse[lane];
     }
   }
 
@@ -629,12 +810,14 @@ class ForwardUnit {
   Box box_;
   std::array<const AxisGroup*, kRank> axes_;
   std::array<KeyRange, kRank> ranges_;
+  PackedRing ring_;
   KeyLayout layout_;
   KeyRuns key_runs_ = {};  // of the shifted layout
   ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
   const T* bias_;
   const Element* zeros_ = nullptr;
+  const int* positions_ = nullptr;
   int64_t* key_offsets_ = nullptr;
   Element* output_;
   LseType* lse_;

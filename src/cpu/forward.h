@@ -23,8 +23,9 @@
 
 namespace vecina::internal::cpu {
 
-// Vectors of queries that a tile may hold: a packed key is read from L2 once for all of them. And
-// neighbouring queries of one lane, where a tile has few rows (AxisGroup::twins).
+// Vectors of queries that a tile may hold: rows of queries, which find most of each other's keys in
+// L1, or neighbouring queries of one lane, where there are few rows (AxisGroup::twins).
+inline constexpr int kTileRows = 6;
 inline constexpr int kTileVectors = 8;
 inline constexpr int kMaxTwins = 4;
 // Logits of a tile row held at once, in bytes: those of small windows fit L1 together.
@@ -98,6 +99,7 @@ struct ForwardScratch {
   size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
   size_t bias = 0;                                    // tables of the heads of one key head
   size_t key_offsets = 0;                             // int64_t: of one window
+  size_t positions = 0;                               // int: keys that stand in one packed row
   size_t total = 0;
 };
 
@@ -115,6 +117,14 @@ struct Partition {
   int64_t num_units() const {
     return batch * (heads_kv / heads_at_once) * static_cast<int64_t>(boxes.size());
   }
+};
+
+// Keys and values of a box are packed row by row as its tiles need them, and rows that no tile
+// needs any more make room: `rows` of them are held along `axis`, all along the other outer axis.
+struct PackedRing {
+  int axis;  // 0 or 1
+  int rows;
+  int band;  // queries along the axis whose keys are held at once
 };
 
 // Relative position bias: a table of 2 * kernel_size - 1 entries along each axis for each head.
@@ -161,11 +171,12 @@ struct ForwardPlan : Partition {
   bool values_in_place = false;  // away from the borders values are read where they lie
   BiasTable bias;
 
-  int key_pitch = 0;      // elements of one packed key (shared layout)
-  int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
-  int max_slots = 0;      // keys of a row whose logits are held at once
-  int weights_pitch = 0;  // elements from one vector's weights to the next one's
-  int queries_pitch = 0;  // elements of a vector of queries
+  int key_pitch = 0;              // elements of one packed key (shared layout)
+  int value_pitch = 0;            // elements of one packed value row: head_dim_value, padded
+  int max_slots = 0;              // keys of a row whose logits are held at once
+  int weights_pitch = 0;          // elements from one vector's weights to the next one's
+  int queries_pitch = 0;          // elements of a vector of queries
+  std::vector<PackedRing> rings;  // of each box
   ForwardScratch scratch;
   DirectForm direct;
 };
@@ -179,9 +190,11 @@ void partition(const Problem& problem, bool is_dense, bool has_phases, int lanes
 // The most keys of a window.
 int64_t window_keys(const Partition& plan);
 // Halves boxes that are too large, and all of them until there are `enough` units, as long as that
-// packs little twice. The axis with the most windows is cut.
-void cut_boxes(Partition* plan, int64_t enough,
-               const std::function<bool(const Box&)>& is_too_large);
+// packs little twice. The axis with the most windows is cut; for their size not one along which
+// boxes are packed as they are needed (ring_axis, none: -1).
+void cut_boxes(
+    Partition* plan, int64_t enough, const std::function<bool(const Box&)>& is_too_large,
+    const std::function<int(const Box&)>& ring_axis = [](const Box&) { return -1; });
 // The table of a [heads, 2 * kernel_size - 1, ...] tensor; not given if the tensor is not.
 BiasTable bias_table(const Problem& problem, const vecina_tensor& bias);
 // Strides of a [batch, axes..., head, head_dim] tensor; `rank` token axes are moved innermost.
@@ -201,12 +214,16 @@ KeyRange direct_key_range(const AxisGroup& axis, int begin, int end);  // the sa
 
 // Packed transposed keys of the shifted layout: for each head_dim entry step * twins runs of
 // columns, run r holding the positions r, r + step * twins, ... of the range. Neighbouring lanes
-// are neighbours there.
+// are neighbours there. Where that takes little more room, each vector of queries has a strip of
+// its own, so that what it reads lies in few cache lines and no load crosses two.
 struct KeyRuns {
   int num_runs, columns;
-  int pitch;  // elements from one head_dim entry to the next
+  int pitch;   // elements from one head_dim entry to the next
+  int strips;  // of one row; 0: all vectors of queries read the same
 };
-KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range);
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes);
+// Where each key of a window lies: run j % num_runs, column j / num_runs for key j.
+void find_key_offsets(int num_keys, int num_runs, int columns, int64_t* offsets);
 
 // What one run reads and writes.
 struct ForwardPointers {

@@ -11,8 +11,9 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86).
-constexpr size_t kPackedBytes = 384 * 1024;
+// Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86) for what
+// passes through it.
+constexpr size_t kPackedBytes = 200 * 1024;
 
 // The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
 AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
@@ -71,25 +72,72 @@ bool is_flat(const vecina_tensor& tensor, int rank) {
   return true;
 }
 
-// Scratch elements for the packed keys and values of a box.
-struct PackedSize {
+// Scratch elements for one packed row of keys and of values of a box.
+struct PackedRow {
   size_t keys, values;
-  size_t row;  // tokens of one row
+  size_t tokens;
 };
-PackedSize packed_size(const ForwardPlan& plan, const Box& box) {
-  size_t rows = 1;
-  for (size_t a = 0; a + 1 < kRank; ++a) {
-    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
-    rows *= static_cast<size_t>(key_range(axis, box.begin[a], box.end[a]).size());
-  }
+PackedRow packed_row(const ForwardPlan& plan, const Box& box) {
   const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
   const KeyRange range = lane_key_range(axis, box.begin[2], box.end[2], plan.lanes);
-  const auto columns = static_cast<size_t>(range.size());
-  const size_t key_row =
-      key_layout(axis) == KeyLayout::shared
-          ? columns * static_cast<size_t>(plan.key_pitch)
-          : static_cast<size_t>(key_runs(axis, range).pitch) * static_cast<size_t>(plan.head_dim);
-  return {rows * key_row, rows * columns * static_cast<size_t>(plan.value_pitch), columns};
+  const auto tokens = static_cast<size_t>(range.size());
+  size_t keys = tokens * static_cast<size_t>(plan.key_pitch);
+  if (key_layout(axis) == KeyLayout::shifted) {
+    const KeyRuns runs = key_runs(axis, range, plan.lanes);
+    keys = static_cast<size_t>(std::max(runs.strips, 1) * runs.pitch * plan.head_dim);
+  }
+  return {keys, tokens * static_cast<size_t>(plan.value_pitch), tokens};
+}
+
+int num_queries(const Box& box, int axis) {
+  const auto a = static_cast<size_t>(axis);
+  return box.end[a] - box.begin[a];
+}
+KeyRange outer_key_range(const ForwardPlan& plan, const Box& box, int axis, int begin, int end) {
+  const auto a = static_cast<size_t>(axis);
+  return key_range(plan.groups[a][static_cast<size_t>(box.group[a])], begin, end);
+}
+KeyRange outer_key_range(const ForwardPlan& plan, const Box& box, int axis) {
+  const auto a = static_cast<size_t>(axis);
+  return outer_key_range(plan, box, axis, box.begin[a], box.end[a]);
+}
+
+int ring_axis(const Box& box) { return num_queries(box, 0) > 1 ? 0 : 1; }
+
+// The most rows of keys that `band` queries along the axis see.
+int rows_of_band(const ForwardPlan& plan, const Box& box, int axis, int band) {
+  const auto a = static_cast<size_t>(axis);
+  int rows = 0;
+  for (int first = box.begin[a]; first < box.end[a]; first += band) {
+    const int last = std::min(first + band, box.end[a]);
+    rows = std::max(rows, outer_key_range(plan, box, axis, first, last).size());
+  }
+  return rows;
+}
+
+// Rows of keys that a ring holds.
+size_t packed_rows(const ForwardPlan& plan, const Box& box, const PackedRing& ring) {
+  const int others = outer_key_range(plan, box, 1 - ring.axis).size();
+  return static_cast<size_t>(ring.rows) * static_cast<size_t>(others);
+}
+size_t packed_bytes(const ForwardPlan& plan, const Box& box, const PackedRing& ring,
+                    int element_bytes) {
+  const PackedRow row = packed_row(plan, box);
+  return packed_rows(plan, box, ring) * (row.keys + row.values) *
+         static_cast<size_t>(element_bytes);
+}
+
+// The widest band that leaves room in L2. A tile holds several rows of queries of the middle axis.
+PackedRing packed_ring(const ForwardPlan& plan, const Box& box, int element_bytes) {
+  PackedRing ring = {ring_axis(box), 0, 0};
+  const int least = ring.axis == 0 ? 1 : kTileRows;
+  for (ring.band = num_queries(box, ring.axis);; ring.band -= std::max(1, ring.band / 8)) {
+    ring.band = std::max(ring.band, least);
+    ring.rows = rows_of_band(plan, box, ring.axis, ring.band);
+    if (ring.band == least || packed_bytes(plan, box, ring, element_bytes) <= kPackedBytes) {
+      return ring;
+    }
+  }
 }
 
 // A cut packs the keys at its seam twice, so axes much longer than their window are cut first.
@@ -97,7 +145,8 @@ class BoxCutter {
  public:
   explicit BoxCutter(Partition* plan) : plan_(*plan) {}
 
-  void cut(int64_t enough, const std::function<bool(const Box&)>& is_too_large) {
+  void cut(int64_t enough, const std::function<bool(const Box&)>& is_too_large,
+           const std::function<int(const Box&)>& ring_axis) {
     while (true) {
       const int64_t units = plan_.num_units();
       const bool too_few = units > 0 && units < enough;
@@ -105,7 +154,9 @@ class BoxCutter {
       for (const Box& box : plan_.boxes) {
         const bool too_large = is_too_large(box);
         // For the caches a cut must not pack much twice; for idle threads it may.
-        const int axis = too_few || too_large ? best_axis(box, too_few ? 0.25 : 1.0) : -1;
+        const int axis = too_few     ? best_axis(box, 0.25, /*but=*/-1)
+                         : too_large ? best_axis(box, 1.0, ring_axis(box))
+                                     : -1;
         if (axis < 0) {
           next.push_back(box);
         } else {
@@ -124,10 +175,11 @@ class BoxCutter {
   }
 
   // The axis whose half still is the longest in windows; none if below `least` windows.
-  int best_axis(const Box& box, double least) const {
+  int best_axis(const Box& box, double least, int but) const {
     int best = -1;
     double best_ratio = least;
     for (size_t a = 0; a < kRank; ++a) {
+      if (static_cast<int>(a) == but) continue;
       const int count = box.end[a] - box.begin[a];
       const AxisGroup& axis = axis_of(box, a);
       const int smallest = a == 2 ? plan_.lanes * axis.twins : 1;
@@ -167,12 +219,15 @@ bool is_long_row(const ForwardPlan& plan, const Box& box) {
 }
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
-  size_t keys = 0, values = 0, row = 0;  // the largest of any box
+  size_t keys = 0, values = 0, tokens = 0;  // the largest of any box
   for (const Box& box : plan->boxes) {
-    const PackedSize size = packed_size(*plan, box);
-    row = std::max(row, size.row);
-    keys = std::max(keys, size.keys);
-    values = std::max(values, size.values);
+    const PackedRing ring = packed_ring(*plan, box, element_bytes);
+    const PackedRow row = packed_row(*plan, box);
+    const size_t rows = packed_rows(*plan, box, ring);
+    tokens = std::max(tokens, row.tokens);
+    keys = std::max(keys, rows * row.keys);
+    values = std::max(values, rows * row.values);
+    plan->rings.push_back(ring);
   }
   ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
@@ -196,7 +251,8 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   }
   const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
   scratch.key_offsets =
-      take((row + kMaxTwins) * per_offset);  // a window is no longer than what it is in
+      take((tokens + kMaxTwins) * per_offset);  // a window is no longer than what it is in
+  scratch.positions = take(tokens);
   scratch.total = take.total();
 }
 
@@ -239,15 +295,35 @@ KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
           borderless_begin(axis.window, axis.position(last)) + axis.window.kernel_size};
 }
 
-KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range) {
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes) {
   KeyRuns runs;
   runs.num_runs = axis.step * axis.twins;
   // Whole lines, so that packing stores do not cross them; an odd number of them, since a power of
   // two would put all head_dim entries in a few cache sets.
   constexpr int kLine = kLineBytes / sizeof(float);
-  runs.columns = round_up((range.size() + runs.num_runs - 1) / runs.num_runs, kLine);
+  const auto columns_of = [&](int tokens) {
+    return round_up((tokens + runs.num_runs - 1) / runs.num_runs, kLine);
+  };
+  const int queries = lanes * axis.twins;
+  const int of_strip = axis.step * (queries - 1) + axis.window.kernel_size;
+  const int strips = (range.size() - of_strip) / (axis.step * queries) + 1;
+  runs.columns = columns_of(range.size());
+  runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
+  if (2 * strips * columns_of(of_strip) <= 3 * runs.columns) {
+    runs.columns = columns_of(of_strip);
+    runs.strips = strips;
+    runs.pitch = runs.num_runs * runs.columns;
+  }
   return runs;
+}
+
+void find_key_offsets(int num_keys, int num_runs, int columns, int64_t* offsets) {
+  for (int j = 0, column = 0; j < num_keys; ++column) {
+    for (int run = 0; run < num_runs && j < num_keys; ++run, ++j) {
+      offsets[j] = int64_t{run} * columns + column;
+    }
+  }
 }
 
 Strides strides_of(const vecina_tensor& tensor, int rank) {
@@ -332,9 +408,9 @@ int64_t window_keys(const Partition& plan) {
   return keys;
 }
 
-void cut_boxes(Partition* plan, int64_t enough,
-               const std::function<bool(const Box&)>& is_too_large) {
-  BoxCutter(plan).cut(enough, is_too_large);
+void cut_boxes(Partition* plan, int64_t enough, const std::function<bool(const Box&)>& is_too_large,
+               const std::function<int(const Box&)>& ring_axis) {
+  BoxCutter(plan).cut(enough, is_too_large, ring_axis);
 }
 
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
@@ -365,30 +441,32 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.values_in_place = rank == 1 && !problem.is_attention() &&
                          (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
                          plan.value_pitch == plan.head_dim_value;
-  const int rows = plan.groups[1].front().num_queries * plan.head_group;
+  const int query_rows = plan.groups[1].front().num_queries * plan.head_group;
   plan.bias = bias_table(problem, example.bias);
   for (AxisGroup& group : plan.groups[kRank - 1]) {
     // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
     if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
-    choose_twins(plan.lanes, rows, &group);
+    choose_twins(plan.lanes, query_rows, &group);
   }
-  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes);
+  // Of twins half as many: what one sum reads of their values then stays in L1 too.
+  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes) / 2;
   plan.weights_pitch = twin_pitch(plan.lanes, kernel.element_bytes);
   const auto& lane_groups = plan.groups[kRank - 1];
   if (std::all_of(lane_groups.begin(), lane_groups.end(),
                   [](const AxisGroup& group) { return group.twins == 1; })) {
     plan.max_slots = static_cast<int>(
-        std::clamp<int64_t>(window_keys(plan) + plan.additional_tokens, 1, plan.max_slots));
+        std::clamp<int64_t>(window_keys(plan) + plan.additional_tokens, 1, 2 * plan.max_slots));
     plan.weights_pitch = weights_pitch(plan.max_slots, plan.lanes);
   }
   // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
   plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
 
-  cut_boxes(&plan, enough, [&](const Box& box) {
-    const PackedSize size = packed_size(plan, box);
-    return (size.keys + size.values) * static_cast<size_t>(kernel.element_bytes) > kPackedBytes ||
+  const auto is_too_large = [&](const Box& box) {
+    const PackedRing ring = packed_ring(plan, box, kernel.element_bytes);
+    return packed_bytes(plan, box, ring, kernel.element_bytes) > kPackedBytes ||
            is_long_row(plan, box);
-  });
+  };
+  cut_boxes(&plan, enough, is_too_large, ring_axis);
   lay_out_scratch(&plan, kernel.element_bytes);
   return plan;
 }

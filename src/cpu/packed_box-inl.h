@@ -34,11 +34,14 @@ class PackedBox {
         keys_(keys),
         scratch_(scratch),
         tokens_(reinterpret_cast<int64_t*>(scratch + plan.scratch.tokens)),
+        key_offsets_(reinterpret_cast<int64_t*>(scratch + plan.scratch.key_offsets)),
         is_shared_(key_layout(lane_axis()) == KeyLayout::shared),
         columns_(is_shared_ ? 0 : transposed_columns(lane_axis(), keys.ranges[2], plan.lanes)) {}
 
   // Of one run of transposed keys.
   int columns() const { return columns_; }
+  // Where each key of a window lies in the transposed keys or values.
+  const int64_t* key_offsets() const { return key_offsets_; }
   // Elements of one row of transposed keys or values.
   ptrdiff_t transposed_row(int size) const { return ptrdiff_t{columns_} * lane_axis().step * size; }
 
@@ -47,6 +50,9 @@ class PackedBox {
     for (int p = keys_.ranges[2].begin; p < keys_.ranges[2].end; ++p) {
       const int key = packed_key(lane_axis(), p);
       tokens_[p - keys_.ranges[2].begin] = key < 0 ? -1 : lane_axis().to_token(key);
+    }
+    if (!is_shared_) {
+      find_key_offsets(lane_axis().window.kernel_size, lane_axis().step, columns_, key_offsets_);
     }
   }
 
@@ -121,6 +127,7 @@ class PackedBox {
   const BoxKeys& keys_;
   T* const scratch_;
   int64_t* const tokens_;  // of each position of the innermost range; -1: none
+  int64_t* const key_offsets_;
   const bool is_shared_;
   const int columns_;
 };

@@ -23,43 +23,36 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sums one call of a LogitsTable function keeps in registers: as many as leave room for a key and,
-// read as operands of the multiply-adds where need be, the queries.
-inline constexpr int kMaxSums = HWY_TARGET == HWY_AVX3 ? 28 : 12;
+// What the first step of a tile reads and writes: logits of some rows of keys for vectors of
+// queries, of which entry i of vector v = row * twins + twin is at queries[v * query_pitch + i *
+// lanes]. Entry i of key j of a row is at its offset + i * key_step: a vector (shifted) or one
+// number (shared).
+template <typename T>
+struct LogitsArguments {
+  int head_dim;
+  const T* queries;
+  ptrdiff_t query_pitch;
+  const T* keys;               // of the first row
+  const int64_t* key_offsets;  // of each key of a row; shared: nullptr, keys are key_pitch apart
+  ptrdiff_t key_pitch, key_step;
+  int rows;
+  ptrdiff_t key_row, weight_row;  // from one row to the next
+  T* weights[kMaxTwins];          // of each vector: those of key j begin at j * lanes
+};
 
-// The first step of a tile for every number of rows, twins and keys. A function computes logits of
-// `keys` keys for vectors of queries, of which entry i of vector v = row * twins + twin is at
-// queries[v * query_pitch + i * lanes], of key m at keys[m] + i * key_step: a vector (shifted) or
-// one number (shared). Twins are a key apart, so in the shifted layout key j of twin t is key j +
-// t: keys + twins - 1 vectors serve keys * twins logits. weights[v][j * lanes + lane] = sum over i
-// of query * key. Compiled once, in tile_logits.cc, for all element types and both passes.
+// The first step of a tile for every number of rows of queries, twins and keys. Twins are a key
+// apart, so in the shifted layout key j of twin t is key j + t: keys + twins - 1 vectors serve
+// keys * twins logits. Compiled once, in tile_logits.cc, for all element types and both passes.
 template <KeyLayout kLayout, class D>
 class LogitsTable {
  public:
   using T = hn::TFromD<D>;
   static constexpr int kMaxRows = 3;
-  static constexpr int kMostKeys = 8;
-  static constexpr int kMaxColumns = 7 + kMaxTwins - 1;  // key vectors of one call
-  using Function = void (*)(int head_dim, const T* queries, ptrdiff_t query_pitch,
-                            const T* const* keys, ptrdiff_t key_step, T* const* weights);
-  // For 1 to 4 vectors; not divided for each call.
-  static constexpr int kFew = kMostKeys - 1;
-  static constexpr std::array<int, 4> kMaxKeys = {kMostKeys, std::min(kMaxSums / 2, kFew),
-                                                  std::min(kMaxSums / 3, kFew),
-                                                  std::min(kMaxSums / 4, kFew)};
 
-  // How many of `keys` one call takes for that many vectors, so that none is left with few sums.
-  static int take(int vectors, int keys) {
-    const int most = max_keys(vectors);
-    if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
-    return keys == 6 && most == 7 ? 3 : keys;
-  }
+  // Logits of the first `keys` keys of each row, for rows of queries or for one of twins.
+  static void run(int rows, int twins, int keys, const LogitsArguments<T>& arguments);
   // Rows whose logits one call computes: `left` more are there.
   static int take_rows(int left) { return left == 4 ? 2 : std::min(left, kMaxRows); }
-  static constexpr int max_keys(int vectors) { return kMaxKeys[static_cast<size_t>(vectors - 1)]; }
-
-  static Function of_rows(int rows, int keys);
-  static Function of_twins(int keys);
 };
 extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
 extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;
@@ -116,44 +109,58 @@ HWY_INLINE SoftmaxState<D> empty_softmax(D d) {
   return {hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>() * 2), hn::Zero(d)};
 }
 
-// Turns the logits of `count` keys into weights 2^(logit - max) and updates the state. Returns the
-// factor by which what was summed up before shrinks.
+// The largest of a maximum and of the logits of `count` keys.
 template <class D>
-HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::TFromD<D>* HWY_RESTRICT weights,
-                              SoftmaxState<D>* state) {
-  const size_t lanes = hn::Lanes(d);
-  auto max0 = state->max, max1 = max0, max2 = max0, max3 = max0;
+HWY_INLINE hn::Vec<D> largest_logit(D d, size_t count, const hn::TFromD<D>* HWY_RESTRICT logits,
+                                    hn::Vec<D> max) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  auto max1 = max, max2 = max, max3 = max;
   size_t j = 0;
-  for (; j + 4 <= count; j += 4) {
-    max0 = hn::Max(max0, hn::Load(d, weights + (j + 0) * lanes));
-    max1 = hn::Max(max1, hn::Load(d, weights + (j + 1) * lanes));
-    max2 = hn::Max(max2, hn::Load(d, weights + (j + 2) * lanes));
-    max3 = hn::Max(max3, hn::Load(d, weights + (j + 3) * lanes));
+  for (; j + 4 <= count; j += 4, logits += 4 * kLanes) {
+    max = hn::Max(max, hn::Load(d, logits));
+    max1 = hn::Max(max1, hn::Load(d, logits + kLanes));
+    max2 = hn::Max(max2, hn::Load(d, logits + 2 * kLanes));
+    max3 = hn::Max(max3, hn::Load(d, logits + 3 * kLanes));
   }
-  for (; j < count; ++j) max0 = hn::Max(max0, hn::Load(d, weights + j * lanes));
-  const auto max = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
-  // A row of nothing but -infinity has sum 0, not NaN.
-  const auto is_empty = hn::Lt(max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
-  const auto base = hn::IfThenZeroElse(is_empty, max);
+  for (; j < count; ++j, logits += kLanes) max = hn::Max(max, hn::Load(d, logits));
+  return hn::Max(hn::Max(max, max1), hn::Max(max2, max3));
+}
 
+// Turns the logits of `count` keys into weights 2^(logit - base). Returns their sum.
+template <class D>
+HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
+                                   hn::TFromD<D>* HWY_RESTRICT weights) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
   auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
-  for (j = 0; j + 2 <= count; j += 2) {
-    const auto p0 = exp2_negative(d, hn::Sub(hn::Load(d, weights + j * lanes), base));
-    const auto p1 = exp2_negative(d, hn::Sub(hn::Load(d, weights + (j + 1) * lanes), base));
-    hn::Store(p0, d, weights + j * lanes);
-    hn::Store(p1, d, weights + (j + 1) * lanes);
+  size_t j = 0;
+  for (; j + 2 <= count; j += 2, weights += 2 * kLanes) {
+    const auto p0 = exp2_negative(d, hn::Sub(hn::Load(d, weights), base));
+    const auto p1 = exp2_negative(d, hn::Sub(hn::Load(d, weights + kLanes), base));
+    hn::Store(p0, d, weights);
+    hn::Store(p1, d, weights + kLanes);
     sum0 = hn::Add(sum0, p0);
     sum1 = hn::Add(sum1, p1);
   }
   if (j < count) {
-    const auto p = exp2_negative(d, hn::Sub(hn::Load(d, weights + j * lanes), base));
-    hn::Store(p, d, weights + j * lanes);
+    const auto p = exp2_negative(d, hn::Sub(hn::Load(d, weights), base));
+    hn::Store(p, d, weights);
     sum0 = hn::Add(sum0, p);
   }
-  const auto shrink = exp2_negative(d, hn::Sub(state->max, base));
-  const auto sum = hn::MulAdd(state->sum, shrink, hn::Add(sum0, sum1));
-  state->sum = hn::IfThenZeroElse(is_empty, sum);
-  state->max = max;
+  return hn::Add(sum0, sum1);
+}
+
+// Takes the logits of `count` keys into the state, whose maximum is up to date with them, and turns
+// them into weights 2^(logit - maximum). `before`: the maximum before. Returns the factor by which
+// what was summed up before shrinks.
+template <class D>
+HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::Vec<D> before, SoftmaxState<D>* state,
+                              hn::TFromD<D>* HWY_RESTRICT weights) {
+  // A row of nothing but -infinity has sum 0, not NaN.
+  const auto is_empty = hn::Lt(state->max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
+  const auto base = hn::IfThenZeroElse(is_empty, state->max);
+  const auto sum = exponentiate(d, count, base, weights);
+  const auto shrink = exp2_negative(d, hn::Sub(before, base));
+  state->sum = hn::IfThenZeroElse(is_empty, hn::MulAdd(state->sum, shrink, sum));
   return shrink;
 }
 
@@ -193,14 +200,15 @@ HWY_INLINE hn::Vec<D> log_sum_exp(D d, const SoftmaxState<D>& state) {
                         hn::IfThenElse(hn::Eq(state.sum, zero), infinite, lse));
 }
 
-// A run of keys of one tile row: `count` weights from `slot` on and the packed values behind them.
-// Key j of query i has its value row at values + (i * query_step + j) * pitch, or at
-// values + j * pitch if all queries see the same keys.
+// A run of keys of one tile row: `count` of them in each of some rows of keys, whose weights follow
+// each other from `slot` on, and the values behind them. In the first row of keys, key j of query i
+// has its value at values + (i * query_step + j) * pitch, or at values + j * pitch if all queries
+// see the same keys.
 template <typename T>
 struct KeyRun {
   const T* values;
-  ptrdiff_t pitch;  // elements between value rows
-  int slot, count;
+  ptrdiff_t pitch, row_step;  // elements between values, and from row to row
+  int slot, rows, count;
   int first_key;   // of the window; what a QueryView counts from
   bool is_shared;  // all queries see the same keys
   bool is_window;  // queries may see part of it; additional tokens are seen by all
@@ -235,10 +243,11 @@ HWY_INLINE void hide(D d, const KeyRun<hn::TFromD<D>>& run, const QueryView* vie
     const auto in_window = hn::AndNot(hn::VecFromMask(d_int, hn::Lt(key, begin)),
                                       hn::VecFromMask(d_int, hn::Lt(key, visible)));
     const auto behind = hn::Not(hn::VecFromMask(d_int, hn::Lt(key, wrapped)));
-    const auto seen = hn::Or(in_window, behind);
-    T* at = weights + static_cast<size_t>(run.slot + j) * lanes;
-    hn::Store(hn::IfThenElse(hn::MaskFromVec(hn::BitCast(d, seen)), hn::Load(d, at), hidden), d,
-              at);
+    const auto seen = hn::MaskFromVec(hn::BitCast(d, hn::Or(in_window, behind)));
+    for (int row = 0; row < run.rows; ++row) {
+      T* at = weights + static_cast<size_t>(run.slot + row * run.count + j) * lanes;
+      hn::Store(hn::IfThenElse(seen, hn::Load(d, at), hidden), d, at);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #define HWY_TARGET_INCLUDE "cpu/tile_logits.cc"
 #include "hwy/foreach_target.h"  // must come before highway.h
 //
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <utility>
@@ -18,58 +19,96 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace {
 
-// LogitsTable says what it computes.
+// Sums that a function keeps in registers: as many as leave room for a key and, read as operands of
+// the multiply-adds where need be, the queries.
+constexpr int kMaxSums = HWY_TARGET == HWY_AVX3 ? 28 : 12;
+constexpr int kMostKeys = 8;
+// For 1 to 4 vectors; not divided for each call.
+constexpr int kFew = kMostKeys - 1;
+constexpr std::array<int, 4> kMaxKeys = {kMostKeys, std::min(kMaxSums / 2, kFew),
+                                         std::min(kMaxSums / 3, kFew),
+                                         std::min(kMaxSums / 4, kFew)};
+constexpr int max_keys(int vectors) { return kMaxKeys[static_cast<size_t>(vectors - 1)]; }
+
+// How many of `keys` one function takes for that many vectors, so that none is left with few sums.
+int take(int vectors, int keys) {
+  const int most = max_keys(vectors);
+  if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
+  return keys == 6 && most == 7 ? 3 : keys;
+}
+
+// `chunks` times kKeys keys of each row from first_key on; LogitsArguments says the rest.
 template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D>
-void logits(int head_dim, const hn::TFromD<D>* HWY_RESTRICT queries, ptrdiff_t query_pitch,
-            const hn::TFromD<D>* const* keys, ptrdiff_t key_step, hn::TFromD<D>* const* weights) {
+void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int chunks) {
   using T = hn::TFromD<D>;
   const D d;
   constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
   constexpr int kVectors = kRows * kTwins;
   constexpr int kColumns = kIsShifted ? kKeys + kTwins - 1 : kKeys;
-  const auto lanes = static_cast<ptrdiff_t>(hn::Lanes(d));
-  hn::Vec<D> sums[kVectors * kKeys];
-  unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(d); });
-  const T* k[kColumns];
-  unroll<kColumns>([&](auto m) VECINA_INLINE { k[m] = keys[m]; });
-  for (int i = 0; i < head_dim; ++i) {
-    hn::Vec<D> q[kVectors];
-    unroll<kVectors>([&](auto v) VECINA_INLINE {
-      q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i * lanes);
-    });
-    unroll<kColumns>([&](auto m) VECINA_INLINE {
-      hn::Vec<D> key;
-      if constexpr (kIsShifted) {
-        key = hn::LoadU(d, k[m] + i * key_step);
-        if constexpr (kVectors > 1) key = in_register(key);
-      } else {
-        key = hn::Set(d, k[m][i * key_step]);
+  constexpr auto kLanes = static_cast<ptrdiff_t>(hn::MaxLanes(D()));
+  const ptrdiff_t key_step = arguments.key_step, query_pitch = arguments.query_pitch;
+  const ptrdiff_t size = arguments.head_dim * kLanes;
+  const T* HWY_RESTRICT queries = arguments.queries;
+  const T* keys = arguments.keys;
+  ptrdiff_t row_weights = first_key * kLanes;
+  for (int row = 0; row < arguments.rows; ++row) {
+    ptrdiff_t at = row_weights;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const T* k[kColumns];
+      const int first = first_key + chunk * kKeys;
+      unroll<kColumns>([&](auto m) VECINA_INLINE {
+        const int key = first + static_cast<int>(m);
+        k[m] = keys + (kIsShifted ? arguments.key_offsets[key] : key * arguments.key_pitch);
+      });
+      hn::Vec<D> sums[kVectors * kKeys];
+      unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(d); });
+      ptrdiff_t entry = 0;
+      for (ptrdiff_t i = 0; i < size; i += kLanes) {
+        hn::Vec<D> q[kVectors];
+        unroll<kVectors>([&](auto v) VECINA_INLINE {
+          q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i);
+        });
+        unroll<kColumns>([&](auto m) VECINA_INLINE {
+          hn::Vec<D> key;
+          if constexpr (kIsShifted) {
+            key = hn::LoadU(d, k[m] + entry);
+            if constexpr (kVectors > 1) key = in_register(key);
+          } else {
+            key = hn::Set(d, k[m][entry]);
+          }
+          unroll<kVectors>([&](auto v) VECINA_INLINE {
+            constexpr int kKey =
+                static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
+            if constexpr (kKey >= 0 && kKey < kKeys) {
+              constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
+              sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
+            }
+          });
+        });
+        entry += key_step;
       }
       unroll<kVectors>([&](auto v) VECINA_INLINE {
-        constexpr int kKey = static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
-        if constexpr (kKey >= 0 && kKey < kKeys) {
-          constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
-          sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
-        }
+        T* HWY_RESTRICT weights = arguments.weights[v] + at;
+        unroll<kKeys>([&](auto j) VECINA_INLINE {
+          hn::Store(sums[v * kKeys + j], d, weights + static_cast<ptrdiff_t>(size_t{j}) * kLanes);
+        });
       });
-    });
+      at += kKeys * kLanes;
+    }
+    keys += arguments.key_row;
+    row_weights += arguments.weight_row;
   }
-  unroll<kVectors>([&](auto v) VECINA_INLINE {
-    unroll<kKeys>([&](auto j) VECINA_INLINE {
-      hn::Store(sums[v * kKeys + j], d, weights[v] + static_cast<ptrdiff_t>(size_t{j}) * lanes);
-    });
-  });
 }
 
 // For every number of keys.
 template <KeyLayout kLayout, class D>
 struct Tables {
-  using Logits = LogitsTable<kLayout, D>;
-  using Function = typename Logits::Function;
+  using Function = void (*)(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key,
+                            int chunks);
 
   template <int kRows, int kTwins, int kKeys>
   static constexpr Function function() {
-    constexpr int kMost = Logits::max_keys(kRows * kTwins);
+    constexpr int kMost = max_keys(kRows * kTwins);
     if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
       return nullptr;  // never taken
     } else {
@@ -81,8 +120,8 @@ struct Tables {
       std::integer_sequence<int, kKeys...>) {
     return {function<kRows, kTwins, kKeys + 1>()...};
   }
-  using AllKeys = std::make_integer_sequence<int, Logits::kMostKeys>;
-  static constexpr std::array<Function, Logits::kMostKeys> kOfRows[Logits::kMaxRows] = {
+  using AllKeys = std::make_integer_sequence<int, kMostKeys>;
+  static constexpr std::array<Function, kMostKeys> kOfRows[LogitsTable<kLayout, D>::kMaxRows] = {
       table<1, 1>(AllKeys()), table<2, 1>(AllKeys()), table<3, 1>(AllKeys())};
   static constexpr auto kOfTwins = table<1, kMaxTwins>(AllKeys());
 };
@@ -90,12 +129,17 @@ struct Tables {
 }  // namespace
 
 template <KeyLayout kLayout, class D>
-typename LogitsTable<kLayout, D>::Function LogitsTable<kLayout, D>::of_rows(int rows, int keys) {
-  return Tables<kLayout, D>::kOfRows[rows - 1][static_cast<size_t>(keys - 1)];
-}
-template <KeyLayout kLayout, class D>
-typename LogitsTable<kLayout, D>::Function LogitsTable<kLayout, D>::of_twins(int keys) {
-  return Tables<kLayout, D>::kOfTwins[static_cast<size_t>(keys - 1)];
+void LogitsTable<kLayout, D>::run(int rows, int twins, int keys,
+                                  const LogitsArguments<T>& arguments) {
+  using Functions = Tables<kLayout, D>;
+  const auto& functions = twins > 1 ? Functions::kOfTwins : Functions::kOfRows[rows - 1];
+  const int vectors = rows * twins, most = max_keys(vectors);
+  for (int t = 0, taken, chunks; t < keys; t += taken * chunks) {
+    const int left = keys - t;
+    taken = take(vectors, left);
+    chunks = taken == most && left >= 2 * most + 3 ? (left - 3) / most : 1;
+    functions[static_cast<size_t>(taken - 1)](arguments, t, chunks);
+  }
 }
 template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
 template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;

@@ -97,18 +97,20 @@ struct ValueSums {
   // elements before those of the one before it. kTwins 0: all have the same weight.
   template <size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0>
   HWY_INLINE void add(const T* value, const T* weights) {
-    hn::Vec<D> v[kVectors];
-    unroll<kVectors>([&](auto k) HWY_ATTR {
-      v[k] = hn::LoadU(D(), value + k * kLanes);
-      if constexpr (kLast - kFirst > 1) v[k] = in_register(v[k]);
-    });
-    unroll<kLast - kFirst>([&](auto i) HWY_ATTR {
+    constexpr size_t kCount = kLast - kFirst;
+    hn::Vec<D> w[kCount];
+    unroll<kCount>([&](auto i) HWY_ATTR {
       constexpr size_t q = kFirst + i;
       constexpr ptrdiff_t kOffset =
           kTwins == 0 ? 0 : weight_offset<D>(kTwins == 0 ? 1 : kTwins, q) - ptrdiff_t{q} * kBack;
-      const auto w = hn::Set(D(), weights[kOffset]);
-      unroll<kVectors>([&](auto k) HWY_ATTR {
-        sums[q * kVectors + k] = hn::MulAdd(w, v[k], sums[q * kVectors + k]);
+      w[i] = hn::Set(D(), weights[kOffset]);
+    });
+    unroll<kVectors>([&](auto k) HWY_ATTR {
+      auto v = hn::LoadU(D(), value + k * kLanes);
+      if constexpr (kCount > 1) v = in_register(v);
+      unroll<kCount>([&](auto i) HWY_ATTR {
+        constexpr size_t kSum = (kFirst + i) * kVectors + k;
+        sums[kSum] = hn::MulAdd(w[i], v, sums[kSum]);
       });
     });
   }
@@ -126,20 +128,23 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
     // Row j of the stairs is key j of the first query, key j - 1 of the second and so on.
-    const T* w = arguments.weights + run.slot * kLanes + query / kTwins;
-    const T* value = run.values + column + query * pitch;
-    unroll<kRamp>([&](auto j) HWY_ATTR {
-      sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
-      value += pitch;
-    });
-    w += kRamp * kLanes;
-    for (int j = kRamp; j < run.count; ++j, w += kLanes, value += pitch) {
-      sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+    const T* w = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
+    const T* values = run.values + column + query * pitch;
+    for (int row = 0; row < run.rows; ++row, values += run.row_step) {
+      const T* value = values;
+      unroll<kRamp>([&](auto j) HWY_ATTR {
+        sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
+        value += pitch;
+      });
+      w += kRamp * kLanes;
+      for (int j = kRamp; j < run.count; ++j, w += kLanes, value += pitch) {
+        sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+      }
+      unroll<kRamp>([&](auto j) HWY_ATTR {
+        sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
+        value += pitch;
+      });
     }
-    unroll<kRamp>([&](auto j) HWY_ATTR {
-      sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
-      value += pitch;
-    });
   }
 }
 
@@ -152,22 +157,28 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
   for (int n = first_run; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
-    const T* w = arguments.weights + run.slot * kLanes + query / kTwins;
-    const T* value = run.values + column;
+    const T* weights = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
+    const T* values = run.values + column;
     int ends[kQueries], common = run.count;
     for (int q = 0; q < kQueries; ++q) {
       ends[q] = seen_by(arguments, run, query + q).visible;
       common = HWY_MIN(common, ends[q]);
     }
-    for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
-      sums->template add<0, kQueries, kTwins>(value, w);
-    }
-    unroll<kQueries>([&](auto q) HWY_ATTR {
-      for (int j = common; j < ends[q]; ++j) {
-        const ptrdiff_t further = j - common;
-        sums->template add<q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
+    for (int row = 0; row < run.rows; ++row) {
+      const T* w = weights;
+      const T* value = values;
+      for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
+        sums->template add<0, kQueries, kTwins>(value, w);
       }
-    });
+      unroll<kQueries>([&](auto q) HWY_ATTR {
+        for (int j = common; j < ends[q]; ++j) {
+          const ptrdiff_t further = j - common;
+          sums->template add<q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
+        }
+      });
+      weights += run.count * kLanes;
+      values += run.row_step;
+    }
   }
 }
 
@@ -197,16 +208,20 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     const T* value =
         run.values + column + (run.is_shared ? 0 : query * arguments.query_step * pitch);
     const QueryView view = seen_by(arguments, run, query);
-    for (int part = 0; part < 2; ++part) {
-      int j = part == 0 ? 0 : view.wrapped;
-      const int end = part == 0 ? view.visible : run.count;
-      for (; j + 4 <= end; j += 4) {
-        unroll<4>([&](auto k) HWY_ATTR {
-          const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
-          sums.template add<k, k + 1, 0>(value + key * pitch, w + key * kLanes);
-        });
+    for (int row = 0; row < run.rows; ++row) {
+      for (int part = 0; part < 2; ++part) {
+        int j = part == 0 ? 0 : view.wrapped;
+        const int end = part == 0 ? view.visible : run.count;
+        for (; j + 4 <= end; j += 4) {
+          unroll<4>([&](auto k) HWY_ATTR {
+            const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
+            sums.template add<k, k + 1, 0>(value + key * pitch, w + key * kLanes);
+          });
+        }
+        for (; j < end; ++j) sums.template add<0, 1, 0>(value + j * pitch, w + j * kLanes);
       }
-      for (; j < end; ++j) sums.template add<0, 1, 0>(value + j * pitch, w + j * kLanes);
+      w += run.count * kLanes;
+      value += run.row_step;
     }
   }
   unroll<kVectors>([&](auto v) HWY_ATTR {
@@ -228,8 +243,7 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
   for (int query = begin; query < end; query += kQueries) {
     ValueSums<kQueries, kVectors, D> sums;
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
-    const T* factors =
-        arguments.weights + (kQueries == 1 ? weight_offset<D>(kTwins, query) : query / kTwins);
+    const T* factors = arguments.weights + weight_offset<D>(kTwins, query);
     if (!kWhole && target.has_kept) {
       unroll<kQueries>([&](auto q) HWY_ATTR {
         constexpr ptrdiff_t kOffset = shrink_offset<D>() + weight_offset<D>(kTwins, q);
