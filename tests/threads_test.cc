@@ -69,7 +69,8 @@ const std::vector<Known>& known_problems() {
           "3d 6x7x8 kernel_size 3 heads 2 head_dim 8", "attention 40x60 heads 2 head_dim 16",
           "2d 20x18 kernel_size 5 batch 3 heads 2 head_dim 16 additional 1 lengths padded",
           "1d 300 kernel_size 9 heads 2 head_dim 16 bias lengths packed:5",
-          "1d 7 kernel_size 3 heads 1 head_dim 4"}) {
+          "1d 7 kernel_size 3 heads 1 head_dim 4", "2d 61x40 kernel_size 19x17 heads 1 head_dim 16",
+          "3d 24x12x10 kernel_size 11x7x5 causal 1x0x0 heads 1 head_dim 8"}) {
       made.emplace_back(line);
     }
     return made;

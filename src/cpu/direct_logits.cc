@@ -10,7 +10,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 
 #include "cpu/direct_tile-inl.h"
@@ -113,8 +112,8 @@ constexpr Table kGroups[2] = {group_table<0>(AllKeys()), group_table<kManyVector
 }  // namespace
 
 DirectLogits direct_logits(int keys, bool in_groups, int vectors) {
-  const bool in_steps = vectors == kManyVectors;
-  return (in_groups ? kGroups : kRows)[in_steps][static_cast<size_t>(keys - 1)];
+  const bool is_held = vectors == kManyVectors;
+  return (in_groups ? kGroups : kRows)[is_held][static_cast<size_t>(keys - 1)];
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

@@ -155,7 +155,6 @@ HWY_NOINLINE void direct_softmax(D d, const DirectBlock<D>& block, int slots, in
   const int num_queries = block.num_queries;
   // The last query stands in for those that there are not.
   const auto query = [&](int t) { return HWY_MIN(t, num_queries - 1); };
-  // A query that sees nothing but -infinity has sum 0, not NaN.
   const auto is_empty = [&](hn::Vec<D> maximum) HWY_ATTR {
     return hn::Lt(maximum, hn::Set(d, -hwy::HighestValue<T>()));
   };
@@ -210,7 +209,7 @@ HWY_NOINLINE void direct_softmax(D d, const DirectBlock<D>& block, int slots, in
       hn::Store(w, d, weight);
       sum = hn::Add(sum, w);
     }
-    sum = hn::IfThenZeroElse(is_empty(hn::Load(d, result->maxima + first)), sum);
+    sum = sum_of_row(is_empty(hn::Load(d, result->maxima + first)), sum);
     hn::Store(sum, d, result->sums + first);
     hn::Store(hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Set(d, T{1}), sum)), d,
               result->inverse + first);

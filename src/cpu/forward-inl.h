@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Walks one unit of the forward pass: pack, then tiles of query rows x one vector of queries.
+// Walks one unit of the forward pass: bands of queries, for each of which keys are packed, then
+// tiles of query rows x one vector of queries.
 // Part of each forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_FORWARD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_FORWARD_INL_H_
@@ -96,7 +97,6 @@ class ForwardUnit {
   // keys that their values stay in L1.
   static constexpr bool kHasPairs = HWY_TARGET == HWY_AVX2;
   static constexpr int kFewKeys = 96;
-  static constexpr int kMaxRows = kTileRows;
   static constexpr int kLogitsRows = LogitsTable<KeyLayout::shifted, D>::kMaxRows;
 
   // Where a query row stands: its first query, outer positions, phase and head.
@@ -130,7 +130,7 @@ class ForwardUnit {
     std::array<SoftmaxState<D>, kMaxTwins> states;
   };
 
-  using Rows = std::array<Row, kMaxRows>;
+  using Rows = std::array<Row, kTileRows>;
 
   template <typename U>
   static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
@@ -158,7 +158,7 @@ class ForwardUnit {
 
   // The rows of queries of a box at x.
   void run_column(int x, const Box& box) {
-    const int tile_rows = twins() == 1 ? kMaxRows : kTileVectors / twins();
+    const int tile_rows = twins() == 1 ? kTileRows : kTileVectors / twins();
     const int rows = (box.end[1] - box.begin[1]) * rows_of_query();
     for (int z = box.begin[0]; z < box.end[0]; ++z) {
       Place place = {x, z, box.begin[1], 0, 0};
@@ -301,13 +301,11 @@ class ForwardUnit {
       T* to = keys + ptrdiff_t{run} * key_runs_.columns;
       int column = 0;
       for (; columns - column > kMaxLanes / 2; column += kMaxLanes) {
-        // The last vector may overlap the one before: it must not reach into the next run.
-        const int here = std::min(column, key_runs_.columns - kMaxLanes);
-        const int next = first + (here + kMaxLanes) * runs + run;
+        const int here = first + column * runs + run, next = here + kMaxLanes * runs;
         for (int lane = 0; lane < kMaxLanes; ++lane) {
           prefetch_token(key, position_stride(plan_.key), next + lane * runs, plan_.head_dim);
         }
-        pack_columns(D(), key, first + here * runs + run, to + here);
+        pack_columns(D(), key, here, to + column);
       }
       for (; column < columns; column += kFew) {
         pack_columns(few, key, first + column * runs + run, to + column);
@@ -672,7 +670,7 @@ class ForwardUnit {
   // is done for all rows before the next: they wait less that way.
   void flush(bool is_last, Rows* rows, int num_rows) {
     const D d;
-    std::array<hn::Vec<D>, kMaxRows * kMaxTwins> before;
+    std::array<hn::Vec<D>, kTileRows * kMaxTwins> before;
     for (int r = 0; r < num_rows; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
       if (row.is_masked) hide_keys(row);

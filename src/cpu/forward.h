@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The forward pass on the CPU: what the planner decides and what the SIMD kernels read.
 //
-// One unit of work is a box of queries of one (batch, key head, dilation group): it packs the keys
-// and values its windows touch, then walks tiles of a few query rows x one vector of queries
-// along the innermost axis. Lanes are queries, so the logits and the softmax need no reduction
-// across lanes; the values are added up with lanes along head_dim, so nothing is transposed back.
+// One unit of work is a box of queries of one (batch, key head, dilation group): band by band it
+// packs the keys and values that the windows touch and walks tiles of a few query rows x one vector
+// of queries along the innermost axis. Lanes are queries, so the logits and the softmax need no
+// reduction across lanes; the values are added up with lanes along head_dim, so nothing is
+// transposed back.
 //
 // The direct form, for small windows and short vectors, has head_dim in the lanes of both products.
 #ifndef VECINA_CPU_FORWARD_H_
@@ -247,7 +248,7 @@ ForwardKernel forward_kernel_f64();
 ForwardKernel forward_kernel_f16();
 ForwardKernel forward_kernel_bf16();
 
-// Fills in everything; cut into `enough` units if that packs little twice.
+// Fills in everything; cut into `enough` units if that packs little twice and changes no result.
 ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& example,
                          const ForwardKernel& kernel, int64_t enough);
 

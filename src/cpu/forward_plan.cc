@@ -15,6 +15,8 @@ namespace {
 // passes through it.
 constexpr size_t kPackedBytes = 200 * 1024;
 
+constexpr int64_t kUnitsOfLargeWindows = 32;
+
 // The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
 AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
   const int dilation = static_cast<int>(axis.dilation);
@@ -84,7 +86,8 @@ PackedRow packed_row(const ForwardPlan& plan, const Box& box) {
   size_t keys = tokens * static_cast<size_t>(plan.key_pitch);
   if (key_layout(axis) == KeyLayout::shifted) {
     const KeyRuns runs = key_runs(axis, range, plan.lanes);
-    keys = static_cast<size_t>(std::max(runs.strips, 1) * runs.pitch * plan.head_dim);
+    keys = static_cast<size_t>(std::max(runs.strips, 1)) * static_cast<size_t>(runs.pitch) *
+           static_cast<size_t>(plan.head_dim);
   }
   return {keys, tokens * static_cast<size_t>(plan.value_pitch), tokens};
 }
@@ -298,8 +301,8 @@ KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
 KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes) {
   KeyRuns runs;
   runs.num_runs = axis.step * axis.twins;
-  // Whole lines, so that packing stores do not cross them; an odd number of them, since a power of
-  // two would put all head_dim entries in a few cache sets.
+  // Whole lines, so that packing stores do not cross them; of whole rows an odd number of them,
+  // since a power of two would put all head_dim entries in a few cache sets.
   constexpr int kLine = kLineBytes / sizeof(float);
   const auto columns_of = [&](int tokens) {
     return round_up((tokens + runs.num_runs - 1) / runs.num_runs, kLine);
@@ -310,7 +313,7 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes) {
   runs.columns = columns_of(range.size());
   runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
-  if (2 * strips * columns_of(of_strip) <= 3 * runs.columns) {
+  if (int64_t{2} * strips * columns_of(of_strip) <= int64_t{3} * runs.columns) {
     runs.columns = columns_of(of_strip);
     runs.strips = strips;
     runs.pitch = runs.num_runs * runs.columns;
@@ -461,6 +464,11 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
   plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
 
+  // Where the sums of large windows are interrupted depends on the boxes, which then must not
+  // depend on the threads: their number must not change a bit.
+  if (rank > 1 && window_keys(plan) + plan.additional_tokens > plan.max_slots) {
+    enough = kUnitsOfLargeWindows;
+  }
   const auto is_too_large = [&](const Box& box) {
     const PackedRing ring = packed_ring(plan, box, kernel.element_bytes);
     return packed_bytes(plan, box, ring, kernel.element_bytes) > kPackedBytes ||

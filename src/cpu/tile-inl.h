@@ -126,6 +126,13 @@ HWY_INLINE hn::Vec<D> largest_logit(D d, size_t count, const hn::TFromD<D>* HWY_
   return hn::Max(hn::Max(max, max1), hn::Max(max2, max3));
 }
 
+// A row of nothing but -infinity has sum 0. If one is NaN, its maximum may be -infinity too: the
+// sum stays NaN.
+template <class M, class V>
+HWY_INLINE V sum_of_row(M is_empty, V sum) {
+  return hn::IfThenZeroElse(hn::And(is_empty, hn::Eq(sum, sum)), sum);
+}
+
 // Turns the logits of `count` keys into weights 2^(logit - base). Returns their sum.
 template <class D>
 HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
@@ -155,12 +162,11 @@ HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
 template <class D>
 HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::Vec<D> before, SoftmaxState<D>* state,
                               hn::TFromD<D>* HWY_RESTRICT weights) {
-  // A row of nothing but -infinity has sum 0, not NaN.
   const auto is_empty = hn::Lt(state->max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
   const auto base = hn::IfThenZeroElse(is_empty, state->max);
   const auto sum = exponentiate(d, count, base, weights);
   const auto shrink = exp2_negative(d, hn::Sub(before, base));
-  state->sum = hn::IfThenZeroElse(is_empty, hn::MulAdd(state->sum, shrink, sum));
+  state->sum = sum_of_row(is_empty, hn::MulAdd(state->sum, shrink, sum));
   return shrink;
 }
 

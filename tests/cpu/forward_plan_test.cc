@@ -4,18 +4,21 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "cli/conformance.h"
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cpu/forward.h"
+#include "results.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal::cpu {
 namespace {
 
 ForwardKernel kernel_for(const Problem& problem) {
+  static const cli::ContextPtr context = cli::make_context("cpu", 1);  // chooses the target
   switch (problem.dtype()) {
     case VECINA_F64:
       return forward_kernel_f64();
@@ -57,7 +60,7 @@ TEST_P(PackedRings, HoldTheKeysOfEachBand) {
 }
 
 TEST_P(PackedRings, AreRight) {
-  static cli::Checker checker("cpu", 2);
+  static cli::Checker checker("cpu", 1);  // more threads cut a unit into some that hold all
   const cli::Verdict verdict = checker.check_forward(cli::parse_problem(GetParam()), /*seed=*/3);
   EXPECT_TRUE(verdict.passed) << verdict.detail;
 }
@@ -74,6 +77,50 @@ INSTANTIATE_TEST_SUITE_P(
                     "2d 50x32 kernel_size 12x10 causal heads 1 head_dim 40 dtype f64",
                     "3d 14x14x16 kernel_size 3x5x5 heads 1 head_dim 64",
                     "3d 9x20x16 kernel_size 4x3x9 stride 2x1x1 heads 1 head_dim 64"));
+
+// Rows whose strips would be beyond 2^31 elements: planned, not run.
+TEST(ForwardPlan, HasRoomForLongRows) {
+  for (const char* line : {"1d 262144 kernel_size 65537 heads 32 heads_kv 8 head_dim 8",
+                           "1d 262144 kernel_size 65537 heads 64 heads_kv 16 head_dim 128",
+                           "1d 1048576 kernel_size 262145 heads 8 head_dim 64"}) {
+    SCOPED_TRACE(line);
+    Problem problem;
+    ASSERT_TRUE(Problem::parse(line, &problem).ok());
+    vecina_forward_args args;
+    imagine_arguments(problem, VECINA_CPU, &args);
+    const ForwardPlan plan = plan_forward(problem, args, kernel_for(problem), /*enough=*/1);
+    const AxisGroup& row = plan.groups[kRank - 1].front();
+    const Box& box = plan.boxes.front();
+    const KeyRange keys = lane_key_range(row, box.begin[2], box.end[2], plan.lanes);
+    const KeyRuns runs = key_runs(row, keys, plan.lanes);
+    const auto head_dim = static_cast<size_t>(problem.head_dim());
+    const size_t packed_row =
+        static_cast<size_t>(std::max(runs.strips, 1)) * static_cast<size_t>(runs.pitch) * head_dim;
+    EXPECT_GE(plan.scratch.total, packed_row);
+    EXPECT_LE(packed_row, 2 * static_cast<size_t>(keys.size()) * head_dim);
+  }
+}
+
+// The maximum of a few logits, one of them NaN, may come out as -infinity.
+TEST(Softmax, OfNaNsIsNaN) {
+  const cli::ContextPtr context = cli::make_context("cpu", 1);
+  for (const char* size :
+       {"head_dim 3", "head_dim 8", "head_dim 8 dtype f64", "head_dim 8 additional 1"}) {
+    const vecina_problem problem =
+        cli::parse_problem("1d 25 kernel_size 3 heads 1 " + std::string(size));
+    for (int64_t token = 1; token < 24; ++token) {
+      cli::Inputs inputs = cli::random_inputs(problem, 1);
+      inputs.key.set(token * problem.head_dim, std::nan(""));
+      const cli::Outputs outputs = tests::run_forward(context.get(), problem, inputs);
+      for (int64_t query = token - 1; query <= token + 1; ++query) {
+        const int64_t begin = std::clamp<int64_t>(query - 1, 0, 22);
+        if (token < begin || token > begin + 2) continue;
+        EXPECT_TRUE(std::isnan(outputs.lse.get(query))) << size << ": " << token << ' ' << query;
+        EXPECT_TRUE(std::isnan(outputs.output.get(query * problem.head_dim)));
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace vecina::internal::cpu
