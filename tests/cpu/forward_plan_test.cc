@@ -11,6 +11,7 @@
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cpu/forward.h"
+#include "cpu/launch.h"
 #include "results.h"
 #include "vecina/vecina.h"
 
@@ -19,16 +20,7 @@ namespace {
 
 ForwardKernel kernel_for(const Problem& problem) {
   static const cli::ContextPtr context = cli::make_context("cpu", 1);  // chooses the target
-  switch (problem.dtype()) {
-    case VECINA_F64:
-      return forward_kernel_f64();
-    case VECINA_F16:
-      return forward_kernel_f16();
-    case VECINA_BF16:
-      return forward_kernel_bf16();
-    default:
-      return forward_kernel_f32();
-  }
+  return forward_kernel(problem.dtype());
 }
 
 class PackedRings : public testing::TestWithParam<const char*> {
