@@ -77,9 +77,9 @@ class ForwardUnit {
       Box band = box_;
       band.begin[axis] = first;
       band.end[axis] = std::min(first + ring_.band, box_.end[axis]);
-      const int end = key_range(*axes_[axis], first, band.end[axis]).end;
-      packed = std::max(packed, key_range(*axes_[axis], first, band.end[axis]).begin);
-      for (; packed < end; ++packed) pack_rows(packed);
+      const KeyRange keys = key_range(*axes_[axis], first, band.end[axis]);
+      packed = std::max(packed, keys.begin);
+      for (; packed < keys.end; ++packed) pack_rows(packed);
       for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) run_column(x, band);
     }
   }
@@ -156,12 +156,12 @@ class ForwardUnit {
     return z * strides.token[0] + y * strides.token[1];
   }
 
-  // The rows of queries of a box at x.
-  void run_column(int x, const Box& box) {
+  // The rows of queries of a band at x.
+  void run_column(int x, const Box& band) {
     const int tile_rows = twins() == 1 ? kTileRows : kTileVectors / twins();
-    const int rows = (box.end[1] - box.begin[1]) * rows_of_query();
-    for (int z = box.begin[0]; z < box.end[0]; ++z) {
-      Place place = {x, z, box.begin[1], 0, 0};
+    const int rows = (band.end[1] - band.begin[1]) * rows_of_query();
+    for (int z = band.begin[0]; z < band.end[0]; ++z) {
+      Place place = {x, z, band.begin[1], 0, 0};
       for (int row = 0; row < rows; row += tile_rows) {
         run_tile(std::min(tile_rows, rows - row), &place);
       }
@@ -356,7 +356,7 @@ class ForwardUnit {
     flush(/*is_last=*/true, &rows, num_rows);
   }
 
-  // Where the first query of a row lies in each tensor.
+  // The first query of a row; with phase 0 one that is on the axis.
   const Element* query_at(const Place& place, int phase) const {
     return query_ + place.head * plan_.query.head +
            token_offset(plan_.query, axes_[0]->query_token(place.z, 0),
@@ -393,8 +393,7 @@ class ForwardUnit {
     row->position_z = axes_[0]->position(place.z);
     row->position_y = middle.position(place.k);
     row->key_begin = middle.begin(row->position_y);
-    row->key_end =
-        middle.window.is_causal ? row->position_y + 1 : row->key_begin + middle.window.kernel_size;
+    row->key_end = middle.end(row->position_y);
     row->num_queries = num_queries(place);
     row->output = output_ + output_offset(plan_.output, place);
     row->lse = lse_ + output_offset(plan_.lse, place);
