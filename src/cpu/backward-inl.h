@@ -21,11 +21,12 @@
 #include <numeric>
 
 #include "cpu/backward.h"
+#include "cpu/backward_tile-inl.h"
 #include "cpu/bias-inl.h"
 #include "cpu/key_gradients-inl.h"
+#include "cpu/key_sums-inl.h"
 #include "cpu/pack-inl.h"
-#include "cpu/packed_box-inl.h"
-#include "cpu/row_softmax-inl.h"
+#include "cpu/packed_keys-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -50,9 +51,8 @@ class BackwardUnit {
         num_boxes_(static_cast<int64_t>(plan.boxes.size())),
         head_index_(unit / num_boxes_),
         box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
-        keys_(plan, static_cast<size_t>(unit % num_boxes_)),
-        layout_(key_layout(lane_axis())),
-        packed_(plan, keys_, scratch_) {
+        keys_(plan, static_cast<size_t>(unit % num_boxes_), scratch_),
+        layout_(keys_.layout()) {
     const int64_t batch = head_index_ / plan.heads_kv;
     const int64_t head_kv = head_index_ % plan.heads_kv;
     const int64_t head = head_kv * plan.head_group;
@@ -90,10 +90,10 @@ class BackwardUnit {
   void run() {
     prepare();
     const KeyGradients<Element> gradients(plan_, pointers_, head_index_);
-    const AxisGroup& outer = *keys_.axes[0];
+    const AxisGroup& outer = keys_.axis(0);
     const int rows = rows_at_once() * (box_.end[1] - box_.begin[1]);
     const int step = layout_ == KeyLayout::shared ? box_.end[2] - box_.begin[2] : kLanes;
-    int packed_z = keys_.ranges[0].begin, written_z = 0;
+    int packed_z = keys_.range(0).begin, written_z = 0;
     for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
       // Planes of keys that no query saw before, and packed ones that none sees after this one.
       const KeyRange fresh = {packed_z, outer.end(outer.position(z))};
@@ -101,7 +101,7 @@ class BackwardUnit {
       const KeyRange done = {written_z, z + 1 < box_.end[0]
                                             ? std::min(packed_z, outer.begin(outer.position(z + 1)))
                                             : outer.window.extent};
-      int packed_y = keys_.ranges[1].begin, written_y = 0;
+      int packed_y = keys_.range(1).begin, written_y = 0;
       for (int row = 0; row < rows; row += kBackwardRows) {
         const int num_rows = std::min(kBackwardRows, rows - row);
         pack_rows(fresh, {packed_y, middle_keys(row + num_rows - 1).end});
@@ -115,7 +115,7 @@ class BackwardUnit {
         if (plan_.keeps_sums_apart) continue;
         const int end = row + num_rows < rows
                             ? std::min(packed_y, middle_keys(row + num_rows).begin)
-                            : keys_.axes[1]->window.extent;
+                            : keys_.axis(1).window.extent;
         write_rows(gradients, done, {written_y, end});
         written_y = std::max(written_y, end);
       }
@@ -132,40 +132,13 @@ class BackwardUnit {
   static constexpr int kMaxRuns = 128;
   static constexpr double kLog2E = RowSoftmax<D>::kLog2E;
 
-  // Where a query row stands: its first query, outer positions, phase and head.
-  struct Place {
-    int x, k, z, phase, head;
-  };
+  using Tile = BackwardTile<Element>;
+  using Place = typename Tile::Place;
+  using Row = typename Tile::Row;
+  using Rows = typename Tile::Rows;
+  using Run = typename Tile::Run;
 
-  // One query row of a tile: queries at one outer position, phase and head.
-  struct Row {
-    Place place;
-    int lanes = 0;                    // lanes that are queries
-    int key_begin = 0, key_end = 0;   // of the middle axis
-    const Element* output = nullptr;  // of lane 0
-    Element* grad_query = nullptr;
-    bool is_masked = false;  // some lane does not see all keys of its window
-    std::array<QueryView, kLanes> views;
-    BiasEntries<D> bias;
-    int slots = 0;
-    RowSoftmax<D> softmax;
-  };
-  using Rows = std::array<Row, kBackwardRows>;
-
-  // Keys that follow each other in one packed row, or additional tokens. Their probabilities for
-  // row r of the tile are at slots[r].
-  struct Run {
-    const T* keys;  // of lane 0's first key; the values have the same place
-    T *key_sums, *value_sums;
-    const T *key_columns, *value_columns;  // what products are made of
-    int count, first_key;                  // of the window
-    int z, y;                              // positions of its keys
-    int first, last;                       // rows of the tile that see it
-    bool is_shared, is_window;
-    std::array<int, kBackwardRows> slots;
-  };
-
-  const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
+  const AxisGroup& lane_axis() const { return keys_.axis(2); }
   // Query rows at one position of the middle axis.
   int rows_at_once() const {
     const int rows = lane_axis().phases * plan_.head_group;
@@ -184,7 +157,7 @@ class BackwardUnit {
 
   // Of the middle axis, that a query row sees.
   KeyRange middle_keys(int row) const {
-    const AxisGroup& middle = *keys_.axes[1];
+    const AxisGroup& middle = keys_.axis(1);
     const int position = middle.position(box_.begin[1] + row / rows_at_once());
     return {middle.begin(position), middle.end(position)};
   }
@@ -196,7 +169,6 @@ class BackwardUnit {
       pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
                 scratch_ + plan_.scratch.bias);
     }
-    packed_.prepare();
     for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
       copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
                static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
@@ -209,16 +181,38 @@ class BackwardUnit {
 
   // Keys and values of the rows at planes x rows, and zeros for their sums.
   void pack_rows(const KeyRange& planes, const KeyRange& rows) {
-    const ptrdiff_t count = keys_.ranges[2].size();
+    const ptrdiff_t count = keys_.tokens();
     for (int z = planes.begin; z < planes.end; ++z) {
       for (int y = rows.begin; y < rows.end; ++y) {
-        packed_.pack_row(z, y, key_, value_);
-        const ptrdiff_t first = keys_.row(z, y) * count;
+        pack_row(z, y);
+        const ptrdiff_t first = plan_.sums_row(keys_.box(), z, y) * count;
         std::fill_n(sums_ + first * plan_.key_pitch, count * plan_.key_pitch, T{0});
         std::fill_n(sums_ + plan_.sums_value + first * plan_.value_pitch, count * plan_.value_pitch,
                     T{0});
       }
     }
+  }
+
+  void pack_row(int z, int y) const {
+    const Element* key = key_ + keys_.row_offset(plan_.key, z, y);
+    const Element* value = value_ + keys_.row_offset(plan_.value, z, y);
+    const ptrdiff_t row = keys_.row(z, y), first = row * keys_.tokens();
+    keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch,
+               scratch_ + plan_.scratch.keys + first * plan_.key_pitch);
+    if (layout_ == KeyLayout::shared) {
+      keys_.copy(value, plan_.value, 0, keys_.tokens(), plan_.head_dim_value, plan_.value_pitch,
+                 scratch_ + plan_.scratch.values + first * plan_.value_pitch);
+      return;
+    }
+    keys_.transpose(key, plan_.key, plan_.head_dim, transposed_keys(row));
+    keys_.transpose(value, plan_.value, plan_.head_dim_value, transposed_values(row));
+  }
+  T* transposed_keys(ptrdiff_t row) const {
+    return scratch_ + plan_.scratch.transposed_keys + row * keys_.transposed_row(plan_.head_dim);
+  }
+  T* transposed_values(ptrdiff_t row) const {
+    return scratch_ + plan_.scratch.transposed_values +
+           row * keys_.transposed_row(plan_.head_dim_value);
   }
 
   void run_tile(int x, int z, int first_row, int num_rows) {
@@ -227,13 +221,13 @@ class BackwardUnit {
       set_up_row(place_of(x, z, first_row + r), r, &rows[static_cast<size_t>(r)]);
     }
     num_runs_ = 0;
-    const int position_z = keys_.axes[0]->position(z);
+    const int position_z = keys_.axis(0).position(z);
     const int num_keys = visible_keys(rows, num_rows);
     is_whole_ = holds_all_keys(rows, num_rows, z, num_keys);
     if (!is_whole_) {
       for (int r = 0; r < num_rows; ++r) add_to_delta(&rows[static_cast<size_t>(r)], r);
     }
-    for (int key_z = keys_.axes[0]->begin(position_z); key_z < keys_.axes[0]->end(position_z);
+    for (int key_z = keys_.axis(0).begin(position_z); key_z < keys_.axis(0).end(position_z);
          ++key_z) {
       for (int key_y = rows[0].key_begin; key_y < rows[static_cast<size_t>(num_rows - 1)].key_end;
            ++key_y) {
@@ -243,16 +237,18 @@ class BackwardUnit {
         while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
         if (first >= last) continue;  // between the windows of a downsampled axis
         for (int j = 0; j < num_keys; j += plan_.max_slots) {
-          add_run(
-              window_run(x, key_z, key_y, j, std::min(plan_.max_slots, num_keys - j), first, last),
-              &rows, num_rows);
+          Run* run = new_run(std::min(plan_.max_slots, num_keys - j), first, last, &rows, num_rows);
+          set_window(x, key_z, key_y, j, run);
+          add_logits(*run, rows);
         }
       }
     }
     for (int64_t j = 0; j < plan_.additional_tokens; j += plan_.max_slots) {
       const auto count =
           static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
-      add_run(additional_run(j, count, num_rows), &rows, num_rows);
+      Run* run = new_run(count, 0, num_rows, &rows, num_rows);
+      set_additional(j, run);
+      add_logits(*run, rows);
     }
     flush(&rows, num_rows);
     if (grad_query_ != nullptr) {
@@ -299,14 +295,14 @@ class BackwardUnit {
 
   int64_t query_offset(const Strides& strides, const Place& place) const {
     return place.head * strides.head +
-           token_offset(strides, keys_.axes[0]->query_token(place.z, 0),
-                        keys_.axes[1]->query_token(place.k, 0)) +
+           token_offset(strides, keys_.axis(0).query_token(place.z, 0),
+                        keys_.axis(1).query_token(place.k, 0)) +
            lane_axis().query_token(place.x, place.phase) * strides.token[2];
   }
   int64_t output_offset(const Strides& strides, const Place& place) const {
     return place.head * strides.head +
-           token_offset(strides, keys_.axes[0]->output_token(place.z, 0),
-                        keys_.axes[1]->output_token(place.k, 0)) +
+           token_offset(strides, keys_.axis(0).output_token(place.z, 0),
+                        keys_.axis(1).output_token(place.k, 0)) +
            lane_axis().output_token(place.x, place.phase) * strides.token[2];
   }
   int lanes_of(const Place& place) const {
@@ -320,7 +316,7 @@ class BackwardUnit {
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
-    const AxisGroup& middle = *keys_.axes[1];
+    const AxisGroup& middle = keys_.axis(1);
     row->place = place;
     if (plan_.bias.given) row->bias = {axis, place.x, place.phase};
     row->slots = 0;
@@ -335,6 +331,7 @@ class BackwardUnit {
     }
     row->is_masked = axis.window.is_causal &&
                      (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
+    row->has_views = row->is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
     const int64_t query_step = int64_t{axis.token_step} * axis.step;
     row->grad_query =
         grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
@@ -389,8 +386,8 @@ class BackwardUnit {
   // True if the tile is flushed only once, so that delta can be summed from what is held. That is
   // as exact as the sum over dP that it is subtracted from; output was rounded.
   bool holds_all_keys(const Rows& rows, int num_rows, int z, int num_keys) const {
-    const int position = keys_.axes[0]->position(z);
-    const int keys_z = keys_.axes[0]->end(position) - keys_.axes[0]->begin(position);
+    const int position = keys_.axis(0).position(z);
+    const int keys_z = keys_.axis(0).end(position) - keys_.axis(0).begin(position);
     const int64_t additional = plan_.additional_tokens;
     int64_t keys = 0;
     for (int r = 0; r < num_rows; ++r) {
@@ -450,63 +447,63 @@ class BackwardUnit {
     return keys;
   }
 
-  // Keys [j, j + count) of the window in one packed row.
-  Run window_run(int x, int z, int y, int j, int count, int first, int last) {
+  // Room for a run of `count` keys that rows [first, last) of the tile see, flushing what is there
+  // if a row has none. Runs are written where they stay: copying what was just written in parts
+  // would wait for it.
+  Run* new_run(int count, int first, int last, Rows* rows, int num_rows) {
+    bool is_full = num_runs_ == kMaxRuns;
+    for (int r = first; r < last; ++r) {
+      is_full = is_full || (*rows)[static_cast<size_t>(r)].slots + count > plan_.max_slots;
+    }
+    if (is_full) flush(rows, num_rows);
+    Run* run = &runs_[static_cast<size_t>(num_runs_++)];
+    run->count = count;
+    run->first = first;
+    run->last = last;
+    for (int r = first; r < last; ++r) {
+      Row& row = (*rows)[static_cast<size_t>(r)];
+      run->slots[static_cast<size_t>(r)] = row.slots;
+      row.slots += count;
+    }
+    return run;
+  }
+
+  // Keys of the window in one packed row, from j on.
+  void set_window(int x, int z, int y, int j, Run* run) const {
     const ptrdiff_t row = keys_.row(z, y);
     const bool is_shared = layout_ == KeyLayout::shared;
     const ptrdiff_t lane = is_shared ? 0 : ptrdiff_t{x - box_.begin[2]};
-    const ptrdiff_t token = row * keys_.ranges[2].size() + lane * lane_axis().step + j;
+    const ptrdiff_t key = lane * lane_axis().step + j, token = row * keys_.tokens() + key;
+    const ptrdiff_t sum = plan_.sums_row(keys_.box(), z, y) * keys_.tokens() + key;
     const T* keys = scratch_ + plan_.scratch.keys + token * plan_.key_pitch;
     const T* values = scratch_ + plan_.scratch.values + token * plan_.value_pitch;
-    Run run = {};
-    run.keys = keys;
-    run.key_sums = sums_ + token * plan_.key_pitch;
-    run.value_sums = sums_ + plan_.sums_value + token * plan_.value_pitch;
-    run.key_columns = is_shared ? keys
-                                : scratch_ + plan_.scratch.transposed_keys +
-                                      row * packed_.transposed_row(plan_.head_dim) + lane;
-    run.value_columns = is_shared ? values
-                                  : scratch_ + plan_.scratch.transposed_values +
-                                        row * packed_.transposed_row(plan_.head_dim_value) + lane;
-    run.count = count;
-    run.first_key = j;
-    run.z = z;
-    run.y = y;
-    run.first = first;
-    run.last = last;
-    run.is_shared = is_shared;
-    run.is_window = true;
-    return run;
+    run->keys = keys;
+    run->key_sums = sums_ + sum * plan_.key_pitch;
+    run->value_sums = sums_ + plan_.sums_value + sum * plan_.value_pitch;
+    run->key_columns = is_shared ? keys : transposed_keys(row) + keys_.column(x, plan_.head_dim);
+    run->value_columns =
+        is_shared ? values : transposed_values(row) + keys_.column(x, plan_.head_dim_value);
+    run->first_key = j;
+    run->z = z;
+    run->y = y;
+    run->is_shared = is_shared;
+    run->is_window = true;
   }
 
-  Run additional_run(int64_t j, int count, int num_rows) {
-    Run run = {};
-    run.keys = run.key_columns = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
-    run.value_columns = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch;
-    run.key_sums = additional_sums_ + j * plan_.key_pitch;
-    run.value_sums = additional_sums_ + plan_.additional_value_sums + j * plan_.value_pitch;
-    run.count = count;
-    run.last = num_rows;
-    run.is_shared = true;
-    return run;
+  void set_additional(int64_t j, Run* run) const {
+    run->keys = run->key_columns = scratch_ + plan_.scratch.additional_keys + j * plan_.key_pitch;
+    run->value_columns = scratch_ + plan_.scratch.additional_values + j * plan_.value_pitch;
+    run->key_sums = additional_sums_ + j * plan_.key_pitch;
+    run->value_sums = additional_sums_ + plan_.additional_value_sums + j * plan_.value_pitch;
+    run->first_key = run->z = run->y = 0;
+    run->is_shared = true;
+    run->is_window = false;
   }
 
-  // Takes a run into the tile, flushing what is there if a row has no room.
-  void add_run(Run run, Rows* rows, int num_rows) {
-    bool is_full = num_runs_ == kMaxRuns;
-    for (int r = run.first; r < run.last; ++r) {
-      is_full = is_full || (*rows)[static_cast<size_t>(r)].slots + run.count > plan_.max_slots;
-    }
-    if (is_full) flush(rows, num_rows);
-    for (int r = run.first; r < run.last; ++r) {
-      Row& row = (*rows)[static_cast<size_t>(r)];
-      run.slots[static_cast<size_t>(r)] = row.slots;
-      row.slots += run.count;
-    }
+  void add_logits(const Run& run, const Rows& rows) const {
     add_products(run, run.key_columns, plan_.head_dim, plan_.key_pitch,
                  plan_.scratch.transposed_queries, plan_.scratch.probabilities);
-    if (plan_.bias.given && run.is_window) add_bias(run, *rows);
-    runs_[static_cast<size_t>(num_runs_++)] = run;
+    if (plan_.bias.given && run.is_window) add_bias(run, rows);
   }
 
   // Logits, or the products of grad_output and value.
@@ -527,9 +524,9 @@ class BackwardUnit {
     arguments.head_dim = size;
     arguments.query_pitch = ptrdiff_t{kLanes} * pitch;
     arguments.keys = columns;
-    arguments.key_offsets = kIsShifted ? packed_.key_offsets() + run.first_key : nullptr;
+    arguments.key_offsets = kIsShifted ? keys_.key_offsets() + run.first_key : nullptr;
     arguments.key_pitch = pitch;
-    arguments.key_step = kIsShifted ? ptrdiff_t{packed_.columns()} * lane_axis().step : 1;
+    arguments.key_step = kIsShifted ? keys_.pitch() : 1;
     arguments.rows = 1;
     for (int r = run.first, rows; r < run.last; r += rows) {
       rows = LogitsTable<kLayout, D>::take_rows(run.last - r);
@@ -546,8 +543,8 @@ class BackwardUnit {
   ptrdiff_t bias_table(const Run& run, const Row& row) const {
     const Place& place = row.place;
     return ptrdiff_t{place.head} * plan_.bias.size() +
-           bias_entry(plan_.bias, run.z - keys_.axes[0]->position(place.z),
-                      run.y - keys_.axes[1]->position(place.k));
+           bias_entry(plan_.bias, run.z - keys_.axis(0).position(place.z),
+                      run.y - keys_.axis(1).position(place.k));
   }
 
   void add_bias(const Run& run, const Rows& rows) const {
@@ -605,18 +602,19 @@ class BackwardUnit {
       if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
+    const KeySums<Element> key_sums(plan_, lane_axis(), scratch_);
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
       if ((run.is_window ? pointers_.grad_key : pointers_.grad_additional_key) != nullptr) {
-        add_to_keys(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
-                    run.key_sums);
+        key_sums.add(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
+                     run.key_sums);
       }
     }
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
       if ((run.is_window ? pointers_.grad_value : pointers_.grad_additional_value) != nullptr) {
-        add_to_keys(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
-                    plan_.value_pitch, run.value_sums);
+        key_sums.add(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
+                     plan_.value_pitch, run.value_sums);
       }
     }
     num_runs_ = 0;
@@ -647,10 +645,6 @@ class BackwardUnit {
     }
   }
 
-  bool has_views(const Row& row) const {
-    return row.is_masked && (layout_ == KeyLayout::shared || lane_axis().phases > 1);
-  }
-
   // grad_query += dS * key, over the keys that row r holds.
   void add_to_queries(const Row& row, int r) {
     std::array<Segment<T>, kMaxRuns> window, additional;
@@ -663,7 +657,7 @@ class BackwardUnit {
       const Segment<T> segment = {run.keys, weights, run.count};
       if (!run.is_window) {
         additional[static_cast<size_t>(num_additional++)] = segment;
-      } else if (has_views(row)) {
+      } else if (row.has_views) {
         add_seen(run, row, segment, r);
       } else {
         window[static_cast<size_t>(num_window++)] = segment;
@@ -746,145 +740,6 @@ class BackwardUnit {
             std::max(within(view.visible), within(view.wrapped))};
   }
 
-  // sums of the run's keys += weight * row of queries, over all rows of the tile that see them.
-  void add_to_keys(const Run& run, const Rows& rows, size_t query_array, size_t weight_array,
-                   int pitch, T* sums) const {
-    std::array<Segment<T>, kBackwardRows> segments;
-    const int count = run.last - run.first;
-    bool sees_all = true;
-    for (int i = 0; i < count; ++i) {
-      const int r = run.first + i;
-      const auto slot = ptrdiff_t{run.slots[static_cast<size_t>(r)]};
-      segments[static_cast<size_t>(i)] = {
-          tile(query_array, r, pitch), tile(weight_array, r, plan_.weights_pitch) + slot * kLanes,
-          kLanes};
-      sees_all = sees_all && !(run.is_window && has_views(rows[static_cast<size_t>(r)]));
-    }
-    if (!sees_all) {
-      add_to_seen_keys(run, rows, segments.data(), pitch, sums);
-    } else if (run.is_shared) {
-      add_to_shared_keys(run, segments.data(), count, pitch, sums);
-    } else if (lane_axis().step == 1 && run.count >= Sums::kMost - 1) {
-      add_to_stairs(run, segments.data(), count, pitch, sums);
-    } else {
-      add_to_shifted_keys(run, segments.data(), count, pitch, sums);
-    }
-  }
-
-  // All queries see all keys.
-  void add_to_shared_keys(const Run& run, const Segment<T>* segments, int count, int pitch,
-                          T* sums) const {
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = 1;
-    walk.apart = kLanes;
-    for (int j = 0, take; j < run.count; j += take) {
-      walk.weight_offset = ptrdiff_t{j} * kLanes;
-      take = Sums::take(run.count - j);
-      if (take == 1) {
-        Sums::single(segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
-      } else {
-        Sums::level(take, segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch, pitch);
-      }
-    }
-  }
-
-  // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a
-  // lane's window, so the queries that see it are the lanes c - count + 1 to c: a few neighbouring
-  // keys take stairs of queries, each query's weight being one lane further and one key back.
-  void add_to_stairs(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
-    for (int i = 0; i < count; ++i) segments[i].count = run.count;
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = 1 - kLanes;
-    walk.apart = kLanes;
-    for (int c = 0; c < kLanes - 1 + run.count; c += Sums::kMost) {
-      const int lane = c - run.count + 1;  // of the stairs' first step
-      walk.begin = std::max(0, -lane);
-      walk.end = std::min(run.count + Sums::kMost - 1, kLanes - lane);
-      walk.row_offset = ptrdiff_t{lane} * pitch;
-      walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
-      Sums::stairs(Sums::kMost, segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch, pitch);
-    }
-  }
-
-  // Windows that move by several keys with each lane, or are short.
-  void add_to_shifted_keys(const Run& run, Segment<T>* segments, int count, int pitch,
-                           T* sums) const {
-    const int step = lane_axis().step;
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = 1 - ptrdiff_t{step} * kLanes;
-    for (int c = 0; c < (kLanes - 1) * step + run.count; ++c) {
-      const int first = c < run.count ? 0 : (c - run.count) / step + 1;
-      const int last = std::min(c / step, kLanes - 1);
-      if (first > last) continue;  // between the windows
-      for (int i = 0; i < count; ++i) segments[i].count = last - first + 1;
-      walk.row_offset = ptrdiff_t{first} * pitch;
-      walk.weight_offset = ptrdiff_t{c - first * step} * kLanes + first;
-      Sums::single(segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch);
-    }
-  }
-
-  // Rows whose lanes see a part of the run each.
-  void add_to_seen_keys(const Run& run, const Rows& rows, const Segment<T>* segments, int pitch,
-                        T* sums) const {
-    const ptrdiff_t lane_step = run.is_shared ? 0 : lane_axis().step;
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = 1;
-    walk.apart = kLanes;
-    for (int r = run.first; r < run.last; ++r) {
-      const Row& row = rows[static_cast<size_t>(r)];
-      const Segment<T>& all = segments[r - run.first];
-      if (run.is_shared) {
-        add_to_causal_keys(run, row, all, pitch, sums);
-        continue;
-      }
-      for (int j = 0; j < run.count; ++j) {
-        walk.weight_offset = ptrdiff_t{j} * kLanes;
-        for (int lane = 0; lane < row.lanes; ++lane) {
-          if (!row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
-          const Segment<T> one = {all.rows + ptrdiff_t{lane} * pitch, all.weights + lane, 1};
-          Sums::single(&one, 1, walk, pitch, sums + (j + lane * lane_step) * pitch);
-        }
-      }
-    }
-  }
-
-  // One row of the shared layout: each key is seen by all lanes from some one on.
-  void add_to_causal_keys(const Run& run, const Row& row, const Segment<T>& all, int pitch,
-                          T* sums) const {
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = 1;
-    walk.apart = kLanes;
-    const auto lanes_from = [&](int begin, int end) {
-      return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
-    };
-    int common = row.lanes, common_end = 0;  // the first lane that sees the keys before common_end
-    for (int j = 0; j < run.count; ++j) {
-      T* to = sums + ptrdiff_t{j} * pitch;
-      walk.weight_offset = ptrdiff_t{j} * kLanes;
-      if (j == common_end) {
-        const int take = Sums::take(run.count - j);
-        common_end += take;
-        common = take == 1 ? row.lanes : first_lane(row, run.first_key + common_end - 1);
-        const Segment<T> some = lanes_from(common, row.lanes);
-        if (some.count > 0) Sums::level(take, &some, 1, walk, pitch, to, pitch);
-      }
-      const Segment<T> some = lanes_from(first_lane(row, run.first_key + j), common);
-      if (some.count > 0) Sums::single(&some, 1, walk, pitch, to);
-    }
-  }
-
-  // The first lane of a causal row of the shared layout that sees a key.
-  static int first_lane(const Row& row, int key) {
-    int lane = 0;
-    while (lane < row.lanes && row.views[static_cast<size_t>(lane)].visible <= key) ++lane;
-    return lane;
-  }
-
   void write_queries(const Row& row, int r) const {
     const D d;
     const auto scale = hn::Set(d, static_cast<T>(plan_.scale));
@@ -916,9 +771,8 @@ class BackwardUnit {
   T* scratch_;
   const int64_t num_boxes_, head_index_;
   const Box& box_;
-  const BoxKeys keys_;
+  PackedKeys<Element> keys_;
   const KeyLayout layout_;
-  PackedBox<Element> packed_;
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_, *output_;
   const Element* grad_output_;
   const LseType *lse_, *grad_lse_;

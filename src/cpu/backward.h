@@ -36,8 +36,6 @@ struct BackwardScratch {
   size_t products = 0;   // of output and its gradient, before they are summed
   size_t bias = 0;       // tables of the heads of one key head
   size_t bias_sums = 0;  // for each of their entries a vector
-  size_t zeros = 0, num_zeros = 0;
-  size_t tokens = 0, key_offsets = 0;  // int64_t
   size_t total = 0;
 };
 
@@ -58,16 +56,19 @@ struct BackwardPlan : Partition {
   std::array<int64_t, kRank> query_extent = {}, key_extent = {};  // of the tensors
   bool has_unseen_tokens = false;  // with an output_stride some gradients are zero
 
-  std::vector<std::array<KeyRange, kRank>> key_ranges;  // that the windows of each box touch
   int key_pitch = 0, value_pitch = 0;  // elements of one packed row; sums have the same
   int max_slots = 0;                   // keys of a row whose logits are held at once
   int weights_pitch = 0;               // slots from one row's to the next one's
   BackwardScratch scratch;
 
   // Sums of one unit: keys, values at sums_value, in all sums_size. Kept apart (one after the
-  // other, by unit) if the keys of some combination are touched by several units.
+  // other, by unit) if the keys of some combination are touched by several units: those of all its
+  // rows, otherwise of those that its ring holds.
   bool keeps_sums_apart = false;
   size_t sums_value = 0, sums_size = 0;
+  ptrdiff_t sums_row(const BoxKeys& box, int z, int y) const {
+    return keeps_sums_apart ? box.row(z, y) : box.ring_row(z, y);
+  }
   // Those of additional tokens; kept apart, behind all others, if there are several boxes.
   bool keeps_additional_apart = false;
   size_t additional_value_sums = 0, additional_sums_size = 0;
@@ -81,10 +82,6 @@ struct BackwardPlan : Partition {
   int64_t num_gathers() const;   // 0: the units write everything themselves
   int64_t num_clears() const;    // units that write zeros, before all others
 };
-
-// Transposed keys of the shifted layout: for each head_dim entry `step` runs of columns, run r
-// holding the positions r, r + step, ... of the range. Neighbouring lanes are neighbours there.
-int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes);
 
 // What one run reads and writes.
 struct BackwardPointers {

@@ -18,41 +18,50 @@ constexpr int64_t kEnoughUnits = 4;
 // Probabilities of a tile row held at once, in bytes; their gradients take as much again.
 constexpr int kRowBytes = 8 * 1024;
 constexpr int kSlicePositions = 256;
+// Keys and values are transposed for few tiles of rows: strips cost more than they give.
+constexpr bool kHasStrips = false;
 
-std::array<KeyRange, kRank> key_ranges(const BackwardPlan& plan, const Box& box) {
-  std::array<KeyRange, kRank> ranges;
-  for (size_t a = 0; a < kRank; ++a) {
-    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
-    ranges[a] = a + 1 < kRank ? key_range(axis, box.begin[a], box.end[a])
-                              : lane_key_range(axis, box.begin[a], box.end[a], plan.lanes);
-  }
-  return ranges;
-}
-
-// Packed tokens and transposed elements of a box's keys.
+// Packed tokens and transposed elements of so many rows of a box's keys.
 struct BoxSize {
-  size_t tokens, shared_tokens, transposed_keys, transposed_values;
-  size_t row;  // tokens of one row
+  size_t tokens = 0, shared_tokens = 0, transposed_keys = 0, transposed_values = 0;
 };
-BoxSize box_size(const BackwardPlan& plan, const Box& box) {
-  const auto ranges = key_ranges(plan, box);
-  const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
-  const bool is_shared = key_layout(axis) == KeyLayout::shared;
-  const size_t rows = static_cast<size_t>(ranges[0].size()) * static_cast<size_t>(ranges[1].size());
-  const auto row = static_cast<size_t>(ranges[2].size());
-  const size_t columns =
-      is_shared ? 0
-                : static_cast<size_t>(transposed_columns(axis, ranges[2], plan.lanes) * axis.step);
-  return {rows * row, is_shared ? rows * row : 0,
-          rows * columns * static_cast<size_t>(plan.head_dim),
-          rows * columns * static_cast<size_t>(plan.head_dim_value), row};
+BoxSize box_size(const BackwardPlan& plan, const PackedBox& packed, int num_rows) {
+  const auto rows = static_cast<size_t>(num_rows);
+  const size_t tokens = rows * static_cast<size_t>(packed.ranges[2].size());
+  return {tokens, packed.runs.num_runs == 0 ? tokens : 0,
+          rows * static_cast<size_t>(packed.runs.row(plan.head_dim)),
+          rows * static_cast<size_t>(packed.runs.row(plan.head_dim_value))};
 }
 
 size_t unit_elements(const BackwardPlan& plan, const Box& box) {
-  const BoxSize size = box_size(plan, box);
+  const PackedBox packed = packed_box(plan, box, kHasStrips);
+  const BoxSize size = box_size(plan, packed, packed.rows());
   return size.transposed_keys + size.transposed_values +
          2 * size.tokens * static_cast<size_t>(plan.key_pitch) +
          (size.tokens + size.shared_tokens) * static_cast<size_t>(plan.value_pitch);
+}
+
+// Rows of keys that are in use from when a tile packs them until it has written those that no later
+// one sees.
+PackedRing packed_ring(const BackwardPlan& plan, const Box& box) {
+  PackedRing ring;
+  ring.axis = ring_axis(box);
+  const auto a = static_cast<size_t>(ring.axis);
+  const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
+  const AxisGroup& lanes = plan.groups[2][static_cast<size_t>(box.group[2])];
+  int rows_at_once = lanes.phases * plan.head_group;
+  if (key_layout(lanes) == KeyLayout::shared) {
+    rows_at_once *= (box.end[2] - box.begin[2] + plan.lanes - 1) / plan.lanes;
+  }
+  ring.band = ring.axis == 0 ? 1 : (kBackwardRows + rows_at_once - 2) / rows_at_once + 1;
+  for (int k = box.begin[a]; k < box.end[a]; ++k) {
+    const KeyRange keys = key_range(axis, k, std::min(k + ring.band, box.end[a]));
+    // Rows between the windows of a downsampled axis are packed, and written, too.
+    const int begin =
+        k == box.begin[a] ? keys.begin : std::min(keys.begin, axis.end(axis.position(k - 1)));
+    ring.rows = std::max(ring.rows, keys.end - begin);
+  }
+  return ring;
 }
 
 // Of the tables of the heads of one key head.
@@ -61,16 +70,19 @@ size_t bias_entries(const BackwardPlan& plan) {
 }
 
 void lay_out_sums(BackwardPlan* plan) {
-  size_t tokens = 0;
   plan->first_box.clear();
   for (size_t b = 0; b < plan->boxes.size(); ++b) {
-    tokens = std::max(tokens, box_size(*plan, plan->boxes[b]).tokens);
     if (b == 0 || plan->boxes[b].group != plan->boxes[b - 1].group) {
       plan->first_box.push_back(static_cast<int>(b));
     }
   }
   plan->keeps_sums_apart = plan->first_box.size() < plan->boxes.size();
   plan->first_box.push_back(static_cast<int>(plan->boxes.size()));
+  size_t tokens = 0;
+  for (const PackedBox& packed : plan->packed) {
+    const int rows = plan->keeps_sums_apart ? packed.rows() : packed.ring_rows();
+    tokens = std::max(tokens, box_size(*plan, packed, rows).tokens);
+  }
   tokens += 3;  // up to four keys are summed at once: the last ones with some that are none
   plan->sums_value = tokens * static_cast<size_t>(plan->key_pitch);
   plan->sums_size = plan->sums_value + tokens * static_cast<size_t>(plan->value_pitch);
@@ -103,12 +115,12 @@ void cut_slices(BackwardPlan* plan) {
 }
 
 void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
-  BoxSize most = {0, 0, 0, 0, 0};
-  for (const Box& box : plan->boxes) {
-    const BoxSize size = box_size(*plan, box);
+  BoxSize most;
+  for (const PackedBox& packed : plan->packed) {
+    const BoxSize size = box_size(*plan, packed, packed.ring_rows());
     most = {std::max(most.tokens, size.tokens), std::max(most.shared_tokens, size.shared_tokens),
             std::max(most.transposed_keys, size.transposed_keys),
-            std::max(most.transposed_values, size.transposed_values), std::max(most.row, size.row)};
+            std::max(most.transposed_values, size.transposed_values)};
   }
   ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
@@ -133,11 +145,8 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.probabilities = take(weights);
   scratch.grad_logits = take(weights);
   scratch.products = take(2 * lanes * lanes + value_pitch);
-  scratch.num_zeros = static_cast<size_t>(std::max(plan->key_pitch, plan->value_pitch));
-  scratch.zeros = take(scratch.num_zeros);
-  const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
-  scratch.tokens = take(most.row * per_offset);
-  scratch.key_offsets = take(most.row * per_offset);  // a window is no longer than what it is in
+  plan->packed_scratch =
+      lay_out_packed(*plan, std::max(plan->key_pitch, plan->value_pitch), element_bytes, &take);
   if (plan->bias.given) {
     // Vectors of lanes that are no queries reach out.
     scratch.bias = take(bias_entries(*plan) + 2 * lanes) + lanes;
@@ -156,12 +165,6 @@ std::array<int64_t, kRank> token_extents(const vecina_tensor& tensor, int rank) 
 }
 
 }  // namespace
-
-int transposed_columns(const AxisGroup& axis, const KeyRange& range, int lanes) {
-  const int columns = (range.size() + axis.step - 1) / axis.step;
-  // An odd number of vectors: a power of two would put all head_dim entries in a few cache sets.
-  return ((round_up(columns, lanes) / lanes) | 1) * lanes;
-}
 
 size_t BackwardPlan::shared_size() const {
   return static_cast<size_t>(num_units()) *
@@ -218,7 +221,10 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   cut_boxes(&plan, kEnoughUnits, [&](const Box& box) {
     return unit_elements(plan, box) * static_cast<size_t>(kernel.element_bytes) > kUnitBytes;
   });
-  for (const Box& box : plan.boxes) plan.key_ranges.push_back(key_ranges(plan, box));
+  for (const Box& box : plan.boxes) {
+    plan.packed.push_back(packed_box(plan, box, kHasStrips));
+    plan.packed.back().ring = packed_ring(plan, box);
+  }
   lay_out_sums(&plan);
   cut_slices(&plan);
   lay_out_scratch(&plan, kernel.element_bytes);

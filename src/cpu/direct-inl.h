@@ -108,18 +108,10 @@ class DirectUnit {
     int first, last;
   };
 
-  template <typename U>
-  static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
-    return static_cast<U*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
-  }
-
   const DirectForm& direct() const { return plan_.direct; }
   const AxisGroup& row_axis() const { return *axes_[2]; }
   int64_t packed_row(int z, int y) const {
     return int64_t{z - ranges_[0].begin} * ranges_[1].size() + (y - ranges_[1].begin);
-  }
-  int64_t token_offset(const Strides& strides, int64_t z, int64_t y) const {
-    return z * strides.token[0] + y * strides.token[1];
   }
   // Of position 0 in the row of keys at (z, y).
   int64_t row_offset(const Strides& strides, int z, int y) const {
@@ -129,11 +121,11 @@ class DirectUnit {
 
   void choose_head(int64_t head_kv) {
     const int64_t head = head_kv * plan_.head_group;
-    query_ = at<const Element>(pointers_.query, plan_.query, batch_, head);
-    key_ = at<const Element>(pointers_.key, plan_.key, batch_, head_kv);
-    value_ = at<const Element>(pointers_.value, plan_.value, batch_, head_kv);
-    output_ = at<Element>(pointers_.output, plan_.output, batch_, head);
-    if (plan_.has_lse) lse_ = at<LseType>(pointers_.lse, plan_.lse, batch_, head);
+    query_ = tensor_at<const Element>(pointers_.query, plan_.query, batch_, head);
+    key_ = tensor_at<const Element>(pointers_.key, plan_.key, batch_, head_kv);
+    value_ = tensor_at<const Element>(pointers_.value, plan_.value, batch_, head_kv);
+    output_ = tensor_at<Element>(pointers_.output, plan_.output, batch_, head);
+    if (plan_.has_lse) lse_ = tensor_at<LseType>(pointers_.lse, plan_.lse, batch_, head);
     if (plan_.additional_tokens > 0) find_additional(head_kv);
     if constexpr (std::is_same_v<T, Element>) {
       keys_ = direct().in_place ? key_ : scratch_ + direct().keys;
@@ -146,9 +138,9 @@ class DirectUnit {
 
   void find_additional(int64_t head_kv) {
     const auto* keys =
-        at<const Element>(pointers_.additional_key, plan_.additional_key, batch_, head_kv);
-    const auto* values =
-        at<const Element>(pointers_.additional_value, plan_.additional_value, batch_, head_kv);
+        tensor_at<const Element>(pointers_.additional_key, plan_.additional_key, batch_, head_kv);
+    const auto* values = tensor_at<const Element>(pointers_.additional_value,
+                                                  plan_.additional_value, batch_, head_kv);
     if constexpr (std::is_same_v<T, Element>) {
       if (direct().in_place) {
         additional_keys_ = keys;

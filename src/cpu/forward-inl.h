@@ -20,6 +20,7 @@
 #include "cpu/direct-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
+#include "cpu/packed_keys-inl.h"
 #include "cpu/tile-inl.h"
 #include "cpu/values-inl.h"
 #include "hwy/highway.h"
@@ -36,48 +37,19 @@ class ForwardUnit {
   using LseType = T;  // float for all but double
 
   ForwardUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit, void* scratch)
-      : plan_(plan), scratch_(static_cast<T*>(scratch)) {
-    const auto num_boxes = static_cast<int64_t>(plan.boxes.size());
-    const int64_t head_index = unit / num_boxes;
-    box_ = plan.boxes[static_cast<size_t>(unit % num_boxes)];
-    ring_ = plan.rings[static_cast<size_t>(unit % num_boxes)];
-    const int64_t batch = head_index / plan.heads_kv;
-    const int64_t head_kv = head_index % plan.heads_kv;
-    for (size_t a = 0; a < kRank; ++a) {
-      axes_[a] = &plan.groups[a][static_cast<size_t>(box_.group[a])];
-      ranges_[a] = a + 1 < kRank
-                       ? key_range(*axes_[a], box_.begin[a], box_.end[a])
-                       : lane_key_range(*axes_[a], box_.begin[a], box_.end[a], plan.lanes);
-    }
-    layout_ = key_layout(lane_axis());
-    const int64_t head = head_kv * plan.head_group;
-    query_ = at<const Element>(pointers.query, plan.query, batch, head);
-    key_ = at<const Element>(pointers.key, plan.key, batch, head_kv);
-    value_ = at<const Element>(pointers.value, plan.value, batch, head_kv);
-    additional_key_ =
-        at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
-    additional_value_ =
-        at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
-    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
-    output_ = at<Element>(pointers.output, plan.output, batch, head);
-    lse_ = at<LseType>(pointers.lse, plan.lse, batch, head);
-    if (layout_ == KeyLayout::shifted) {
-      key_runs_ = key_runs(lane_axis(), ranges_[2], plan.lanes);
-      key_row_ = std::max(key_runs_.strips, 1) * ptrdiff_t{key_runs_.pitch} * plan.head_dim;
-    } else {
-      key_row_ = ptrdiff_t{ranges_[2].size()} * plan.key_pitch;
-    }
-  }
+      : ForwardUnit(plan, pointers, unit / static_cast<int64_t>(plan.boxes.size()),
+                    static_cast<size_t>(unit) % plan.boxes.size(), static_cast<T*>(scratch)) {}
 
   void run() {
     prepare();
-    const auto axis = static_cast<size_t>(ring_.axis);
-    int packed = ranges_[axis].begin;
-    for (int first = box_.begin[axis]; first < box_.end[axis]; first += ring_.band) {
+    const PackedRing& ring = keys_.ring();
+    const auto axis = static_cast<size_t>(ring.axis);
+    int packed = keys_.range(axis).begin;
+    for (int first = box_.begin[axis]; first < box_.end[axis]; first += ring.band) {
       Box band = box_;
       band.begin[axis] = first;
-      band.end[axis] = std::min(first + ring_.band, box_.end[axis]);
-      const KeyRange keys = key_range(*axes_[axis], first, band.end[axis]);
+      band.end[axis] = std::min(first + ring.band, box_.end[axis]);
+      const KeyRange keys = key_range(keys_.axis(axis), first, band.end[axis]);
       packed = std::max(packed, keys.begin);
       for (; packed < keys.end; ++packed) pack_rows(packed);
       for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) run_column(x, band);
@@ -85,6 +57,26 @@ class ForwardUnit {
   }
 
  private:
+  ForwardUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t head_index,
+              size_t box, T* scratch)
+      : plan_(plan), scratch_(scratch), box_(plan.boxes[box]), keys_(plan, box, scratch) {
+    const int64_t batch = head_index / plan.heads_kv;
+    const int64_t head_kv = head_index % plan.heads_kv;
+    const int64_t head = head_kv * plan.head_group;
+    query_ = tensor_at<const Element>(pointers.query, plan.query, batch, head);
+    key_ = tensor_at<const Element>(pointers.key, plan.key, batch, head_kv);
+    value_ = tensor_at<const Element>(pointers.value, plan.value, batch, head_kv);
+    additional_key_ =
+        tensor_at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
+    additional_value_ =
+        tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
+    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
+    output_ = tensor_at<Element>(pointers.output, plan.output, batch, head);
+    lse_ = tensor_at<LseType>(pointers.lse, plan.lse, batch, head);
+    key_row_ = keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.head_dim)
+                                                    : ptrdiff_t{keys_.tokens()} * plan.key_pitch;
+  }
+
   static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr double kLog2E = 1.44269504088896340736;
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
@@ -132,29 +124,9 @@ class ForwardUnit {
 
   using Rows = std::array<Row, kTileRows>;
 
-  template <typename U>
-  static U* at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
-    return static_cast<U*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
-  }
-
-  const AxisGroup& lane_axis() const { return *axes_[2]; }
+  const AxisGroup& lane_axis() const { return keys_.lane_axis(); }
   int rows_of_query() const { return lane_axis().phases * plan_.head_group; }
   int twins() const { return lane_axis().twins; }
-  // Row of packed keys and values that holds the given outer positions.
-  ptrdiff_t packed_row(int z, int y) const {
-    z -= ranges_[0].begin;
-    y -= ranges_[1].begin;
-    return ring_.axis == 0 ? ptrdiff_t{z % ring_.rows} * ranges_[1].size() + y
-                           : ptrdiff_t{z} * ring_.rows + y % ring_.rows;
-  }
-  // How many of the rows of keys from y on are packed one after the other.
-  int rows_together(int y) const {
-    return ring_.axis == 0 ? ranges_[1].end - y : ring_.rows - (y - ranges_[1].begin) % ring_.rows;
-  }
-
-  int64_t token_offset(const Strides& strides, int64_t z, int64_t y) const {
-    return z * strides.token[0] + y * strides.token[1];
-  }
 
   // The rows of queries of a band at x.
   void run_column(int x, const Box& band) {
@@ -168,11 +140,8 @@ class ForwardUnit {
     }
   }
 
-  // What all rows of keys need, and additional tokens.
+  // What all tiles need.
   void prepare() {
-    zeros_ = reinterpret_cast<const Element*>(scratch_ + plan_.scratch.zeros);
-    std::fill_n(scratch_ + plan_.scratch.zeros, plan_.scratch.num_zeros, T{0});
-    find_keys();
     if (plan_.bias.given) {
       pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
                 scratch_ + plan_.scratch.bias);
@@ -191,37 +160,10 @@ class ForwardUnit {
 
   // All rows of keys at that position of the ring's axis.
   void pack_rows(int at) {
-    const KeyRange& others = ranges_[static_cast<size_t>(1 - ring_.axis)];
+    const KeyRange& others = keys_.range(static_cast<size_t>(1 - keys_.ring().axis));
     for (int other = others.begin; other < others.end; ++other) {
-      ring_.axis == 0 ? pack_row(at, other) : pack_row(other, at);
+      keys_.ring().axis == 0 ? pack_row(at, other) : pack_row(other, at);
     }
-  }
-
-  // What stands at position p of the packed rows; zeros where nothing does. `row` is position 0.
-  const Element* row_at(const Element* row, ptrdiff_t position_stride, int p) const {
-    const int key = positions_[p - ranges_[2].begin];
-    return key < 0 ? zeros_ : row + key * position_stride;
-  }
-  // What will be packed soon. `row` is position 0.
-  void prefetch_token(const Element* row, ptrdiff_t position_stride, int p, int size) const {
-    if (p < ranges_[2].end) prefetch(row_at(row, position_stride, p), size);
-  }
-  ptrdiff_t position_stride(const Strides& strides) const {
-    return strides.token[2] * lane_axis().token_step;
-  }
-
-  // Which key stands at each position of a packed row, and where each key of a window lies in it.
-  void find_keys() {
-    auto* positions = reinterpret_cast<int*>(scratch_ + plan_.scratch.positions);
-    const int extent = lane_axis().window.extent;
-    for (int p = ranges_[2].begin; p < ranges_[2].end; ++p) {
-      positions[p - ranges_[2].begin] = p >= 0 && p < extent ? p : packed_key(lane_axis(), p);
-    }
-    positions_ = positions;
-    if (layout_ == KeyLayout::shared) return;
-    key_offsets_ = reinterpret_cast<int64_t*>(scratch_ + plan_.scratch.key_offsets);
-    find_key_offsets(lane_axis().window.kernel_size + twins() - 1, key_runs_.num_runs,
-                     key_runs_.columns, key_offsets_);
   }
 
   // True if all windows of the row of queries at x lie within the axis as they are.
@@ -233,107 +175,34 @@ class ForwardUnit {
   }
 
   void pack_row(int z, int y) {
-    const int64_t token_z = axes_[0]->to_token(z), token_y = axes_[1]->to_token(y);
-    const Element* key =
-        key_ + token_offset(plan_.key, token_z, token_y) + lane_axis().token * plan_.key.token[2];
-    const Element* value = value_ + token_offset(plan_.value, token_z, token_y) +
-                           lane_axis().token * plan_.value.token[2];
-    const ptrdiff_t row = packed_row(z, y);
-    const int count = ranges_[2].size();
-    T* values = scratch_ + plan_.scratch.values + row * count * plan_.value_pitch;
+    const Element* key = key_ + keys_.row_offset(plan_.key, z, y);
+    const Element* value = value_ + keys_.row_offset(plan_.value, z, y);
+    const ptrdiff_t row = keys_.row(z, y);
+    const auto copy_values = [&](int begin, int end) {
+      keys_.copy(value, plan_.value, begin, end, plan_.head_dim_value, plan_.value_pitch,
+                 scratch_ + plan_.scratch.values + row * keys_.tokens() * plan_.value_pitch);
+    };
     if (reads_in_place()) {
       const AxisGroup& axis = lane_axis();
       const int queries = kMaxLanes * axis.twins;
       for (int x = box_.begin[2]; x < box_.end[2]; x += queries) {
         if (is_inside(x)) continue;
         const int first = (x - box_.begin[2]) * axis.step;
-        copy_values(value, first, first + axis.step * (queries - 1) + axis.window.kernel_size,
-                    values);
+        copy_values(first, first + axis.step * (queries - 1) + axis.window.kernel_size);
       }
     } else {
-      copy_values(value, 0, count, values);
+      copy_values(0, keys_.tokens());
     }
     T* keys = scratch_ + plan_.scratch.keys + row * key_row_;
-    if (layout_ == KeyLayout::shifted) {
-      pack_transposed(key, keys);
-      return;
-    }
-    const ptrdiff_t stride = position_stride(plan_.key);
-    for (int i = 0; i < count; ++i) {
-      copy_row(D(), key + i * stride, static_cast<size_t>(plan_.head_dim),
-               static_cast<size_t>(plan_.key_pitch), keys + ptrdiff_t{i} * plan_.key_pitch);
-    }
-  }
-
-  bool reads_in_place() const { return plan_.values_in_place && layout_ == KeyLayout::shifted; }
-
-  // Rows [begin, end) of a packed row of values.
-  void copy_values(const Element* value, int begin, int end, T* to) {
-    const ptrdiff_t stride = position_stride(plan_.value);
-    const auto size = static_cast<size_t>(plan_.head_dim_value);
-    const auto pitch = static_cast<size_t>(plan_.value_pitch);
-    to += begin * static_cast<ptrdiff_t>(pitch);
-    for (int p = ranges_[2].begin + begin; p < ranges_[2].begin + end; ++p, to += pitch) {
-      prefetch_token(value, stride, p + kMaxLanes, plan_.head_dim_value);
-      copy_row(D(), row_at(value, stride, p), size, pitch, to);
-    }
-  }
-
-  void pack_transposed(const Element* key, T* keys) {
-    if (key_runs_.strips == 0) {
-      return pack_strip(key, ranges_[2].begin, ranges_[2].size(), keys);
-    }
-    const int step = lane_axis().step, queries = kMaxLanes * twins();
-    const int count = step * (queries - 1) + lane_axis().window.kernel_size;
-    for (int strip = 0; strip < key_runs_.strips; ++strip) {
-      pack_strip(key, ranges_[2].begin + strip * step * queries, count, keys);
-      keys += ptrdiff_t{key_runs_.pitch} * plan_.head_dim;
-    }
-  }
-
-  // `count` positions from `first` on.
-  void pack_strip(const Element* key, int first, int count, T* keys) {
-    const int runs = key_runs_.num_runs;
-    const hn::CappedTag<T, 4> few;
-    constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
-    for (int run = 0; run < runs; ++run) {
-      const int columns = (count - run + runs - 1) / runs;
-      T* to = keys + ptrdiff_t{run} * key_runs_.columns;
-      int column = 0;
-      for (; columns - column > kMaxLanes / 2; column += kMaxLanes) {
-        const int here = first + column * runs + run, next = here + kMaxLanes * runs;
-        for (int lane = 0; lane < kMaxLanes; ++lane) {
-          prefetch_token(key, position_stride(plan_.key), next + lane * runs, plan_.head_dim);
-        }
-        pack_columns(D(), key, here, to + column);
-      }
-      for (; column < columns; column += kFew) {
-        pack_columns(few, key, first + column * runs + run, to + column);
-      }
-    }
-  }
-
-  // A vector of positions from `first` on.
-  template <class Tag>
-  void pack_columns(Tag tag, const Element* key, int first, T* to) {
-    constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
-    const ptrdiff_t stride = position_stride(plan_.key);
-    const int runs = key_runs_.num_runs, last = first + (kColumns - 1) * runs;
-    const auto transpose = [&](const auto& rows) {
-      transpose_rows(tag, rows, static_cast<size_t>(plan_.head_dim),
-                     static_cast<size_t>(key_runs_.pitch), T{1}, to);
-    };
-    if (first >= 0 && last < lane_axis().window.extent) {
-      transpose(RegularRows<Element>(key + first * stride, runs * stride));
+    if (keys_.layout() == KeyLayout::shifted) {
+      keys_.transpose(key, plan_.key, plan_.head_dim, keys);
     } else {
-      std::array<const Element*, kColumns> rows;
-      for (int lane = 0; lane < kColumns; ++lane) {
-        // The last vector of a row may reach beyond it.
-        const int p = std::min(first + lane * runs, ranges_[2].end - 1);
-        rows[static_cast<size_t>(lane)] = row_at(key, stride, p);
-      }
-      transpose(ScatteredRows<Element>{rows.data()});
+      keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch, keys);
     }
+  }
+
+  bool reads_in_place() const {
+    return plan_.values_in_place && keys_.layout() == KeyLayout::shifted;
   }
 
   // The next num_rows rows from *place on.
@@ -343,8 +212,8 @@ class ForwardUnit {
     for (int r = 0; r < num_rows; ++r, advance(place)) {
       set_up_row(*place, r, &rows[static_cast<size_t>(r)]);
     }
-    const int position_z = axes_[0]->position(z);
-    const int begin_z = axes_[0]->begin(position_z), end_z = axes_[0]->end(position_z);
+    const int position_z = keys_.axis(0).position(z);
+    const int begin_z = keys_.axis(0).begin(position_z), end_z = keys_.axis(0).end(position_z);
     const int num_keys = visible_keys(rows, num_rows);
     for (int first = 0; first < num_rows; first += kLogitsRows) {
       const int last = std::min(first + kLogitsRows, num_rows);
@@ -359,14 +228,14 @@ class ForwardUnit {
   // The first query of a row; with phase 0 one that is on the axis.
   const Element* query_at(const Place& place, int phase) const {
     return query_ + place.head * plan_.query.head +
-           token_offset(plan_.query, axes_[0]->query_token(place.z, 0),
-                        axes_[1]->query_token(place.k, 0)) +
+           token_offset(plan_.query, keys_.axis(0).query_token(place.z, 0),
+                        keys_.axis(1).query_token(place.k, 0)) +
            lane_axis().query_token(place.x, phase) * plan_.query.token[2];
   }
   ptrdiff_t output_offset(const Strides& strides, const Place& place) const {
     return place.head * strides.head +
-           token_offset(strides, axes_[0]->output_token(place.z, 0),
-                        axes_[1]->output_token(place.k, 0)) +
+           token_offset(strides, keys_.axis(0).output_token(place.z, 0),
+                        keys_.axis(1).output_token(place.k, 0)) +
            lane_axis().output_token(place.x, place.phase) * strides.token[2];
   }
   ptrdiff_t query_stride() const {
@@ -386,11 +255,11 @@ class ForwardUnit {
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
-    const AxisGroup& middle = *axes_[1];
+    const AxisGroup& middle = keys_.axis(1);
     const int x = place.x, phase = place.phase;
     row->head = place.head;
     if (plan_.bias.given) row->bias = {axis, x, phase};
-    row->position_z = axes_[0]->position(place.z);
+    row->position_z = keys_.axis(0).position(place.z);
     row->position_y = middle.position(place.k);
     row->key_begin = middle.begin(row->position_y);
     row->key_end = middle.end(row->position_y);
@@ -404,8 +273,8 @@ class ForwardUnit {
         row->views[static_cast<size_t>(i)] = causal_view(axis.position(x + i) + phase);
       }
     }
-    row->is_masked = axis.window.is_causal &&
-                     (layout_ == KeyLayout::shared || axis.phases > 1 || row->views[0].begin > 0);
+    row->is_masked = axis.window.is_causal && (keys_.layout() == KeyLayout::shared ||
+                                               axis.phases > 1 || row->views[0].begin > 0);
     const ptrdiff_t vector = ptrdiff_t{r} * twins();
     row->weights = scratch_ + plan_.scratch.weights + vector * plan_.weights_pitch;
     row->sums = scratch_ + plan_.scratch.sums + vector * kMaxLanes * plan_.value_pitch;
@@ -449,7 +318,7 @@ class ForwardUnit {
   // on.
   QueryView causal_view(int p) const {
     const NaAxis& window = lane_axis().window;
-    if (layout_ == KeyLayout::shared) {
+    if (keys_.layout() == KeyLayout::shared) {
       return {0, std::min(p + 1, window.extent), window.extent};
     }
     const int begin = borderless_begin(window, p);
@@ -459,7 +328,7 @@ class ForwardUnit {
   // Keys along the innermost axis that some query of the tile sees.
   int visible_keys(const Rows& rows, int num_rows) const {
     const NaAxis& window = lane_axis().window;
-    if (layout_ == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
+    if (keys_.layout() == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
     int keys = 0;
     for (int r = 0; r < num_rows; ++r) {
       const Row& row = rows[static_cast<size_t>(r)];
@@ -479,15 +348,16 @@ class ForwardUnit {
     if constexpr (std::is_same_v<T, Element>) {
       if (reads_in_place() && is_inside(x)) {
         const int begin = borderless_begin(axis.window, axis.position(x));
-        const T* values = value_ + token_offset(plan_.value, axes_[0]->to_token(key_z),
-                                                axes_[1]->to_token(key_y));
+        const T* values = value_ + token_offset(plan_.value, keys_.axis(0).to_token(key_z),
+                                                keys_.axis(1).to_token(key_y));
         return {values + axis.to_token(begin) * plan_.value.token[2],
                 plan_.value.token[2] * axis.token_step};
       }
     }
-    const ptrdiff_t first =
-        layout_ == KeyLayout::shifted ? ptrdiff_t{x - box_.begin[2]} * axis.step : ptrdiff_t{0};
-    const ptrdiff_t row = packed_row(key_z, key_y) * ranges_[2].size() + first;
+    const ptrdiff_t first = keys_.layout() == KeyLayout::shifted
+                                ? ptrdiff_t{x - box_.begin[2]} * axis.step
+                                : ptrdiff_t{0};
+    const ptrdiff_t row = keys_.row(key_z, key_y) * keys_.tokens() + first;
     return {scratch_ + plan_.scratch.values + row * plan_.value_pitch, plan_.value_pitch};
   }
 
@@ -511,7 +381,7 @@ class ForwardUnit {
       for (int j = 0; j < num_keys; j += plan_.max_slots) {
         if (j > 0) flush(/*is_last=*/false, rows, num_rows);
         const KeyBlock block = {x, key_z, y, next, j, std::min(plan_.max_slots, num_keys - j)};
-        if (layout_ == KeyLayout::shifted) {
+        if (keys_.layout() == KeyLayout::shifted) {
           add_block<KeyLayout::shifted>(block, rows, first, last);
         } else {
           add_block<KeyLayout::shared>(block, rows, first, last);
@@ -536,11 +406,11 @@ class ForwardUnit {
       while (y >= (*rows)[static_cast<size_t>(begin)].key_end) ++begin;
       while (y < (*rows)[static_cast<size_t>(end - 1)].key_begin) --end;
       // Up to `next` they hold the same rows of keys; none between windows of a downsampled axis.
-      next = std::min(block.end, y + rows_together(y));
+      next = std::min(block.end, y + keys_.rows_together(y));
       if (end < last) next = std::min(next, (*rows)[static_cast<size_t>(end)].key_begin);
       if (begin >= end) continue;
       next = std::min(next, (*rows)[static_cast<size_t>(begin)].key_end);
-      arguments.keys = scratch_ + plan_.scratch.keys + packed_row(block.z, y) * key_row_ + queries;
+      arguments.keys = scratch_ + plan_.scratch.keys + keys_.row(block.z, y) * key_row_ + queries;
       arguments.rows = next - y;
       for (int r = begin, taken; r < end; r += taken) {
         taken = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(end - r);
@@ -560,18 +430,18 @@ class ForwardUnit {
     const int begin = std::max(block.begin, row->key_begin);
     const int end = std::min(block.end, row->key_end);
     for (int y = begin, next; y < end; y = next) {
-      next = std::min(end, y + rows_together(y));
+      next = std::min(end, y + keys_.rows_together(y));
       const ValueRows values = window_values(block.x, block.z, y);
       // Field by field: copying what was just written in parts as a whole would wait for it.
       row->runs[static_cast<size_t>(row->num_runs++)] = {
           .values = values.first + block.j * values.pitch,
           .pitch = values.pitch,
-          .row_step = ranges_[2].size() * values.pitch,
+          .row_step = keys_.tokens() * values.pitch,
           .slot = row->slots,
           .rows = next - y,
           .count = block.count,
           .first_key = block.j,
-          .is_shared = layout_ == KeyLayout::shared,
+          .is_shared = keys_.layout() == KeyLayout::shared,
           .is_window = true};
       if (plan_.bias.given) add_bias(block, y, next, *row);
       row->slots += (next - y) * block.count;
@@ -637,9 +507,9 @@ class ForwardUnit {
     LogitsArguments<T> arguments;
     arguments.head_dim = plan_.head_dim;
     arguments.query_pitch = plan_.queries_pitch;
-    arguments.key_offsets = kIsShifted ? key_offsets_ + j : nullptr;
+    arguments.key_offsets = kIsShifted ? keys_.key_offsets() + j : nullptr;
     arguments.key_pitch = plan_.key_pitch;
-    arguments.key_step = kIsShifted ? key_runs_.pitch : 1;
+    arguments.key_step = kIsShifted ? keys_.pitch() : 1;
     arguments.key_row = key_row_;
     arguments.weight_row = ptrdiff_t{count} * kMaxLanes;
     return arguments;
@@ -648,11 +518,8 @@ class ForwardUnit {
   // Where the keys from j on of the queries at x lie in a packed row.
   template <KeyLayout kLayout>
   ptrdiff_t column_offset(int x, int j) const {
-    if (kLayout == KeyLayout::shared) return ptrdiff_t{j} * plan_.key_pitch;
-    const int queries = (x - box_.begin[2]) / twins();
-    return key_runs_.strips == 0
-               ? queries
-               : ptrdiff_t{queries / kMaxLanes} * key_runs_.pitch * plan_.head_dim;
+    return kLayout == KeyLayout::shared ? ptrdiff_t{j} * plan_.key_pitch
+                                        : keys_.column(x, plan_.head_dim);
   }
 
   // Of rows [r, r + count) of the tile, whose first vector's weights are given.
@@ -727,12 +594,13 @@ class ForwardUnit {
   template <int kTwins>
   void weigh_queries(const Row& row, bool is_last) {
     const AxisGroup& axis = lane_axis();
-    const bool has_views = row.is_masked && (layout_ == KeyLayout::shared || axis.phases > 1);
+    const bool has_views =
+        row.is_masked && (keys_.layout() == KeyLayout::shared || axis.phases > 1);
     const ValueArguments<T> arguments = {
         row.runs.data(), row.num_runs, row.num_window_runs,
         row.weights,     axis.step,    has_views ? row.views.data() : nullptr};
     bool is_level = true;
-    int shortest = layout_ == KeyLayout::shifted && axis.step == 1 ? kManyQueries : 0;
+    int shortest = keys_.layout() == KeyLayout::shifted && axis.step == 1 ? kManyQueries : 0;
     for (int i = 0; i < row.num_runs; ++i) {
       const KeyRun<T>& run = row.runs[static_cast<size_t>(i)];
       if (run.is_shared) continue;
@@ -804,18 +672,11 @@ class ForwardUnit {
 
   const ForwardPlan& plan_;
   T* scratch_;
-  Box box_;
-  std::array<const AxisGroup*, kRank> axes_;
-  std::array<KeyRange, kRank> ranges_;
-  PackedRing ring_;
-  KeyLayout layout_;
-  KeyRuns key_runs_ = {};  // of the shifted layout
+  const Box& box_;
+  PackedKeys<Element> keys_;
   ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
   const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
   const T* bias_;
-  const Element* zeros_ = nullptr;
-  const int* positions_ = nullptr;
-  int64_t* key_offsets_ = nullptr;
   Element* output_;
   LseType* lse_;
 };

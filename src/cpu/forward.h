@@ -20,6 +20,7 @@
 
 #include "core/problem.h"
 #include "core/window.h"
+#include "cpu/layout.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal::cpu {
@@ -86,6 +87,17 @@ struct Strides {
   std::array<int64_t, kRank> token = {};
 };
 
+// The first element of a head; nullptr stays nullptr.
+template <typename T>
+T* tensor_at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
+  if (data == nullptr) return nullptr;
+  return static_cast<T*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
+}
+// Of the outer token axes.
+inline int64_t token_offset(const Strides& strides, int64_t z, int64_t y) {
+  return z * strides.token[0] + y * strides.token[1];
+}
+
 // A box of queries of one combination of dilation groups: [begin, end) for each axis.
 struct Box {
   std::array<int, kRank> group;
@@ -97,11 +109,54 @@ struct ForwardScratch {
   size_t keys = 0, values = 0;                        // packed key and value rows
   size_t additional_keys = 0, additional_values = 0;  // packed additional tokens
   size_t queries = 0, weights = 0, sums = 0;          // of one tile
-  size_t zeros = 0, num_zeros = 0;                    // a row that stands for no token
   size_t bias = 0;                                    // tables of the heads of one key head
-  size_t key_offsets = 0;                             // int64_t: of one window
-  size_t positions = 0;                               // int: keys that stand in one packed row
   size_t total = 0;
+};
+// What packing needs itself.
+struct PackedScratch {
+  size_t zeros = 0, num_zeros = 0;  // a row that stands for no token
+  size_t key_offsets = 0;           // int64_t: of one window
+  size_t positions = 0;             // int: keys that stand in one packed row
+};
+
+// Positions of keys along one axis that the queries [begin, end) of a group touch. Along the
+// innermost axis the shifted layout reaches beyond the borders and covers whole vectors.
+struct KeyRange {
+  int begin, end;
+  int size() const { return end - begin; }
+};
+
+// Transposed keys of the shifted layout: for each head_dim entry step * twins runs of columns, run
+// r holding the positions r, r + step * twins, ... of the range. Neighbouring lanes are neighbours
+// there. Where that takes little more room, each vector of queries may have a strip of its own, so
+// that what it reads lies in few cache lines and no load crosses two.
+struct KeyRuns {
+  int num_runs = 0, columns = 0;
+  int pitch = 0;   // elements from one head_dim entry to the next
+  int strips = 0;  // of one row; 0: all vectors of queries read the same
+
+  // Elements of one row of keys or values.
+  ptrdiff_t row(int head_dim) const {
+    return ptrdiff_t{strips > 0 ? strips : 1} * pitch * head_dim;
+  }
+};
+
+// Keys and values of a box are packed row by row as its tiles need them, and rows that no tile
+// needs any more make room: `rows` of them are held along `axis`, all along the other outer axis.
+struct PackedRing {
+  int axis = 0;  // 0 or 1
+  int rows = 0;
+  int band = 0;  // queries along the axis whose keys are held at once
+};
+
+// The rows of keys that the windows of a box touch, and how they are packed.
+struct PackedBox {
+  std::array<KeyRange, kRank> ranges;
+  KeyRuns runs;  // of the shifted layout
+  PackedRing ring;
+
+  int rows() const { return ranges[0].size() * ranges[1].size(); }
+  int ring_rows() const { return ring.rows * ranges[ring.axis == 0 ? 1 : 0].size(); }
 };
 
 // What both passes decide in the same way.
@@ -112,20 +167,14 @@ struct Partition {
   double scale = 0.0;
   std::array<std::vector<AxisGroup>, kRank> groups;  // groups[axis][residue]
   std::vector<Box> boxes;  // of every (batch, key head); those of one combination follow each other
-  int lanes = 0;           // of the kernel that this was planned for
-  int heads_at_once = 1;   // key heads of one unit
+  std::vector<PackedBox> packed;  // of each box; the direct form has none
+  PackedScratch packed_scratch;
+  int lanes = 0;          // of the kernel that this was planned for
+  int heads_at_once = 1;  // key heads of one unit
 
   int64_t num_units() const {
     return batch * (heads_kv / heads_at_once) * static_cast<int64_t>(boxes.size());
   }
-};
-
-// Keys and values of a box are packed row by row as its tiles need them, and rows that no tile
-// needs any more make room: `rows` of them are held along `axis`, all along the other outer axis.
-struct PackedRing {
-  int axis;  // 0 or 1
-  int rows;
-  int band;  // queries along the axis whose keys are held at once
 };
 
 // Relative position bias: a table of 2 * kernel_size - 1 entries along each axis for each head.
@@ -172,12 +221,11 @@ struct ForwardPlan : Partition {
   bool values_in_place = false;  // away from the borders values are read where they lie
   BiasTable bias;
 
-  int key_pitch = 0;              // elements of one packed key (shared layout)
-  int value_pitch = 0;            // elements of one packed value row: head_dim_value, padded
-  int max_slots = 0;              // keys of a row whose logits are held at once
-  int weights_pitch = 0;          // elements from one vector's weights to the next one's
-  int queries_pitch = 0;          // elements of a vector of queries
-  std::vector<PackedRing> rings;  // of each box
+  int key_pitch = 0;      // elements of one packed key (shared layout)
+  int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
+  int max_slots = 0;      // keys of a row whose logits are held at once
+  int weights_pitch = 0;  // elements from one vector's weights to the next one's
+  int queries_pitch = 0;  // elements of a vector of queries
   ForwardScratch scratch;
   DirectForm direct;
 };
@@ -203,28 +251,49 @@ Strides strides_of(const vecina_tensor& tensor, int rank);
 
 KeyLayout key_layout(const AxisGroup& axis);
 
-// Positions of keys along one axis that the queries [begin, end) of a group touch. Along the
-// innermost axis the shifted layout reaches beyond the borders and covers whole vectors.
-struct KeyRange {
-  int begin, end;
-  int size() const { return end - begin; }
-};
+// The KeyRange of the queries [begin, end) of a group.
 KeyRange key_range(const AxisGroup& axis, int begin, int end);                  // outer axes
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes);  // innermost axis
 KeyRange direct_key_range(const AxisGroup& axis, int begin, int end);  // the same, direct form
 
-// Packed transposed keys of the shifted layout: for each head_dim entry step * twins runs of
-// columns, run r holding the positions r, r + step * twins, ... of the range. Neighbouring lanes
-// are neighbours there. Where that takes little more room, each vector of queries has a strip of
-// its own, so that what it reads lies in few cache lines and no load crosses two.
-struct KeyRuns {
-  int num_runs, columns;
-  int pitch;   // elements from one head_dim entry to the next
-  int strips;  // of one row; 0: all vectors of queries read the same
-};
-KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes);
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes, bool may_have_strips);
 // Where each key of a window lies: run j % num_runs, column j / num_runs for key j.
 void find_key_offsets(int num_keys, int num_runs, int columns, int64_t* offsets);
+
+// Ranges and runs; the ring is what the pass wants, along an axis that has queries. And room for
+// what packing needs, for rows of up to num_zeros elements.
+PackedBox packed_box(const Partition& plan, const Box& box, bool may_have_strips);
+int ring_axis(const Box& box);
+PackedScratch lay_out_packed(const Partition& plan, int num_zeros, int element_bytes,
+                             ScratchLayout* take);
+
+// The groups of a box and the rows of keys that its windows touch.
+struct BoxKeys {
+  std::array<const AxisGroup*, kRank> axes;
+  const PackedBox& packed;
+
+  BoxKeys(const Partition& plan, size_t box) : packed(plan.packed[box]) {
+    for (size_t a = 0; a < kRank; ++a) {
+      axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
+    }
+  }
+  bool has_row(int z, int y) const {
+    const auto& ranges = packed.ranges;
+    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
+  }
+  // Number of the row at the given outer positions: of all, and of those that the ring holds.
+  ptrdiff_t row(int z, int y) const {
+    const auto& ranges = packed.ranges;
+    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
+  }
+  ptrdiff_t ring_row(int z, int y) const {
+    const auto& ranges = packed.ranges;
+    z -= ranges[0].begin;
+    y -= ranges[1].begin;
+    return packed.ring.axis == 0 ? ptrdiff_t{z % packed.ring.rows} * ranges[1].size() + y
+                                 : ptrdiff_t{z} * packed.ring.rows + y % packed.ring.rows;
+  }
+};
 
 // What one run reads and writes.
 struct ForwardPointers {

@@ -77,19 +77,14 @@ bool is_flat(const vecina_tensor& tensor, int rank) {
 // Scratch elements for one packed row of keys and of values of a box.
 struct PackedRow {
   size_t keys, values;
-  size_t tokens;
 };
 PackedRow packed_row(const ForwardPlan& plan, const Box& box) {
-  const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
-  const KeyRange range = lane_key_range(axis, box.begin[2], box.end[2], plan.lanes);
-  const auto tokens = static_cast<size_t>(range.size());
-  size_t keys = tokens * static_cast<size_t>(plan.key_pitch);
-  if (key_layout(axis) == KeyLayout::shifted) {
-    const KeyRuns runs = key_runs(axis, range, plan.lanes);
-    keys = static_cast<size_t>(std::max(runs.strips, 1)) * static_cast<size_t>(runs.pitch) *
-           static_cast<size_t>(plan.head_dim);
-  }
-  return {keys, tokens * static_cast<size_t>(plan.value_pitch), tokens};
+  const PackedBox packed = packed_box(plan, box, /*may_have_strips=*/true);
+  const auto tokens = static_cast<size_t>(packed.ranges[2].size());
+  const bool is_shifted = packed.runs.num_runs > 0;
+  return {is_shifted ? static_cast<size_t>(packed.runs.row(plan.head_dim))
+                     : tokens * static_cast<size_t>(plan.key_pitch),
+          tokens * static_cast<size_t>(plan.value_pitch)};
 }
 
 int num_queries(const Box& box, int axis) {
@@ -104,8 +99,6 @@ KeyRange outer_key_range(const ForwardPlan& plan, const Box& box, int axis) {
   const auto a = static_cast<size_t>(axis);
   return outer_key_range(plan, box, axis, box.begin[a], box.end[a]);
 }
-
-int ring_axis(const Box& box) { return num_queries(box, 0) > 1 ? 0 : 1; }
 
 // The most rows of keys that `band` queries along the axis see.
 int rows_of_band(const ForwardPlan& plan, const Box& box, int axis, int band) {
@@ -222,15 +215,15 @@ bool is_long_row(const ForwardPlan& plan, const Box& box) {
 }
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
-  size_t keys = 0, values = 0, tokens = 0;  // the largest of any box
+  size_t keys = 0, values = 0;  // the largest of any box
   for (const Box& box : plan->boxes) {
-    const PackedRing ring = packed_ring(*plan, box, element_bytes);
+    PackedBox packed = packed_box(*plan, box, /*may_have_strips=*/true);
+    packed.ring = packed_ring(*plan, box, element_bytes);
     const PackedRow row = packed_row(*plan, box);
-    const size_t rows = packed_rows(*plan, box, ring);
-    tokens = std::max(tokens, row.tokens);
+    const auto rows = static_cast<size_t>(packed.ring_rows());
     keys = std::max(keys, rows * row.keys);
     values = std::max(values, rows * row.values);
-    plan->rings.push_back(ring);
+    plan->packed.push_back(packed);
   }
   ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
@@ -244,18 +237,14 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   scratch.weights =
       take(kTileVectors * static_cast<size_t>(plan->weights_pitch)) + kFactors * lanes;
   scratch.sums = take(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
-  scratch.num_zeros = static_cast<size_t>(std::max(plan->head_dim, plan->head_dim_value));
-  scratch.zeros = take(scratch.num_zeros);
   if (plan->bias.given) {
     const auto tables =
         static_cast<size_t>(plan->head_group) * static_cast<size_t>(plan->bias.size());
     scratch.bias =
         take(tables + 2 * lanes) + lanes;  // vectors of lanes that are no queries reach out
   }
-  const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
-  scratch.key_offsets =
-      take((tokens + kMaxTwins) * per_offset);  // a window is no longer than what it is in
-  scratch.positions = take(tokens);
+  plan->packed_scratch =
+      lay_out_packed(*plan, std::max(plan->head_dim, plan->head_dim_value), element_bytes, &take);
   scratch.total = take.total();
 }
 
@@ -298,7 +287,7 @@ KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
           borderless_begin(axis.window, axis.position(last)) + axis.window.kernel_size};
 }
 
-KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes) {
+KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes, bool may_have_strips) {
   KeyRuns runs;
   runs.num_runs = axis.step * axis.twins;
   // Whole lines, so that packing stores do not cross them; of whole rows an odd number of them,
@@ -313,12 +302,43 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes) {
   runs.columns = columns_of(range.size());
   runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
-  if (int64_t{2} * strips * columns_of(of_strip) <= int64_t{3} * runs.columns) {
+  if (may_have_strips && int64_t{2} * strips * columns_of(of_strip) <= int64_t{3} * runs.columns) {
     runs.columns = columns_of(of_strip);
     runs.strips = strips;
     runs.pitch = runs.num_runs * runs.columns;
   }
   return runs;
+}
+
+int ring_axis(const Box& box) { return num_queries(box, 0) > 1 ? 0 : 1; }
+
+PackedBox packed_box(const Partition& plan, const Box& box, bool may_have_strips) {
+  PackedBox packed = {};
+  for (size_t a = 0; a < kRank; ++a) {
+    const AxisGroup& axis = plan.groups[a][static_cast<size_t>(box.group[a])];
+    packed.ranges[a] = a + 1 < kRank ? key_range(axis, box.begin[a], box.end[a])
+                                     : lane_key_range(axis, box.begin[a], box.end[a], plan.lanes);
+    if (a + 1 == kRank && key_layout(axis) == KeyLayout::shifted) {
+      packed.runs = key_runs(axis, packed.ranges[a], plan.lanes, may_have_strips);
+    }
+  }
+  return packed;
+}
+
+PackedScratch lay_out_packed(const Partition& plan, int num_zeros, int element_bytes,
+                             ScratchLayout* take) {
+  size_t tokens = 0;
+  for (const PackedBox& packed : plan.packed) {
+    tokens = std::max(tokens, static_cast<size_t>(packed.ranges[2].size()));
+  }
+  PackedScratch scratch;
+  scratch.num_zeros = static_cast<size_t>(num_zeros);
+  scratch.zeros = (*take)(scratch.num_zeros);
+  // A window is no longer than what it is in.
+  const size_t per_offset = sizeof(int64_t) / static_cast<size_t>(element_bytes);
+  scratch.key_offsets = (*take)((tokens + kMaxTwins) * per_offset);
+  scratch.positions = (*take)(tokens);
+  return scratch;
 }
 
 void find_key_offsets(int num_keys, int num_runs, int columns, int64_t* offsets) {

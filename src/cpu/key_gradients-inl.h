@@ -22,34 +22,6 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <typename T>
-T* tensor_at(const void* data, const Strides& strides, int64_t batch, int64_t head) {
-  if (data == nullptr) return nullptr;
-  return static_cast<T*>(const_cast<void*>(data)) + batch * strides.batch + head * strides.head;
-}
-inline int64_t token_offset(const Strides& strides, int64_t z, int64_t y) {
-  return z * strides.token[0] + y * strides.token[1];
-}
-
-// The groups of a box and the packed rows that its windows touch.
-struct BoxKeys {
-  std::array<const AxisGroup*, kRank> axes;
-  const std::array<KeyRange, kRank>& ranges;
-
-  BoxKeys(const BackwardPlan& plan, size_t box) : ranges(plan.key_ranges[box]) {
-    for (size_t a = 0; a < kRank; ++a) {
-      axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
-    }
-  }
-  bool has_row(int z, int y) const {
-    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
-  }
-  // Number of the packed row that holds the given outer positions.
-  ptrdiff_t row(int z, int y) const {
-    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
-  }
-};
-
 // Writes the gradients of keys and values out of the sums of units.
 template <typename Element>
 class KeyGradients {
@@ -118,14 +90,13 @@ class KeyGradients {
     while (first < last && !may_touch(last - 1, slice)) --last;
     const bool is_one = last - first == 1;  // box, which is then found once
     const Part only = is_one ? part_of(first, slice, sums, pitch) : Part();
+    if (is_one) add_borders(axis, slice, only, pitch);
     const int64_t stride = axis.token_step * strides.token[2];
     Element* to = row + axis.to_token(slice.begin) * strides.token[2];
     for (int p = slice.begin; p < slice.end; ++p, to += stride) {
       prefetch(to + kTokensAhead * stride, size);
       const int window = axis.window.kernel_size;
-      // Away from the borders a key stands for itself alone.
-      if (p >= only.range.begin && p < only.range.end && p - window < only.range.begin &&
-          p + window >= only.range.end) {
+      if (p >= only.range.begin && p < only.range.end) {
         write_row(only.sums + ptrdiff_t{p - only.range.begin} * pitch, size, static_cast<T>(scale),
                   to);
         continue;
@@ -161,14 +132,29 @@ class KeyGradients {
   Part part_of(size_t b, const KeySlice& slice, T* sums, int pitch) const {
     const BoxKeys box(plan_, b);
     if (!box.has_row(slice.z, slice.y)) return {};
+    const KeyRange& range = box.packed.ranges[2];
     return {sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
-                box.row(slice.z, slice.y) * box.ranges[2].size() * pitch,
-            box.ranges[2]};
+                plan_.sums_row(box, slice.z, slice.y) * range.size() * pitch,
+            range};
+  }
+
+  // Adds what stands beyond the borders to the sums of the keys that it stands for.
+  static void add_borders(const AxisGroup& axis, const KeySlice& slice, const Part& part,
+                          int pitch) {
+    const KeyRange& range = part.range;
+    const auto add = [&](int at) {
+      const int p = packed_key(axis, at);
+      if (p < std::max(slice.begin, range.begin) || p >= std::min(slice.end, range.end)) return;
+      add_row(part.sums + ptrdiff_t{at - range.begin} * pitch, pitch,
+              part.sums + ptrdiff_t{p - range.begin} * pitch);
+    };
+    for (int at = range.begin; at < std::min(0, range.end); ++at) add(at);
+    for (int at = std::max(axis.window.extent, range.begin); at < range.end; ++at) add(at);
   }
 
   bool may_touch(size_t b, const KeySlice& slice) const {
     const BoxKeys box(plan_, b);
-    const KeyRange& range = box.ranges[2];
+    const KeyRange& range = box.packed.ranges[2];
     return box.has_row(slice.z, slice.y) &&
            ((range.begin < slice.end && range.end > slice.begin) || range.begin < 0 ||
             range.end > box.axes[2]->window.extent);

@@ -35,10 +35,10 @@ TEST_P(PackedRings, HoldTheKeysOfEachBand) {
   imagine_arguments(problem_, VECINA_CPU, &args);
   const ForwardPlan plan = plan_forward(problem_, args, kernel_for(problem_), /*enough=*/1);
   ASSERT_FALSE(plan.direct.is_used);
-  ASSERT_EQ(plan.rings.size(), plan.boxes.size());
+  ASSERT_EQ(plan.packed.size(), plan.boxes.size());
   bool is_partial = false;
   for (size_t b = 0; b < plan.boxes.size(); ++b) {
-    const PackedRing& ring = plan.rings[b];
+    const PackedRing& ring = plan.packed[b].ring;
     const Box& box = plan.boxes[b];
     const auto axis = static_cast<size_t>(ring.axis);
     const AxisGroup& group = plan.groups[axis][static_cast<size_t>(box.group[axis])];
@@ -84,7 +84,7 @@ TEST(ForwardPlan, HasRoomForLongRows) {
     const AxisGroup& row = plan.groups[kRank - 1].front();
     const Box& box = plan.boxes.front();
     const KeyRange keys = lane_key_range(row, box.begin[2], box.end[2], plan.lanes);
-    const KeyRuns runs = key_runs(row, keys, plan.lanes);
+    const KeyRuns runs = key_runs(row, keys, plan.lanes, /*may_have_strips=*/true);
     const auto head_dim = static_cast<size_t>(problem.head_dim());
     const size_t packed_row =
         static_cast<size_t>(std::max(runs.strips, 1)) * static_cast<size_t>(runs.pitch) * head_dim;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+// The keys and values that a unit reads, packed row by row into its scratch: one after the other
+// for sums along head_dim, and for products with lanes of queries transposed (shifted layout).
+// Part of each forward_*.cc and of backward.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_PACKED_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_PACKED_KEYS_INL_H_
+#undef VECINA_CPU_PACKED_KEYS_INL_H_
+#else
+#define VECINA_CPU_PACKED_KEYS_INL_H_
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/forward.h"
+#include "cpu/pack-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Packs rows for the queries of one box. Where they go is the caller's: it keeps so many rows of
+// `transposed_row` or of tokens * pitch elements as the box's ring has, and finds them by row().
+template <typename Element>
+class PackedKeys {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::ScalableTag<T>;
+
+  PackedKeys(const Partition& plan, size_t box, T* scratch)
+      : keys_(plan, box),
+        layout_(key_layout(lane_axis())),
+        first_query_(plan.boxes[box].begin[2]),
+        zeros_(reinterpret_cast<const Element*>(scratch + plan.packed_scratch.zeros)),
+        positions_(reinterpret_cast<int*>(scratch + plan.packed_scratch.positions)),
+        key_offsets_(reinterpret_cast<int64_t*>(scratch + plan.packed_scratch.key_offsets)) {
+    std::fill_n(scratch + plan.packed_scratch.zeros, plan.packed_scratch.num_zeros, T{0});
+    find_keys();
+  }
+
+  const BoxKeys& box() const { return keys_; }
+  const AxisGroup& axis(size_t a) const { return *keys_.axes[a]; }
+  const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
+  const KeyRange& range(size_t a) const { return keys_.packed.ranges[a]; }
+  const PackedRing& ring() const { return keys_.packed.ring; }
+  KeyLayout layout() const { return layout_; }
+  // Packed tokens of one row.
+  int tokens() const { return range(2).size(); }
+
+  // The packed row that holds the given outer positions.
+  ptrdiff_t row(int z, int y) const { return keys_.ring_row(z, y); }
+  // How many of the rows of keys from y on are packed one after the other.
+  int rows_together(int y) const {
+    const int from = y - range(1).begin;
+    return ring().axis == 0 ? range(1).size() - from : ring().rows - from % ring().rows;
+  }
+
+  // Of transposed rows: elements of one, if a key or value has `size`; of one entry of all its
+  // columns; where each key of a window lies; and where those of the queries at x begin.
+  ptrdiff_t transposed_row(int size) const { return keys_.packed.runs.row(size); }
+  int pitch() const { return keys_.packed.runs.pitch; }
+  const int64_t* key_offsets() const { return key_offsets_; }
+  ptrdiff_t column(int x, int size) const {
+    const int lane = (x - first_query_) / lane_axis().twins;
+    return keys_.packed.runs.strips == 0 ? lane : ptrdiff_t{lane / kLanes} * pitch() * size;
+  }
+
+  // Of position 0 in the row of keys at (z, y), in a tensor of keys or values.
+  int64_t row_offset(const Strides& strides, int z, int y) const {
+    return token_offset(strides, axis(0).to_token(z), axis(1).to_token(y)) +
+           lane_axis().token * strides.token[2];
+  }
+
+  // Tokens [begin, end) of a row's, `size` elements of each and zeros up to `pitch`. `from`:
+  // position 0; `to`: of token 0.
+  void copy(const Element* from, const Strides& strides, int begin, int end, int size, int pitch,
+            T* to) const {
+    const ptrdiff_t stride = position_stride(strides);
+    to += ptrdiff_t{begin} * pitch;
+    for (int p = range(2).begin + begin; p < range(2).begin + end; ++p, to += pitch) {
+      prefetch_token(from, stride, p + kLanes, size);
+      copy_row(D(), row_at(from, stride, p), static_cast<size_t>(size), static_cast<size_t>(pitch),
+               to);
+    }
+  }
+
+  // A row's tokens, transposed.
+  void transpose(const Element* from, const Strides& strides, int size, T* to) const {
+    const KeyRuns& runs = keys_.packed.runs;
+    const ptrdiff_t stride = position_stride(strides);
+    if (runs.strips == 0) {
+      return transpose_strip(from, stride, size, range(2).begin, tokens(), to);
+    }
+    const int step = lane_axis().step, queries = kLanes * lane_axis().twins;
+    const int count = step * (queries - 1) + lane_axis().window.kernel_size;
+    for (int strip = 0; strip < runs.strips; ++strip) {
+      transpose_strip(from, stride, size, range(2).begin + strip * step * queries, count, to);
+      to += ptrdiff_t{runs.pitch} * size;
+    }
+  }
+
+ private:
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+
+  // Which key stands at each position of a packed row, and where each key of a window lies in it.
+  void find_keys() {
+    const int extent = lane_axis().window.extent;
+    for (int p = range(2).begin; p < range(2).end; ++p) {
+      positions_[p - range(2).begin] = p >= 0 && p < extent ? p : packed_key(lane_axis(), p);
+    }
+    if (layout_ == KeyLayout::shared) return;
+    find_key_offsets(lane_axis().window.kernel_size + lane_axis().twins - 1,
+                     keys_.packed.runs.num_runs, keys_.packed.runs.columns, key_offsets_);
+  }
+
+  // What stands at position p of the packed rows; zeros where nothing does. `row` is position 0.
+  const Element* row_at(const Element* row, ptrdiff_t stride, int p) const {
+    const int key = positions_[p - range(2).begin];
+    return key < 0 ? zeros_ : row + key * stride;
+  }
+  // What will be packed soon. `row` is position 0.
+  void prefetch_token(const Element* row, ptrdiff_t stride, int p, int size) const {
+    if (p < range(2).end) prefetch(row_at(row, stride, p), size);
+  }
+  ptrdiff_t position_stride(const Strides& strides) const {
+    return strides.token[2] * lane_axis().token_step;
+  }
+
+  // `count` positions from `first` on.
+  void transpose_strip(const Element* from, ptrdiff_t stride, int size, int first, int count,
+                       T* strip) const {
+    const int runs = keys_.packed.runs.num_runs;
+    const hn::CappedTag<T, 4> few;
+    constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
+    for (int run = 0; run < runs; ++run) {
+      const int columns = (count - run + runs - 1) / runs;
+      T* to = strip + ptrdiff_t{run} * keys_.packed.runs.columns;
+      int column = 0;
+      for (; columns - column > kLanes / 2; column += kLanes) {
+        const int here = first + column * runs + run, next = here + kLanes * runs;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          prefetch_token(from, stride, next + lane * runs, size);
+        }
+        transpose_columns(D(), from, stride, size, here, to + column);
+      }
+      for (; column < columns; column += kFew) {
+        transpose_columns(few, from, stride, size, first + column * runs + run, to + column);
+      }
+    }
+  }
+
+  // A vector of positions from `first` on.
+  template <class Tag>
+  void transpose_columns(Tag tag, const Element* from, ptrdiff_t stride, int size, int first,
+                         T* to) const {
+    constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
+    const int runs = keys_.packed.runs.num_runs, last = first + (kColumns - 1) * runs;
+    const auto transpose = [&](const auto& rows) {
+      transpose_rows(tag, rows, static_cast<size_t>(size), static_cast<size_t>(pitch()), T{1}, to);
+    };
+    if (first >= 0 && last < lane_axis().window.extent) {
+      transpose(RegularRows<Element>(from + first * stride, runs * stride));
+    } else {
+      std::array<const Element*, kColumns> rows;
+      for (int lane = 0; lane < kColumns; ++lane) {
+        // The last vector of a row may reach beyond it.
+        const int p = std::min(first + lane * runs, range(2).end - 1);
+        rows[static_cast<size_t>(lane)] = row_at(from, stride, p);
+      }
+      transpose(ScatteredRows<Element>{rows.data()});
+    }
+  }
+
+  const BoxKeys keys_;
+  const KeyLayout layout_;
+  const int first_query_;
+  const Element* const zeros_;
+  int* const positions_;
+  int64_t* const key_offsets_;
+};
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_PACKED_KEYS_INL_H_
