@@ -59,7 +59,7 @@ class DirectUnit {
   }
 
   void run() {
-    if (direct().in_place) {
+    if (direct().one_row) {
       // Heads innermost: neighbouring tokens' heads are neighbours in memory.
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
         for (int y = box_.begin[1]; y < box_.end[1]; ++y) {
@@ -69,6 +69,7 @@ class DirectUnit {
             find_queries(x, z, y);
             for (int h = 0; h < plan_.heads_at_once; ++h) {
               choose_head(first_head_ + h);
+              if (!direct().in_place) pack_block();
               for (int g = 0; g < plan_.head_group; ++g) run_block(g);
             }
           }
@@ -164,11 +165,9 @@ class DirectUnit {
 
   static void pack_rows(const Element* from, int64_t stride, int64_t count, int size, int pitch,
                         T* to) {
-    for (int64_t i = 0; i < count; ++i) {
-      prefetch(from + (i + kTokensAhead) * stride, size);
-      copy_row(D(), from + i * stride, static_cast<size_t>(size), static_cast<size_t>(pitch),
-               to + i * pitch);
-    }
+    for (int64_t i = 0; i < count; ++i) prefetch(from + (i + kTokensAhead) * stride, size);
+    copy_rows_in_pairs(D(), from, stride, count, static_cast<size_t>(size),
+                       static_cast<size_t>(pitch), to);
   }
 
   void pack() {
@@ -185,6 +184,18 @@ class DirectUnit {
                   scratch_ + direct().values + packed_row(z, y) * direct().value_row);
       }
     }
+  }
+
+  // What the queries of a block see, of the one row that there is.
+  void pack_block() const {
+    const int64_t count =
+        block_.key_offsets[block_.num_queries - 1] / block_.key_stride + block_.row_keys;
+    const int64_t key_stride = plan_.key.token[2] * row_axis().token_step;
+    const int64_t value_stride = plan_.value.token[2] * row_axis().token_step;
+    pack_rows(key_ + row_axis().to_token(begin_) * plan_.key.token[2], key_stride, count,
+              plan_.head_dim, plan_.key_pitch, scratch_ + direct().keys);
+    pack_rows(value_ + row_axis().to_token(begin_) * plan_.value.token[2], value_stride, count,
+              plan_.head_dim_value, plan_.value_pitch, scratch_ + direct().values);
   }
 
   int keys_seen(int position) const {
@@ -293,7 +304,8 @@ class DirectUnit {
   void run_block(int head) {
     const D d;
     const AxisGroup& axis = row_axis();
-    const ptrdiff_t begin = begin_ - (direct().in_place ? 0 : ranges_[2].begin);
+    const int packed = direct().one_row ? begin_ : ranges_[2].begin;  // the first one
+    const ptrdiff_t begin = begin_ - (direct().in_place ? 0 : packed);
     block_.keys = keys_ + begin * block_.key_stride;
     block_.values = values_ + begin * block_.value_stride;
     logits(query_ + head * plan_.query.head + query_offset_, query_step());
@@ -325,12 +337,23 @@ class DirectUnit {
     for (; column + 4 * kLanes <= plan_.head_dim_value; column += 4 * kLanes) {
       sum_values<4>(target, column);
     }
+    if constexpr (std::is_same_v<Element, bfloat16>) {
+      if (column + 2 * kLanes <= plan_.head_dim_value) {
+        sum_values<2>(target, column);
+        column += 2 * kLanes;
+      }
+    }
     for (; column < plan_.head_dim_value; column += kLanes) sum_values<1>(target, column);
   }
 
   void logits(const Element* query, ptrdiff_t query_stride) {
     if constexpr (std::is_same_v<T, Element>) {
       if (plan_.head_dim == plan_.key_pitch) return packed_logits(query, query_stride);
+    }
+    if constexpr (std::is_same_v<Element, bfloat16>) {
+      if (plan_.head_dim == kHeldVectors * kLanes && plan_.additional_tokens == 0) {
+        return row_logits(query, query_stride);
+      }
     }
     T* queries = scratch_ + direct().queries;
     pack_rows(query, query_stride, block_.num_queries, plan_.head_dim, plan_.key_pitch, queries);
@@ -339,26 +362,32 @@ class DirectUnit {
 
   // Of queries that fill whole vectors.
   void packed_logits(const T* query, ptrdiff_t query_stride) {
-    const auto scale = static_cast<T>(plan_.scale * kLog2E);
+    row_logits(query, query_stride);
+    if (plan_.additional_tokens == 0) return;
+    for (int t = 0; t < block_.num_queries; t += kLanes) {
+      direct_additional_logits(D(), query + t * query_stride, query_stride,
+                               std::min(kLanes, block_.num_queries - t), plan_.key_pitch / kLanes,
+                               additional_keys_, additional_key_pitch_, plan_.additional_tokens,
+                               scale(), scratch_ + direct().additional_weights + t);
+    }
+  }
+
+  // Of the rows of keys.
+  template <typename Query>
+  void row_logits(const Query* query, ptrdiff_t query_stride) {
     const int vectors = plan_.key_pitch / kLanes;
     const auto rows = [&](int first_key, int first_row, int last_row, bool in_groups) {
       if (first_row == last_row) return;
       const int keys = std::min(kLanes, block_.row_keys - first_key);
-      direct_logits(keys, in_groups, vectors)(
-          block_, {query, query_stride, vectors, first_key, first_row, last_row, scale});
+      direct_logits<Query>(keys, in_groups, vectors)(
+          block_, {query, query_stride, vectors, first_key, first_row, last_row, scale()});
     };
     for (int j = 0; j < block_.row_keys; j += kLanes) {
       rows(j, 0, grouped_, direct().grouped_rows > 1);
       rows(j, grouped_, block_.num_rows, false);
     }
-    if (plan_.additional_tokens == 0) return;
-    for (int t = 0; t < block_.num_queries; t += kLanes) {
-      direct_additional_logits(D(), query + t * query_stride, query_stride,
-                               std::min(kLanes, block_.num_queries - t), vectors, additional_keys_,
-                               additional_key_pitch_, plan_.additional_tokens, scale,
-                               scratch_ + direct().additional_weights + t);
-    }
   }
+  T scale() const { return static_cast<T>(plan_.scale * kLog2E); }
 
   // Keys of a row behind those that a query sees.
   void hide() {

@@ -8,10 +8,8 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Packed keys and values of one unit: in several dimensions they should leave room in L2, in one,
-// where each is used by few queries, in L1.
+// Packed keys and values of one unit should leave room in L2.
 constexpr int64_t kPackedBytes = 320 * 1024;
-constexpr int64_t kPackedBytesOfRow = 24 * 1024;
 // Caches choose their sets by the address within this many bytes.
 constexpr int64_t kSetBytes = 4096;
 
@@ -83,13 +81,21 @@ int64_t tokens_of(const ForwardPlan& plan, const Box& box) {
       .size();
 }
 
+// The most that a block of queries sees: windows of a strided axis move further at once.
+int64_t tokens_of_block(const ForwardPlan& plan, const Box& box) {
+  const AxisGroup& axis = plan.groups[2][static_cast<size_t>(box.group[2])];
+  return std::min<int64_t>(tokens_of(plan, box),
+                           int64_t{axis.step} * (plan.direct.block_queries - 1) +
+                               axis.window.stride + axis.window.kernel_size);
+}
+
 void lay_out_scratch(int row_keys, int window_rows, int slots, int element_bytes,
                      ForwardPlan* plan) {
   DirectForm& direct = plan->direct;
   int64_t rows = 0, tokens = 0;  // the most of any box
   for (const Box& box : plan->boxes) {
     rows = std::max(rows, rows_of(*plan, box));
-    tokens = std::max(tokens, tokens_of(*plan, box));
+    tokens = std::max(tokens, direct.one_row ? tokens_of_block(*plan, box) : tokens_of(*plan, box));
   }
   const int64_t window = row_keys + direct.block_queries - 1;
   const auto row = [&](int pitch) {
@@ -160,18 +166,17 @@ void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t en
   const int lanes = kernel.direct_lanes;
   plan->key_pitch = round_up(plan->head_dim, lanes);
   plan->value_pitch = round_up(plan->head_dim_value, lanes);
-  direct.in_place =
-      problem.rank() == 1 && problem.dtype() == VECINA_F32 && fills_vectors(problem, lanes);
+  direct.one_row = problem.rank() == 1;
+  direct.in_place = direct.one_row && problem.dtype() == VECINA_F32;
   const int row_keys = plan->groups[kRank - 1].front().window.kernel_size;
   const int rows = window_rows(*plan);
   direct.grouped_rows = grouped_rows(row_keys, lanes);
 
   const int64_t pitch = (plan->key_pitch + plan->value_pitch) * kernel.element_bytes;
-  const int64_t most = rows == 1 ? kPackedBytesOfRow : kPackedBytes;
   // In one dimension all heads of a token are read at once, as they lie.
-  if (problem.rank() == 1) plan->heads_at_once = plan->heads_kv;
+  if (direct.one_row) plan->heads_at_once = plan->heads_kv;
   cut_boxes(plan, enough, [&](const Box& box) {
-    return !direct.in_place && rows_of(*plan, box) * tokens_of(*plan, box) * pitch > most;
+    return !direct.one_row && rows_of(*plan, box) * tokens_of(*plan, box) * pitch > kPackedBytes;
   });
   if (plan->num_units() < enough) plan->heads_at_once = 1;
   // Fewer rows, at a causal border, may take more slots than all of them: not in groups.

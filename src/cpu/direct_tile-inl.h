@@ -90,19 +90,27 @@ struct MaxLanes {
 };
 
 // Computes logits of `keys` keys from first_key on, at most a vector of them, in each of the rows
-// [first_row, last_row) of the block. `vectors`: of head_dim, which queries fill as keys do.
+// [first_row, last_row) of the block. `vectors`: of head_dim, which queries fill as keys do; those
+// of bfloat16, kHeldVectors long, are loaded as pairs like packed keys.
+template <typename Query>
 struct DirectLogitsArguments {
-  const float* queries;
+  const Query* queries;
   ptrdiff_t query_stride;
   int vectors, first_key, first_row, last_row;
   float scale;
 };
 using DirectFloats = hn::CappedTag<float, kMaxDirectLanes>;
+template <typename Query>
 using DirectLogits = void (*)(const DirectBlock<DirectFloats>& block,
-                              const DirectLogitsArguments& arguments);
+                              const DirectLogitsArguments<Query>& arguments);
+// Of a query that stays in registers for all its keys.
+inline constexpr int kHeldVectors = 4;
 // `in_groups`: for numbers of rows that grouped_rows(keys) divides, else for any. Compiled once, in
 // direct_logits.cc, for all element types.
-DirectLogits direct_logits(int keys, bool in_groups, int vectors);
+template <typename Query>
+DirectLogits<Query> direct_logits(int keys, bool in_groups, int vectors);
+extern template DirectLogits<float> direct_logits<float>(int, bool, int);
+extern template DirectLogits<bfloat16> direct_logits<bfloat16>(int, bool, int);
 
 // Logits of additional tokens, which all queries see: for as many queries as a vector has lanes,
 // logits[j * kMaxQueries + t] for query t.
@@ -238,8 +246,9 @@ HWY_INLINE void direct_store(D d, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D>
     const auto count = static_cast<size_t>(HWY_MIN(left, kLanes));
     store_some(d, hn::Mul(inverse, sums[0]), count, output);
   } else {
-    unroll<kVectors>([&](auto v)
-                         HWY_ATTR { store(d, hn::Mul(inverse, sums[v]), output + v * kLanes); });
+    hn::Vec<D> weighed[kVectors];
+    unroll<kVectors>([&](auto v) VECINA_INLINE { weighed[v] = hn::Mul(inverse, sums[v]); });
+    store_pairs(d, weighed, output);
   }
 }
 

@@ -203,10 +203,11 @@ int direct_slots(int row_keys, int num_rows, int grouped_rows, int lanes, int* r
 
 struct DirectForm {
   bool is_used = false;
-  bool in_place = false;  // keys and values are read where they lie
+  bool one_row = false;   // one dimension: all heads of a block of queries before the next block
+  bool in_place = false;  // then keys and values of float are read where they lie
   int grouped_rows = 1;
   int block_queries = 0;               // neighbours in a row, computed together
-  int64_t key_row = 0, value_row = 0;  // elements of one packed row
+  int64_t key_row = 0, value_row = 0;  // elements of one packed row; one_row: of a block's keys
   ptrdiff_t weights_pitch = 0;         // of one query
   // Places in scratch.
   size_t keys = 0, values = 0, additional_keys = 0, additional_values = 0;

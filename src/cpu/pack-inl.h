@@ -109,17 +109,27 @@ HWY_INLINE void store(D d, hn::Vec<D> v, hn::TFromD<D>* to) {
   hn::StoreU(v, d, to);
 }
 template <class D>
-HWY_INLINE void store(D /*d*/, hn::Vec<D> v, bfloat16* to) {
-  const hn::Rebind<uint16_t, D> d16;
+using Bits32 = hn::Vec<hn::Rebind<uint32_t, D>>;
+// To bfloat16, which is the upper half of each word: numbers, and anything.
+template <class D>
+HWY_INLINE Bits32<D> round_numbers(D /*d*/, hn::Vec<D> v) {
   const hn::Rebind<uint32_t, D> d32;
-  const hn::Rebind<int32_t, D> d32_signed;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff)));
-  const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000));  // NaN stays NaN
-  const auto chosen = hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, rounded);
+  return hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff)));
+}
+template <class D>
+HWY_INLINE Bits32<D> round_any(D d, hn::Vec<D> v) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto quiet = hn::Or(hn::BitCast(d32, v), hn::Set(d32, 0x400000));  // NaN stays NaN
+  return hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, round_numbers(d, v));
+}
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> v, bfloat16* to) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<int32_t, D> d32_signed;
   // Demoting saturates, but the upper half of a word always fits.
-  const auto upper = hn::BitCast(d32_signed, hn::ShiftRight<16>(chosen));
+  const auto upper = hn::BitCast(d32_signed, hn::ShiftRight<16>(round_any(d, v)));
   hn::StoreU(hn::DemoteTo(d16, upper), d16, reinterpret_cast<uint16_t*>(to));
 }
 template <class D>
@@ -167,6 +177,75 @@ HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
   if (i == pitch) return;
   for (; i < count; ++i) to[i] = to_compute(from[i]);
   for (; i < pitch; ++i) to[i] = 0;
+}
+
+// bfloat16 may be packed in pairs of vectors, elements 0, 2, 4, ... in the first and 1, 3, 5, ...
+// in the second: two instructions for both, and none moves between lanes, neither here nor on the
+// way back.
+template <class D>
+HWY_INLINE void load_pair(D d, const bfloat16* from, hn::Vec<D>* even, hn::Vec<D>* odd) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto both = hn::LoadU(d32, reinterpret_cast<const uint32_t*>(from));
+  *even = hn::BitCast(d, hn::ShiftLeft<16>(both));
+  *odd = hn::BitCast(d, hn::And(both, hn::Set(d32, 0xffff0000)));
+}
+// Copies `count` rows, in pairs of vectors where these are full; the rest and other types as
+// copy_row() does. Vectors by vectors: rows are short.
+template <class D, typename Element>
+HWY_INLINE void copy_rows_in_pairs(D d, const Element* from, int64_t stride, int64_t count,
+                                   size_t size, size_t pitch, hn::TFromD<D>* HWY_RESTRICT to) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  size_t column = 0;
+  const auto copy_vectors = [&](auto vectors) VECINA_INLINE {
+    const Element* row = from + column;
+    hn::TFromD<D>* out = to + column;
+    for (int64_t i = 0; i < count; ++i, row += stride, out += pitch) {
+      if constexpr (std::is_same_v<Element, bfloat16>) {
+        unroll<vectors / 2>([&](auto v) VECINA_INLINE {
+          hn::Vec<D> even, odd;
+          load_pair(d, row + 2 * v * kLanes, &even, &odd);
+          hn::StoreU(even, d, out + 2 * v * kLanes);
+          hn::StoreU(odd, d, out + 2 * v * kLanes + kLanes);
+        });
+      } else {
+        unroll<vectors>([&](auto v) VECINA_INLINE {
+          hn::StoreU(load(d, row + v * kLanes), d, out + v * kLanes);
+        });
+      }
+    }
+    column += vectors * kLanes;
+  };
+  while (column + 4 * kLanes <= size) copy_vectors(std::integral_constant<size_t, 4>());
+  if (column + 2 * kLanes <= size) copy_vectors(std::integral_constant<size_t, 2>());
+  if (column == pitch) return;
+  for (int64_t i = 0; i < count; ++i) {
+    copy_row(d, from + i * stride + column, size - column, pitch - column, to + i * pitch + column);
+  }
+}
+// Writes vectors that are in pairs, if the type is packed so.
+template <size_t kVectors, class D, typename Element>
+HWY_INLINE void store_pairs(D d, const hn::Vec<D> (&v)[kVectors], Element* to) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  if constexpr (std::is_same_v<Element, bfloat16>) {
+    const hn::Rebind<uint32_t, D> d32;
+    // A sum is NaN if a summand is: one test for all.
+    auto sum = v[0];
+    unroll<kVectors - 1>([&](auto i) VECINA_INLINE { sum = hn::Add(sum, v[i + 1]); });
+    const bool are_numbers = hn::AllTrue(d, hn::Eq(sum, sum));
+    unroll<kVectors / 2>([&](auto i) VECINA_INLINE {
+      const auto write = [&](Bits32<D> even, Bits32<D> odd) VECINA_INLINE {
+        const auto both = hn::Or(hn::ShiftRight<16>(even), hn::And(odd, hn::Set(d32, 0xffff0000)));
+        hn::StoreU(both, d32, reinterpret_cast<uint32_t*>(to + 2 * i * kLanes));
+      };
+      if (HWY_LIKELY(are_numbers)) {
+        write(round_numbers(d, v[2 * i]), round_numbers(d, v[2 * i + 1]));
+      } else {
+        write(round_any(d, v[2 * i]), round_any(d, v[2 * i + 1]));
+      }
+    });
+  } else {
+    unroll<kVectors>([&](auto i) VECINA_INLINE { store(d, v[i], to + i * kLanes); });
+  }
 }
 
 // The rows of a transpose, one for each lane: from anywhere, or at equal distances. Those of one

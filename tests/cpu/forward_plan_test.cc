@@ -114,5 +114,39 @@ TEST(Softmax, OfNaNsIsNaN) {
   }
 }
 
+// bfloat16 is packed, and its outputs written, in pairs of vectors: what is no number in a column
+// stays in it.
+TEST(DirectForm, KeepsColumnsApart) {
+  const cli::ContextPtr context = cli::make_context("cpu", 1);
+  constexpr int64_t kToken = 11;
+  for (const int64_t head_dim : {8, 16, 24, 32, 40, 48, 56, 64}) {
+    const vecina_problem problem = cli::parse_problem(
+        "1d 40 kernel_size 5 heads 1 dtype bf16 head_dim " + std::to_string(head_dim));
+    const cli::Inputs inputs = cli::random_inputs(problem, 1);
+    const cli::Outputs finite = tests::run_forward(context.get(), problem, inputs);
+    for (int64_t column = 0; column < head_dim; ++column) {
+      cli::Inputs changed = cli::random_inputs(problem, 1);
+      const auto set = [&](int64_t c, double value) {
+        changed.value.set(kToken * head_dim + c % head_dim, value);
+      };
+      set(column, std::nan(""));
+      set(column + 1, INFINITY);
+      set(column + 2, -INFINITY);
+      const cli::Outputs outputs = tests::run_forward(context.get(), problem, changed);
+      for (int64_t i = 0; i < 40 * head_dim; ++i) {
+        const int64_t after = (i % head_dim + head_dim - column) % head_dim;
+        const double output = outputs.output.get(i);
+        if (std::abs(i / head_dim - kToken) > 2 || after > 2) {
+          EXPECT_EQ(output, finite.output.get(i)) << head_dim << ": " << column << ' ' << i;
+        } else if (after == 0) {
+          EXPECT_TRUE(std::isnan(output)) << head_dim << ": " << column << ' ' << i;
+        } else {
+          EXPECT_EQ(output, after == 1 ? INFINITY : -INFINITY) << head_dim << ": " << column;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace vecina::internal::cpu
