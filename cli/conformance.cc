@@ -113,6 +113,47 @@ Gradients run_backward(vecina_context* context, const vecina_problem& problem, c
   return gradients;
 }
 
+// How many draws of numbers say what plain maths errs by, before a result fails.
+constexpr uint64_t kDraws = 8;
+
+// Of two tensors, where both are finite.
+double largest_error(const HostTensor& plain, const HostTensor& exact) {
+  require_same_size(plain, exact);
+  double largest = 0.0;
+  for (int64_t i = 0; i < exact.size(); ++i) {
+    const double error = std::abs(plain.get(i) - exact.get(i));
+    if (std::isfinite(error)) largest = std::max(largest, error);
+  }
+  return largest;
+}
+
+void append(Results& results, const char* name, const HostTensor& tensor) {
+  if (tensor.given()) results.push_back({name, tensor});
+}
+
+Results named(const Gradients& gradients) {
+  Results results;
+  for (const NamedGradient& gradient : kGradients) {
+    append(results, gradient.name, gradients.*gradient.tensor);
+  }
+  return results;
+}
+
+Results named(const SplitResults& split) {
+  Results results;
+  append(results, "weights", split.logits);
+  append(results, "output", split.output);
+  append(results, "grad_weights", split.grad_weights);
+  for (NamedTensor& gradient : named(split.gradients)) results.push_back(std::move(gradient));
+  return results;
+}
+
+Results named(const Outputs& with_lse, const Outputs& without_lse) {
+  return {{"output", with_lse.output},
+          {"lse", with_lse.lse},
+          {"output without lse", without_lse.output}};
+}
+
 void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& tensor) {
   if (tensor.given() && !tensor.gaps_intact()) {
     add(verdict, failed(name + ": bytes outside of the rows were written"));
@@ -147,10 +188,10 @@ Placement random_placement(uint64_t seed) {
 }
 
 Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
-                const HostTensor& plain, int32_t problem_dtype) {
+                const HostTensor& plain, int32_t problem_dtype, double plain_error) {
   require_same_size(actual, exact);
   require_same_size(plain, exact);
-  double error = 0.0, plain_error = 0.0, magnitude = 0.0;
+  double error = 0.0, magnitude = 0.0;
   int64_t worst_index = 0;
   for (int64_t i = 0; i < exact.size(); ++i) {
     const double wanted = exact.get(i), got = actual.get(i), plainly = plain.get(i);
@@ -181,16 +222,11 @@ Verdict compare(const std::string& name, const HostTensor& actual, const HostTen
 }
 
 Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, const HostTensor& plain,
-                    int32_t problem_dtype) {
+                    int32_t problem_dtype, double plain_error) {
   require_same_size(actual, exact);
-  require_same_size(plain, exact);
   const bool is_half = problem_dtype == VECINA_F16 || problem_dtype == VECINA_BF16;
   const double tolerance = problem_dtype == VECINA_F64 ? 1e-12 : is_half ? 1e-5 : 2e-6;
-  double plain_error = 0.0;
-  for (int64_t i = 0; !is_half && i < exact.size(); ++i) {
-    const double error = std::abs(plain.get(i) - exact.get(i));
-    if (std::isfinite(error)) plain_error = std::max(plain_error, error);
-  }
+  plain_error = is_half ? 0.0 : std::max(plain_error, largest_error(plain, exact));
   Verdict verdict = {true, 0.0, {}};
   for (int64_t i = 0; i < exact.size(); ++i) {
     const double wanted = exact.get(i), got = actual.get(i);
@@ -205,6 +241,34 @@ Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, const Hos
                                    wanted, std::abs(got - wanted), allowed);
     }
     verdict.worst = std::max(verdict.worst, part);
+  }
+  return verdict;
+}
+
+Verdict judge(const Results& actual, uint64_t seed, int32_t problem_dtype,
+              const std::function<Yardsticks(uint64_t)>& draw) {
+  const Yardsticks yardsticks = draw(seed);
+  std::vector<double> plain_errors(actual.size(), 0.0);  // on other numbers
+  const auto verdict_now = [&] {
+    Verdict verdict = {true, 0.0, {}};
+    for (size_t i = 0; i < actual.size(); ++i) {
+      const auto& [name, tensor] = actual[i];
+      const HostTensor &exact = yardsticks.exact[i].tensor, &plain = yardsticks.plain[i].tensor;
+      add(verdict, name == "lse"
+                       ? compare_lse(tensor, exact, plain, problem_dtype, plain_errors[i])
+                       : compare(name, tensor, exact, plain, problem_dtype, plain_errors[i]));
+      check_gaps(verdict, name, tensor);
+    }
+    return verdict;
+  };
+  Verdict verdict = verdict_now();
+  for (uint64_t k = 1; k < kDraws && !verdict.passed && std::isfinite(verdict.worst); ++k) {
+    const Yardsticks others = draw(seed + (k << 32));
+    for (size_t i = 0; i < actual.size(); ++i) {
+      plain_errors[i] =
+          std::max(plain_errors[i], largest_error(others.plain[i].tensor, others.exact[i].tensor));
+    }
+    verdict = verdict_now();
   }
   return verdict;
 }
@@ -224,21 +288,19 @@ std::string Checker::why_not(const vecina_problem& problem) const {
 Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
   const Placement placement = random_placement(seed);
   const Inputs inputs = random_inputs(problem, seed, placement);
-  const Outputs exact =
-      run_forward(reference_.get(), widened(problem), widened(inputs), {}, /*with_lse=*/true);
-  const Outputs plain = run_forward(plain_.get(), problem, inputs, {}, /*with_lse=*/true);
+  const auto draw = [&](uint64_t other_seed) -> Yardsticks {
+    const Inputs others = random_inputs(problem, other_seed);
+    const Outputs exact =
+        run_forward(reference_.get(), widened(problem), widened(others), {}, /*with_lse=*/true);
+    const Outputs plain = run_forward(plain_.get(), problem, others, {}, /*with_lse=*/true);
+    return {named(exact, exact), named(plain, plain)};
+  };
 
-  Verdict verdict = {true, 0.0, {}};
+  Verdict verdict;
   try {
-    for (const bool with_lse : {true, false}) {
-      const Outputs actual = run_forward(actual_.get(), problem, inputs, placement, with_lse);
-      const std::string name = with_lse ? "output" : "output without lse";
-      add(verdict, compare(name, actual.output, exact.output, plain.output, problem.dtype));
-      check_gaps(verdict, name, actual.output);
-      if (!with_lse) continue;
-      add(verdict, compare_lse(actual.lse, exact.lse, plain.lse, problem.dtype));
-      check_gaps(verdict, "lse", actual.lse);
-    }
+    const Outputs with_lse = run_forward(actual_.get(), problem, inputs, placement, true);
+    const Outputs without_lse = run_forward(actual_.get(), problem, inputs, placement, false);
+    verdict = judge(named(with_lse, without_lse), seed, problem.dtype, draw);
   } catch (const std::runtime_error& error) {
     return failed(error.what());
   }
@@ -250,55 +312,37 @@ Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
 
 Verdict Checker::check_backward(const vecina_problem& problem, uint64_t seed) {
   const Placement placement = random_placement(seed);
-  const Inputs inputs = random_inputs(problem, seed, placement);
-  const Inputs wide = widened(inputs);
-  const vecina_problem wide_problem = widened(problem);
-  const auto both_passes = [&](vecina_context* context, Placement where) {
-    const Outputs outputs = run_forward(context, problem, inputs, where, /*with_lse=*/true);
-    return run_backward(context, problem, inputs, outputs, where);
+  const auto both_passes = [](vecina_context* context, const vecina_problem& which,
+                              const Inputs& inputs, Placement where) {
+    const Outputs outputs = run_forward(context, which, inputs, where, /*with_lse=*/true);
+    return named(run_backward(context, which, inputs, outputs, where));
   };
-  const Outputs exact_outputs = run_forward(reference_.get(), wide_problem, wide, {}, true);
-  const Gradients exact = run_backward(reference_.get(), wide_problem, wide, exact_outputs, {});
-  const Gradients plain = both_passes(plain_.get(), {});
-  const Gradients actual = both_passes(actual_.get(), placement);
-
-  Verdict verdict = {true, 0.0, {}};
-  for (const NamedGradient& gradient : kGradients) {
-    const HostTensor& tensor = actual.*gradient.tensor;
-    if (!tensor.given()) continue;
-    add(verdict, compare(gradient.name, tensor, exact.*gradient.tensor, plain.*gradient.tensor,
-                         problem.dtype));
-    check_gaps(verdict, gradient.name, tensor);
-  }
-  return verdict;
+  const Results actual =
+      both_passes(actual_.get(), problem, random_inputs(problem, seed, placement), placement);
+  return judge(actual, seed, problem.dtype, [&](uint64_t other_seed) -> Yardsticks {
+    const Inputs others = random_inputs(problem, other_seed);
+    return {both_passes(reference_.get(), widened(problem), widened(others), {}),
+            both_passes(plain_.get(), problem, others, {})};
+  });
 }
 
 Verdict Checker::check_split(const vecina_problem& problem, uint64_t seed) {
   const Placement placement = random_placement(seed);
   const bool right_aligned = seed % 3 == 0;
-  const Inputs inputs = random_inputs(problem, seed, placement);
-  const HostTensor logits = run_qk(reference_.get(), problem, inputs, right_aligned);
-  const SplitInputs split = random_split_inputs(logits, right_aligned, seed, placement);
-  const SplitInputs wide = {widened(split.weights), widened(split.grad_weights), right_aligned};
-  const SplitResults exact = run_split(reference_.get(), widened(problem), widened(inputs), wide);
-  const SplitResults plain = run_split(plain_.get(), problem, inputs, split);
-  const SplitResults actual = run_split(actual_.get(), problem, inputs, split, placement);
-
-  Verdict verdict = {true, 0.0, {}};
-  const auto judge = [&](const char* name, const HostTensor& tensor, const HostTensor& right,
-                         const HostTensor& yardstick) {
-    if (!tensor.given()) return;
-    add(verdict, compare(name, tensor, right, yardstick, problem.dtype));
-    check_gaps(verdict, name, tensor);
+  const auto split_inputs = [&](const Inputs& inputs, uint64_t which, Placement where) {
+    const HostTensor logits = run_qk(reference_.get(), problem, inputs, right_aligned);
+    return random_split_inputs(logits, right_aligned, which, where);
   };
-  judge("weights", actual.logits, exact.logits, plain.logits);
-  judge("output", actual.output, exact.output, plain.output);
-  judge("grad_weights", actual.grad_weights, exact.grad_weights, plain.grad_weights);
-  for (const NamedGradient& gradient : kGradients) {
-    judge(gradient.name, actual.gradients.*gradient.tensor, exact.gradients.*gradient.tensor,
-          plain.gradients.*gradient.tensor);
-  }
-  return verdict;
+  const Inputs inputs = random_inputs(problem, seed, placement);
+  const SplitResults actual =
+      run_split(actual_.get(), problem, inputs, split_inputs(inputs, seed, placement), placement);
+  return judge(named(actual), seed, problem.dtype, [&](uint64_t other_seed) -> Yardsticks {
+    const Inputs others = random_inputs(problem, other_seed);
+    const SplitInputs split = split_inputs(others, other_seed, {});
+    const SplitInputs wide = {widened(split.weights), widened(split.grad_weights), right_aligned};
+    return {named(run_split(reference_.get(), widened(problem), widened(others), wide)),
+            named(run_split(plain_.get(), problem, others, split))};
+  });
 }
 
 }  // namespace vecina::cli

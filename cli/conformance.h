@@ -3,15 +3,19 @@
 //
 // A result may err by twice what the same maths does when carried out plainly in the problem's
 // dtype (backend "plain"), plus 1e-6 (f64: 1e-13) of the largest magnitude; both are measured
-// against "reference". lse: 2e-6 * max(1, |lse|) for f32, 1e-12 for f64, 1e-5 for f16 and bf16;
-// for f32 and f64 twice the plain error where that is more: large logits that cancel in the
-// logarithm cost every sum in the dtype its last digits.
+// against "reference". Plain maths is right by luck now and then, above all where a tensor has few
+// numbers: before a result fails, other numbers of the same problem say what it errs by. lse: 2e-6
+// * max(1, |lse|) for f32, 1e-12 for f64, 1e-5 for f16 and bf16; for f32 and f64 twice the plain
+// error where that is more: large logits that cancel in the logarithm cost every sum in the dtype
+// its last digits.
 #ifndef VECINA_CLI_CONFORMANCE_H_
 #define VECINA_CLI_CONFORMANCE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cli/host_tensor.h"
 #include "cli/random.h"
@@ -61,10 +65,26 @@ struct Verdict {
 };
 // The largest error of `actual` against `exact`, allowed 2 x that of `plain` + the floor. A NaN or
 // infinity in actual must stand where exact has one. exact may be wider than the other two.
+// plain_error: what plain erred by on other numbers.
 Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
-                const HostTensor& plain, int32_t problem_dtype);
+                const HostTensor& plain, int32_t problem_dtype, double plain_error = 0.0);
 Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, const HostTensor& plain,
-                    int32_t problem_dtype);
+                    int32_t problem_dtype, double plain_error = 0.0);
+
+// What a backend made of one draw of numbers; only tensors that were asked for.
+struct NamedTensor {
+  std::string name;
+  HostTensor tensor;
+};
+using Results = std::vector<NamedTensor>;
+// What the two yardsticks made of the same numbers: the same tensors in the same order.
+struct Yardsticks {
+  Results exact, plain;
+};
+// `draw` gives the yardsticks for the numbers of a seed, `actual` are the results for those of
+// `seed`. Bytes around `actual` must be as they were.
+Verdict judge(const Results& actual, uint64_t seed, int32_t problem_dtype,
+              const std::function<Yardsticks(uint64_t)>& draw);
 
 // Compares backends on one problem after another; keeps the contexts of reference and plain.
 class Checker {

@@ -122,6 +122,33 @@ TEST(ConformanceSweep, RandomProblems) {
   }
 }
 
+// Plain maths that was right by luck is drawn again, and nothing else is forgiven.
+TEST(CompareRule, AsksForOtherNumbersBeforeItFails) {
+  constexpr uint64_t kSeed = 7;
+  uint64_t num_draws = 0;
+  const auto tensor = [](double value) {
+    cli::HostTensor single({1}, VECINA_F64);
+    single.fill(value);
+    return cli::Results{{"output", single}};
+  };
+  const auto passes = [&](double actual) {
+    num_draws = 0;
+    const auto draw = [&](uint64_t seed) -> cli::Yardsticks {
+      ++num_draws;
+      return {tensor(1.0), tensor(seed == kSeed ? 1.0 : 1.0 + 1e-3)};
+    };
+    return cli::judge(tensor(actual), kSeed, VECINA_F32, draw).passed;
+  };
+  EXPECT_TRUE(passes(1.0));
+  EXPECT_EQ(num_draws, 1u);
+  EXPECT_TRUE(passes(1.0 + 1.9e-3));
+  EXPECT_EQ(num_draws, 2u);
+  EXPECT_FALSE(passes(1.0 + 2.2e-3));
+  EXPECT_EQ(num_draws, 8u);
+  EXPECT_FALSE(passes(NAN));
+  EXPECT_EQ(num_draws, 1u) << "other numbers excuse no NaN";
+}
+
 // The rule itself: what it lets pass and what it does not.
 TEST(CompareRule, FailsOnWhatItShould) {
   cli::HostTensor exact({4}, VECINA_F64), plain({4}, VECINA_F32), actual({4}, VECINA_F32);

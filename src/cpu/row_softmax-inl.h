@@ -83,9 +83,11 @@ struct RowSoftmax {
     const auto of_lse = hn::Load(d, grad_lse);
     auto mean = hn::Load(d, delta), factor = one;
     if (is_whole) {
-      factor = hn::IfThenZeroElse(hn::Eq(sums.probabilities, hn::Zero(d)),
-                                  hn::Div(one, sums.probabilities));
-      mean = hn::MulAdd(sums.products, factor, mean);
+      const auto is_empty = hn::Eq(sums.probabilities, hn::Zero(d));
+      factor = hn::IfThenZeroElse(is_empty, hn::Div(one, sums.probabilities));
+      // A quotient: of a query with one key it is that key's dP, but for the last bit of some.
+      mean =
+          hn::Add(mean, hn::IfThenZeroElse(is_empty, hn::Div(sums.products, sums.probabilities)));
     }
     for (ptrdiff_t i = 0; i < size; i += kLanes) {
       const auto probability = hn::Mul(hn::Load(d, probabilities + i), factor);

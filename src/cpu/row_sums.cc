@@ -79,19 +79,20 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
       sums.template add<first, last>(row, weights, apart);
       row += row_step;
       weights += weight_step;
-      ++n;
     };
     unroll<kRamp>([&](auto i) VECINA_INLINE {
       if (n == static_cast<int>(i) && n < end) {
         add(std::integral_constant<size_t, 0>(), std::integral_constant<size_t, i + 1>());
+        ++n;
       }
     });
-    for (const int last = HWY_MIN(end, count); n < last;) {
+    for (const int last = HWY_MIN(end, count); n < last; ++n) {
       add(std::integral_constant<size_t, 0>(), std::integral_constant<size_t, kSums>());
     }
     unroll<kRamp>([&](auto i) VECINA_INLINE {
       if (n == count + static_cast<int>(i) && n < end) {
         add(std::integral_constant<size_t, i + 1>(), std::integral_constant<size_t, kSums>());
+        ++n;
       }
     });
   }
