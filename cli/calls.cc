@@ -28,9 +28,9 @@ HeldPlan plan_backward(vecina_context* context, const vecina_problem& problem,
 HeldPlan::HeldPlan(vecina_plan* plan) : plan_(plan, vecina_plan_destroy) {
   workspace_bytes_ = vecina_plan_workspace_bytes(plan);
   if (workspace_bytes_ == 0) return;
-  memory_.resize(workspace_bytes_ + kWorkspaceAlignment);
-  size_t space = memory_.size();
-  workspace_ = memory_.data();
+  size_t space = workspace_bytes_ + kWorkspaceAlignment;
+  memory_ = std::make_unique_for_overwrite<std::byte[]>(space);
+  workspace_ = memory_.get();
   std::align(kWorkspaceAlignment, workspace_bytes_, workspace_, space);
 }
 

@@ -8,7 +8,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
 #include "cli/conformance.h"
 #include "cli/errors.h"
@@ -32,8 +31,8 @@ class HeldPlan {
 
  private:
   std::unique_ptr<vecina_plan, void (*)(vecina_plan*)> plan_;
-  std::vector<std::byte> memory_;
-  void* workspace_ = nullptr;  // within memory_, aligned as vecina.h asks
+  std::unique_ptr<std::byte[]> memory_;  // not touched before a call
+  void* workspace_ = nullptr;            // within memory_, aligned as vecina.h asks
   size_t workspace_bytes_ = 0;
 };
 

@@ -37,7 +37,8 @@ struct Inputs {
 };
 // Inputs of the right shapes, without numbers and lengths.
 Inputs make_inputs(const vecina_problem& problem, Placement placement = {});
-// Values normal(0, 1) rounded to the dtype; lengths valid for the problem. Same seed, same bits.
+// Values normal(0, 1) rounded to the dtype; lengths valid for the problem. Same seed, same bits. If
+// they are only reserved, lengths alone.
 Inputs random_inputs(const vecina_problem& problem, uint64_t seed, Placement placement = {});
 
 struct Outputs {

@@ -54,15 +54,16 @@ float round_to_odd(double value) {
   return std::bit_cast<float>(bits | 1u);
 }
 
-// Memory of `bytes` followed by an inaccessible page; the pages are filled with the pattern.
-std::shared_ptr<char> map_guarded(size_t bytes, size_t page) {
-  void* address =
-      mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+// Memory of `bytes` followed by an inaccessible page; the pages are filled with the pattern unless
+// they are only reserved.
+std::shared_ptr<char> map_guarded(size_t bytes, size_t page, bool is_reserved) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (is_reserved ? MAP_NORESERVE : 0);
+  void* address = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (address == MAP_FAILED) throw std::bad_alloc();
   char* begin = static_cast<char*>(address);
   std::shared_ptr<char> mapping(begin, [bytes, page](char* p) { munmap(p, bytes + page); });
   if (mprotect(begin + bytes, page, PROT_NONE) != 0) throw std::bad_alloc();
-  std::memset(begin, kPattern, bytes);
+  if (!is_reserved) std::memset(begin, kPattern, bytes);
   return mapping;
 }
 
@@ -91,7 +92,7 @@ HostTensor::HostTensor(std::vector<int64_t> shape, int32_t dtype, Placement plac
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t bytes = static_cast<size_t>((span + placement.offset) * dtype_bytes(dtype));
   mapping_bytes_ = std::max<size_t>((bytes + page - 1) / page, 1) * page;
-  storage_ = map_guarded(mapping_bytes_, page);
+  storage_ = map_guarded(mapping_bytes_, page, placement.is_reserved);
   data_ = storage_.get() + mapping_bytes_ - bytes;
 }
 

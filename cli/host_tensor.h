@@ -18,6 +18,8 @@ namespace vecina::cli {
 struct Placement {
   int64_t gap = 0;     // extra elements after each row of the last dimension
   int64_t offset = 0;  // extra elements between the last one and the page: shifts the alignment
+  // Addresses alone, for a plan: nothing is ever written, so no memory is used, however large.
+  bool is_reserved = false;
 };
 
 class HostTensor {

@@ -96,7 +96,7 @@ void draw_normal(HostTensor& tensor, Random& random) {
 
 HostTensor nan_tensor(const std::vector<int64_t>& shape, int32_t dtype, Placement placement) {
   HostTensor tensor(shape, dtype, placement);
-  tensor.fill(std::numeric_limits<double>::quiet_NaN());
+  if (!placement.is_reserved) tensor.fill(std::numeric_limits<double>::quiet_NaN());
   return tensor;
 }
 
@@ -132,9 +132,12 @@ Inputs make_inputs(const vecina_problem& p, Placement placement) {
 Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement) {
   Random random(seed);
   Inputs inputs = make_inputs(p, placement);
+  const auto draw = [&](HostTensor& tensor) {
+    if (!placement.is_reserved) draw_normal(tensor, random);
+  };
   for (HostTensor* tensor : {&inputs.query, &inputs.key, &inputs.value, &inputs.additional_key,
                              &inputs.additional_value, &inputs.bias}) {
-    draw_normal(*tensor, random);
+    draw(*tensor);
   }
   if (p.lengths != VECINA_LENGTHS_EQUAL) {
     const int32_t index_dtype = random.chance(0.5) ? VECINA_I32 : VECINA_I64;
@@ -146,8 +149,8 @@ Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement
     inputs.lengths = lengths(false);
     if (p.kind == VECINA_ATTENTION) inputs.query_lengths = lengths(true);
   }
-  draw_normal(inputs.grad_output, random);
-  draw_normal(inputs.grad_lse, random);
+  draw(inputs.grad_output);
+  draw(inputs.grad_lse);
   return inputs;
 }
 

@@ -88,6 +88,8 @@ int print_manual(const CLI::App& root) {
       ".SH ENVIRONMENT\n"
       ".TP\n.B VECINA_BACKEND\nBackend to use: cpu, cuda, reference.\n"
       ".TP\n.B VECINA_NUM_THREADS\nThreads of the CPU backend.\n"
+      ".TP\n.B VECINA_CPU_TARGET\nInstruction set of the CPU backend, for example avx2.\n"
+      ".TP\n.B VECINA_CUDA_TARGET\nPlan as for a GPU of this compute capability times 10.\n"
       ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels and tuned plans lie.\n"
       ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
       ".TP\n.B VECINA_LOG\nplan: on standard error, which backend takes a problem.\n");

@@ -40,12 +40,13 @@ nlohmann::ordered_json describe(const Call& call, bool is_measured) {
 int run_plan(const PlanOptions& options) {
   const vecina_problem problem = parse_problem(join(options.line, " "));
   const ContextPtr context = make_context(options.backend, options.threads);
-  const Inputs inputs = random_inputs(problem, /*seed=*/1);
-  const Outputs outputs = make_outputs(problem);
+  const Placement placement = {.is_reserved = !options.is_measured};
+  const Inputs inputs = random_inputs(problem, /*seed=*/1, placement);
+  const Outputs outputs = make_outputs(problem, placement);
   nlohmann::ordered_json plan;
   if (options.is_backward) {
     if (options.is_measured) ForwardCall(context.get(), problem, inputs, outputs).run();
-    const Gradients gradients = make_gradients(problem);
+    const Gradients gradients = make_gradients(problem, placement);
     plan = describe(BackwardCall(context.get(), problem, inputs, outputs, gradients),
                     options.is_measured);
   } else {

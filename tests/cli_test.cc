@@ -111,6 +111,15 @@ TEST_F(Cli, HelpAndVersion) {
   }
 }
 
+TEST_F(Cli, PlansWithoutMemoryForTheTensors) {
+  const std::string line = "2d 4096x4096 kernel_size 7 heads 16 head_dim 128";  // 137 GB a tensor
+  for (const char* pass : {"", " --backward"}) {
+    const Finished finished = run("plan --backend cpu --json" + std::string(pass) + " " + line);
+    ASSERT_EQ(finished.code, 0) << finished.err;
+    EXPECT_EQ(nlohmann::json::parse(finished.out).at("backend"), "cpu");
+  }
+}
+
 const std::vector<std::string> kSeedNames = {
     "baseline_1d_L256_K7", "baseline_2d_32x32_K7", "gqa4_1d_L256_K7",      "mqa_1d_L256_K7",
     "gqa4_2d_32x32_K7",    "mqa_2d_32x32_K7",      "lse_1d_L256_K7",       "lse_2d_32x32_K7",
