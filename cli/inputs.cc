@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "cli/conformance.h"
@@ -90,8 +91,24 @@ std::vector<int64_t> bias_shape(const vecina_problem& p) {
   return shape;
 }
 
+// The same numbers with any number of threads; large tensors would take minutes with one.
 void draw_normal(HostTensor& tensor, Random& random) {
-  for (int64_t i = 0; tensor.given() && i < tensor.size(); ++i) tensor.set(i, random.normal());
+  if (!tensor.given()) return;
+  constexpr int64_t kLeastOfThread = 1 << 18;
+  const int64_t size = tensor.size(), cores = std::thread::hardware_concurrency();
+  const int64_t num_threads =
+      std::clamp<int64_t>(size / kLeastOfThread, 1, std::max<int64_t>(cores, 1));
+  const auto draw = [&](int64_t thread) {
+    const int64_t begin = size * thread / num_threads, end = size * (thread + 1) / num_threads;
+    Random here = random;
+    here.skip(static_cast<uint64_t>(begin) * Random::kBitsOfNormal);
+    for (int64_t i = begin; i < end; ++i) tensor.set(i, here.normal());
+  };
+  std::vector<std::thread> threads;
+  for (int64_t thread = 1; thread < num_threads; ++thread) threads.emplace_back(draw, thread);
+  draw(0);
+  for (std::thread& thread : threads) thread.join();
+  random.skip(static_cast<uint64_t>(size) * Random::kBitsOfNormal);
 }
 
 HostTensor nan_tensor(const std::vector<int64_t>& shape, int32_t dtype, Placement placement) {

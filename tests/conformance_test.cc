@@ -122,6 +122,16 @@ TEST(ConformanceSweep, RandomProblems) {
   }
 }
 
+// Of large tensors too, which several threads draw.
+TEST(RandomInputs, AreOneSequence) {
+  const vecina_problem problem = cli::parse_problem("1d 100000 kernel_size 3 head_dim 8 dtype f64");
+  const cli::Inputs inputs = cli::random_inputs(problem, /*seed=*/5);
+  cli::Random random(5);
+  for (const cli::HostTensor* tensor : {&inputs.query, &inputs.key, &inputs.value}) {
+    for (int64_t i = 0; i < tensor->size(); ++i) ASSERT_EQ(tensor->get(i), random.normal()) << i;
+  }
+}
+
 // Plain maths that was right by luck is drawn again, and nothing else is forgiven.
 TEST(CompareRule, AsksForOtherNumbersBeforeItFails) {
   constexpr uint64_t kSeed = 7;
