@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Logits of the direct form, for every instruction set that has it. All element types share them:
+// Logits of the direct form, for every instruction set. All element types share them:
 // keys, and queries but for those of bfloat16, are floats when they come here.
 #include "cpu/targets.h"
 
@@ -16,7 +16,6 @@
 #include "cpu/direct_tile-inl.h"
 #include "hwy/highway.h"
 
-#if HWY_TARGET != HWY_AVX3
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
@@ -137,4 +136,3 @@ template DirectLogits<bfloat16> direct_logits<bfloat16>(int, bool, int);
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
-#endif  // HWY_TARGET != HWY_AVX3

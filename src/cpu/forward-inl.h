@@ -681,10 +681,8 @@ class ForwardUnit {
   LseType* lse_;
 };
 
-// Where vectors are longer, additions across their lanes cost more than what packing costs.
 template <typename Element>
-inline constexpr bool kHasDirectForm =
-    sizeof(typename ComputeType<Element>::type) == 4 && HWY_TARGET != HWY_AVX3;
+inline constexpr bool kHasDirectForm = sizeof(typename ComputeType<Element>::type) == 4;
 
 template <typename Element>
 void run_forward_unit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit,
@@ -699,8 +697,9 @@ template <typename Element>
 ForwardKernel make_forward_kernel() {
   using T = typename ComputeType<Element>::type;
   const int lanes = static_cast<int>(hn::Lanes(hn::ScalableTag<T>()));
-  return {&run_forward_unit<Element>, lanes, kHasDirectForm<Element> ? lanes : 0, sizeof(T),
-          hwy::TargetName(HWY_TARGET)};
+  // Additions across more lanes would cost more than what packing costs.
+  const int direct_lanes = kHasDirectForm<Element> ? std::min(lanes, kMaxDirectLanes) : 0;
+  return {&run_forward_unit<Element>, lanes, direct_lanes, sizeof(T), hwy::TargetName(HWY_TARGET)};
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE
