@@ -26,7 +26,7 @@ int swizzle(uint32_t columns) { return columns == 64 ? 3 : columns == 32 ? 2 : 1
 
 }  // namespace
 
-Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is_by_head,
+Status make_map(const char* name, const vecina_tensor& tensor, int rank, HopperHeads heads_are,
                 const std::array<int, 3>& tokens, const std::array<int, 3>& steps,
                 HopperMapPlan* plan) {
   if (reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment != 0) {
@@ -34,6 +34,7 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is
   }
   const int64_t heads = tensor.shape[rank + 1], columns = tensor.shape[rank + 2];
   const int64_t head_stride = heads > 1 ? tensor.strides[rank + 1] : columns;
+  const bool is_by_head = heads_are != HopperHeads::columns;
   const double width =
       static_cast<double>(is_by_head ? 0 : heads - 1) * static_cast<double>(head_stride) +
       static_cast<double>(columns);
@@ -50,7 +51,8 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is
   uint64_t apart = kAlignment;  // for dimensions of one token
   for (size_t i = 1; i < 5; ++i) {
     const int a = 3 - static_cast<int>(i);  // -1: the batch
-    const bool is_head = is_by_head && a == 0;
+    const bool is_head =
+        (heads_are == HopperHeads::axis0 && a == 0) || (heads_are == HopperHeads::batch && a < 0);
     const int dimension = is_head ? rank + 1 : a < 0 ? 0 : a - (3 - rank) + 1;
     const bool is_there = a < 0 || dimension >= 1;
     plan->extents[i] = is_there ? static_cast<uint64_t>(tensor.shape[dimension]) : 1;

@@ -12,8 +12,11 @@
 
 namespace vecina::internal::cuda {
 
-// Dimensions innermost first: columns, axes 2 and 1, heads, batch; with three axes heads and
-// columns are one: heads and columns, axes 2, 1, 0, batch.
+// Which of a map's dimensions counts the heads: columns, of which each has as many; axis 0, with
+// fewer than three axes; the batch, with one sample.
+enum class HopperHeads { columns, axis0, batch };
+
+// Dimensions innermost first: columns, axes 2, 1, 0, batch.
 struct HopperMapPlan {
   int dtype = 0;  // vecina_dtype
   std::array<uint64_t, 5> extents = {};
@@ -23,9 +26,8 @@ struct HopperMapPlan {
 };
 
 // `tensor` is [batch, `rank` axes, heads, columns]; a box has `tokens` tokens along each of three
-// axes, `steps` apart; `is_by_head`: axis 0 is the heads. UNSUPPORTED if the tensor's rows cannot
-// be copied so.
-Status make_map(const char* name, const vecina_tensor& tensor, int rank, bool is_by_head,
+// axes, `steps` apart. UNSUPPORTED if the tensor's rows cannot be copied so.
+Status make_map(const char* name, const vecina_tensor& tensor, int rank, HopperHeads heads_are,
                 const std::array<int, 3>& tokens, const std::array<int, 3>& steps,
                 HopperMapPlan* plan);
 

@@ -35,11 +35,12 @@ constexpr int64_t kClearingBlocks = 4;
 constexpr uint32_t kClearingThreads = 256;
 constexpr int kMaxStep = 8;  // between the tokens of a copy
 constexpr double kMaxInt = 2147483647.0;
-// Multiply-adds of visible pairs below which a launch of the small kernels is sooner done.
+// Multiply-adds of visible pairs of a launch below which one of the small kernels is sooner done.
 constexpr double kMinWork = 67108864.0;
 
-std::string dim_why_not(const char* name, int head_dim, int rank) {
-  const int unit = rank < 3 ? 8 : 16;  // with three axes no dimension of the maps is left for heads
+std::string dim_why_not(const char* name, int head_dim, const Problem& problem) {
+  // With three axes and the samples' lengths no dimension of the maps is left for heads.
+  const int unit = problem.rank() < 3 || problem.lengths() == VECINA_LENGTHS_EQUAL ? 8 : 16;
   if (head_dim % unit == 0 && head_dim <= 256) return {};
   return fmt::format("{} {}: multiples of {} up to 256 only", name, head_dim, unit);
 }
@@ -92,11 +93,13 @@ Status make_maps(const Problem& problem, const vecina_forward_args& example,
   const std::array<int, 3> keys = std::to_array(config.key_box);
   const std::array<int, 3> rows = {1, 1, layout.key_rows}, ones = {1, 1, 1};
   const int rank = problem.rank();
-  const bool is_by_head = rank < 3;
+  const HopperHeads heads_are = rank < 3                     ? HopperHeads::axis0
+                                : config.has_heads_for_batch ? HopperHeads::batch
+                                                             : HopperHeads::columns;
   const auto add = [&](const char* name, const vecina_tensor& tensor, int axes,
                        const std::array<int, 3>& box, const std::array<int, 3>& steps,
                        HopperMapPlan* plan) {
-    return make_map(name, tensor, axes, is_by_head, box, steps, plan);
+    return make_map(name, tensor, axes, heads_are, box, steps, plan);
   };
   const auto of = [&](const vecina_tensor& tensor, int64_t (*extent)(const Axis&)) {
     return longest_sample(problem, tensor, extent);
@@ -261,6 +264,37 @@ std::string braces(const int (&values)[3]) {
   return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
 }
 
+// The sample's part of every tensor.
+vecina_forward_args args_of(const vecina_forward_args& args, int64_t sample) {
+  vecina_forward_args one = args;
+  for (vecina_tensor* tensor : {&one.query, &one.key, &one.value, &one.additional_key,
+                                &one.additional_value, &one.output, &one.lse}) {
+    if (!given(*tensor)) continue;
+    tensor->byte_offset += sample * tensor->strides[0] * dtype_bytes(tensor->dtype);
+    tensor->shape[0] = 1;
+  }
+  return one;
+}
+
+// A launch for each sample, since the maps hold one.
+Status launch_by_sample(const Problem& problem, const vecina_forward_args& example,
+                        const DeviceFacts& facts, const HopperChoice& choice,
+                        std::vector<ForwardLaunch>* launches) {
+  vecina_problem c = problem.to_c();
+  c.batch = 1;
+  Problem one;
+  VECINA_RETURN_IF_ERROR(Problem::make(c, &one));
+  const HopperChoice of_one = hopper_choice(one, facts, choice.config);
+  for (int64_t sample = 0; sample < problem.batch(); ++sample) {
+    VECINA_RETURN_IF_ERROR(hopper_launch(one, args_of(example, sample), facts, of_one, launches));
+    ForwardLaunch& launch = launches->back();
+    launch.fill = [fill = launch.fill, sample](const vecina_forward_args& args, void* memory) {
+      return fill(args_of(args, sample), memory);
+    };
+  }
+  return {};
+}
+
 // What was measured fastest, else what is predicted to be.
 HopperChoice choose(const Problem& problem, const DeviceFacts& facts) {
   if (facts.tuned != nullptr) {
@@ -291,14 +325,15 @@ std::string describe_cut(const HopperConfig& config) {
 std::string print(const HopperConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .output_columns = {}, "
+      ".has_heads_for_batch = {}, "
       ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
       ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
       ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}, "
       ".has_lengths = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.warpgroups, c.pair_axis,
-      braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages, c.is_ping_pong,
-      c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated, c.has_additional,
-      c.has_lengths);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.has_heads_for_batch,
+      c.warpgroups, c.pair_axis, braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages,
+      c.is_ping_pong, c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated,
+      c.has_additional, c.has_lengths);
 }
 
 Problem with_longest_samples(const Problem& problem) {
@@ -320,9 +355,9 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   }
   if (problem.has_bias()) return "bias: not yet";
   if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
-  std::string why = dim_why_not("head_dim", problem.head_dim(), problem.rank());
+  std::string why = dim_why_not("head_dim", problem.head_dim(), problem);
   if (why.empty()) {
-    why = dim_why_not("head_dim_value", problem.head_dim_value(), problem.rank());
+    why = dim_why_not("head_dim_value", problem.head_dim_value(), problem);
   }
   if (!why.empty()) return why;
   bool is_dilated = false, has_output_stride = false;
@@ -346,7 +381,8 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (!has_lengths(problem) && halo_beats_hopper(problem, facts)) {
     return "small windows of short rows: others are faster";
   }
-  if (longest.forward_flops() < 2 * kMinWork) {
+  const double launches = has_heads_for_batch(problem) ? static_cast<double>(problem.batch()) : 1.0;
+  if (longest.forward_flops() < 2 * kMinWork * launches) {
     return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
   }
   return {};
@@ -361,6 +397,9 @@ size_t hopper_workspace_bytes(const Problem& problem) {
 Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const HopperChoice& choice,
                      std::vector<ForwardLaunch>* launches) {
+  if (choice.config.has_heads_for_batch && problem.batch() > 1) {
+    return launch_by_sample(problem, example, facts, choice, launches);
+  }
   HopperConfig config = choice.config;
   config.has_lengths = has_lengths(problem);
   Maps maps = {};

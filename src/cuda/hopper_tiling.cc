@@ -191,6 +191,7 @@ HopperConfig base_config(const Problem& problem) {
   config.head_dim = vecina::cuda::hopper_round_up(problem.head_dim(), 16);
   config.head_dim_value = vecina::cuda::hopper_round_up(problem.head_dim_value(), 16);
   config.output_columns = problem.head_dim_value();
+  config.has_heads_for_batch = has_heads_for_batch(problem);
   config.packed_heads = 1;
   for (int a = 0; a < 3; ++a) {
     const Axis axis = hopper_axis(problem, a);
@@ -435,6 +436,11 @@ class Search {
 };
 
 }  // namespace
+
+bool has_heads_for_batch(const Problem& problem) {
+  return problem.rank() == 3 &&
+         (problem.head_dim() % 16 != 0 || problem.head_dim_value() % 16 != 0);
+}
 
 Axis hopper_axis(const Problem& problem, int a) {
   const int axis = a - (3 - problem.rank());

@@ -19,6 +19,9 @@ using vecina::cuda::HopperLayout;
 // The problem's axis, or one token for the axes before its first of three.
 Axis hopper_axis(const Problem& problem, int a);
 
+// The copy engine's maps hold one sample, so that each has a launch of its own.
+bool has_heads_for_batch(const Problem& problem);
+
 // What the kernel does, in all. A tile counts once for each warpgroup that computes it.
 struct HopperWork {
   double blocks = 0;        // of queries: what a multiprocessor takes at a time

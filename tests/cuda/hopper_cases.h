@@ -30,6 +30,7 @@ inline constexpr Chosen kChosen[] = {
     {"2d 128x128 kernel_size 32 heads 8 head_dim 80 head_dim_value 112 dtype f16", 0.5},
     {"2d 128x128 kernel_size 32 heads 8 head_dim 72 dtype bf16", 0.5},
     {"1d 32768 kernel_size 2048 heads 8 head_dim 120 head_dim_value 88 dtype bf16", 0.85},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 72 head_dim_value 120 dtype bf16", 0.6},
     {"2d 96x96 kernel_size 24 heads 8 head_dim 128 dtype bf16", 0.55},
     {"2d 188x140 kernel_size 49x44 heads 19 head_dim 128 dtype bf16", 0.6},
     {"2d 187x121 kernel_size 36x15 heads 18 head_dim 96 dtype bf16", 0.5},

@@ -266,6 +266,10 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
             "head_dim_value 320: multiples of 8 up to 256 only");
   EXPECT_EQ(hopper_why_not(parsed("3d 16x32x32 kernel_size 9 heads 8 head_dim 72 dtype bf16"),
                            Pass::forward, {}),
+            "");
+  EXPECT_EQ(hopper_why_not(
+                parsed("3d 16x32x32 kernel_size 9 heads 8 head_dim 72 lengths packed:2 dtype bf16"),
+                Pass::forward, {}),
             "head_dim 72: multiples of 16 up to 256 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16 bias"), "bias: not yet");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale 0"), "a scale above 0 only");
@@ -296,6 +300,29 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
 Status plan(const Problem& problem, const vecina_forward_args& example) {
   std::vector<ForwardLaunch> launches;
   return hopper_plan_forward(problem, example, {}, &launches);
+}
+
+// With three axes and heads of which no copy may take more columns, a map has no dimension for the
+// batch.
+TEST(HopperPlan, LaunchesForEachSampleWhereMapsHoldOne) {
+  const Problem problem =
+      parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 72 additional 2 dtype bf16");
+  vecina_forward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  std::vector<ForwardLaunch> launches;
+  ASSERT_TRUE(hopper_plan_forward(problem, example, {}, &launches).ok());
+  ASSERT_EQ(launches.size(), 3u);
+  for (const ForwardLaunch& launch : launches) {
+    EXPECT_EQ(launch.source, launches[0].source);
+    EXPECT_NE(launch.source.config.find(".has_heads_for_batch = true"), std::string::npos);
+  }
+  const Problem even =
+      parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 80 additional 2 dtype bf16");
+  imagine_arguments(even, VECINA_CUDA, &example);
+  launches.clear();
+  ASSERT_TRUE(hopper_plan_forward(even, example, {}, &launches).ok());
+  ASSERT_EQ(launches.size(), 1u);
+  EXPECT_NE(launches[0].source.config.find(".has_heads_for_batch = false"), std::string::npos);
 }
 
 // Problems that check_cuda.sh runs on a GPU: all of them reach Hopper's kernels, which are told of
@@ -373,19 +400,26 @@ TEST(HopperMap, HeadsAreColumnsAndDilationIsAStep) {
   vecina_forward_args args;
   imagine_arguments(problem, VECINA_CUDA, &args);
   HopperMapPlan map;
-  ASSERT_TRUE(make_map("key", args.key, 2, false, {1, 4, 16}, {1, 3, 1}, &map).ok());
+  ASSERT_TRUE(make_map("key", args.key, 2, HopperHeads::columns, {1, 4, 16}, {1, 3, 1}, &map).ok());
   EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{512, 90, 100, 1, 2}));
   EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1024, 92160, 92160, 9216000}));
   EXPECT_EQ(map.box, (std::array<uint32_t, 5>{64, 16, 12, 1, 1}));
   EXPECT_EQ(map.steps, (std::array<uint32_t, 5>{1, 1, 3, 1, 1}));
   EXPECT_EQ(map.head_stride, 64);
-  EXPECT_EQ(make_map("key", args.key, 2, false, {1, 86, 1}, {1, 3, 1}, &map).code(),
+  EXPECT_EQ(make_map("key", args.key, 2, HopperHeads::columns, {1, 86, 1}, {1, 3, 1}, &map).code(),
             VECINA_UNSUPPORTED);
   // With a dimension for heads a box of 64 columns ends where a head does.
-  ASSERT_TRUE(make_map("key", args.key, 2, true, {1, 4, 16}, {1, 3, 1}, &map).ok());
+  ASSERT_TRUE(make_map("key", args.key, 2, HopperHeads::axis0, {1, 4, 16}, {1, 3, 1}, &map).ok());
   EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{64, 90, 100, 8, 2}));
   EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1024, 92160, 128, 9216000}));
   EXPECT_EQ(map.box, (std::array<uint32_t, 5>{64, 16, 12, 1, 1}));
+  // With three axes they may stand in place of the batch.
+  const Problem deep = parsed("3d 10x20x30 kernel_size 5 heads 8 head_dim 72 dtype bf16");
+  imagine_arguments(deep, VECINA_CUDA, &args);
+  ASSERT_TRUE(make_map("key", args.key, 3, HopperHeads::batch, {2, 4, 8}, {1, 1, 1}, &map).ok());
+  EXPECT_EQ(map.extents, (std::array<uint64_t, 5>{72, 30, 20, 10, 8}));
+  EXPECT_EQ(map.byte_strides, (std::array<uint64_t, 4>{1152, 34560, 691200, 144}));
+  EXPECT_EQ(map.box, (std::array<uint32_t, 5>{16, 8, 4, 2, 1}));
 }
 
 }  // namespace

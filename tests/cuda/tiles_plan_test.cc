@@ -166,10 +166,13 @@ TEST(TilesPlan, TakesTheForwardOfLargeWindowsWithoutHopper) {
             "small_fragments.cu");
   const char* large = "2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16";
   EXPECT_EQ(forward_file(large, 90), "hopper_forward.cu");
-  // Of head dims that are no multiples of 16, Hopper's kernels take those of fewer than three axes.
+  // Of head dims that are no multiples of 16, Hopper's kernels take all but those of three axes and
+  // small samples.
   EXPECT_EQ(forward_file("2d 256x256 kernel_size 80 heads 2 head_dim 104 dtype bf16", 90),
             "hopper_forward.cu");
   EXPECT_EQ(forward_file("3d 30x48x80 kernel_size 18x24x24 heads 2 head_dim 104 dtype bf16", 90),
+            "hopper_forward.cu");
+  EXPECT_EQ(forward_file("3d 8x16x16 kernel_size 5 heads 1 batch 64 head_dim 104 dtype bf16", 90),
             "tiles_forward.cu");
 }
 

@@ -14,6 +14,9 @@ struct HopperConfig {
   int rank;
   int head_dim, head_dim_value;  // multiples of 16: the tensors' columns, or 8 more that are zeros
   int output_columns;            // that head_dim_value has
+  // With three axes: one sample, in whose maps heads stand where the batch would. Then columns
+  // beyond a head's are zeros, as they are with fewer axes.
+  bool has_heads_for_batch;
   // Warpgroups that compute. Each has a box of at most 64 queries, of packed_heads heads one after
   // another; the boxes of a block lie side by side along pair_axis.
   int warpgroups;

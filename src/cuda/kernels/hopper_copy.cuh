@@ -13,11 +13,14 @@ namespace vecina::cuda {
 VECINA_DEVICE BoxOrigin box_origin(int head, int head_stride, int token0, int token1, int token2,
                                    int batch) {
   if constexpr (kConfig.rank < 3) return {0, {head, token1, token2}, batch};
+  if constexpr (kConfig.has_heads_for_batch) return {0, {token0, token1, token2}, head};
   return {head * head_stride, {token0, token1, token2}, batch};
 }
 VECINA_DEVICE void to_next_head(int head_stride, BoxOrigin* at) {
   if constexpr (kConfig.rank < 3) {
     ++at->token[0];
+  } else if constexpr (kConfig.has_heads_for_batch) {
+    ++at->batch;
   } else {
     at->column += head_stride;
   }
@@ -68,8 +71,8 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
       const HopperMap& more = is_key ? params.additional_key : params.additional_value;
       const int more_stride = is_key ? params.additional_key_head : params.additional_value_head;
       for (int tile = 0; tile < params.additional_tiles; ++tile) {
-        load(more, box_origin(block.head_kv, more_stride, 0, 0, tile * kLayout.key_rows,
-                              block.batch));
+        load(more,
+             box_origin(block.head_kv, more_stride, 0, 0, tile * kLayout.key_rows, block.batch));
       }
     }
   });

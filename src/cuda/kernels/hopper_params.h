@@ -10,7 +10,8 @@ namespace vecina::cuda {
 
 // A tensor as the copy engine sees it, written by the driver, read by the hardware. Of three axes:
 // [batch, axis 0, axis 1, axis 2, heads and columns]. Of fewer: [batch, heads, axis 1, axis 2,
-// columns], so that what a box takes beyond a head's columns is zeros.
+// columns], so that what a box takes beyond a head's columns is zeros; so it is with three axes and
+// one sample of [heads, axis 0, axis 1, axis 2, columns].
 struct alignas(64) HopperMap {
   unsigned long long words[16];
 };
