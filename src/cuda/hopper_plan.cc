@@ -284,7 +284,8 @@ Status launch_by_sample(const Problem& problem, const vecina_forward_args& examp
   c.batch = 1;
   Problem one;
   VECINA_RETURN_IF_ERROR(Problem::make(c, &one));
-  const HopperChoice of_one = hopper_choice(one, facts, choice.config);
+  HopperChoice of_one = hopper_choice(one, facts, choice.config);
+  of_one.is_tuned = choice.is_tuned;
   for (int64_t sample = 0; sample < problem.batch(); ++sample) {
     VECINA_RETURN_IF_ERROR(hopper_launch(one, args_of(example, sample), facts, of_one, launches));
     ForwardLaunch& launch = launches->back();
