@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <vector>
@@ -366,12 +367,29 @@ TEST_P(Containment, GradientsDependOnNothingElse) {
   }
 }
 
+// Whose gradients a GPU computes on tensor cores, where masked pairs are multiplied too: halos of
+// one plane and of many, tiles with and without products of warpgroups, and sums in any order.
+constexpr const char* kGradientsOnTensorCores[] = {
+    "2d 9x13 kernel_size 5x4 stride 2x1 batch 2 heads 2 head_dim 32 dtype bf16",
+    "3d 4x5x6 kernel_size 3x3x3 causal 1x0x0 heads 2 heads_kv 1 head_dim 64 dtype f16",
+    "2d 9x11 kernel_size 5 dilation 1x2 heads 2 head_dim 48 dtype bf16",
+    "2d 12x11 kernel_size 9x8 causal 1x0 heads 2 heads_kv 1 head_dim 120 dtype bf16",
+    "1d 150 kernel_size 70 heads 2 head_dim 128 dtype bf16",
+    "2d 13x11 kernel_size 9x8 heads 2 heads_kv 1 head_dim 64 head_dim_value 128 dtype f16",
+    "2d 13x11 kernel_size 9x8 heads 2 head_dim 128 allow nondeterministic dtype bf16",
+    "2d 12x11 kernel_size 9x8 heads 2 heads_kv 1 head_dim 120 allow nondeterministic dtype bf16",
+};
+
 // A NaN in one token of key, value or grad_output: no other gradient than of the queries that see
-// the token, and of the keys that those see, changes by a bit.
+// the token, and of the keys that those see, changes by a bit (added in any order: by more than
+// that).
 TEST_P(Containment, NonFiniteTokensReachGradientsOfTheirWindowsOnly) {
-  for (const char* line : kWindows) {
+  std::vector<std::string> lines(std::begin(kWindows), std::end(kWindows));
+  lines.insert(lines.end(), std::begin(kGradientsOnTensorCores), std::end(kGradientsOnTensorCores));
+  for (const std::string& line : lines) {
     problem_ = cli::parse_problem(line);
     SCOPED_TRACE(GetParam() + ": " + line);
+    const bool is_exact = (problem_.flags & VECINA_NONDETERMINISTIC_BACKWARD) == 0;
     inputs_ = cli::random_inputs(problem_, 28);
     const auto gradients_with = [&](cli::HostTensor& tensor, int64_t index) {
       const double before = tensor.get(index);
@@ -412,8 +430,13 @@ TEST_P(Containment, NonFiniteTokensReachGradientsOfTheirWindowsOnly) {
       for (int64_t i = 0; i < before.size(); ++i) {
         const int64_t row = i / dim;
         if (may_change(row / heads / tokens, row / heads % tokens, row % heads)) continue;
-        ASSERT_EQ(old_bits[static_cast<size_t>(i)], new_bits[static_cast<size_t>(i)])
-            << name << " token " << row / heads % tokens << " head " << row % heads;
+        const auto at = static_cast<size_t>(i);
+        // Of sums in any order the last bits differ.
+        const bool is_same = is_exact ? old_bits[at] == new_bits[at]
+                                      : std::abs(before.get(i) - after.get(i)) <=
+                                            0.02 * (1.0 + std::abs(before.get(i)));
+        ASSERT_TRUE(is_same) << name << " token " << row / heads % tokens << " head " << row % heads
+                             << ": " << after.get(i) << " instead of " << before.get(i);
       }
     };
     const auto expect_contained = [&](const cli::Gradients& actual, int64_t sample, int64_t head,

@@ -451,11 +451,18 @@ def test_the_benchmark_times_a_gpu(in_graph):
         assert (result.times["sdpa"] is None) == (result.row.kind == "merge")
 
 
-def test_gradients_added_in_any_order():
+def test_gradients_added_in_any_order(monkeypatch):
     inputs = [t.cuda().requires_grad_()
               for t in tensors(*[(1, 20, 24, 2, 128)] * 3, dtype=torch.bfloat16)]  # fmt: skip
     output = vt.na2d(*inputs, (13, 11))
     gradient = torch.randn_like(output)
+    new_memory, workspaces = vt._new_memory, []
+
+    def noted_memory(query, bytes):
+        workspaces.append(bytes)
+        return new_memory(query, bytes)
+
+    monkeypatch.setattr(vt, "_new_memory", noted_memory)
 
     def gradients():
         return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
@@ -466,6 +473,9 @@ def test_gradients_added_in_any_order():
         found = gradients()
     finally:
         vt.allow_nondeterministic_backward(False)
+    # Four numbers of each query, and where queries are added to a sum for each element.
+    queries = 20 * 24 * 2
+    assert workspaces == [queries * 16, queries * (16 + 4 * 128)]
     for mine, theirs in zip(found, wanted):
         scale = theirs.abs().max().item()
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0.02 * scale)
