@@ -107,14 +107,19 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   }
   const int planes = config.halo_size[0];
   // Rows skip planes that they do not see, but wait for those that do.
-  const double list = config.union_size[1] * config.union_size[2];
-  const double products = warps_of(config) * (tiles_of(config) + list / 64.0) *
-                          (32.0 + config.head_dim) / 4.0 *
-                          (kernel == HaloKernel::forward ? 1.0 : 2.0) *
+  // Of the forward it is measured that rows of a union that do not follow one another in the halo
+  // meet in banks.
+  const bool is_forward = kernel == HaloKernel::forward;
+  const bool is_run = config.union_size[2] == config.halo_size[2];
+  const double rest = !is_forward ? config.union_size[1] * config.union_size[2] / 64.0
+                      : is_run    ? 0.0
+                                  : 1.0;
+  const double products = warps_of(config) * (tiles_of(config) + rest) * (32.0 + config.head_dim) /
+                          4.0 * (is_forward ? 1.0 : 2.0) *
                           static_cast<double>(small_axis(problem, 0).kernel_size);
   const double loads = planes * stage_rows(config) * config.head_dim * 0.08;
   const double busy = std::min(1.0, blocks * warps_of(config) / 16.0);
-  const double barriers = kernel == HaloKernel::forward ? 1.0 + 0.03 * warps_of(config) : 1.0;
+  const double barriers = is_forward ? 1.0 + 0.03 * warps_of(config) : 1.0;
   return tiles * (products + loads) * barriers / std::sqrt(busy);
 }
 

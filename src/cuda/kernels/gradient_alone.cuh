@@ -66,8 +66,8 @@ VECINA_DEVICE void differentiate_query_alone(const HaloParams& params, int batch
   if (__all_sync(0xffffffffu, is_good)) return;
   if (stored != nullptr) products.store(stored);
   if (threadIdx.x % 32 == 0) {
-    head_facts(params, batch, head)[token_number(params, token)] = {
-        maximum == -infinity() ? 0.0f : maximum, inverse, delta, dot};
+    head_facts(params, batch, head)[token_number(params, token)] =
+        make_facts(maximum, total, delta, dot);
   }
 }
 
@@ -92,10 +92,9 @@ VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, 
       grad_output.load(row_at(params.grad_output, batch, head, partner), is_good);
       const HaloFacts of_query = facts[token_number(params, partner)];
       const float logit = query.dot(key) * params.scale_to_powers;
-      const float weight = of_query.inverse != 0.0f
-                               ? power_of_two(logit - of_query.maximum) * of_query.inverse
-                               : 0.0f;
-      const float difference = grad_output.dot(value) - (of_query.delta + of_query.dot);
+      const float weight =
+          of_query.inverse != 0.0f ? power_of_two(logit - of_query.maximum) : 0.0f;
+      const float difference = grad_output.dot(value) - of_query.shift;
       grad_value.add_scaled(weight, grad_output);
       grad_key.add_scaled(weight * difference, query);
     });

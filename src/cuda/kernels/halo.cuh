@@ -16,7 +16,6 @@ namespace vecina::cuda {
 static_assert(kRows == 16, "of a warp: a thread has two");
 inline constexpr int kColumns = kKeyColumns;
 static_assert(kValueColumns == kColumns, "both sides of a stage are alike");
-inline constexpr int kWords = kColumns / 8;  // of a row in a thread
 inline constexpr int kRowBytes = 2 * kColumns;
 inline constexpr int kChunks = kRowBytes / 16;
 static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128, "as the swizzle has it");
@@ -74,6 +73,10 @@ VECINA_DEVICE unsigned visible_bits(const Row& row, int q) {
   return bits;
 }
 VECINA_DEVICE bool is_visible(unsigned bits, int j, int e) { return (bits >> (2 * j + e)) & 1; }
+// Else every bit is taken out of its word ahead of the loop over items, and kept in another.
+VECINA_DEVICE void keep_together(unsigned (&bits)[2]) {
+  asm volatile("" : "+r"(bits[0]), "+r"(bits[1]));
+}
 
 // A thread's two rows, lane / 4 and 8 more.
 struct Rows {
@@ -134,7 +137,8 @@ VECINA_DEVICE unsigned unpack_place(unsigned word, int which) {
   return which == 0 ? (word & 0xffffu) * 16 : word >> 16 << 4;
 }
 
-// Offsets in a sample and head of the rows of a plane; -1 for those that no owner meets.
+// Offsets in a sample and head of the rows of a plane; -1 for those that no owner meets, which are
+// zeros in every stage and never copied.
 struct HaloTable {
   int2 offset[kStageRows];  // in the first tensor and in the second
 };
@@ -153,6 +157,21 @@ VECINA_DEVICE void fill_table(const Tile& tile, const HaloRows& first, const Hal
       offset.y += token * second.token[a];
     }
     table.offset[row] = is_there ? offset : make_int2(-1, -1);
+  }
+}
+// By the threads that filled the table; before the barrier that follows.
+template <int kStageBytes>
+VECINA_DEVICE void clear_missing(const HaloTable& table, uint4* stages) {
+  for (int row = static_cast<int>(threadIdx.x); row < kHaloRows; row += kThreads) {
+    if (table.offset[row].x >= 0) continue;
+    for (int stage = 0; stage < kConfig.stages; ++stage) {
+      for (int side = 0; side < 2; ++side) {
+        char* rows = reinterpret_cast<char*>(stages) + stage * kStageBytes + side * kSideBytes;
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+          *reinterpret_cast<uint4*>(rows + place_of(row, chunk)) = make_uint4(0, 0, 0, 0);
+        }
+      }
+    }
   }
 }
 
@@ -183,58 +202,80 @@ VECINA_DEVICE Sources plane_sources(const HaloParams& params, const Tile& tile, 
   }
   return from;
 }
+// The tokens of a halo lie kRowsAtOnce rows apart in a thread's copies.
+inline constexpr int kRowsAtOnce = kThreads / kChunks;
+inline constexpr bool kTurnsAlike = kRowsAtOnce % 8 == 0;  // their chunks, in place_of
 VECINA_DEVICE void load_stage(const Sources& from, const HaloTable& table, unsigned stage) {
+  constexpr int kSteps = (kHaloRows + kRowsAtOnce - 1) / kRowsAtOnce;
   constexpr int kAtOnce = 4;  // offsets are read before their copies begin
-  constexpr int kCopies = (kStageRows * kChunks + kThreads - 1) / kThreads;
+  constexpr int kUnroll = kSteps <= 3 * kAtOnce ? 3 : 1;
   const int chunk = static_cast<int>(threadIdx.x) % kChunks;
   const int first_row = static_cast<int>(threadIdx.x) / kChunks;
-#pragma unroll 1
-  for (int n = 0; n < kCopies; n += kAtOnce) {
+  const char* first = from.first + chunk * 16;
+  const char* second = from.second + chunk * 16;
+  const unsigned place = stage + place_of(first_row, chunk);
+#pragma unroll kUnroll
+  for (int n = 0; n < kSteps; n += kAtOnce) {
     int2 offsets[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int row = first_row + (n + i) * (kThreads / kChunks);
-      offsets[i] = row < kHaloRows ? table.offset[row] : make_int2(-1, -1);
+      const int step = (n + i) * kRowsAtOnce;
+      const bool is_there = step + kRowsAtOnce <= kHaloRows || first_row + step < kHaloRows;
+      offsets[i] = is_there ? table.offset[first_row + step] : make_int2(-1, -1);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int row = first_row + (n + i) * (kThreads / kChunks);
-      if (row >= kStageRows) continue;
-      const unsigned to = stage + place_of(row, chunk);
-      if (kAdditional > 0 && row >= kHaloRows) {
-        const int token = row - kHaloRows;
-        copy_chunk(to, from.additional_first + token * from.additional_step_first + chunk * 16,
-                   true);
-        copy_chunk(to + kSideBytes,
-                   from.additional_second + token * from.additional_step_second + chunk * 16,
-                   true);
-        continue;
-      }
+      const int step = (n + i) * kRowsAtOnce;
+      if (step >= kHaloRows) continue;
+      const unsigned to =
+          kTurnsAlike ? place + step * kRowBytes : stage + place_of(first_row + step, chunk);
       const int2 offset = offsets[i];
-      copy_chunk(to, from.first + na_max(offset.x, 0) + chunk * 16, offset.x >= 0);
-      copy_chunk(to + kSideBytes, from.second + na_max(offset.y, 0) + chunk * 16, offset.y >= 0);
+      copy_chunk_if(offset.x >= 0, to, first + static_cast<unsigned>(offset.x));
+      copy_chunk_if(offset.x >= 0, to + kSideBytes, second + static_cast<unsigned>(offset.y));
+    }
+  }
+  if constexpr (kAdditional > 0) {
+    for (int token = first_row; token < kAdditional; token += kRowsAtOnce) {
+      const unsigned to = stage + place_of(kHaloRows + token, chunk);
+      copy_chunk(to, from.additional_first + token * from.additional_step_first + chunk * 16, true);
+      copy_chunk(to + kSideBytes,
+                 from.additional_second + token * from.additional_step_second + chunk * 16, true);
     }
   }
 }
 
-// A thread's columns of a row in global memory.
-VECINA_DEVICE void load_row(const char* row, unsigned (&words)[kWords]) {
-  const int q = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int m = 0; m < kColumns / 32; ++m) load_words<16>(row + 64 * m + 16 * q, words + 4 * m);
-}
+// A thread's columns of two rows in global memory, and the same as first factors of products.
+struct TwoRows {
+  unsigned words[2][kColumns / 8];
 
-// sum += rows . partners of tile j of a side, over columns.
-VECINA_DEVICE void multiply_columns(const unsigned (&rows)[2][kWords], unsigned side,
-                                    const Places& places, int j, float (&sum)[4]) {
+  VECINA_DEVICE void load(const char* row, const char* next_row) {
+    const int q = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int m = 0; m < kColumns / 32; ++m) {
+      load_words<16>(row + 64 * m + 16 * q, words[0] + 4 * m);
+      load_words<16>(next_row + 64 * m + 16 * q, words[1] + 4 * m);
+    }
+  }
+};
+inline constexpr bool kLoadsAhead = kColumns == 32;  // gradients: longer rows fill the registers
+struct Factors {
+  unsigned words[kColumns / 16][4];  // of 16 columns: of the first row, the second, the first, ...
+
+  VECINA_DEVICE void make(const TwoRows& rows) { make_factors(rows.words, words); }
+};
+
+// sum = rows . partners of tile j of a side, over columns.
+VECINA_DEVICE void multiply_columns(const Factors& rows, unsigned side, const Places& places, int j,
+                                    float (&sum)[4]) {
   const unsigned place = unpack_place(places.by_columns[j / 2], j % 2);
+  sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
 #pragma unroll
   for (int m = 0; m < kColumns / 32; ++m) {
     const uint4 words = load_shared(side + (place ^ static_cast<unsigned>(64 * m)));
-    multiply(Element{}, sum, rows[0][4 * m], rows[1][4 * m], rows[0][4 * m + 1],
-             rows[1][4 * m + 1], words.x, words.y);
-    multiply(Element{}, sum, rows[0][4 * m + 2], rows[1][4 * m + 2], rows[0][4 * m + 3],
-             rows[1][4 * m + 3], words.z, words.w);
+    const unsigned(&first)[4] = rows.words[2 * m];
+    const unsigned(&second)[4] = rows.words[2 * m + 1];
+    multiply(Element{}, sum, first[0], first[1], first[2], first[3], words.x, words.y);
+    multiply(Element{}, sum, second[0], second[1], second[2], second[3], words.z, words.w);
   }
 }
 

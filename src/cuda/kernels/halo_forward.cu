@@ -95,7 +95,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
   extern __shared__ uint4 shared[];
   const unsigned stages = shared_address(shared);
   unsigned query_offset[2], output_offset[2], lse_offset[2];
-  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
+  Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     query_offset[i] = row_offset(params.query, row);
     output_offset[i] = row_offset(params.output, row);
     lse_offset[i] = row_offset(params.lse, row);
@@ -109,12 +109,12 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
                              params.key, params.value, step % planes),
                table, stages + static_cast<unsigned>(step % kConfig.stages * kStageBytes));
   };
-  unsigned query[2][kWords];
+  TwoRows query_rows;
   const auto load_query = [&](const Item& item) {
     const char* first = head_rows(params.query, item.batch, item.head);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) load_row(first + query_offset[i], query[i]);
+    query_rows.load(first + query_offset[0], first + query_offset[1]);
   };
+  Factors query;
 
   const int steps = tile.num_items * planes;
 #pragma unroll
@@ -139,16 +139,19 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
       clean_shared(reinterpret_cast<char*>(shared) + offset + kSideBytes, kSideBytes);
       __syncthreads();
     }
-    if (plane == 0) sums.clear();
+    if (plane == 0) {
+      query.make(query_rows);
+      sums.clear();
+    }
     const bool is_last = plane + 1 == planes;
     if (rows.sees_plane(plane)) {
       const unsigned keys = stages + static_cast<unsigned>(offset);
       float logits[kTiles][4];
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        logits[j][0] = logits[j][1] = logits[j][2] = logits[j][3] = 0.0f;
-        multiply_columns(query, keys, places, j, logits[j]);
-      }
+      for (int j = 0; j < kTiles; ++j) multiply_columns(query, keys, places, j, logits[j]);
+      keep_together(rows.bits);
+      // Those of the next item travel meanwhile; of long rows, while this one is stored.
+      if (!kHasPlanes && step + 1 < steps) load_query(make_item(params, number + 1));
       softmax(rows.bits, params.scale_to_powers, logits, sums);
 #pragma unroll
       for (int j = 0; j < kTiles; j += 2) {
@@ -157,7 +160,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
     }
     if (is_last) {
       const Item item = make_item(params, number++);
-      if (step + 1 < steps) load_query(make_item(params, number));
+      if (kHasPlanes && step + 1 < steps) load_query(make_item(params, number));
       is_good =
           store_item(params, item, output_offset, lse_offset, rows.is_owner, sums) && is_good;
     }
@@ -170,10 +173,12 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
 
 extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     halo_forward(const __grid_constant__ HaloParams params) {
+  extern __shared__ uint4 shared[];
   __shared__ HaloTable table;
   const Tile tile = make_tile(params);
   const Box box = make_box(tile);
   fill_table(tile, params.key, params.value, table);
+  clear_missing<kStageBytes>(table, shared);
   __syncthreads();
   wait_for_previous();
   compute_block<attend_alone>(params, [&](bool is_cleaned) {

@@ -46,7 +46,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   extern __shared__ uint4 shared[];
   const unsigned stages = shared_address(shared);
   unsigned key_offset[2], value_offset[2], grad_key_offset[2], grad_value_offset[2];
-  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
+  Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     key_offset[i] = row_offset(params.key, row);
     value_offset[i] = row_offset(params.value, row);
     grad_key_offset[i] = row_offset(params.grad_key, row);
@@ -74,29 +74,37 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   const int steps = tile.num_items * steps_of_item;
   start(0);
   end_copies();
-  unsigned key[2][kWords], value[2][kWords];
+  TwoRows key_rows, value_rows;
+  const auto load_owners = [&](const Item& item) {
+    const char* keys = head_rows(params.key, item.batch, item.head);
+    const char* values = head_rows(params.value, item.batch, item.head);
+    key_rows.load(keys + key_offset[0], keys + key_offset[1]);
+    value_rows.load(values + value_offset[0], values + value_offset[1]);
+  };
+  if (kLoadsAhead) load_owners(make_item(params, tile.first_item));
+  Factors key, value;
   float grad_key[kColumns / 8][4], grad_value[kColumns / 8][4];
   bool is_good = true;
   int in_item = 0, plane = 0, number = tile.first_item;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     const Item item = make_item(params, number);
+    if (!kLoadsAhead && in_item == 0) load_owners(item);
+    wait_for_copies<0>();
+    __syncthreads();
+    if (step + 1 < steps) start(step + 1);
+    end_copies();
     if (in_item == 0) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        load_row(head_rows(params.key, item.batch, item.head) + key_offset[i], key[i]);
-        load_row(head_rows(params.value, item.batch, item.head) + value_offset[i], value[i]);
-      }
+      key.make(key_rows);
+      value.make(value_rows);
+      // Those of the next item travel while this one is computed.
+      if (kLoadsAhead && step + steps_of_item < steps) load_owners(make_item(params, number + 1));
 #pragma unroll
       for (int t = 0; t < kColumns / 8; ++t) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) grad_key[t][e] = grad_value[t][e] = 0.0f;
       }
     }
-    wait_for_copies<0>();
-    __syncthreads();
-    if (step + 1 < steps) start(step + 1);
-    end_copies();
     const int offset = step % kConfig.stages * kStageBytes;
     if (is_cleaned) {
       clean_shared(reinterpret_cast<char*>(shared) + offset, 2 * kSideBytes);
@@ -105,9 +113,11 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     if (rows.sees_plane(plane)) {
       const unsigned queries = stages + static_cast<unsigned>(offset);
       const unsigned gradients = queries + kSideBytes, facts = gradients + kSideBytes;
+      const float scale = params.scale_to_powers;
+      keep_together(rows.bits);
 #pragma unroll
       for (int j = 0; j < kTiles; j += 2) {
-        float weights[2][4] = {}, differences[2][4] = {};
+        float weights[2][4], differences[2][4];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           multiply_columns(key, queries, places, j + k, weights[k]);
@@ -117,16 +127,13 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
             const unsigned word = fact_places.words[j + k];
             const uint4 of_query = load_shared(facts + unpack_place(word, e));
             const float maximum = __uint_as_float(of_query.x);
-            const float inverse = __uint_as_float(of_query.y);
-            const float shift = __uint_as_float(of_query.z) + __uint_as_float(of_query.w);
+            const float shift = __uint_as_float(of_query.w);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               float& weight = weights[k][2 * i + e];
               float& difference = differences[k][2 * i + e];
               const bool is_seen = is_visible(rows.bits[i], j + k, e);
-              weight = is_seen && inverse != 0.0f
-                           ? power_of_two(fmaf(weight, params.scale_to_powers, -maximum)) * inverse
-                           : 0.0f;
+              weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum)) : 0.0f;
               difference = is_seen ? weight * (difference - shift) : 0.0f;
             }
           }
@@ -164,11 +171,13 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
 
 extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     halo_gradient_key(const __grid_constant__ HaloParams params) {
+  extern __shared__ uint4 shared[];
   __shared__ HaloTable table;
   __shared__ int numbers[kStageRows];  // of a plane's tokens among the facts; -1: not met
   const Tile tile = make_tile(params);
   const Box box = make_box(tile);
   fill_table(tile, params.query, params.grad_output, table);
+  clear_missing<kStageBytes>(table, shared);
   for (int row = static_cast<int>(threadIdx.x); row < kStageRows; row += kThreads) {
     const int y = tile.halo[1].begin + row / kConfig.halo_size[2];
     const int z = tile.halo[2].begin + row % kConfig.halo_size[2];

@@ -29,7 +29,7 @@ struct Gathered {
 
 // What the rows' gradients of logits need.
 struct Facts {
-  float maximum[2], inverse[2], delta[2];
+  float maximum[2], total[2], inverse[2], delta[2];
 };
 
 // logits become weights relative to 2^maximum, grad_output . value becomes differences; nothing
@@ -88,6 +88,7 @@ VECINA_DEVICE Facts finish(const Gathered& sums, const float (&grad_lse)[2]) {
   for (int i = 0; i < 2; ++i) {
     const float total = over_quad(sums.total[i], true);
     facts.maximum[i] = sums.maximum[i];
+    facts.total[i] = total;
     facts.inverse[i] = total == 0.0f ? 0.0f : 1.0f / total;
     facts.delta[i] = over_quad(sums.differences[i], true) * facts.inverse[i] - grad_lse[i];
   }
@@ -107,12 +108,14 @@ VECINA_DEVICE void differentiate(const Facts& facts, const float (&differences)[
   }
 }
 
-VECINA_DEVICE float dot_words(const unsigned (&a)[kWords], const unsigned (&b)[kWords]) {
+// Of the first or the second row.
+VECINA_DEVICE float dot_rows(const TwoRows& a, const TwoRows& b, int i) {
   float sum = 0.0f;
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) {
-    sum = fmaf(unpack_low(Element{}, a[w]), unpack_low(Element{}, b[w]), sum);
-    sum = fmaf(unpack_high(Element{}, a[w]), unpack_high(Element{}, b[w]), sum);
+  for (int w = 0; w < kColumns / 8; ++w) {
+    const unsigned x = a.words[i][w], y = b.words[i][w];
+    sum = fmaf(unpack_low(Element{}, x), unpack_low(Element{}, y), sum);
+    sum = fmaf(unpack_high(Element{}, x), unpack_high(Element{}, y), sum);
   }
   return over_quad(sum, true);
 }
@@ -127,7 +130,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   unsigned query_offset[2], grad_offset[2], output_offset[2], result_offset[2];
   unsigned lse_offset[2];
   int number_of_token[2], head_of_row[2];
-  const Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
+  Rows rows = make_rows(tile, box, [&](int i, const Row& row) {
     query_offset[i] = row_offset(params.query, row);
     grad_offset[i] = row_offset(params.grad_output, row);
     output_offset[i] = row_offset(params.output, row);
@@ -149,7 +152,26 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   const int steps = tile.num_items * steps_of_item;
   start(0);
   end_copies();
-  unsigned query[2][kWords], grad_output[2][kWords];
+  TwoRows query_rows, grad_rows, output_rows;
+  float grad_lse_of_rows[2];
+  const auto load_owners = [&](const Item& item) {
+    const char* queries = head_rows(params.query, item.batch, item.head);
+    const char* grad_outputs = head_rows(params.grad_output, item.batch, item.head);
+    const char* outputs = head_rows(params.output, item.batch, item.head);
+    query_rows.load(queries + query_offset[0], queries + query_offset[1]);
+    grad_rows.load(grad_outputs + grad_offset[0], grad_outputs + grad_offset[1]);
+    output_rows.load(outputs + output_offset[0], outputs + output_offset[1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      grad_lse_of_rows[i] = 0.0f;
+      if constexpr (kConfig.has_grad_lse) {
+        grad_lse_of_rows[i] = *reinterpret_cast<const float*>(
+            head_rows(params.grad_lse, item.batch, item.head) + lse_offset[i]);
+      }
+    }
+  };
+  if (kLoadsAhead) load_owners(make_item(params, tile.first_item));
+  Factors query, grad_output;
   float dot[2], grad_lse[2];
   Gathered sums;
   Facts facts;
@@ -159,32 +181,28 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     const Item item = make_item(params, number);
-    if (in_item == 0) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        unsigned output[kWords];
-        load_row(head_rows(params.query, item.batch, item.head) + query_offset[i], query[i]);
-        load_row(head_rows(params.grad_output, item.batch, item.head) + grad_offset[i],
-                 grad_output[i]);
-        load_row(head_rows(params.output, item.batch, item.head) + output_offset[i], output);
-        dot[i] = dot_words(grad_output[i], output);
-        grad_lse[i] = 0.0f;
-        if constexpr (kConfig.has_grad_lse) {
-          grad_lse[i] = *reinterpret_cast<const float*>(
-              head_rows(params.grad_lse, item.batch, item.head) + lse_offset[i]);
-        }
-      }
-      sums.clear();
-#pragma unroll
-      for (int t = 0; t < kColumns / 8; ++t) {
-        gradient[t][0] = gradient[t][1] = gradient[t][2] = gradient[t][3] = 0.0f;
-      }
-    }
+    if (!kLoadsAhead && in_item == 0) load_owners(item);
     wait_for_copies<0>();
     __syncthreads();
     if constexpr (kConfig.stages > 1) {
       if (step + 1 < steps) start(step + 1);
       end_copies();
+    }
+    if (in_item == 0) {
+      query.make(query_rows);
+      grad_output.make(grad_rows);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        dot[i] = dot_rows(grad_rows, output_rows, i);
+        grad_lse[i] = grad_lse_of_rows[i];
+      }
+      // Those of the next item travel while this one is computed.
+      if (kLoadsAhead && step + steps_of_item < steps) load_owners(make_item(params, number + 1));
+      sums.clear();
+#pragma unroll
+      for (int t = 0; t < kColumns / 8; ++t) {
+        gradient[t][0] = gradient[t][1] = gradient[t][2] = gradient[t][3] = 0.0f;
+      }
     }
     const int offset = step % kConfig.stages * kStageBytes;
     if (is_cleaned) {
@@ -196,10 +214,9 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     if (rows.sees_plane(plane)) {
       const unsigned keys = stages + static_cast<unsigned>(offset);
       float logits[kTiles][4], differences[kTiles][4];
+      keep_together(rows.bits);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) logits[j][e] = differences[j][e] = 0.0f;
         multiply_columns(query, keys, places, j, logits[j]);
         multiply_columns(grad_output, keys + kSideBytes, places, j, differences[j]);
       }
@@ -229,8 +246,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (rows.is_owner[i] && lane % 4 == 0) {
-        head_facts(params, item.batch, item.head + head_of_row[i])[number_of_token[i]] = {
-            facts.maximum[i], facts.inverse[i], facts.delta[i], dot[i]};
+        head_facts(params, item.batch, item.head + head_of_row[i])[number_of_token[i]] =
+            make_facts(facts.maximum[i], facts.total[i], facts.delta[i], dot[i]);
       }
       if (params.grad_query.data == nullptr) continue;
       is_good = store_row<kColumns / 8>(gradient, i, params.scale,
@@ -246,10 +263,12 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
 
 extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     halo_gradient_query(const __grid_constant__ HaloParams params) {
+  extern __shared__ uint4 shared[];
   __shared__ HaloTable table;
   const Tile tile = make_tile(params);
   const Box box = make_box(tile);
   fill_table(tile, params.key, params.value, table);
+  clear_missing<kStageBytes>(table, shared);
   __syncthreads();
   wait_for_previous();
   compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {

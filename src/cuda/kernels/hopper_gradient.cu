@@ -33,7 +33,7 @@ constexpr int kValueSums = kValueColumns / 2;
 
 // What a thread holds of its two rows.
 struct Rows {
-  float maximum[2], inverse[2], shift[2];  // of queries
+  float maximum[2], shift[2];  // of queries
   float key[kKeySums], value[kValueSums];  // sums; the latter of keys alone
 };
 
@@ -119,25 +119,21 @@ VECINA_DEVICE void weigh(const Rows& rows, unsigned facts, float scale, const un
     float weight[4], gradient[4];
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
-      float maximum = 0.0f, inverse = 0.0f, shift = 0.0f;
+      float maximum = 0.0f, shift = 0.0f;
       if constexpr (kConfig.of_keys) {
         const uint4 all = load_shared(facts + static_cast<unsigned>((8 * j + column) * 16));
         maximum = __uint_as_float(all.x);
-        inverse = __uint_as_float(all.y);
-        shift = __uint_as_float(all.z) + __uint_as_float(all.w);
+        shift = __uint_as_float(all.w);
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if constexpr (!kConfig.of_keys) {
           maximum = rows.maximum[i];
-          inverse = rows.inverse[i];
           shift = rows.shift[i];
         }
         const int e = 2 * i + column;
         const bool is_seen = is_visible(bits[i], j, column);
-        weight[e] = is_seen && inverse != 0.0f
-                        ? power_of_two(fmaf(logits[4 * j + e], scale, -maximum)) * inverse
-                        : 0.0f;
+        weight[e] = is_seen ? power_of_two(fmaf(logits[4 * j + e], scale, -maximum)) : 0.0f;
         gradient[e] = is_seen ? weight[e] * (differences[4 * j + e] - shift) : 0.0f;
       }
     }
@@ -242,8 +238,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
       const HaloFacts facts =
           head_facts(params, batch, item.head)[token_number(params, row.token)];
       rows.maximum[i] = facts.maximum;
-      rows.inverse[i] = facts.inverse;
-      rows.shift[i] = facts.delta + facts.dot;
+      rows.shift[i] = facts.shift;
     }
   }
   Range visible[3];
@@ -367,7 +362,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& t
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     hopper_gradient(const __grid_constant__ HaloParams params) {
   extern __shared__ __align__(1024) char memory[];
   __shared__ Tables tables;

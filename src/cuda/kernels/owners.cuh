@@ -33,6 +33,17 @@ VECINA_DEVICE void copy_chunk(unsigned to, const char* from, bool is_there) {
                "r"(is_there ? 16 : 0)
                : "memory");
 }
+// The same, or nothing.
+VECINA_DEVICE void copy_chunk_if(bool is_there, unsigned to, const char* from) {
+  asm volatile(
+      "{\n"
+      ".reg .pred is_there;\n"
+      "setp.ne.s32 is_there, %2, 0;\n"
+      "@is_there cp.async.cg.shared.global [%0], [%1], 16;\n"
+      "}"
+      ::"r"(to), "l"(from), "r"(static_cast<int>(is_there))
+      : "memory");
+}
 VECINA_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 VECINA_DEVICE void wait_for_copies() {
@@ -190,9 +201,16 @@ VECINA_DEVICE bool store_row(const float (&sums)[kTilesOfSums][4], int i, float 
 // What a pair's gradients need of its query beside the rows; the first three as other kernels of
 // gradients have them (gradient_pairs.cuh).
 struct alignas(16) HaloFacts {
-  float maximum, inverse, delta;
-  float dot;  // grad_output . output
+  float maximum;  // so that weights are 2^(logit - maximum); infinity if nothing was seen
+  float inverse;  // 1; 0 if nothing was seen
+  float delta;
+  float shift;  // delta + grad_output . output
 };
+// total: of weights relative to 2^maximum.
+VECINA_DEVICE HaloFacts make_facts(float maximum, float total, float delta, float dot) {
+  if (total == 0.0f) return {infinity(), 0.0f, delta, delta + dot};
+  return {maximum + logarithm_of_two(total), 1.0f, delta, delta + dot};
+}
 VECINA_DEVICE HaloFacts* head_facts(const HaloParams& params, int batch, int head) {
   long long number = static_cast<long long>(batch) * params.heads + head;
 #pragma unroll

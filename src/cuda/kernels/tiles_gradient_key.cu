@@ -96,16 +96,13 @@ struct KeyWork {
       for (int column = 0; column < 2; ++column) {
         const uint4 facts = load_shared(
             stage + facts_place + static_cast<unsigned>((16 * step + 8 * k + column) * 16));
-        const float maximum = __uint_as_float(facts.x), inverse = __uint_as_float(facts.y);
-        const float shift = __uint_as_float(facts.z) + __uint_as_float(facts.w);
+        const float maximum = __uint_as_float(facts.x), shift = __uint_as_float(facts.w);
 #pragma unroll
         for (int e = column; e < 4; e += 2) {
           const bool is_seen = is_visible(bits[e / 2], k, e % 2);
           float& weight = pairs.logits[k][e];
           float& gradient = pairs.differences[k][e];
-          weight = is_seen && inverse != 0.0f
-                       ? power_of_two(fmaf(weight, scale, -maximum)) * inverse
-                       : 0.0f;
+          weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum)) : 0.0f;
           gradient = is_seen ? weight * (gradient - shift) : 0.0f;
         }
       }

@@ -157,9 +157,9 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   bool is_good = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float inverse = 1.0f, correction = 0.0f;  // of delta as it was given
+    float sum = 1.0f, inverse = 1.0f, correction = 0.0f;  // of delta as it was given
     if constexpr (!kConfig.is_delta_given) {
-      const float sum = over_quad(work.total[i], true);
+      sum = over_quad(work.total[i], true);
       inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
       correction = over_quad(work.differences[i], true) * inverse - grad_lse[i];
 #pragma unroll
@@ -172,8 +172,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     }
     const Row row = make_row(tile, box, lane / 4 + 8 * i);
     if (row.is_owner && lane % 4 == 0) {
-      head_facts(params, item.batch, item.head)[token_number(params, row.token)] = {
-          work.maximum[i], inverse, correction - grad_lse[i], dot[i]};
+      head_facts(params, item.batch, item.head)[token_number(params, row.token)] =
+          make_facts(work.maximum[i], sum, correction - grad_lse[i], dot[i]);
     }
     is_good = is_good && is_finite(correction + work.shift[i]);
     if (params.grad_query.data == nullptr) continue;
