@@ -119,29 +119,36 @@ class Library:
             raise RuntimeError(self.c.vecina_last_error().decode())
 
 
+def description_of(library, plan):
+    text = ctypes.create_string_buffer(16384)
+    library.c.vecina_plan_describe(plan, text, ctypes.c_size_t(len(text)))
+    return json.loads(text.value)
+
+
 class Vecina:
     """A planned forward. Outputs begin as NaN, so that what was not written shows."""
 
-    def __init__(self, library, p, tensors):
+    def __init__(self, library, line, tensors, has_lse=True):
         query, key, value, *additional = tensors
         self.library, self.tensors = library, tensors
         self.output = query.new_full((*query.shape[:-1], value.shape[-1]), math.nan)
         self.lse = query.new_full(query.shape[:-1], math.nan, dtype=torch.float32)
         self.args = ForwardArgs(struct_size=ctypes.sizeof(ForwardArgs), query=Tensor.of(query),
                                 key=Tensor.of(key), value=Tensor.of(value),
-                                output=Tensor.of(self.output), lse=Tensor.of(self.lse))
+                                output=Tensor.of(self.output))
+        if has_lse:
+            self.args.lse = Tensor.of(self.lse)
         if additional:
             self.args.additional_key, self.args.additional_value = map(Tensor.of, additional)
-        parsed = (ctypes.c_char * Library.PROBLEM_BYTES)()
-        library.c.vecina_problem_init(parsed, ctypes.c_size_t(len(parsed)), len(p["shape"]))
-        library.check(library.c.vecina_problem_parse(line(p).encode(), parsed))
+        self.parsed = (ctypes.c_char * Library.PROBLEM_BYTES)()
+        library.c.vecina_problem_init(self.parsed, ctypes.c_size_t(len(self.parsed)),
+                                      query.dim() - 3)
+        library.check(library.c.vecina_problem_parse(line.encode(), self.parsed))
         self.plan = ctypes.c_void_p()
-        library.check(library.c.vecina_plan_forward(library.context, parsed,
+        library.check(library.c.vecina_plan_forward(library.context, self.parsed,
                                                     ctypes.byref(self.args),
                                                     ctypes.byref(self.plan)))
-        text = ctypes.create_string_buffer(16384)
-        library.c.vecina_plan_describe(self.plan, text, ctypes.c_size_t(len(text)))
-        self.description = json.loads(text.value)
+        self.description = description_of(library, self.plan)
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -217,7 +224,7 @@ def natten_call(natten, p, tensors):
 
 def measure(library, natten, p):
     tensors = inputs(p)
-    ours = Vecina(library, p, tensors)
+    ours = Vecina(library, line(p), tensors)
     ours()
     torch.cuda.synchronize()
     assert torch.isfinite(ours.lse).all(), "lse was not written"

@@ -1,0 +1,366 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Times small problems on a GPU: the seed's rows, and small windows at real sizes beside NATTEN.
+
+    python benchmarks/small.py --library build/libvecina.so [--natten FOLDER] [NAME...]
+
+Needs PyTorch with CUDA. --library may be given more than once, as LABEL=PATH: the libraries take
+turns on the same tensors. FOLDER is that of hopper.py; VECINA_CUDA_TARGET=80 asks for kernels
+without Hopper's instructions.
+
+The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the one before (plain)
+or, as on a stream, with programmatic dependent launches (chained). Five replays back to back are
+timed 31 times, with the tensors in --placements places, for where they lie moves a kernel of 2 us
+by a tenth: medians of each place, of which the best and the median are printed.
+
+Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
+written, but for lse.
+"""
+import argparse
+import ctypes
+import json
+import math
+import os
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+import hopper
+
+CALLS, REPLAYS, TIMES = 20, 5, 31
+ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "cli", "bench_rows.json")
+GOALS_US = {
+    "baseline_1d_L256_K7": 2.1, "gqa4_1d_L256_K7": 2.1, "mqa_1d_L256_K7": 2.1,
+    "addkv1_1d_L256_K7": 2.3, "addkv4_1d_L256_K7": 2.3, "addkv1_gqa4_1d_L256_K7": 2.3,
+    "baseline_2d_32x32_K7": 5.2, "gqa4_2d_32x32_K7": 5.2, "mqa_2d_32x32_K7": 5.2,
+    "addkv1_2d_32x32_K7": 5.8, "bf16_2d_32x32_K7": 3.1, "fmha_1d_L16_Kfull": 1.9,
+    "fmha_1d_L64_Kfull": 2.6, "fmha_2d_8x8_Kfull": 2.4, "fmha_2d_16x16_Kfull": 3.8,
+}  # fmt: skip
+MERGES = {"merge2_1d_L256": "lse_1d_L256_K7", "merge2_2d_32x32": "lse_2d_32x32_K7"}
+MERGE_US = 1.6  # beside two attentions with lse
+WINDOWS = [
+    hopper.problem("2d-56x56-k7", (56, 56), (7, 7), 4, 32, batch=64),
+    hopper.problem("2d-28x28-k7", (28, 28), (7, 7), 8, 32, batch=64),
+    hopper.problem("3d-16x32x32-k5", (16, 32, 32), (5, 5, 5), 8, 128, batch=2),
+]
+
+
+class BackwardArgs(ctypes.Structure):  # vecina_backward_args
+    _fields_ = [("struct_size", ctypes.c_size_t)] + [
+        (name, hopper.Tensor)
+        for name in ("query", "key", "value", "additional_key", "additional_value", "bias",
+                     "lengths", "query_lengths", "output", "lse", "grad_output", "grad_lse",
+                     "grad_query", "grad_key", "grad_value", "grad_additional_key",
+                     "grad_additional_value", "grad_bias")
+    ] + [("workspace", ctypes.c_void_p), ("workspace_bytes", ctypes.c_size_t)]  # fmt: skip
+
+
+class Backward:
+    """A planned backward of a planned forward that has run. Gradients begin as NaN."""
+
+    def __init__(self, forward, grad_output):
+        library = forward.library
+        self.c, self.check = library.c, library.check
+        query, key, value = forward.tensors
+        self.gradients = [torch.full_like(t, math.nan) for t in forward.tensors]
+        self.kept = (forward, grad_output)
+        self.args = BackwardArgs(struct_size=ctypes.sizeof(BackwardArgs))
+        for name, tensor in zip(
+            ("query", "key", "value", "output", "lse", "grad_output", "grad_query", "grad_key",
+             "grad_value"),
+            (query, key, value, forward.output, forward.lse, grad_output, *self.gradients),
+        ):  # fmt: skip
+            setattr(self.args, name, hopper.Tensor.of(tensor))
+        self.plan = ctypes.c_void_p()
+        self.check(self.c.vecina_plan_backward(library.context, forward.parsed,
+                                               ctypes.byref(self.args), ctypes.byref(self.plan)))
+        self.c.vecina_plan_workspace_bytes.restype = ctypes.c_size_t
+        bytes = self.c.vecina_plan_workspace_bytes(self.plan)
+        self.workspace = torch.empty(bytes, dtype=torch.uint8, device=query.device)
+        self.args.workspace, self.args.workspace_bytes = self.workspace.data_ptr(), bytes
+        self.description = hopper.description_of(library, self.plan)
+
+    def __call__(self):
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self.check(self.c.vecina_run_backward(self.plan, ctypes.byref(self.args), stream))
+
+
+class NattenBackward:
+    """NATTEN's backward end to end, on the output and lse of its own forward.
+
+    Lse stays in the order of the forward's tiles. Where the backward has others its gradients are
+    wrong, which its time does not depend on.
+    """
+
+    def __init__(self, run, grad_output):
+        self.run, self.is_right = run, run.qt == run.bqt
+        output, lse = run.forward()
+        run.prepare_backward(grad_output, output, lse)
+        tensors = (run.q, run.k, run.v, output.clone(), grad_output)
+        tiles = (run.bqt, run.bkt, run.bkt, run.bqt, run.bqt)
+        self.read = list(zip(tensors, (*run.b, run.gp), tiles))
+        self.gradients = [torch.empty_like(t) for t in (run.q, run.k, run.v)]
+
+    def __call__(self):
+        run = self.run
+        for source, target, tile in self.read:
+            run._move(source, target, tile, "perm")
+        run.attend_backward()
+        for source, target, tile in zip(run.grads, self.gradients, (run.bqt, run.bkt, run.bkt)):
+            run._move(source, target, tile, "unperm")
+
+
+class KernelNode(ctypes.Structure):  # CUDA_KERNEL_NODE_PARAMS_v2
+    _fields_ = [("function", ctypes.c_void_p), ("grid", ctypes.c_uint * 3),
+                ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+                ("params", ctypes.c_void_p), ("extra", ctypes.c_void_p),
+                ("kernel", ctypes.c_void_p), ("context", ctypes.c_void_p)]  # fmt: skip
+
+
+class Driver:
+    def __init__(self):
+        self.c = ctypes.CDLL("libcuda.so.1")
+
+    def __call__(self, name, *args):
+        result = getattr(self.c, name)(*args)
+        if result != 0:
+            raise RuntimeError(f"{name} failed: error {result}")
+
+
+class Graph:
+    """Calls captured on a stream, as they are (chained) or each after the end of the one before."""
+
+    def __init__(self, driver, call, count, is_chained):
+        self.driver = driver
+        self.stream = torch.cuda.Stream()
+        with torch.cuda.stream(self.stream):
+            call()
+        torch.cuda.synchronize()
+        captured = ctypes.c_void_p()
+        handle = ctypes.c_void_p(self.stream.cuda_stream)
+        thread_local = 1
+        driver("cuStreamBeginCapture_v2", handle, ctypes.c_int(thread_local))
+        with torch.cuda.stream(self.stream):
+            for _ in range(count):
+                call()
+        driver("cuStreamEndCapture", handle, ctypes.byref(captured))
+        graph = captured if is_chained else self.plain(captured)
+        self.exec = ctypes.c_void_p()
+        driver("cuGraphInstantiateWithFlags", ctypes.byref(self.exec), graph,
+               ctypes.c_ulonglong(0))
+        self.kept = (captured, graph)
+
+    def plain(self, captured):
+        count = ctypes.c_size_t(0)
+        self.driver("cuGraphGetNodes", captured, None, ctypes.byref(count))
+        nodes = (ctypes.c_void_p * count.value)()
+        self.driver("cuGraphGetNodes", captured, nodes, ctypes.byref(count))
+        graph, last = ctypes.c_void_p(), None
+        self.driver("cuGraphCreate", ctypes.byref(graph), ctypes.c_uint(0))
+        for node in nodes:  # in the order of the calls
+            params, added = KernelNode(), ctypes.c_void_p()
+            self.driver("cuGraphKernelNodeGetParams_v2", ctypes.c_void_p(node),
+                        ctypes.byref(params))
+            self.driver("cuGraphAddKernelNode_v2", ctypes.byref(added), graph,
+                        None if last is None else ctypes.byref(last),
+                        ctypes.c_size_t(0 if last is None else 1), ctypes.byref(params))
+            last = added
+        return graph
+
+    def replay_us(self):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        handle = ctypes.c_void_p(self.stream.cuda_stream)
+        begin.record(self.stream)
+        for _ in range(REPLAYS):
+            self.driver("cuGraphLaunch", self.exec, handle)
+        end.record(self.stream)
+        end.synchronize()
+        return begin.elapsed_time(end) * 1000 / REPLAYS
+
+
+def row_tensors(row, gap):
+    """Of one of the seed's rows; gap: bytes of memory that lie before them."""
+    kept = torch.empty(gap, dtype=torch.uint8, device="cuda") if gap else None
+    words = row["problem"].split()
+    get = lambda name, other: int(words[words.index(name) + 1]) if name in words else other
+    shape = [int(n) for n in words[1].split("x")]
+    heads, head_dim = get("heads", 1), get("head_dim", 1)
+    heads_kv, tokens = get("heads_kv", heads), get("additional", 0)
+    dtype = torch.bfloat16 if "bf16" in words else torch.float32
+    draw = lambda *sizes: torch.randn(get("batch", 1), *sizes, head_dim, device="cuda", dtype=dtype)
+    tensors = [draw(*shape, heads), draw(*shape, heads_kv), draw(*shape, heads_kv)]
+    if tokens:
+        tensors += [draw(tokens, heads_kv), draw(tokens, heads_kv)]
+    return kept, tensors
+
+
+class Merge:
+    """Two attentions with lse and their merge."""
+
+    def __init__(self, library, line, tensors):
+        self.library = library
+        self.parts = [hopper.Vecina(library, line, tensors) for _ in range(2)]
+        self.output = torch.full_like(self.parts[0].output, math.nan)
+        self.lse = torch.full_like(self.parts[0].lse, math.nan)
+        of = lambda name: (hopper.Tensor * 2)(*(hopper.Tensor.of(getattr(part, name))
+                                                for part in self.parts))
+        self.args = (of("output"), of("lse"), ctypes.byref(hopper.Tensor.of(self.output)),
+                     ctypes.byref(hopper.Tensor.of(self.lse)))
+
+    def __call__(self):
+        for part in self.parts:
+            part()
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self.library.check(self.library.c.vecina_merge_attentions(
+            self.library.context, 2, *self.args, stream))
+
+
+def compile_ahead(plans):
+    """Makes plans, which compile their kernels, all at the same time."""
+    with ThreadPoolExecutor() as pool:
+        for plan in [pool.submit(plan) for plan in plans]:
+            plan.result()
+    torch.cuda.synchronize()
+
+
+def measure_rows(libraries, driver, names):
+    with open(ROWS, encoding="utf-8") as file:
+        rows = [row for row in json.load(file)["rows"] if not names or row["name"] in names]
+    compile_ahead(
+        [lambda row=row, library=library: hopper.Vecina(library, row["problem"],
+                                                        row_tensors(row, 0)[1])
+         for row in rows for library in libraries.values()])  # fmt: skip
+    found, alive = [], []
+    for row in rows:
+        result = {"name": row["name"], "problem": row["problem"],
+                  "us": {label: {"plain": [], "chained": []} for label in libraries}}
+        for place in range(options.placements):
+            torch.manual_seed(place)
+            kept, tensors = row_tensors(row, 1536 * place * place)
+            alive.append((kept, tensors))  # so that the next ones lie elsewhere
+            graphs = []
+            for label, library in libraries.items():
+                if row["kind"] == "merge":
+                    call = Merge(library, row["problem"], tensors)
+                else:
+                    call = hopper.Vecina(library, row["problem"], tensors,
+                                         has_lse=row["kind"] == "with_lse")
+                for kind in ("plain", "chained"):
+                    graph = Graph(driver, call, CALLS, kind == "chained")
+                    graphs.append((result["us"][label][kind], graph, [], call))
+            for time in range(-3, TIMES):
+                for _, graph, times, _ in graphs:
+                    us = graph.replay_us() / CALLS
+                    if time >= 0:
+                        times.append(us)
+            for medians, _, times, _ in graphs:
+                medians.append(statistics.median(times))
+        found.append(result)
+        print_seed_row(result, found)
+    return found
+
+
+def print_seed_row(result, found):
+    name = result["name"]
+    for label, us in result["us"].items():
+        goal = GOALS_US.get(name)
+        with_lse = [r for r in found if r["name"] == MERGES.get(name)]
+        if with_lse:
+            goal = 2 * statistics.median(with_lse[0]["us"][label]["plain"]) + MERGE_US
+        text = "  ".join(f"{kind} {statistics.median(times):6.3f} (best {min(times):6.3f})"
+                         for kind, times in us.items())
+        print(f"{name:24s} {label:12s} {text}  goal {goal or math.nan:.2f}", flush=True)
+
+
+def measure_windows(libraries, natten, names):
+    found = []
+    for p in WINDOWS:
+        if names and p["name"] not in names:
+            continue
+        tensors = hopper.inputs(p)
+        grad_output = torch.randn_like(tensors[0])
+        plan = lambda library: hopper.Vecina(library, hopper.line(p), tensors)
+        compile_ahead([lambda library=library: Backward(plan(library), grad_output)
+                       for library in libraries.values()])  # fmt: skip
+        forwards = {label: plan(library) for label, library in libraries.items()}
+        for forward in forwards.values():
+            forward()
+        backwards = {label: Backward(forward, grad_output) for label, forward in forwards.items()}
+        row = {"name": p["name"], "problem": hopper.line(p), "forward": {}, "backward": {}}
+        theirs = hopper.natten_call(natten, p, tensors) if natten else None
+        if theirs:
+            peers = {"forward": theirs.forward, "backward": NattenBackward(theirs, grad_output)}
+        for kind, ours in (("forward", forwards), ("backward", backwards)):
+            for label, call in ours.items():
+                call()
+                torch.cuda.synchronize()
+                row[kind][label] = {"plan": call.description, "ms": [hopper.steady_ms(call)]}
+            if theirs:
+                peers[kind]()
+                row[kind]["natten"] = {"ms": [hopper.steady_ms(peers[kind])]}
+                row[kind]["natten_kernel"] = {"ms": [hopper.steady_ms(
+                    theirs.attend if kind == "forward" else theirs.attend_backward)]}
+            for label, call in ours.items():
+                row[kind][label]["ms"].append(hopper.steady_ms(call))
+                if not theirs:
+                    continue
+                pairs = [(call.output, theirs.out)]
+                if kind == "backward":
+                    pairs = zip(call.gradients, peers[kind].gradients)
+                if kind == "forward" or peers[kind].is_right:
+                    row[kind][label]["relative_difference"] = [hopper.error(*p) for p in pairs]
+            print_window(row, kind)
+        found.append(row)
+        torch.cuda.empty_cache()
+    return found
+
+
+def print_window(row, kind):
+    theirs = row[kind].get("natten")
+    for label, side in row[kind].items():
+        mean = statistics.mean(side["ms"])
+        times = f"natten {theirs['ms'][0] / mean:5.2f}x" if theirs else ""
+        plan = side.get("plan", {"details": {"kernels": []}})
+        kernels = [k["kernel"] for k in plan["details"]["kernels"]]
+        differences = [f"{d:.1e}" for d in side.get("relative_difference", [])]
+        print(f"{row['name']:16s} {kind:8s} {label:14s} {mean:8.4f} ms {times} {kernels} "
+              f"{differences}", flush=True)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", required=True, action="append", metavar="[LABEL=]PATH",
+                        help="libvecina.so; more than one take turns")
+    parser.add_argument("--natten", help="folder of the module natten_hopper")
+    parser.add_argument("--json", help="where to write the raw figures")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a steady measurement")
+    parser.add_argument("--placements", type=int, default=5, help="of the tensors of seed's rows")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="rows; default: all")
+    return parser.parse_args()
+
+
+def main():
+    natten = None
+    if options.natten:
+        sys.path.insert(0, options.natten)
+        import natten_hopper as natten
+    libraries = {}
+    for given in options.library:
+        label, _, path = given.rpartition("=")
+        libraries[label or "vecina"] = hopper.Library(os.path.abspath(path))
+    torch.cuda.init()
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
+              "target": os.environ.get("VECINA_CUDA_TARGET", "")}
+    result["rows"] = measure_rows(libraries, Driver(), options.names)
+    result["windows"] = measure_windows(libraries, natten, options.names)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    options = hopper.options = parse()
+    main()
