@@ -159,7 +159,7 @@ VECINA_DEVICE void fill_table(const Tile& tile, const HaloRows& first, const Hal
     table.offset[row] = is_there ? offset : make_int2(-1, -1);
   }
 }
-// By the threads that filled the table; before the barrier that follows.
+// By the threads that filled the table, before they meet.
 template <int kStageBytes>
 VECINA_DEVICE void clear_missing(const HaloTable& table, uint4* stages) {
   for (int row = static_cast<int>(threadIdx.x); row < kHaloRows; row += kThreads) {
@@ -202,9 +202,9 @@ VECINA_DEVICE Sources plane_sources(const HaloParams& params, const Tile& tile, 
   }
   return from;
 }
-// The tokens of a halo lie kRowsAtOnce rows apart in a thread's copies.
+// A thread copies one chunk of rows that lie so far apart.
 inline constexpr int kRowsAtOnce = kThreads / kChunks;
-inline constexpr bool kTurnsAlike = kRowsAtOnce % 8 == 0;  // their chunks, in place_of
+inline constexpr bool kTurnsAlike = kRowsAtOnce % 8 == 0;  // of place_of, in all of them
 VECINA_DEVICE void load_stage(const Sources& from, const HaloTable& table, unsigned stage) {
   constexpr int kSteps = (kHaloRows + kRowsAtOnce - 1) / kRowsAtOnce;
   constexpr int kAtOnce = 4;  // offsets are read before their copies begin
@@ -257,12 +257,14 @@ struct TwoRows {
     }
   }
 };
-inline constexpr bool kLoadsAhead = kColumns == 32;  // gradients: longer rows fill the registers
 struct Factors {
   unsigned words[kColumns / 16][4];  // of 16 columns: of the first row, the second, the first, ...
 
   VECINA_DEVICE void make(const TwoRows& rows) { make_factors(rows.words, words); }
 };
+
+// Gradients load the owners' rows of the next item ahead, unless longer ones fill the registers.
+inline constexpr bool kLoadsAhead = kColumns == 32;
 
 // sum = rows . partners of tile j of a side, over columns.
 VECINA_DEVICE void multiply_columns(const Factors& rows, unsigned side, const Places& places, int j,
