@@ -69,10 +69,12 @@ TEST_P(LengthsOfSamples, WhatLiesBeyondIsNotReadByLargeProblems) {
     if (!why_not(context_.get(), GetParam(), problem).empty()) continue;
     cli::Inputs inputs = cli::random_inputs(problem, 3);
     const cli::Outputs expected = run_forward(context_.get(), problem, inputs);
+    const cli::Gradients gradients = run_backward(context_.get(), problem, inputs, expected);
     int64_t num_planted = 0;
-    for (auto member : {&cli::Inputs::query, &cli::Inputs::key, &cli::Inputs::value}) {
+    for (auto member : {&cli::Inputs::query, &cli::Inputs::key, &cli::Inputs::value,
+                        &cli::Inputs::grad_output, &cli::Inputs::grad_lse}) {
       cli::HostTensor& tensor = inputs.*member;
-      const bool of_queries = member == &cli::Inputs::query;
+      const bool of_queries = member != &cli::Inputs::key && member != &cli::Inputs::value;
       for_each_beyond(tensor, problem.rank, lengths_of(inputs, of_queries), [&](int64_t i) {
         tensor.set(i, kNan);
         ++num_planted;
@@ -88,6 +90,14 @@ TEST_P(LengthsOfSamples, WhatLiesBeyondIsNotReadByLargeProblems) {
     for_each_beyond(actual.lse, problem.rank, lengths_of(inputs, true), [&](int64_t i) {
       ASSERT_EQ(actual.lse.get(i), -std::numeric_limits<double>::infinity()) << line << " at " << i;
     });
+    const cli::Gradients again = run_backward(context_.get(), problem, inputs, actual);
+    for (auto member : {&cli::Gradients::query, &cli::Gradients::key, &cli::Gradients::value}) {
+      EXPECT_EQ(bits_of(again.*member), bits_of(gradients.*member)) << line;
+      const bool of_queries = member == &cli::Gradients::query;
+      for_each_beyond(again.*member, problem.rank, lengths_of(inputs, of_queries), [&](int64_t i) {
+        ASSERT_EQ((again.*member).get(i), 0.0) << line << " at " << i;
+      });
+    }
   }
 }
 
@@ -191,6 +201,14 @@ TEST_P(LengthsOfSamples, MayBeZeroInLargeProblems) {
         const bool is_written = sees && static_cast<double>(i) < lengths[s][1];
         ASSERT_EQ(std::isfinite(outputs.lse.get(s * 400 + i)), is_written) << s << " at " << i;
         ASSERT_EQ(outputs.output.get((s * 400 + i) * 64) != 0.0, is_written) << s << " at " << i;
+      }
+    }
+    const cli::Gradients gradients = run_backward(context_.get(), problem, inputs, outputs);
+    for (int64_t s = 0; s < 3; ++s) {
+      const bool has_keys = lengths[s][0] > 0 && lengths[s][1] > 0;
+      for (int64_t i = 0; i < 700; ++i) {
+        const bool is_seen = has_keys && static_cast<double>(i) < lengths[s][0];
+        ASSERT_EQ(gradients.key.get((s * 700 + i) * 64) != 0.0, is_seen) << s << " at " << i;
       }
     }
   }

@@ -153,6 +153,10 @@ if begins large; then
   VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
     $vecina check --backend cuda $aligned
   check_each lengths-large "$problems/lengths_problems.txt" $vecina check --backend cuda $aligned
+  check_each lengths-large--backward "$problems/lengths_problems.txt" \
+    $vecina check --backend cuda $aligned --backward
+  VECINA_CUDA_TARGET=80 check_each lengths-large-without-hopper "$problems/lengths_problems.txt" \
+    $vecina check --backend cuda $aligned
   check_each small "$problems/small_problems.txt" $vecina check --backend cuda $aligned
   check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
   check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned \

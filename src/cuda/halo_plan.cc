@@ -103,7 +103,7 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
     tiles *= static_cast<double>(
-        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+        count_owner_tiles(small_axis(problem, a), config.of_keys, config.box[a] * config.boxes[a]));
   }
   const int planes = config.halo_size[0];
   // Rows skip planes that they do not see, but wait for those that do.
@@ -125,6 +125,13 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
 
 std::string unsuitable(const Problem& problem) {
   if (std::string why = unsuitable_owners(problem); !why.empty()) return why;
+  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
+  if (problem.has_bias()) return "relative position bias";
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    if (axis.output_stride > 1) return "output_stride";
+    if (axis.query_extent != axis.extent) return "queries that are not as many as keys";
+  }
   if (problem.head_dim() != problem.head_dim_value()) return "head_dim_value is not head_dim";
   if (problem.head_dim() != 32 && problem.head_dim() != 64 && problem.head_dim() != 128) {
     return "head_dim is not 32, 64 or 128";
@@ -165,6 +172,7 @@ KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, cons
                                const HaloConfig& config, const DeviceFacts& facts) {
   double blocks = 0.0;
   Owners owners;
+  owners.of_keys = config.of_keys;
   owners.items_of_sample = items_of_sample(problem, config);
   owners.items_of_block = config.items_of_block;
   for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
@@ -246,7 +254,7 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
   double tiles = 1.0;
   for (int a = 0; a < 3; ++a) {
     tiles *= static_cast<double>(
-        count_owner_tiles(small_axis(problem, a), config.box[a] * config.boxes[a]));
+        count_owner_tiles(small_axis(problem, a), config.of_keys, config.box[a] * config.boxes[a]));
   }
   double least_time = 0.0;
   for (int count = 1; count <= std::min<double>(kMaxItems, items); ++count) {
@@ -290,10 +298,11 @@ std::string plan_halo_forward(const Problem& problem, const vecina_forward_args&
                               const DeviceFacts& facts, ForwardLaunch* launch) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   std::string why =
-      unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
+      unsuitable_strides(problem,
+                         {&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output},
                          problem.head_dim());
-  if (why.empty()) why = unsuitable_offsets({&example.lse});
+  if (why.empty()) why = unsuitable_offsets(problem, {&example.lse});
   if (!why.empty()) return why;
   const HaloShape shape = choose_halo_shape(problem, HaloKernel::forward, facts);
   if (!shape.is_possible()) return "many keys in a window";
@@ -322,11 +331,12 @@ std::string plan_halo_backward(const Problem& problem, const vecina_backward_arg
   // (benchmarks/results/h200-tiles.json).
   if (problem.head_dim() > kMaxGradientColumns) return "long rows: sums fill the registers";
   std::string why =
-      unsuitable_strides({&example.query, &example.key, &example.value, &example.additional_key,
+      unsuitable_strides(problem,
+                         {&example.query, &example.key, &example.value, &example.additional_key,
                           &example.additional_value, &example.output, &example.grad_output,
                           &example.grad_query, &example.grad_key, &example.grad_value},
                          problem.head_dim());
-  if (why.empty()) why = unsuitable_offsets({&example.lse, &example.grad_lse});
+  if (why.empty()) why = unsuitable_offsets(problem, {&example.lse, &example.grad_lse});
   if (!why.empty()) return why;
   const HaloShape of_query = choose_halo_shape(problem, HaloKernel::gradient_query, facts);
   const HaloShape of_key = choose_halo_shape(problem, HaloKernel::gradient_key, facts);

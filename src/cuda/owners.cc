@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/owners.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <numbers>
+#include <numeric>
 
 #include "core/tensor.h"
 #include "cuda/gradient_plan.h"
@@ -15,20 +18,21 @@ using vecina::cuda::HaloParams;
 using vecina::cuda::HaloRows;
 
 std::string unsuitable_owners(const Problem& problem) {
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
-  if (problem.batch() == 0) return "an empty batch";
+  if (problem.num_samples() == 0) return "an empty batch";
   if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
-  if (problem.has_bias()) return "relative position bias";
-  for (int a = 0; a < problem.rank(); ++a) {
-    const Axis& axis = problem.axis(a);
-    if (axis.output_stride > 1) return "output_stride";
-    if (axis.query_extent != axis.extent) return "queries that are not as many as keys";
-  }
   if (query_rows(problem) > kMaxBlocks) return "2^31 rows or more";
   return {};
 }
 
-std::string unsuitable_offsets(std::initializer_list<const vecina_tensor*> tensors) {
+std::string unsuitable_offsets(const Problem& problem,
+                               std::initializer_list<const vecina_tensor*> tensors) {
+  double keys = 1.0, queries = 1.0;
+  for (int a = 0; a < problem.rank(); ++a) {
+    keys *= static_cast<double>(problem.axis(a).extent);
+    queries *= static_cast<double>(problem.axis(a).query_extent);
+  }
+  const auto additional = static_cast<double>(problem.additional_tokens());
+  const double most = std::max({keys, queries, additional});  // of a packed sample
   for (const vecina_tensor* tensor : tensors) {
     if (!given(*tensor)) continue;
     const auto bytes = static_cast<double>(dtype_bytes(tensor->dtype));
@@ -37,29 +41,49 @@ std::string unsuitable_offsets(std::initializer_list<const vecina_tensor*> tenso
       if (tensor->shape[d] <= 1) continue;
       if (tensor->strides[d] < 0) return "a negative stride";
       const double stride = bytes * static_cast<double>(tensor->strides[d]);
-      if (d > 0) reach += stride * static_cast<double>(tensor->shape[d]);
+      auto count = static_cast<double>(tensor->shape[d]);
+      if (d == 1 && problem.lengths() == VECINA_LENGTHS_PACKED) count = std::min(count, most);
+      if (d > 0) reach += stride * count;
     }
     if (reach >= 2147483647.0) return "a sample of 2^31 bytes or more";
   }
   return {};
 }
 
-std::string unsuitable_strides(std::initializer_list<const vecina_tensor*> rows, int head_dim) {
-  if (std::string why = unsuitable_offsets(rows); !why.empty()) return why;
+std::string unsuitable_bias(const vecina_tensor& bias) {
+  if (!given(bias)) return {};
+  const ByteRange range = byte_range(bias);
+  if (range.begin != address(bias)) return "a negative stride of the bias";
+  if (range.end - range.begin > std::numeric_limits<int32_t>::max()) {
+    return "a bias of 2^31 bytes or more";
+  }
+  return {};
+}
+
+std::string unsuitable_strides(const Problem& problem,
+                               std::initializer_list<const vecina_tensor*> rows, int head_dim) {
+  if (std::string why = unsuitable_offsets(problem, rows); !why.empty()) return why;
   if (vector_elements(rows, head_dim, 16) < 8) {
     return "strides or addresses that are no multiples of 16 bytes";
   }
   return {};
 }
 
-int64_t count_owner_tiles(const Axis& axis, int owners) {
-  return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
+QueryGroups query_groups(const Axis& axis) {
+  const int64_t common = std::gcd(axis.dilation, axis.output_stride);
+  const int64_t count = axis.dilation / common;
+  return {count, divide_up(axis.num_queries(), count), axis.output_stride / common};
+}
+
+int64_t count_owner_tiles(const Axis& axis, bool of_keys, int owners) {
+  if (of_keys) return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
+  const QueryGroups groups = query_groups(axis);
+  return groups.count * divide_up(groups.length, owners);
 }
 
 namespace {
 
-HaloRows halo_rows(const vecina_tensor& tensor, int rank) {
-  const SmallRows wide = token_rows(tensor, rank);
+HaloRows narrow(const SmallRows& wide) {
   return {nullptr,
           wide.batch,
           static_cast<int>(wide.head),
@@ -115,11 +139,13 @@ HaloParams owner_params(const Problem& problem, const Args& example, const Owner
                         double* blocks) {
   HaloParams params = {};
   for_fields(example, [&](const Field<Args>& field) {
-    params.*field.rows = halo_rows(example.*field.tensor, field.is_additional ? 1 : problem.rank());
+    params.*field.rows =
+        narrow(token_rows(example.*field.tensor, field.is_additional ? 1 : token_rank(problem)));
   });
+  params.bias = narrow(bias_rows(example.bias, problem.rank()));
   params.num_items_of_sample = owners.items_of_sample;
   params.items_of_sample = divider(params.num_items_of_sample);
-  params.num_items = static_cast<int>(problem.batch()) * params.num_items_of_sample;
+  params.num_items = static_cast<int>(problem.num_samples()) * params.num_items_of_sample;
   params.heads = problem.heads();
   params.facts_bytes = static_cast<long long>(gradient_facts_bytes(problem));
   params.scale = static_cast<float>(problem.scale());
@@ -127,10 +153,20 @@ HaloParams owner_params(const Problem& problem, const Args& example, const Owner
   *blocks = static_cast<double>(divide_up(params.num_items, owners.items_of_block));
   for (int a = 0; a < 3; ++a) {
     const Axis axis = small_axis(problem, a);
-    const int64_t tiles = count_owner_tiles(axis, owners.box[static_cast<size_t>(a)]);
+    const int64_t tiles =
+        count_owner_tiles(axis, owners.of_keys, owners.box[static_cast<size_t>(a)]);
     params.axes[a] = {static_cast<int>(axis.extent), static_cast<int>(tiles), divider(tiles)};
     *blocks *= static_cast<double>(tiles);
+    params.num_outputs[a] = params.facts_extent[a] = static_cast<int>(axis.num_queries());
+    params.query_extent[a] = static_cast<int>(axis.query_extent);
+    if (problem.lengths() != VECINA_LENGTHS_PACKED) {
+      for (HaloRows HaloParams::*rows : {&HaloParams::query, &HaloParams::grad_query}) {
+        const int64_t stride = (params.*rows).token[a] * axis.output_stride;
+        (params.*rows).token[a] = static_cast<int>(stride);
+      }
+    }
   }
+  params.lengths = sample_lengths(problem, example);
   return params;
 }
 template HaloParams owner_params(const Problem&, const vecina_forward_args&, const Owners&,
@@ -145,7 +181,9 @@ FillParams<Args> fill_params(const HaloParams& params) {
     for_fields(args, [&](const Field<Args>& field) {
       (filled.*field.rows).data = pointer(args.*field.tensor);
     });
+    filled.bias.data = pointer(args.bias);
     filled.facts = workspace(args);
+    set_lengths(args, &filled.lengths);
     std::memcpy(memory, &filled, sizeof filled);
     return {};
   };

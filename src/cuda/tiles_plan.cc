@@ -57,7 +57,20 @@ bool is_of_keys(TilesKernel kernel) {
 // (benchmarks/results/h200-tiles-gradients.json).
 bool gives_delta(const Problem& problem) {
   constexpr double kManyKeys = 64.0;
-  return visible_keys(problem) >= kManyKeys;
+  const bool are_keys_known = !problem.is_attention() || problem.lengths() == VECINA_LENGTHS_EQUAL;
+  return are_keys_known && visible_keys(problem) >= kManyKeys;
+}
+
+// Queries and keys are not the same tokens, or not one window.
+bool has_own_queries(const Problem& problem) {
+  const bool is_longer =
+      problem.is_attention() && (problem.lengths() != VECINA_LENGTHS_EQUAL ||
+                                 problem.axis(0).query_extent != problem.axis(0).extent);
+  bool has_output_stride = false;
+  for (int a = 0; a < problem.rank(); ++a) {
+    has_output_stride = has_output_stride || problem.axis(a).output_stride > 1;
+  }
+  return is_longer || has_output_stride;
 }
 
 TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
@@ -82,8 +95,12 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
     config.kernel_size[a] = static_cast<int>(axis.kernel_size);
     config.stride[a] = static_cast<int>(axis.stride);
     config.dilation[a] = static_cast<int>(axis.dilation);
+    config.output_stride[a] = static_cast<int>(axis.output_stride);
     config.is_causal[a] = axis.is_causal;
   }
+  config.has_bias = problem.has_bias();
+  config.lengths = problem.lengths();
+  config.is_attention = problem.is_attention() && has_own_queries(problem);
   config.most_columns =
       kernel == TilesKernel::forward || config.is_delta_given ? 2 * kMaxColumns : kMaxColumnsOfRows;
   config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
@@ -97,6 +114,10 @@ int boxes_of(const TilesConfig& config) {
 bool has_warpgroups(const TilesConfig& config) { return rows_of(config) == kRowsOfWarpgroup; }
 int warps_of(const TilesConfig& config) {
   return boxes_of(config) * (has_warpgroups(config) ? 4 : 1);
+}
+bool has_own_queries(const TilesConfig& config) {
+  return config.is_attention || config.output_stride[0] > 1 || config.output_stride[1] > 1 ||
+         config.output_stride[2] > 1;
 }
 int owners_of(const TilesConfig& config) { return rows_of(config) * boxes_of(config); }
 bool has_shared_rows(const TilesConfig& config) {
@@ -117,6 +138,12 @@ int shared_bytes(const TilesConfig& config) {
          // Rows of key, and gradients of logits of two tiles.
          (config.adds_queries ? owners_of(config) * (row + 2 * (2 * config.partners + 16)) : 0);
 }
+int table_bytes(const TilesConfig& config) {
+  constexpr int kOwnQueriesBytes = 36, kSampleBytes = sizeof(HaloParams) + 12;
+  return kTableBytes + 24 * owners_of(config) + (has_own_queries(config) ? kOwnQueriesBytes : 0) +
+         (config.lengths != 0 ? kSampleBytes : 0) +
+         (config.has_bias ? 4 * (owners_of(config) + kMaxPartners) : 0);
+}
 // Registers that a thread needs, roughly: sums, rows and the rest.
 int registers_of(const TilesConfig& config, TilesKernel kernel) {
   if (has_warpgroups(config)) return 255;
@@ -129,7 +156,7 @@ int registers_of(const TilesConfig& config, TilesKernel kernel) {
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
 int blocks_of(const TilesConfig& config, TilesKernel kernel, const DeviceFacts& facts) {
-  const int shared = shared_bytes(config) + kTableBytes + 24 * owners_of(config) + 1024;
+  const int shared = shared_bytes(config) + table_bytes(config) + 1024;
   const int registers =
       static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8)) * 8;
   const int warps = 4 * (512 / registers);  // of a multiprocessor, from its four parts
@@ -146,23 +173,34 @@ AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int part
   const NaAxis dense = {
       na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation), 0),
       static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride), axis.is_causal};
+  const QueryGroups queries = query_groups(axis);
+  const auto step = static_cast<int>(queries.position);
+  const auto num_queries = static_cast<int>(queries.length);
+  const auto queries_before = [&](int position) {
+    return std::min(static_cast<int>(divide_up(position, step)), num_queries);
+  };
   const auto begin = [&](int i) {
-    return of_keys ? na_query_begin(dense, i) : na_window_begin(dense, i);
+    if (of_keys) return queries_before(na_query_begin(dense, i));
+    return na_window_begin(dense, i * step);
   };
   const auto end = [&](int i) {
-    return of_keys ? na_query_end(dense, i) : std::min(na_window_end(dense, i), dense.extent);
+    if (!of_keys) return std::min(na_window_end(dense, i * step), dense.extent);
+    const int to = na_query_end(dense, i);  // beyond the keys there may be more queries
+    return to == dense.extent ? num_queries : queries_before(to);
   };
-  for (int first = 0; first < dense.extent; first += box * boxes) {
+  const int owners = of_keys ? dense.extent : num_queries;
+  for (int first = 0; first < owners; first += box * boxes) {
     const int origin = begin(first);
-    const int last = std::min(first + box * boxes, dense.extent) - 1;
-    work.tiles += static_cast<double>(divide_up(end(last) - origin, partner_box));
+    const int last = std::min(first + box * boxes, owners) - 1;
+    work.tiles += static_cast<double>(divide_up(std::max(end(last) - origin, 1), partner_box));
     for (int owner = first; owner <= last; owner += box) {
-      const int to = end(std::min(owner + box, dense.extent) - 1) - origin - 1;
-      work.warp_tiles += to / partner_box - (begin(owner) - origin) / partner_box + 1;
+      const int to = std::max(end(std::min(owner + box, owners) - 1) - origin - 1, 0);
+      work.warp_tiles += to / partner_box - std::min(begin(owner) - origin, to) / partner_box + 1;
     }
   }
-  work.tiles *= static_cast<double>(axis.dilation);
-  work.warp_tiles *= static_cast<double>(axis.dilation);
+  const auto groups = static_cast<double>(of_keys ? axis.dilation : queries.count);
+  work.tiles *= groups;
+  work.warp_tiles *= groups;
   return work;
 }
 
@@ -204,13 +242,14 @@ std::vector<std::array<int, 3>> whole_boxes(int rank, int count) {
 }
 
 // Boxes that nearly fill a tile of `partners` and do not reach beyond an axis.
-std::vector<std::array<int, 3>> partner_boxes(const Problem& problem, int partners) {
+std::vector<std::array<int, 3>> partner_boxes(const Problem& problem, bool of_keys, int partners) {
   std::array<int, 3> longest = {1, 1, 1};
   double all = 1.0;
   for (size_t a = 0; a < 3; ++a) {
     const Axis axis = small_axis(problem, static_cast<int>(a));
-    longest[a] =
-        static_cast<int>(std::min<int64_t>(divide_up(axis.extent, axis.dilation), partners));
+    const int64_t length =
+        of_keys ? query_groups(axis).length : divide_up(axis.extent, axis.dilation);
+    longest[a] = static_cast<int>(std::min<int64_t>(length, partners));
     all *= longest[a];
   }
   const double least = std::min<double>(all, partners - 8) / 2;
@@ -234,13 +273,15 @@ std::string print(const TilesConfig& c) {
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
       ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
-      ".is_causal = {{{}, {}, {}}}, .additional_tokens = {}, .most_columns = {}, .blocks = {}, "
-      ".has_grad_lse = {}, .is_delta_given = {}, .adds_queries = {}}}",
+      ".output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
+      ".most_columns = {}, .blocks = {}, .has_grad_lse = {}, .has_bias = {}, .lengths = {}, "
+      ".is_attention = {}, "
+      ".is_delta_given = {}, .adds_queries = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
-      ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
-      c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse,
-      c.is_delta_given, c.adds_queries);
+      ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
+      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse,
+      c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_queries);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -253,10 +294,15 @@ std::string unsuitable(const Problem& problem) {
   return {};
 }
 
+// Kernels that are given facts of queries, or add to their gradients, take no more than that.
+bool has_plain_queries(const Problem& problem) {
+  return !has_own_queries(problem) && !problem.has_bias() &&
+         problem.lengths() == VECINA_LENGTHS_EQUAL;
+}
 // One kernel may add up all gradients.
 bool may_add(const Problem& problem) {
-  return (problem.flags() & VECINA_NONDETERMINISTIC_BACKWARD) != 0 && unsuitable(problem).empty() &&
-         problem.additional_tokens() == 0 && gives_delta(problem);
+  return has_plain_queries(problem) && (problem.flags() & VECINA_NONDETERMINISTIC_BACKWARD) != 0 &&
+         unsuitable(problem).empty() && problem.additional_tokens() == 0 && gives_delta(problem);
 }
 size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
   return gradient_facts_bytes(problem) +
@@ -265,7 +311,8 @@ size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
 
 // Products of warpgroups take the problem's gradients.
 bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
-  if (facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0) {
+  if (facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0 ||
+      !has_plain_queries(problem)) {
     return false;
   }
   const auto suits = [](int columns) { return columns == 64 || columns == 128; };
@@ -306,6 +353,7 @@ KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, cons
                                const char* entry, const TilesConfig& config,
                                const DeviceFacts& facts) {
   Owners owners;
+  owners.of_keys = config.of_keys;
   owners.items_of_sample = config.of_keys ? problem.heads_kv() : problem.heads();
   for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
   double blocks = 0.0;
@@ -371,7 +419,8 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
     }
   };
   for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
-    const std::vector<std::array<int, 3>> boxes_of_partners = partner_boxes(problem, partners);
+    const std::vector<std::array<int, 3>> boxes_of_partners =
+        partner_boxes(problem, of_keys, partners);
     for (const Choice& choice : choices_of(problem, kernel, facts)) {
       if (choice.rows == kRowsOfWarpgroup && partners != kMaxPartners) continue;
       for (const int count : choice.boxes) {
@@ -403,13 +452,14 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
                                const DeviceFacts& facts, ForwardLaunch* launch) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
-  std::string why = unsuitable_strides({&example.query, &example.key, &example.additional_key},
-                                       problem.head_dim());
+  std::string why = unsuitable_strides(
+      problem, {&example.query, &example.key, &example.additional_key}, problem.head_dim());
   if (why.empty()) {
-    why = unsuitable_strides({&example.value, &example.additional_value, &example.output},
+    why = unsuitable_strides(problem, {&example.value, &example.additional_value, &example.output},
                              problem.head_dim_value());
   }
-  if (why.empty()) why = unsuitable_offsets({&example.lse});
+  if (why.empty()) why = unsuitable_offsets(problem, {&example.lse});
+  if (why.empty()) why = unsuitable_bias(example.bias);
   if (!why.empty()) return why;
   const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
   if (shape.partners == 0) return "rows that shared memory cannot hold";
@@ -465,15 +515,18 @@ size_t tiles_sums_bytes(const Problem& problem) {
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
-  std::string why = unsuitable_strides({&example.query, &example.key, &example.additional_key,
+  std::string why = unsuitable_strides(problem,
+                                       {&example.query, &example.key, &example.additional_key,
                                         &example.grad_query, &example.grad_key},
                                        problem.head_dim());
   if (why.empty()) {
-    why = unsuitable_strides({&example.value, &example.additional_value, &example.output,
+    why = unsuitable_strides(problem,
+                             {&example.value, &example.additional_value, &example.output,
                               &example.grad_output, &example.grad_value},
                              problem.head_dim_value());
   }
-  if (why.empty()) why = unsuitable_offsets({&example.lse, &example.grad_lse});
+  if (why.empty()) why = unsuitable_offsets(problem, {&example.lse, &example.grad_lse});
+  if (why.empty()) why = unsuitable_bias(example.bias);
   if (!why.empty()) return why;
   const bool is_of_key = given(example.grad_key) || given(example.grad_value);
   if (may_add(problem) && is_of_key && given(example.grad_query)) {

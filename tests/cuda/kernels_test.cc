@@ -16,6 +16,7 @@
 #include "core/tensor.h"
 #include "cuda/compiler.h"
 #include "cuda/families.h"
+#include "cuda/parsed_problem.h"
 #include "cuda/small_plan.h"
 
 namespace vecina::internal::cuda {
@@ -82,6 +83,18 @@ std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
     for (const Pass pass : {Pass::qk, Pass::av, Pass::qk_backward, Pass::av_backward}) {
       add_sources(problem, SplitArgs{pass, {}}, facts, &sources);
     }
+  }
+  // The table's problems are small: fields that change the kernels of large ones.
+  for (const char* line :
+       {"2d 40x44 kernel_size 15 dilation 1x2 bias heads 4 heads_kv 2 head_dim 128 dtype bf16",
+        "2d 60x44 kernel_size 15 output_stride 3x2 causal 0x1 heads 2 head_dim 64 dtype f16",
+        "3d 14x18x20 kernel_size 7x9x8 stride 2x1x1 batch 3 heads 2 head_dim 72 lengths padded "
+        "dtype bf16",
+        "1d 900 kernel_size 90 output_stride 2 dilation 3 heads 2 head_dim 64 additional 70 bias "
+        "lengths packed:4 dtype bf16",
+        "attention 700x1500 causal heads 2 head_dim 128 dtype bf16"}) {
+    add_sources(parsed(line), vecina_forward_args{}, facts, &sources);
+    add_sources(parsed(line), vecina_backward_args{}, facts, &sources);
   }
   for (const int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
     add_merges(dtype, facts, &sources);

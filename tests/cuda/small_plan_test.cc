@@ -81,13 +81,17 @@ TEST(SmallPlan, NothingIsLaunchedForAnEmptyBatch) {
 }
 
 // Where the samples were equal, these would be fragments, halo and tiles.
-TEST(SmallPlan, LanesForSamplesOfDifferentLength) {
-  for (const std::string line :
-       {"2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
-        "2d 256x256 kernel_size 7 batch 2 heads 4 head_dim 32 dtype bf16",
-        "1d 4096 kernel_size 300 batch 20 heads 4 head_dim 64 dtype f16"}) {
-    EXPECT_NE(file_for(line), "small_lanes.cu") << line;
-    EXPECT_EQ(file_for(line + " lengths padded"), "small_lanes.cu") << line;
+TEST(SmallPlan, LanesOrTilesForSamplesOfDifferentLength) {
+  struct Row {
+    std::string line, file;
+  };
+  for (const Row& row : {
+           Row{"2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32", "small_lanes.cu"},
+           {"2d 256x256 kernel_size 7 batch 2 heads 4 head_dim 32 dtype bf16", "tiles_forward.cu"},
+           {"1d 4096 kernel_size 300 batch 20 heads 4 head_dim 64 dtype f16", "tiles_forward.cu"},
+       }) {
+    EXPECT_NE(file_for(row.line), "small_lanes.cu") << row.line;
+    EXPECT_EQ(file_for(row.line + " lengths padded"), row.file) << row.line;
   }
   EXPECT_EQ(file_for("2d 32x32 kernel_size 7 heads 4 head_dim 32 lengths packed:3"),
             "small_lanes.cu");

@@ -176,6 +176,63 @@ TEST(TilesPlan, TakesTheForwardOfLargeWindowsWithoutHopper) {
             "tiles_forward.cu");
 }
 
+TEST(TilesPlan, TakesBiasLengthsOutputStrideAndQueriesOfTheirOwn) {
+  struct Row {
+    const char *line, *last_of_backward;
+  };
+  for (const Row& row : {
+           Row{"2d 56x56 kernel_size 20 bias heads 2 head_dim 64 dtype f16", "gradient_bias.cu"},
+           {"2d 56x56 kernel_size 20 batch 3 heads 2 head_dim 128 lengths padded dtype bf16",
+            "tiles_gradient_key.cu"},
+           {"3d 20x20x20 kernel_size 5 heads 2 head_dim 24 lengths packed:4 dtype bf16",
+            "tiles_gradient_key.cu"},
+           {"2d 56x56 kernel_size 20 output_stride 2x3 dilation 2 heads 2 head_dim 64 dtype f16",
+            "tiles_gradient_key.cu"},
+           {"attention 1000x999 heads 2 head_dim 64 dtype f16", "tiles_gradient_key.cu"},
+           {"1d 500 kernel_size 100 output_stride 3 batch 2 heads 1 head_dim 64 additional 2 bias "
+            "lengths padded dtype bf16",
+            "gradient_bias.cu"},
+       }) {
+    EXPECT_EQ(forward_file(row.line, 80), "tiles_forward.cu") << row.line;
+    for (const char* allowed : {"", " allow nondeterministic"}) {
+      const std::string line = std::string(row.line) + allowed;
+      for (const int capability : {80, 90, 120}) {  // not Hopper's warpgroups
+        const std::vector<std::string> backward = files(line, capability);
+        EXPECT_EQ(backward.front(), "tiles_gradient_query.cu") << line;
+        EXPECT_EQ(backward.at(1), "tiles_gradient_key.cu") << line;
+        EXPECT_EQ(backward.back(), row.last_of_backward) << line;
+      }
+      EXPECT_EQ(gradient_workspace_bytes(parsed(line)), gradient_facts_bytes(parsed(line)));
+    }
+  }
+}
+
+TEST(TilesPlan, OffsetsOfABiasFit31Bits) {
+  const Problem problem = parsed("2d 56x56 kernel_size 20 bias heads 2 head_dim 64 dtype f16");
+  for (const int64_t stride : {int64_t{-6000}, int64_t{1} << 29}) {
+    vecina_forward_args forward;
+    imagine_arguments(problem, VECINA_CUDA, &forward);
+    forward.bias.strides[0] = stride;
+    EXPECT_EQ(forward_file(problem, forward, facts_of(80)), "small_lanes.cu") << stride;
+    vecina_backward_args backward;
+    imagine_arguments(problem, VECINA_CUDA, &backward);
+    backward.bias.strides[0] = stride;
+    EXPECT_EQ(files(problem, backward, 80).front(), "gradient_query.cu") << stride;
+  }
+}
+
+// A packed tensor may be larger than what offsets reach, a sample may not.
+TEST(TilesPlan, OffsetsOfPackedTokensCountOneSample) {
+  const Problem problem =
+      parsed("1d 4000 kernel_size 100 heads 2 head_dim 64 lengths packed:9000 dtype f16");
+  vecina_forward_args forward;
+  imagine_arguments(problem, VECINA_CUDA, &forward);
+  ASSERT_GT(forward.key.shape[1] * forward.key.strides[1] * 2, int64_t{1} << 31);
+  EXPECT_EQ(forward_file(problem, forward, facts_of(80)), "tiles_forward.cu");
+  forward.key.strides[1] = int64_t{1} << 19;  // 4000 times 2 bytes of it are beyond
+  EXPECT_EQ(forward_file(problem, forward, facts_of(80)), "small_lanes.cu");
+}
+
 // Forms that may come before tiles: halo, fragments.
 bool may_be_small(const Problem& problem) {
   constexpr double kMostKeysOfFragments = 1024.0, kMostKeysOfHaloPlane = 128.0;
@@ -208,11 +265,7 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
     std::set<int> rows;
     for (std::string line; std::getline(lines, line);) {
       const Problem problem = parsed(line);
-      const Axis last = problem.axis(problem.rank() - 1);
-      if (problem.head_dim() > 128 || problem.head_dim_value() > 128 ||
-          last.query_extent != last.extent) {
-        continue;  // tiles do not take it
-      }
+      if (problem.head_dim() > 128 || problem.head_dim_value() > 128) continue;  // not taken
       const std::string file = forward_file(problem, facts);
       EXPECT_NE(file, "small_lanes.cu") << line;
       if (may_be_small(problem)) continue;
@@ -251,10 +304,7 @@ TEST(TilesPlan, LeavesTheForwardToOthers) {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
            "2d 56x56 kernel_size 30 heads 2 head_dim 136 dtype f16",                   // columns
            "2d 56x56 kernel_size 30 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
-           "2d 56x56 kernel_size 30 heads 2 head_dim 64 dtype f16 bias",
-           "2d 56x56 kernel_size 30 heads 2 head_dim 64 dtype f16 output_stride 2",
-           "attention 1000x999 heads 2 head_dim 64 dtype f16",
-           "1d 4096 kernel_size 7 heads 2 head_dim 48 dtype f16",  // few keys
+           "1d 4096 kernel_size 7 heads 2 head_dim 48 dtype f16",                      // few keys
        }) {
     EXPECT_EQ(forward_file(line, 80), "small_lanes.cu") << line;
   }
@@ -265,15 +315,13 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
            "2d 56x56 kernel_size 20 heads 2 head_dim 136 dtype f16",                   // columns
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
-           "2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 bias",
-           "2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 output_stride 2",
-           "attention 1000x999 heads 2 head_dim 64 dtype f16",
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }
 }
 
 TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
+  const std::vector<std::string> fields = {"", " bias", " lengths packed:3", " output_stride 3"};
   cli::Random random(5);
   for (int i = 0; i < 150; ++i) {
     DeviceFacts facts;
@@ -288,10 +336,11 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
       kernel_sizes += by + std::to_string(kernel_size);
       dilations += by + std::to_string(random.integer(1, extent / kernel_size));
     }
-    const Problem problem = parsed(std::to_string(rank) + "d " + extents + " kernel_size " +
-                                   kernel_sizes + " dilation " + dilations + " heads 2 head_dim " +
-                                   std::to_string(8 * random.integer(1, 16)) + " head_dim_value " +
-                                   std::to_string(8 * random.integer(1, 16)) + " dtype bf16");
+    const Problem problem =
+        parsed(std::to_string(rank) + "d " + extents + " kernel_size " + kernel_sizes +
+               " dilation " + dilations + " heads 2 head_dim " +
+               std::to_string(8 * random.integer(1, 16)) + " head_dim_value " +
+               std::to_string(8 * random.integer(1, 16)) + fields.at(i % 4) + " dtype bf16");
     vecina_forward_args forward;
     vecina_backward_args backward;
     imagine_arguments(problem, VECINA_CUDA, &forward);
@@ -321,7 +370,7 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
       }
       const auto owners =
           static_cast<uint32_t>(rows * shape.boxes[0] * shape.boxes[1] * shape.boxes[2]);
-      const uint32_t tables = 5 * 1024 + 24 * owners;
+      const uint32_t tables = 5 * 1024 + 24 * owners + (problem.has_bias() ? 4 * owners : 0);
       ASSERT_LE(shared_bytes + tables, static_cast<uint32_t>(facts.shared_bytes_per_block))
           << problem.line();
       ASSERT_LE(threads, 256u);

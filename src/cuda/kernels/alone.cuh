@@ -85,9 +85,10 @@ VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3],
   int residue[3] = {0, 0, 0};
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) {
-    residue[a] = token[a] % kConfig.dilation[a];
-    const int length = na_group_length(params.axes[a].extent, kConfig.dilation[a], residue[a]);
-    range[a] = partners_of(a, length, token[a] / kConfig.dilation[a]);
+    residue[a] = token[a] % kGroupSteps.owners[a];
+    const Group group = make_group(params, a, residue[a]);
+    range[a] = partners_of(a, group, token[a] / kGroupSteps.owners[a]);
+    residue[a] = group.partner_residue;
   }
 #pragma unroll 1
   for (int x = range[0].begin; x < range[0].end; ++x) {
@@ -95,12 +96,29 @@ VECINA_DEVICE void for_partners(const HaloParams& params, const int (&token)[3],
     for (int y = range[1].begin; y < range[1].end; ++y) {
 #pragma unroll 1
       for (int z = range[2].begin; z < range[2].end; ++z) {
-        const int partner[3] = {na_group_to_axis(x, kConfig.dilation[0], residue[0]),
-                                na_group_to_axis(y, kConfig.dilation[1], residue[1]),
-                                na_group_to_axis(z, kConfig.dilation[2], residue[2])};
+        const int partner[3] = {na_group_to_axis(x, kGroupSteps.partners[0], residue[0]),
+                                na_group_to_axis(y, kGroupSteps.partners[1], residue[1]),
+                                na_group_to_axis(z, kGroupSteps.partners[2], residue[2])};
         visit(partner);
       }
     }
+  }
+}
+
+// Adds the bias of a pair to its logit, in powers of two.
+VECINA_DEVICE void add_bias(const HaloParams& params, int head, const int (&owner)[3],
+                            const int (&partner)[3], float& logit) {
+  if constexpr (kConfig.has_bias) {
+    int relative[3] = {0, 0, 0};
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) {
+      const int query = (kConfig.of_keys ? partner : owner)[a] * kConfig.output_stride[a];
+      const int key = (kConfig.of_keys ? owner : partner)[a];
+      relative[a] = key / kConfig.dilation[a] - query / kConfig.dilation[a] +
+                    kConfig.kernel_size[a] - 1;
+    }
+    logit += *reinterpret_cast<const float*>(row_at(params.bias, 0, head, relative)) *
+             static_cast<float>(1.0 / kLn2);
   }
 }
 

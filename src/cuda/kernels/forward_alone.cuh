@@ -19,12 +19,14 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
   query.load(row_at(params.query, batch, head, token), is_good);
   output.clear();
   float maximum = -infinity(), total = 0.0f;
-  const auto add = [&](const char* key_row, const char* value_row) {
+  // No bias without a partner's token.
+  const auto add = [&](const char* key_row, const char* value_row, const int(*partner)[3]) {
     KeyRow key;
     ValueRow value;
     key.load(key_row, is_good);
     value.load(value_row, are_values_good);
-    const float logit = query.dot(key) * params.scale_to_powers;
+    float logit = query.dot(key) * params.scale_to_powers;
+    if (partner != nullptr) add_bias(params, head, token, *partner, logit);
     const float next = larger(maximum, logit);
     const float shift = next == -infinity() ? 0.0f : next;
     const float kept = power_of_two(maximum - shift), weight = power_of_two(logit - shift);
@@ -34,12 +36,14 @@ VECINA_DEVICE void attend_alone(const HaloParams& params, int batch, int head,
     output.add_scaled(weight, value);
   };
   for_partners(params, token, [&](const int(&partner)[3]) {
-    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
+    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner),
+        &partner);
   });
 #pragma unroll 1
   for (int i = 0; i < kAdditional; ++i) {
     add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
-        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
+        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2],
+        nullptr);
   }
   output.scale(total == 0.0f ? 0.0f : 1.0f / total);
   const float lse = ((maximum == -infinity() ? 0.0f : maximum) + logarithm_of_two(total)) *

@@ -23,12 +23,14 @@ VECINA_DEVICE void differentiate_query_alone(const HaloParams& params, int batch
   products.clear();
   const float dot = grad_output.dot(output);
   float maximum = -infinity(), total = 0.0f, differences = 0.0f;
-  const auto add = [&](const char* key_row, const char* value_row) {
+  // No bias without a partner's token.
+  const auto add = [&](const char* key_row, const char* value_row, const int(*partner)[3]) {
     KeyRow key;
     ValueRow value;
     key.load(key_row, is_good);
     value.load(value_row, is_good);
-    const float logit = query.dot(key) * params.scale_to_powers;
+    float logit = query.dot(key) * params.scale_to_powers;
+    if (partner != nullptr) add_bias(params, head, token, *partner, logit);
     const float difference = grad_output.dot(value) - dot;
     const float next = larger(maximum, logit);
     const float shift = next == -infinity() ? 0.0f : next;
@@ -42,12 +44,14 @@ VECINA_DEVICE void differentiate_query_alone(const HaloParams& params, int batch
     products.add_scaled(weight * difference, key);
   };
   for_partners(params, token, [&](const int(&partner)[3]) {
-    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner));
+    add(row_at(params.key, batch, head_kv, partner), row_at(params.value, batch, head_kv, partner),
+        &partner);
   });
 #pragma unroll 1
   for (int i = 0; i < kAdditional; ++i) {
     add(head_rows(params.additional_key, batch, head_kv) + i * params.additional_key.token[2],
-        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2]);
+        head_rows(params.additional_value, batch, head_kv) + i * params.additional_value.token[2],
+        nullptr);
   }
   const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
   float delta = differences * inverse;
@@ -91,7 +95,8 @@ VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, 
       query.load(row_at(params.query, batch, head, partner), is_good);
       grad_output.load(row_at(params.grad_output, batch, head, partner), is_good);
       const HaloFacts of_query = facts[token_number(params, partner)];
-      const float logit = query.dot(key) * params.scale_to_powers;
+      float logit = query.dot(key) * params.scale_to_powers;
+      add_bias(params, head, token, partner, logit);
       const float weight =
           of_query.inverse != 0.0f ? power_of_two(logit - of_query.maximum) : 0.0f;
       const float difference = grad_output.dot(value) - of_query.shift;

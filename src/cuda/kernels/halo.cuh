@@ -43,8 +43,8 @@ VECINA_DEVICE Box make_box(const Tile& tile) {
   Box box = first_owners(tile);
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
-    const int first = na_min(box.first[a], tile.length[a] - 1);
-    box.origin[a] = na_min(partners_of(a, tile.length[a], first).begin - tile.halo[a].begin,
+    const int first = na_min(box.first[a], tile.groups.length[a] - 1);
+    box.origin[a] = na_min(partners_of(a, tile.groups.along(a), first).begin - tile.halo[a].begin,
                            kConfig.halo_size[a] - kConfig.union_size[a]);
     if (kHasPlanes && a == 0) box.origin[a] = 0;
   }
@@ -152,7 +152,7 @@ VECINA_DEVICE void fill_table(const Tile& tile, const HaloRows& first, const Hal
     for (int a = na_max(kFirstAxis, 1); a < 3; ++a) {
       at[a] += tile.halo[a].begin;
       is_there = is_there && at[a] < tile.halo[a].end;
-      const int token = na_group_to_axis(at[a], kConfig.dilation[a], tile.residue[a]);
+      const int token = na_group_to_axis(at[a], kConfig.dilation[a], tile.groups.residue[a]);
       offset.x += token * first.token[a];
       offset.y += token * second.token[a];
     }
@@ -183,7 +183,7 @@ struct Sources {
   int additional_step_first, additional_step_second;
 };
 VECINA_DEVICE int plane_token(const Tile& tile, int plane) {
-  return na_group_to_axis(tile.halo[0].begin + plane, kConfig.dilation[0], tile.residue[0]);
+  return na_group_to_axis(tile.halo[0].begin + plane, kConfig.dilation[0], tile.groups.residue[0]);
 }
 VECINA_DEVICE Sources plane_sources(const HaloParams& params, const Tile& tile, int batch, int head,
                                     const HaloRows& first, const HaloRows& second, int plane) {

@@ -20,11 +20,15 @@ struct HaloConfig {
   int union_size[3];   // partners along each axis that a box may meet; of a warp, one plane
   int halo_size[3];    // partners along each axis that a block may meet
   int kernel_size[3], stride[3], dilation[3];
+  int output_stride[3] = {1, 1, 1};  // no other
   bool is_causal[3];
   int additional_tokens;
   int stages;  // of planes in shared memory
   int blocks;  // that a multiprocessor shall hold
   bool has_grad_lse;
+  bool has_bias;      // false
+  int lengths;        // vecina_lengths: equal ones
+  bool is_attention;  // false: as many queries as keys
 };
 
 }  // namespace vecina::cuda

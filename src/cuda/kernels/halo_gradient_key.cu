@@ -182,9 +182,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     const int y = tile.halo[1].begin + row / kConfig.halo_size[2];
     const int z = tile.halo[2].begin + row % kConfig.halo_size[2];
     const bool is_there = y < tile.halo[1].end && z < tile.halo[2].end;
-    numbers[row] = is_there ? na_group_to_axis(y, kConfig.dilation[1], tile.residue[1]) *
+    numbers[row] = is_there ? na_group_to_axis(y, kConfig.dilation[1], tile.groups.residue[1]) *
                                       params.axes[2].extent +
-                                  na_group_to_axis(z, kConfig.dilation[2], tile.residue[2])
+                                  na_group_to_axis(z, kConfig.dilation[2], tile.groups.residue[2])
                             : -1;
   }
   __syncthreads();

@@ -33,8 +33,14 @@ struct HaloParams {
   int heads;
   float scale;            // of the logits
   float scale_to_powers;  // scale * log2(e): softmax is computed in powers of two
+  // Where queries are not all tokens of keys: tokens of output. The strides of query and grad_query
+  // are from one that has an output to the next.
+  int num_outputs[3], query_extent[3];
+  int facts_extent[3];    // tokens of output of the largest sample
+  SampleLengths lengths;  // samples.cuh
+  HaloRows bias;          // relative positions as tokens; no batch
 };
-static_assert(sizeof(HaloParams) == 12 * 32 + 2 * 8 + 3 * 16 + 8 + 6 * 4,
+static_assert(sizeof(HaloParams) == 13 * 32 + 2 * 8 + 3 * 16 + 8 + 14 * 4 + 136,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -43,11 +43,11 @@ VECINA_DEVICE void visible_box(const Tile& tile, const Box& box, Range (&visible
   for (int a = 0; a < 3; ++a) {
     visible[a] = {0, 1};
     if (a < kFirstAxis) continue;
-    const int last = tile.length[a] - 1;
+    const int last = tile.groups.length[a] - 1;
     const bool exists = box.first[a] <= last;
-    const int begin = partners_of(a, tile.length[a], na_min(box.first[a], last)).begin;
+    const int begin = partners_of(a, tile.groups.along(a), na_min(box.first[a], last)).begin;
     const int end =
-        partners_of(a, tile.length[a], na_min(box.first[a] + kConfig.box[a] - 1, last)).end;
+        partners_of(a, tile.groups.along(a), na_min(box.first[a] + kConfig.box[a] - 1, last)).end;
     visible[a] = {begin - tile.halo[a].begin, exists ? end - tile.halo[a].begin : 0};
   }
 }

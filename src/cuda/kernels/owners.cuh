@@ -26,6 +26,36 @@ inline constexpr int kThreadsOfBox = kRows == 64 ? 128 : 32;
 inline constexpr int kThreads = kThreadsOfBox * kBoxes;
 inline constexpr int kKeyColumns = kConfig.head_dim, kValueColumns = kConfig.head_dim_value;
 inline constexpr float kLowest = -3e38f;  // below every logit but -infinity
+inline constexpr bool kHasLengths = kConfig.lengths != 0;
+inline constexpr bool kHasOutputStride = kConfig.output_stride[0] > 1 ||
+                                         kConfig.output_stride[1] > 1 ||
+                                         kConfig.output_stride[2] > 1;
+// Queries that have an output are tokens of their own along each axis, numbered as those of output.
+inline constexpr bool kHasOwnQueries = kConfig.is_attention || kHasOutputStride;
+
+// Of neighbours in a dilation group along each axis: how far apart they are.
+struct GroupSteps {
+  int owners[3], partners[3];  // as tokens
+  int queries[3];              // as tokens of output
+  int positions[3];            // queries, as positions of the group
+};
+constexpr __host__ __device__ GroupSteps make_group_steps() {
+  GroupSteps steps = {};
+  for (int a = 0; a < 3; ++a) {
+    int divisor = kConfig.dilation[a], rest = kConfig.output_stride[a];
+    while (rest != 0) {
+      const int next = divisor % rest;
+      divisor = rest;
+      rest = next;
+    }
+    steps.queries[a] = kConfig.dilation[a] / divisor;
+    steps.positions[a] = kConfig.output_stride[a] / divisor;
+    steps.owners[a] = kConfig.of_keys ? kConfig.dilation[a] : steps.queries[a];
+    steps.partners[a] = kConfig.of_keys ? steps.queries[a] : kConfig.dilation[a];
+  }
+  return steps;
+}
+inline constexpr GroupSteps kGroupSteps = make_group_steps();
 
 // 16 bytes from global to shared memory, or zeros.
 VECINA_DEVICE void copy_chunk(unsigned to, const char* from, bool is_there) {
@@ -69,17 +99,107 @@ VECINA_DEVICE void load_transposed(unsigned (&words)[4], unsigned from) {
 struct Range {
   int begin, end;
 };
-// The partners of owner i along axis a, in a dilation group of `length` tokens.
-VECINA_DEVICE Range partners_of(int a, int length, int i) {
+// Owners and partners of a dilation group along an axis.
+struct Group {
+  int residue;  // token of the first owner
+  int length;   // keys; of attention, partners
+  // These differ from the above only where queries are tokens of their own.
+  int num_owners, partner_residue;
+  int first_position;  // of the first query, among the group's positions
+};
+VECINA_DEVICE Group make_group(const HaloParams& params, int a, int residue) {
+  Group group = {};
+  group.residue = group.partner_residue = residue;
+  if constexpr (!kHasOwnQueries) {
+    group.length = group.num_owners =
+        na_group_length(params.axes[a].extent, kConfig.dilation[a], residue);
+  } else {
+    constexpr int kNowhere = 1 << 30;  // of keys that no query sees
+    if (kConfig.output_stride[a] > 1) {
+      int first = residue;  // token of output
+      if constexpr (kConfig.of_keys) {
+        first = 0;
+        while (first < kGroupSteps.queries[a] &&
+               first * kConfig.output_stride[a] % kConfig.dilation[a] != residue) {
+          ++first;
+        }
+      }
+      const int position = first * kConfig.output_stride[a];
+      group.partner_residue = kConfig.of_keys ? first : position % kConfig.dilation[a];
+      group.first_position =
+          first < kGroupSteps.queries[a] ? position / kConfig.dilation[a] : kNowhere;
+    }
+    const int outputs = params.num_outputs[a], keys = params.axes[a].extent;
+    const int key_residue = kConfig.of_keys ? residue : group.partner_residue;
+    group.length = kConfig.is_attention
+                       ? (kConfig.of_keys ? outputs : keys)
+                       : na_group_length(keys, kConfig.dilation[a], key_residue);
+    group.num_owners =
+        na_group_length(kConfig.of_keys ? keys : outputs, kGroupSteps.owners[a], residue);
+  }
+  return group;
+}
+
+// The partners of owner i along axis a.
+VECINA_DEVICE Range partners_of(int a, const Group& group, int i) {
+  const int length = group.length;
   const NaAxis dense = {length, kConfig.kernel_size[a], kConfig.stride[a], kConfig.is_causal[a]};
+  if constexpr (kConfig.is_attention) {
+    if (a < 2 || !kConfig.is_causal[a]) return {0, length};
+    if constexpr (!kConfig.of_keys) return {0, na_min(i * kGroupSteps.positions[a] + 1, length)};
+    return {na_min((i + kGroupSteps.positions[a] - 1) / kGroupSteps.positions[a], length), length};
+  }
+  if constexpr (kHasOutputStride) {
+    constexpr auto count_before = [](int position, int step) {  // queries
+      return na_max((position + step - 1) / step, 0);
+    };
+    if constexpr (kConfig.of_keys) {
+      const int begin = na_query_begin(dense, i), end = na_query_end(dense, i);
+      return {count_before(begin - group.first_position, kGroupSteps.positions[a]),
+              count_before(end - group.first_position, kGroupSteps.positions[a])};
+    }
+    i = group.first_position + i * kGroupSteps.positions[a];
+  }
   if constexpr (kConfig.of_keys) return {na_query_begin(dense, i), na_query_end(dense, i)};
   return {na_window_begin(dense, i), na_min(na_window_end(dense, i), length)};
 }
 
+// A group along each axis.
+template <bool kHasOwn>
+struct Groups {
+  int residue[3], length[3];
+
+  VECINA_DEVICE void set(int a, const Group& group) {
+    residue[a] = group.residue;
+    length[a] = group.length;
+  }
+  VECINA_DEVICE int owners_along(int a) const { return length[a]; }
+  VECINA_DEVICE int first_partner(int a) const { return residue[a]; }  // token
+  VECINA_DEVICE Group along(int a) const {
+    return {residue[a], length[a], length[a], residue[a], 0};
+  }
+};
+template <>
+struct Groups<true> {
+  int residue[3], length[3], num_owners[3], partner_residue[3], first_position[3];
+
+  VECINA_DEVICE void set(int a, const Group& group) {
+    residue[a] = group.residue;
+    length[a] = group.length;
+    num_owners[a] = group.num_owners;
+    partner_residue[a] = group.partner_residue;
+    first_position[a] = group.first_position;
+  }
+  VECINA_DEVICE int owners_along(int a) const { return num_owners[a]; }
+  VECINA_DEVICE int first_partner(int a) const { return partner_residue[a]; }
+  VECINA_DEVICE Group along(int a) const {
+    return {residue[a], length[a], num_owners[a], partner_residue[a], first_position[a]};
+  }
+};
 // A block's tokens. Coordinates of a dilation group.
 struct Tile {
   int first_item, num_items;  // that the block walks
-  int residue[3], length[3];  // of the group
+  Groups<kHasOwnQueries> groups;
   int first[3];               // owner
   Range halo[3];              // partners
 };
@@ -89,19 +209,18 @@ VECINA_DEVICE Tile make_tile(const HaloParams& params) {
   int block = static_cast<int>(blockIdx.x);
 #pragma unroll
   for (int a = 2; a >= 0; --a) {
-    tile.length[a] = 1;
+    tile.groups.length[a] = 1;
     tile.halo[a] = {0, 1};
     if (a < kFirstAxis) continue;
     const int number = divide_off(block, params.axes[a].divide_tiles, params.axes[a].tiles);
-    tile.residue[a] = number % kConfig.dilation[a];
+    const int residue = number % kGroupSteps.owners[a];
     const int size = kConfig.box[a] * kConfig.boxes[a];
-    tile.first[a] = number / kConfig.dilation[a] * size;
-    tile.length[a] =
-        na_group_length(params.axes[a].extent, kConfig.dilation[a], tile.residue[a]);
-    const int last = tile.length[a] - 1;  // the last tile of a short group may be empty
-    tile.halo[a].begin = partners_of(a, tile.length[a], na_min(tile.first[a], last)).begin;
-    tile.halo[a].end =
-        partners_of(a, tile.length[a], na_min(tile.first[a] + size - 1, last)).end;
+    tile.first[a] = number / kGroupSteps.owners[a] * size;
+    const Group group = make_group(params, a, residue);
+    tile.groups.set(a, group);
+    const int last = group.num_owners - 1;  // the last tile of a short group may be empty
+    tile.halo[a].begin = partners_of(a, group, na_min(tile.first[a], last)).begin;
+    tile.halo[a].end = partners_of(a, group, na_min(tile.first[a] + size - 1, last)).end;
   }
   tile.first_item = block * kConfig.items_of_block;
   tile.num_items = na_min(kConfig.items_of_block, params.num_items - tile.first_item);
@@ -148,10 +267,10 @@ VECINA_DEVICE Row make_row(const Tile& tile, const Box& box, int number) {
   for (int a = 2; a >= kFirstAxis; --a) {
     const int unclamped = box.first[a] + place % kConfig.box[a];
     place /= kConfig.box[a];
-    row.is_owner = row.is_owner && unclamped < tile.length[a];
-    const int i = na_min(unclamped, tile.length[a] - 1);
-    row.token[a] = na_group_to_axis(i, kConfig.dilation[a], tile.residue[a]);
-    const Range range = partners_of(a, tile.length[a], i);
+    row.is_owner = row.is_owner && unclamped < tile.groups.owners_along(a);
+    const int i = na_min(unclamped, tile.groups.owners_along(a) - 1);
+    row.token[a] = na_group_to_axis(i, kGroupSteps.owners[a], tile.groups.residue[a]);
+    const Range range = partners_of(a, tile.groups.along(a), i);
     const int origin = tile.halo[a].begin + box.origin[a];
     row.visible[a] = {range.begin - origin, range.end - origin};
   }
@@ -211,16 +330,20 @@ VECINA_DEVICE HaloFacts make_facts(float maximum, float total, float delta, floa
   if (total == 0.0f) return {infinity(), 0.0f, delta, delta + dot};
   return {maximum + logarithm_of_two(total), 1.0f, delta, delta + dot};
 }
+VECINA_DEVICE int facts_along(const HaloParams& params, int a) {
+  if constexpr (kHasOwnQueries || kHasLengths) return params.facts_extent[a];
+  return params.axes[a].extent;
+}
 VECINA_DEVICE HaloFacts* head_facts(const HaloParams& params, int batch, int head) {
   long long number = static_cast<long long>(batch) * params.heads + head;
 #pragma unroll
-  for (int a = kFirstAxis; a < 3; ++a) number *= params.axes[a].extent;
+  for (int a = kFirstAxis; a < 3; ++a) number *= facts_along(params, a);
   return reinterpret_cast<HaloFacts*>(params.facts) + number;
 }
 VECINA_DEVICE int token_number(const HaloParams& params, const int (&token)[3]) {
   int number = 0;
 #pragma unroll
-  for (int a = kFirstAxis; a < 3; ++a) number = number * params.axes[a].extent + token[a];
+  for (int a = kFirstAxis; a < 3; ++a) number = number * facts_along(params, a) + token[a];
   return number;
 }
 

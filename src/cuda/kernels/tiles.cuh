@@ -58,7 +58,22 @@ struct alignas(16) Partner {
   int number;                // of its facts, from the tile's first
 };
 using Mask = unsigned long long;  // a bit for each partner of a tile
-struct Tables {
+// Where the bias of a row and a partner lies, in bytes: the sum of one entry for the row, one for
+// the partner, and where the tile begins.
+template <bool kHasBias>
+struct BiasTables {
+  VECINA_DEVICE void set_row(int, int) {}
+  VECINA_DEVICE void set_partner(int, int) {}
+};
+template <>
+struct BiasTables<true> {
+  int rows[kRows * kBoxes];  // with the block's first partner
+  int partners[kPartners];   // from a tile's first on
+
+  VECINA_DEVICE void set_row(int row, int offset) { rows[row] = offset; }
+  VECINA_DEVICE void set_partner(int partner, int offset) { partners[partner] = offset; }
+};
+struct Tables : BiasTables<kConfig.has_bias> {
   Partner partners[kPartners];
   Mask before[3][kPartners + 1];       // of axis a and t: partners with coordinates below t
   Tile tile;                           // where registers are needed for other things
@@ -76,9 +91,22 @@ VECINA_DEVICE Sources sources_of(const HaloParams& params) {
 
 // Of consecutive tokens of a plane, row and column; all tokens of a sample are numbered.
 VECINA_DEVICE void steps_of_number(const HaloParams& params, int (&steps)[3]) {
-  steps[2] = kConfig.dilation[2];
-  steps[1] = kConfig.dilation[1] * params.axes[2].extent;
-  steps[0] = kConfig.dilation[0] * params.axes[1].extent * params.axes[2].extent;
+  steps[2] = kGroupSteps.partners[2];
+  steps[1] = kGroupSteps.partners[1] * facts_along(params, 2);
+  steps[0] = kGroupSteps.partners[0] * facts_along(params, 1) * facts_along(params, 2);
+}
+
+// Along axis a, from one partner to the next.
+VECINA_DEVICE int bias_step(const HaloParams& params, int a) {
+  return (kConfig.of_keys ? -kGroupSteps.positions[a] : 1) * params.bias.token[a];
+}
+// Of owner i with the block's first partner along axis a.
+VECINA_DEVICE int bias_of_owner(const HaloParams& params, const Tile& tile, int a, int i) {
+  const Group group = tile.groups.along(a);
+  const int query = kConfig.of_keys ? tile.halo[a].begin : i;
+  const int key = kConfig.of_keys ? i : tile.halo[a].begin;
+  const int position = group.first_position + query * kGroupSteps.positions[a];
+  return (key - position + kConfig.kernel_size[a] - 1) * params.bias.token[a];
 }
 
 VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const Box& box,
@@ -88,6 +116,7 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
   steps_of_number(params, steps);
   for (int i = static_cast<int>(threadIdx.x); i < kPartners; i += kThreads) {
     Partner partner = {0, 0, 0x808080u, 0};
+    int bias = 0;
     if (i < kPartnersOfBox) {
       partner.next = 0;
       int place = i;
@@ -95,13 +124,15 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
       for (int a = 2; a >= 0; --a) {
         const int at = place % kConfig.partner_box[a];
         place /= kConfig.partner_box[a];
-        partner.offset += at * kConfig.dilation[a] * sources.rows.token[a];
-        partner.value_offset += at * kConfig.dilation[a] * sources.value_rows.token[a];
+        partner.offset += at * kGroupSteps.partners[a] * sources.rows.token[a];
+        partner.value_offset += at * kGroupSteps.partners[a] * sources.value_rows.token[a];
         partner.number += at * steps[a];
+        if constexpr (kConfig.has_bias) bias += at * bias_step(params, a);
         partner.next |= static_cast<unsigned>(at + 1) << (8 * a);
       }
     }
     tables.partners[i] = partner;
+    tables.set_partner(i, bias);
   }
   for (int i = static_cast<int>(threadIdx.x); i < 3 * (kPartners + 1); i += kThreads) {
     const int a = i / (kPartners + 1), t = i % (kPartners + 1);
@@ -125,6 +156,14 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
       const bool is_blind = kConfig.adds_queries && !row.is_owner;
       tables.visible[static_cast<int>(threadIdx.x) / kThreadsOfBox * kRows + place][a] =
           a < kFirstAxis ? Range{0, 1} : is_blind ? Range{0, 0} : row.visible[a];
+    }
+    if constexpr (kConfig.has_bias) {
+      int bias = 0;
+#pragma unroll
+      for (int a = kFirstAxis; a < 3; ++a) {
+        bias += bias_of_owner(params, tile, a, row.token[a] / kGroupSteps.owners[a]);
+      }
+      tables.set_row(static_cast<int>(threadIdx.x) / kThreadsOfBox * kRows + place, bias);
     }
   }
 }
@@ -157,6 +196,10 @@ VECINA_DEVICE int count_tiles(const Tile& tile) {
   for (int a = kFirstAxis; a < 3; ++a) {
     const int size = tile.halo[a].end - tile.halo[a].begin;
     count *= (size + kConfig.partner_box[a] - 1) / kConfig.partner_box[a];
+  }
+  // None are a tile that nothing sees.
+  if constexpr (kHasOwnQueries || kHasLengths) {
+    count = na_max(count, kConfig.of_keys ? kConfig.head_group : 1);
   }
   return count + (kAdditional + kPartners - 1) / kPartners;
 }
@@ -197,9 +240,10 @@ VECINA_DEVICE bool is_within(unsigned limits, const Partner& partner) {
 VECINA_DEVICE void first_token(const Tile& tile, const Walk& walk, int (&token)[3]) {
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
-    token[a] = a < kFirstAxis ? 0
-                              : na_group_to_axis(tile.halo[a].begin + walk.at[a],
-                                                 kConfig.dilation[a], tile.residue[a]);
+    token[a] = 0;
+    if (a < kFirstAxis) continue;
+    token[a] = na_group_to_axis(tile.halo[a].begin + walk.at[a], kGroupSteps.partners[a],
+                                tile.groups.first_partner(a));
   }
 }
 
@@ -397,6 +441,42 @@ inline constexpr int kBits = kStep / 4;  // of a step
 inline constexpr unsigned kBitsOfStep = (1u << kBits) - 1;
 VECINA_DEVICE bool is_visible(unsigned bits, int k, int e) { return (bits >> (2 * k + e)) & 1; }
 
+// The bias of a thread's rows with the partners of a tile, in powers of two.
+template <bool kHasBias>
+struct RowBias {
+  VECINA_DEVICE void begin(const HaloParams&, int) {}
+  VECINA_DEVICE float at(int, int, bool) const { return 0.0f; }
+};
+template <>
+struct RowBias<true> {
+  const char* head;  // of the first part
+  const char* rows[kRowsOfThread];
+  unsigned partners;  // in shared memory, from the thread's first on
+  bool is_given;
+
+  VECINA_DEVICE void begin(const HaloParams& params, int number) {
+    head = head_rows(params.bias, 0, number);
+  }
+  VECINA_DEVICE void begin_tile(const HaloParams& params, const BiasTables<true>& tables,
+                                const Walk& walk, int first_row) {
+    is_given = !walk.is_additional();
+    const char* tile = head;
+    if constexpr (kConfig.of_keys) tile += static_cast<long long>(walk.part) * params.bias.head;
+#pragma unroll
+    for (int a = kFirstAxis; a < 3; ++a) tile += walk.at[a] * bias_step(params, a);
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread; ++i) rows[i] = tile + tables.rows[first_row + 8 * i];
+    partners = shared_address(tables.partners) + threadIdx.x % 4 * 8;
+  }
+  // Of row i of the thread and a partner of the tile, among those of the first thread.
+  VECINA_DEVICE float at(int i, int partner, bool is_seen) const {
+    if (!is_seen || !is_given) return 0.0f;
+    int offset;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(offset) : "r"(partners + 4 * partner));
+    return *reinterpret_cast<const float*>(rows[i] + offset) * static_cast<float>(1.0 / kLn2);
+  }
+};
+
 // Walks the tiles of partners, in steps of kStep that some row of the warp sees:
 //   work.multiply<false, true>(stage, -, -, step, pairs)  products over columns
 //   work.weigh(stage, step, bits, pairs)                  makes factors of them (bits: is_visible)
@@ -437,6 +517,7 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
     if constexpr (kConfig.adds_queries) {
       work.begin_tile(params, tile, tables, walk, batch, head, number, steps);
     }
+    if constexpr (kConfig.has_bias) work.bias.begin_tile(params, tables, walk, first_row);
     walk = next;
     const int offset = number % kStages * kStageBytes;
     const unsigned stage = stages + static_cast<unsigned>(offset);

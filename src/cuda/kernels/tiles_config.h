@@ -19,12 +19,15 @@ struct TilesConfig {
   int boxes[3];                  // of a block along each axis
   int partner_box[3];            // partners of a tile in shared memory
   int partners;                  // of a tile with what pads it: a multiple of 16, at most 64
-  int kernel_size[3], stride[3], dilation[3];
+  int kernel_size[3], stride[3], dilation[3], output_stride[3];
   bool is_causal[3];
   int additional_tokens;
   int most_columns;  // of an owner's two rows in registers; if more, one lies in shared memory
   int blocks;        // that a multiprocessor shall hold
   bool has_grad_lse;
+  bool has_bias;
+  int lengths;        // vecina_lengths
+  bool is_attention;  // every query sees all keys, of which there may be more, or fewer
   // Of queries: delta is grad_output . output, not found anew.
   bool is_delta_given;
   // Of keys: adds to the sums of the queries' gradients too, in any order.

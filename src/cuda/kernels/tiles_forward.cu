@@ -7,6 +7,7 @@
 // it takes 32 keys at a time.
 // What is not finite: alone.cuh.
 #include "forward_alone.cuh"
+#include "owners_samples.cuh"
 #include "tiles.cuh"
 
 namespace vecina::cuda {
@@ -54,6 +55,7 @@ struct ForwardWork {
   unsigned unset;  // a bit for each row that has no maximum yet
   float output[kHalves][kTiles][4];
   unsigned key_place, value_rows, query_rows;
+  RowBias<kConfig.has_bias> bias;
 
   template <bool kAdds, bool kStarts>
   VECINA_DEVICE void multiply(unsigned stage, int step, const RowWeights& weights, int next,
@@ -146,14 +148,18 @@ struct ForwardWork {
     }
   }
 
-  VECINA_DEVICE RowWeights weigh(unsigned, int, const unsigned (&bits)[kRowsOfThread],
+  VECINA_DEVICE RowWeights weigh(unsigned, int step, const unsigned (&bits)[kRowsOfThread],
                                  Logits& pairs) {
     unsigned common = kBitsOfStep;
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) common &= bits[i];
     const bool is_whole = __all_sync(0xffffffffu, common == kBitsOfStep) != 0;
-    for_logits(pairs, [&](int i, int, int, float& logit) {
-      logit = fmaf(logit, scale, -maximum[i]);
+    for_logits(pairs, [&](int i, int k, int e, float& logit) {
+      float shift = -maximum[i];
+      if constexpr (kConfig.has_bias) {
+        shift += bias.at(i, kStep * step + 8 * k + e, is_visible(bits[i], k, e));
+      }
+      logit = fmaf(logit, scale, shift);
     });
     if (!is_whole) {
       for_logits(pairs, [&](int i, int k, int e, float& logit) {
@@ -216,6 +222,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
   for (int i = 0; i < kRowsOfThread; ++i) work.maximum[i] = work.total[i] = 0.0f;
   work.unset = (1u << kRowsOfThread) - 1;
   work.scale = params.scale_to_powers;
+  work.bias.begin(params, item.head);
   work.key_place = place_by_columns<KeySide>();
   work.value_rows = place_by_rows<ValueSide>() + KeySide::kBytes;
   walk_partners<Logits, RowWeights>(params, tile, tables, item.batch,
@@ -239,10 +246,7 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
   return is_good;
 }
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
-    tiles_forward(const __grid_constant__ HaloParams params) {
+VECINA_DEVICE void compute_tile(const HaloParams& params) {
   extern __shared__ uint4 shared[];
   __shared__ Tables tables;
   const Tile tile = make_tile(params);
@@ -254,6 +258,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   compute_block<attend_alone>(params, [&](bool is_cleaned) {
     return attend(params, tables.tile, first_owners(tables.tile), tables, is_cleaned);
   });
+}
+
+VECINA_DEVICE void clear_outputs(const HaloParams& params, const Tile& tile,
+                                 const int (&exists)[3]) {
+  const Item item = make_item(params, tile.first_item);
+  clear_others(tile, exists, [&](const int(&token)[3]) {
+    clear_row<kValueColumns>(row_at(params.output, item.batch, item.head, token));
+    if (params.lse.data == nullptr) return;
+    *reinterpret_cast<float*>(row_at(params.lse, item.batch, item.head, token)) = -infinity();
+  });
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    tiles_forward(const __grid_constant__ HaloParams params) {
+  compute_sample(params, clear_outputs, compute_tile);
 }
 
 }  // namespace vecina::cuda

@@ -9,6 +9,7 @@
 // kWarpsOfGroup warps, which share its columns.
 // What is not finite: alone.cuh. Such a sum of a query stays so; tiles_gradient_round finds it.
 #include "gradient_alone.cuh"
+#include "owners_samples.cuh"
 #include "tiles_additions.cuh"
 
 namespace vecina::cuda {
@@ -35,6 +36,7 @@ struct KeyWork {
   unsigned query_place, output_place, query_rows, output_rows, facts_place, value_rows;
   unsigned gradients;  // where the thread leaves those of logits
   bool is_adding;   // to the queries' gradients
+  RowBias<kConfig.has_bias> bias;
 
   template <bool kAdds, bool kStarts>
   VECINA_DEVICE void multiply(unsigned stage, int step, const Factors& factors, int next,
@@ -102,7 +104,11 @@ struct KeyWork {
           const bool is_seen = is_visible(bits[e / 2], k, e % 2);
           float& weight = pairs.logits[k][e];
           float& gradient = pairs.differences[k][e];
-          weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum)) : 0.0f;
+          float below = -maximum;
+          if constexpr (kConfig.has_bias) {
+            below += bias.at(e / 2, 16 * step + 8 * k + column, is_seen);
+          }
+          weight = is_seen ? power_of_two(fmaf(weight, scale, below)) : 0.0f;
           gradient = is_seen ? weight * (gradient - shift) : 0.0f;
         }
       }
@@ -216,6 +222,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   work.is_adding = !is_cleaned;  // once
   work.value_rows = place_of_shared_rows();
   work.scale = params.scale_to_powers;
+  work.bias.begin(params, item.head * kConfig.head_group);
   clear(work.grad_key);
   clear(work.grad_value);
   work.query_place = place_by_columns<KeySide>();
@@ -246,10 +253,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   return is_good;
 }
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
-    tiles_gradient_key(const __grid_constant__ HaloParams params) {
+VECINA_DEVICE void compute_tile(const HaloParams& params) {
   extern __shared__ uint4 shared[];
   __shared__ Tables tables;
   const Tile tile = make_tile(params);
@@ -261,6 +265,26 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
+}
+
+VECINA_DEVICE void clear_gradients(const HaloParams& params, const Tile& tile,
+                                   const int (&exists)[3]) {
+  const Item item = make_item(params, tile.first_item);
+  clear_others(tile, exists, [&](const int(&token)[3]) {
+    if (params.grad_key.data != nullptr) {
+      clear_row<kKeyColumns>(row_at(params.grad_key, item.batch, item.head, token));
+    }
+    if (params.grad_value.data != nullptr) {
+      clear_row<kValueColumns>(row_at(params.grad_value, item.batch, item.head, token));
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    tiles_gradient_key(const __grid_constant__ HaloParams params) {
+  compute_sample(params, clear_gradients, compute_tile);
 }
 
 }  // namespace vecina::cuda

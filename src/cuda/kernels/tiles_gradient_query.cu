@@ -9,6 +9,7 @@
 // needed.
 // What is not finite: alone.cuh.
 #include "gradient_alone.cuh"
+#include "owners_samples.cuh"
 #include "tiles.cuh"
 
 namespace vecina::cuda {
@@ -39,6 +40,7 @@ struct QueryWork {
   float total[2], differences[2];  // for delta, unless it is given
   float keys[kConfig.is_delta_given ? 1 : kTiles][4], products[kTiles][4];
   unsigned key_place, value_place, key_rows, grad_output_rows;
+  RowBias<kConfig.has_bias> bias;
 
   template <bool kAdds, bool kStarts>
   VECINA_DEVICE void multiply(unsigned stage, int step, const Factors& factors, int next,
@@ -93,7 +95,7 @@ struct QueryWork {
     }
   }
 
-  VECINA_DEVICE Factors weigh(unsigned, int, const unsigned (&bits)[2], Pairs& pairs) {
+  VECINA_DEVICE Factors weigh(unsigned, int step, const unsigned (&bits)[2], Pairs& pairs) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
 #pragma unroll
@@ -102,7 +104,11 @@ struct QueryWork {
         const bool is_seen = is_visible(bits[i], k, e % 2);
         float& weight = pairs.logits[k][e];
         float& gradient = pairs.differences[k][e];
-        weight = is_seen ? power_of_two(fmaf(weight, scale, -maximum[i])) : 0.0f;
+        float below = -maximum[i];
+        if constexpr (kConfig.has_bias) {
+          below += bias.at(i, 16 * step + 8 * k + e % 2, is_seen);
+        }
+        weight = is_seen ? power_of_two(fmaf(weight, scale, below)) : 0.0f;
         gradient = is_seen ? weight * (gradient - shift[i]) : 0.0f;
         if constexpr (!kConfig.is_delta_given) {
           total[i] += weight;
@@ -146,6 +152,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   }
   if constexpr (kHasSharedRows) share_rows<ValueSide>(work.grad_output, kStages * kStageBytes);
   work.scale = params.scale_to_powers;
+  work.bias.begin(params, item.head);
   clear(work.keys);
   clear(work.products);
   work.key_place = place_by_columns<KeySide>();
@@ -187,10 +194,13 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   return is_good;
 }
 
-}  // namespace
+VECINA_DEVICE void clear_gradients(const HaloParams& params, const Tile& tile,
+                                   const int (&exists)[3]) {
+  const Item item = make_item(params, tile.first_item);
+  clear_queries(params, tile, exists, item.batch, item.head);
+}
 
-extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
-    tiles_gradient_query(const __grid_constant__ HaloParams params) {
+VECINA_DEVICE void compute_tile(const HaloParams& params) {
   extern __shared__ uint4 shared[];
   __shared__ Tables tables;
   const Tile tile = make_tile(params);
@@ -199,9 +209,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   clear_shared(shared, kStages * kStageBytes);
   __syncthreads();
   wait_for_previous();
+  if constexpr (kHasOutputStride && !kHasLengths) {
+    clear_gradients(params, tile, params.num_outputs);
+  }
   compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
+    tiles_gradient_query(const __grid_constant__ HaloParams params) {
+  compute_sample(params, clear_gradients, compute_tile);
 }
 
 }  // namespace vecina::cuda
