@@ -66,7 +66,7 @@ struct BackwardPlan : Partition {
   // rows, otherwise of those that its ring holds.
   bool keeps_sums_apart = false;
   size_t sums_value = 0, sums_size = 0;
-  ptrdiff_t sums_row(const BoxKeys& box, int z, int y) const {
+  ptrdiff_t sums_row(const PackedBox& box, int z, int y) const {
     return keeps_sums_apart ? box.row(z, y) : box.ring_row(z, y);
   }
   // Those of additional tokens; kept apart, behind all others, if there are several boxes.

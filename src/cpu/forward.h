@@ -155,6 +155,19 @@ struct PackedBox {
   KeyRuns runs;  // of the shifted layout
   PackedRing ring;
 
+  bool has_row(int z, int y) const {
+    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
+  }
+  // Number of the row at the given outer positions: of all, and of those that the ring holds.
+  ptrdiff_t row(int z, int y) const {
+    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
+  }
+  ptrdiff_t ring_row(int z, int y) const {
+    z -= ranges[0].begin;
+    y -= ranges[1].begin;
+    return ring.axis == 0 ? ptrdiff_t{z % ring.rows} * ranges[1].size() + y
+                          : ptrdiff_t{z} * ring.rows + y % ring.rows;
+  }
   int rows() const { return ranges[0].size() * ranges[1].size(); }
   int ring_rows() const { return ring.rows * ranges[ring.axis == 0 ? 1 : 0].size(); }
 };
@@ -277,22 +290,6 @@ struct BoxKeys {
     for (size_t a = 0; a < kRank; ++a) {
       axes[a] = &plan.groups[a][static_cast<size_t>(plan.boxes[box].group[a])];
     }
-  }
-  bool has_row(int z, int y) const {
-    const auto& ranges = packed.ranges;
-    return z >= ranges[0].begin && z < ranges[0].end && y >= ranges[1].begin && y < ranges[1].end;
-  }
-  // Number of the row at the given outer positions: of all, and of those that the ring holds.
-  ptrdiff_t row(int z, int y) const {
-    const auto& ranges = packed.ranges;
-    return ptrdiff_t{z - ranges[0].begin} * ranges[1].size() + (y - ranges[1].begin);
-  }
-  ptrdiff_t ring_row(int z, int y) const {
-    const auto& ranges = packed.ranges;
-    z -= ranges[0].begin;
-    y -= ranges[1].begin;
-    return packed.ring.axis == 0 ? ptrdiff_t{z % packed.ring.rows} * ranges[1].size() + y
-                                 : ptrdiff_t{z} * packed.ring.rows + y % packed.ring.rows;
   }
 };
 

@@ -131,10 +131,10 @@ class KeyGradients {
   };
   Part part_of(size_t b, const KeySlice& slice, T* sums, int pitch) const {
     const BoxKeys box(plan_, b);
-    if (!box.has_row(slice.z, slice.y)) return {};
+    if (!box.packed.has_row(slice.z, slice.y)) return {};
     const KeyRange& range = box.packed.ranges[2];
     return {sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
-                plan_.sums_row(box, slice.z, slice.y) * range.size() * pitch,
+                plan_.sums_row(box.packed, slice.z, slice.y) * range.size() * pitch,
             range};
   }
 
@@ -155,7 +155,7 @@ class KeyGradients {
   bool may_touch(size_t b, const KeySlice& slice) const {
     const BoxKeys box(plan_, b);
     const KeyRange& range = box.packed.ranges[2];
-    return box.has_row(slice.z, slice.y) &&
+    return box.packed.has_row(slice.z, slice.y) &&
            ((range.begin < slice.end && range.end > slice.begin) || range.begin < 0 ||
             range.end > box.axes[2]->window.extent);
   }

@@ -31,7 +31,8 @@ class PackedKeys {
   using D = hn::ScalableTag<T>;
 
   PackedKeys(const Partition& plan, size_t box, T* scratch)
-      : keys_(plan, box),
+      : axes_(BoxKeys(plan, box).axes),
+        packed_(plan.packed[box]),
         layout_(key_layout(lane_axis())),
         first_query_(plan.boxes[box].begin[2]),
         zeros_(reinterpret_cast<const Element*>(scratch + plan.packed_scratch.zeros)),
@@ -41,17 +42,17 @@ class PackedKeys {
     find_keys();
   }
 
-  const BoxKeys& box() const { return keys_; }
-  const AxisGroup& axis(size_t a) const { return *keys_.axes[a]; }
-  const AxisGroup& lane_axis() const { return *keys_.axes[2]; }
-  const KeyRange& range(size_t a) const { return keys_.packed.ranges[a]; }
-  const PackedRing& ring() const { return keys_.packed.ring; }
+  const PackedBox& box() const { return packed_; }
+  const AxisGroup& axis(size_t a) const { return *axes_[a]; }
+  const AxisGroup& lane_axis() const { return *axes_[2]; }
+  const KeyRange& range(size_t a) const { return packed_.ranges[a]; }
+  const PackedRing& ring() const { return packed_.ring; }
   KeyLayout layout() const { return layout_; }
   // Packed tokens of one row.
   int tokens() const { return range(2).size(); }
 
   // The packed row that holds the given outer positions.
-  ptrdiff_t row(int z, int y) const { return keys_.ring_row(z, y); }
+  ptrdiff_t row(int z, int y) const { return packed_.ring_row(z, y); }
   // How many of the rows of keys from y on are packed one after the other.
   int rows_together(int y) const {
     const int from = y - range(1).begin;
@@ -60,12 +61,12 @@ class PackedKeys {
 
   // Of transposed rows: elements of one, if a key or value has `size`; of one entry of all its
   // columns; where each key of a window lies; and where those of the queries at x begin.
-  ptrdiff_t transposed_row(int size) const { return keys_.packed.runs.row(size); }
-  int pitch() const { return keys_.packed.runs.pitch; }
+  ptrdiff_t transposed_row(int size) const { return packed_.runs.row(size); }
+  int pitch() const { return packed_.runs.pitch; }
   const int64_t* key_offsets() const { return key_offsets_; }
   ptrdiff_t column(int x, int size) const {
     const int lane = (x - first_query_) / lane_axis().twins;
-    return keys_.packed.runs.strips == 0 ? lane : ptrdiff_t{lane / kLanes} * pitch() * size;
+    return packed_.runs.strips == 0 ? lane : ptrdiff_t{lane / kLanes} * pitch() * size;
   }
 
   // Of position 0 in the row of keys at (z, y), in a tensor of keys or values.
@@ -89,7 +90,7 @@ class PackedKeys {
 
   // A row's tokens, transposed.
   void transpose(const Element* from, const Strides& strides, int size, T* to) const {
-    const KeyRuns& runs = keys_.packed.runs;
+    const KeyRuns& runs = packed_.runs;
     const ptrdiff_t stride = position_stride(strides);
     if (runs.strips == 0) {
       return transpose_strip(from, stride, size, range(2).begin, tokens(), to);
@@ -112,8 +113,8 @@ class PackedKeys {
       positions_[p - range(2).begin] = p >= 0 && p < extent ? p : packed_key(lane_axis(), p);
     }
     if (layout_ == KeyLayout::shared) return;
-    find_key_offsets(lane_axis().window.kernel_size + lane_axis().twins - 1,
-                     keys_.packed.runs.num_runs, keys_.packed.runs.columns, key_offsets_);
+    find_key_offsets(lane_axis().window.kernel_size + lane_axis().twins - 1, packed_.runs.num_runs,
+                     packed_.runs.columns, key_offsets_);
   }
 
   // What stands at position p of the packed rows; zeros where nothing does. `row` is position 0.
@@ -132,12 +133,12 @@ class PackedKeys {
   // `count` positions from `first` on.
   void transpose_strip(const Element* from, ptrdiff_t stride, int size, int first, int count,
                        T* strip) const {
-    const int runs = keys_.packed.runs.num_runs;
+    const int runs = packed_.runs.num_runs;
     const hn::CappedTag<T, 4> few;
     constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
     for (int run = 0; run < runs; ++run) {
       const int columns = (count - run + runs - 1) / runs;
-      T* to = strip + ptrdiff_t{run} * keys_.packed.runs.columns;
+      T* to = strip + ptrdiff_t{run} * packed_.runs.columns;
       int column = 0;
       for (; columns - column > kLanes / 2; column += kLanes) {
         const int here = first + column * runs + run, next = here + kLanes * runs;
@@ -157,7 +158,7 @@ class PackedKeys {
   void transpose_columns(Tag tag, const Element* from, ptrdiff_t stride, int size, int first,
                          T* to) const {
     constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
-    const int runs = keys_.packed.runs.num_runs, last = first + (kColumns - 1) * runs;
+    const int runs = packed_.runs.num_runs, last = first + (kColumns - 1) * runs;
     const auto transpose = [&](const auto& rows) {
       transpose_rows(tag, rows, static_cast<size_t>(size), static_cast<size_t>(pitch()), T{1}, to);
     };
@@ -174,7 +175,8 @@ class PackedKeys {
     }
   }
 
-  const BoxKeys keys_;
+  const std::array<const AxisGroup*, kRank> axes_;
+  const PackedBox packed_;
   const KeyLayout layout_;
   const int first_query_;
   const Element* const zeros_;
