@@ -296,14 +296,14 @@ Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
     return {named(exact, exact), named(plain, plain)};
   };
 
-  Verdict verdict;
+  Results actual;
   try {
-    const Outputs with_lse = run_forward(actual_.get(), problem, inputs, placement, true);
-    const Outputs without_lse = run_forward(actual_.get(), problem, inputs, placement, false);
-    verdict = judge(named(with_lse, without_lse), seed, problem.dtype, draw);
+    actual = named(run_forward(actual_.get(), problem, inputs, placement, /*with_lse=*/true),
+                   run_forward(actual_.get(), problem, inputs, placement, /*with_lse=*/false));
   } catch (const std::runtime_error& error) {
     return failed(error.what());
   }
+  Verdict verdict = judge(actual, seed, problem.dtype, draw);
   for (const HostTensor* input : {&inputs.query, &inputs.key, &inputs.value}) {
     check_gaps(verdict, "an input", *input);
   }

@@ -104,10 +104,11 @@ void draw_normal(HostTensor& tensor, Random& random) {
     here.skip(static_cast<uint64_t>(begin) * Random::kBitsOfNormal);
     for (int64_t i = begin; i < end; ++i) tensor.set(i, here.normal());
   };
-  std::vector<std::thread> threads;
-  for (int64_t thread = 1; thread < num_threads; ++thread) threads.emplace_back(draw, thread);
-  draw(0);
-  for (std::thread& thread : threads) thread.join();
+  {
+    std::vector<std::jthread> threads;
+    for (int64_t thread = 1; thread < num_threads; ++thread) threads.emplace_back(draw, thread);
+    draw(0);
+  }
   random.skip(static_cast<uint64_t>(size) * Random::kBitsOfNormal);
 }
 

@@ -228,7 +228,8 @@ class DirectUnit {
     }
     num_runs_ = 0;
     for (int t = 0, length; t < num_queries; t += length) {
-      const bool is_pair = t + 1 < num_queries && counts_[t] == block_.row_keys &&
+      // Blocks begin at even places, so where boxes are cut does not change who is whose pair.
+      const bool is_pair = t % 2 == 0 && t + 1 < num_queries && counts_[t] == block_.row_keys &&
                            counts_[t + 1] == block_.row_keys && begins_[t + 1] <= begins_[t] + 1;
       length = is_pair ? 2 : 1;
       const auto kind = !is_pair                       ? Run::single

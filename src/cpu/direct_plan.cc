@@ -10,6 +10,8 @@ namespace {
 
 // Packed keys and values of one unit should leave room in L2.
 constexpr int64_t kPackedBytes = 320 * 1024;
+// With several axes, keys in a row of a window of the direct form.
+constexpr int kMostDirectKeysOfRow = 8;
 // Caches choose their sets by the address within this many bytes.
 constexpr int64_t kSetBytes = 4096;
 
@@ -38,7 +40,7 @@ double lane_share(const Axis& row, int lanes) {
 bool prefers_lanes(const Problem& problem, int lanes) {
   const Axis& row = problem.axis(problem.rank() - 1);
   if (row.stride > 1 || row.output_stride > 1) return false;
-  if (row.kernel_size > kMaxDirectLanes) return true;
+  if (row.kernel_size > kMostDirectKeysOfRow) return true;
   int64_t keys = 1;
   for (int a = 0; a < problem.rank(); ++a) keys *= problem.axis(a).kernel_size;
   if (row.kernel_size < 5 || keys < 25) return false;
@@ -154,7 +156,10 @@ bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
     return false;
   }
   if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes)) return false;
-  if (problem.rank() > 1 && prefers_lanes(problem, kernel.lanes)) return false;
+  // Longer vectors than the direct form's gain with several axes, where more is computed for each
+  // token that is packed.
+  const bool has_longer = kernel.lanes > kernel.direct_lanes;
+  if (problem.rank() > 1 && (has_longer || prefers_lanes(problem, kernel.lanes))) return false;
   int64_t rows = 1;
   for (int a = 0; a + 1 < problem.rank(); ++a) rows *= problem.axis(a).kernel_size;
   return rows * round_up<int64_t>(row.kernel_size, kernel.direct_lanes) <= kMaxDirectSlots;

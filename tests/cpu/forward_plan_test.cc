@@ -120,8 +120,14 @@ TEST(DirectForm, KeepsColumnsApart) {
   const cli::ContextPtr context = cli::make_context("cpu", 1);
   constexpr int64_t kToken = 11;
   for (const int64_t head_dim : {8, 16, 24, 32, 40, 48, 56, 64}) {
-    const vecina_problem problem = cli::parse_problem(
-        "1d 40 kernel_size 5 heads 1 dtype bf16 head_dim " + std::to_string(head_dim));
+    const std::string line =
+        "1d 40 kernel_size 5 heads 1 dtype bf16 head_dim " + std::to_string(head_dim);
+    const vecina_problem problem = cli::parse_problem(line);
+    Problem planned;
+    ASSERT_TRUE(Problem::parse(line.c_str(), &planned).ok());
+    vecina_forward_args args;
+    imagine_arguments(planned, VECINA_CPU, &args);
+    ASSERT_TRUE(plan_forward(planned, args, kernel_for(planned), /*enough=*/1).direct.is_used);
     const cli::Inputs inputs = cli::random_inputs(problem, 1);
     const cli::Outputs finite = tests::run_forward(context.get(), problem, inputs);
     for (int64_t column = 0; column < head_dim; ++column) {
