@@ -25,7 +25,7 @@ constexpr bool kHasStrips = false;
 struct BoxSize {
   size_t tokens = 0, shared_tokens = 0, transposed_keys = 0, transposed_values = 0;
 };
-BoxSize box_size(const BackwardPlan& plan, const PackedBox& packed, int num_rows) {
+BoxSize box_size(const BackwardPlan& plan, const PackedBox& packed, int64_t num_rows) {
   const auto rows = static_cast<size_t>(num_rows);
   const size_t tokens = rows * static_cast<size_t>(packed.ranges[2].size());
   return {tokens, packed.runs.num_runs == 0 ? tokens : 0,
@@ -80,7 +80,7 @@ void lay_out_sums(BackwardPlan* plan) {
   plan->first_box.push_back(static_cast<int>(plan->boxes.size()));
   size_t tokens = 0;
   for (const PackedBox& packed : plan->packed) {
-    const int rows = plan->keeps_sums_apart ? packed.rows() : packed.ring_rows();
+    const int64_t rows = plan->keeps_sums_apart ? packed.rows() : packed.ring_rows();
     tokens = std::max(tokens, box_size(*plan, packed, rows).tokens);
   }
   tokens += 3;  // up to four keys are summed at once: the last ones with some that are none

@@ -168,8 +168,8 @@ struct PackedBox {
     return ring.axis == 0 ? ptrdiff_t{z % ring.rows} * ranges[1].size() + y
                           : ptrdiff_t{z} * ring.rows + y % ring.rows;
   }
-  int rows() const { return ranges[0].size() * ranges[1].size(); }
-  int ring_rows() const { return ring.rows * ranges[ring.axis == 0 ? 1 : 0].size(); }
+  int64_t rows() const { return int64_t{ranges[0].size()} * ranges[1].size(); }
+  int64_t ring_rows() const { return int64_t{ring.rows} * ranges[ring.axis == 0 ? 1 : 0].size(); }
 };
 
 // What both passes decide in the same way.
