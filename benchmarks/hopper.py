@@ -259,7 +259,7 @@ def print_row(row):
             text += f"  {peer} {row[peer + '_ms']:9.4f} ms {row['times_' + peer]:5.2f}x"
     kernel = row["plan"]["details"]["kernels"][0]
     if "predicted_ms" in kernel:
-        text += f"  predicted {kernel['predicted_ms']:.4f}"
+        text += f"  predicted {kernel['predicted_ms'] * kernel.get('launches', 1):.4f}"
     print(text, flush=True)
 
 

@@ -7,7 +7,7 @@
 namespace vecina::cli {
 
 // Adds "prediction_error" to the description of a plan of one kernel, if its planner predicted a
-// time: how far that lies above the measured one, as a share of it.
+// launch's time: how far that of its launches lies above the measured one, as a share of it.
 void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan);
 
 }  // namespace vecina::cli

@@ -374,6 +374,9 @@ TEST(Plan, SaysHowFarThePredictionWasOff) {
   auto plan = nlohmann::ordered_json::parse(R"({"details": {"kernels": [{"predicted_ms": 1.5}]}})");
   cli::add_prediction_error(2.0, &plan);
   EXPECT_DOUBLE_EQ(plan.at("prediction_error").get<double>(), -0.25);
+  plan["details"]["kernels"][0]["launches"] = 3;
+  cli::add_prediction_error(2.0, &plan);
+  EXPECT_DOUBLE_EQ(plan.at("prediction_error").get<double>(), 1.25);
 }
 
 TEST(Plan, HasNoPredictionErrorButForOneKernelWithAPrediction) {

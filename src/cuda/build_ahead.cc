@@ -84,7 +84,8 @@ class Builder {
   template <typename Args>
   Status build_launches(const char* name, const char* family,
                         const std::vector<KernelLaunch<Args>>& launches) const {
-    for (const KernelLaunch<Args>& launch : launches) {
+    for (const std::vector<size_t>& group : group_by_kernel(launches)) {
+      const KernelLaunch<Args>& launch = launches[group.front()];
       Built built;
       VECINA_RETURN_IF_ERROR(build_kernel(launch.source, compute_capability_, cache_, &built));
       list_->push_back({{"pass", name},

@@ -5,10 +5,12 @@
 #ifndef VECINA_CUDA_LAUNCH_H_
 #define VECINA_CUDA_LAUNCH_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "core/status.h"
 #include "vecina/vecina.h"
@@ -62,6 +64,23 @@ struct KernelLaunch {
 };
 using ForwardLaunch = KernelLaunch<vecina_forward_args>;
 using BackwardLaunch = KernelLaunch<vecina_backward_args>;
+
+// Indices of launches, those of one kernel together, in the order of their first.
+template <typename Args>
+std::vector<std::vector<size_t>> group_by_kernel(const std::vector<KernelLaunch<Args>>& launches) {
+  std::vector<std::vector<size_t>> groups;
+  for (size_t i = 0; i < launches.size(); ++i) {
+    const auto same = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
+      return launches[group.front()].source == launches[i].source;
+    });
+    if (same == groups.end()) {
+      groups.push_back({i});
+    } else {
+      same->push_back(i);
+    }
+  }
+  return groups;
+}
 
 inline constexpr size_t kMaxParamsBytes = 4096;  // of a kernel, before CUDA 12.1
 

@@ -84,7 +84,38 @@ Status start(const KernelLaunch<Args>& launch, const Kernel& kernel, const Args&
   return {};
 }
 
+template <typename Args>
+bool are_equal_but_for_params(const KernelLaunch<Args>& a, const KernelLaunch<Args>& b) {
+  return a.source == b.source && std::equal(a.grid, a.grid + 3, b.grid) &&
+         std::equal(a.block, a.block + 3, b.block) && a.shared_bytes == b.shared_bytes &&
+         a.description == b.description;
+}
+
 }  // namespace
+
+template <typename Args>
+nlohmann::ordered_json describe_launches(const std::vector<KernelLaunch<Args>>& launches,
+                                         const std::vector<Kernel>& kernels) {
+  using Json = nlohmann::ordered_json;
+  Json list = Json::array();
+  for (size_t i = 0, end = 0; i < launches.size(); i = end) {
+    const KernelLaunch<Args>& launch = launches[i];
+    for (end = i + 1; end < launches.size(); ++end) {
+      if (!are_equal_but_for_params(launch, launches[end])) break;
+    }
+    Json kernel = {{"kernel", launch.source.entry},
+                   {"config", launch.source.config},
+                   {"grid", {launch.grid[0], launch.grid[1], launch.grid[2]}},
+                   {"threads", launch.block[0] * launch.block[1] * launch.block[2]},
+                   {"shared_bytes", launch.shared_bytes},
+                   {"registers", kernels[i].resources.registers},
+                   {"spill_bytes", kernels[i].resources.spill_bytes}};
+    if (end - i > 1) kernel["launches"] = end - i;
+    kernel.update(Json::parse("{" + launch.description + "}"));
+    list.push_back(std::move(kernel));
+  }
+  return list;
+}
 
 template <typename Args>
 Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
@@ -92,18 +123,22 @@ Status LaunchSequence<Args>::make(std::shared_ptr<const DeviceState> state,
                                   LaunchSequence* sequence) {
   sequence->state_ = std::move(state);
   sequence->launches_ = std::move(launches);
-  const size_t count = sequence->launches_.size();
-  sequence->kernels_.resize(count);
-  std::vector<Status> statuses(count);
-  run_parallel(count, count, [&](size_t i) {
-    const KernelLaunch<Args>& launch = sequence->launches_[i];
-    statuses[i] =
-        sequence->state_->kernels->get(launch.source, launch.shared_bytes, &sequence->kernels_[i]);
+  sequence->kernels_.resize(sequence->launches_.size());
+  const auto groups = group_by_kernel(sequence->launches_);
+  std::vector<Status> statuses(groups.size());
+  run_parallel(groups.size(), groups.size(), [&](size_t g) {
+    uint32_t shared_bytes = 0;
+    for (const size_t i : groups[g]) {
+      shared_bytes = std::max(shared_bytes, sequence->launches_[i].shared_bytes);
+    }
+    Kernel kernel;
+    const KernelSource& source = sequence->launches_[groups[g].front()].source;
+    statuses[g] = sequence->state_->kernels->get(source, shared_bytes, &kernel);
+    for (const size_t i : groups[g]) sequence->kernels_[i] = kernel;
   });
-  for (size_t i = 0; i < count; ++i) {
-    VECINA_RETURN_IF_ERROR(statuses[i]);
-    sequence->workspace_bytes_ =
-        std::max(sequence->workspace_bytes_, sequence->launches_[i].workspace_bytes);
+  for (const Status& status : statuses) VECINA_RETURN_IF_ERROR(status);
+  for (const KernelLaunch<Args>& launch : sequence->launches_) {
+    sequence->workspace_bytes_ = std::max(sequence->workspace_bytes_, launch.workspace_bytes);
   }
   return {};
 }
@@ -166,23 +201,11 @@ Status LaunchSequence<Args>::measure_steady(const Args& args, double seconds,
 
 template <typename Args>
 nlohmann::ordered_json LaunchSequence<Args>::describe() const {
-  using Json = nlohmann::ordered_json;
-  Json list = Json::array();
-  for (size_t i = 0; i < launches_.size(); ++i) {
-    const KernelLaunch<Args>& launch = launches_[i];
-    Json kernel = {{"kernel", launch.source.entry},
-                   {"config", launch.source.config},
-                   {"grid", {launch.grid[0], launch.grid[1], launch.grid[2]}},
-                   {"threads", launch.block[0] * launch.block[1] * launch.block[2]},
-                   {"shared_bytes", launch.shared_bytes},
-                   {"registers", kernels_[i].resources.registers},
-                   {"spill_bytes", kernels_[i].resources.spill_bytes}};
-    kernel.update(Json::parse("{" + launch.description + "}"));
-    list.push_back(std::move(kernel));
-  }
-  return list;
+  return describe_launches(launches_, kernels_);
 }
 
+template nlohmann::ordered_json describe_launches(const std::vector<ForwardLaunch>& launches,
+                                                  const std::vector<Kernel>& kernels);
 template class LaunchSequence<vecina_forward_args>;
 template class LaunchSequence<vecina_backward_args>;
 template class LaunchSequence<SplitArgs>;

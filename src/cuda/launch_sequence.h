@@ -30,6 +30,12 @@ struct DeviceState {
   }
 };
 
+// A list, one object for each launch. Those that follow an equal one are counted in its "launches";
+// what it predicts is of one of them.
+template <typename Args>
+nlohmann::ordered_json describe_launches(const std::vector<KernelLaunch<Args>>& launches,
+                                         const std::vector<Kernel>& kernels);
+
 // Args is vecina_forward_args, vecina_backward_args, SplitArgs, MergeArgs or MergeBackwardArgs.
 template <typename Args>
 class LaunchSequence {
@@ -46,7 +52,7 @@ class LaunchSequence {
   // Mean time of a run, one after another for so many seconds, of which the second half counts:
   // the clock of a GPU that is not hot yet is up to 15% higher.
   Status measure_steady(const Args& args, double seconds, double* run_us) const;
-  nlohmann::ordered_json describe() const;  // a list, one object for each kernel
+  nlohmann::ordered_json describe() const;  // as above
   const std::vector<Kernel>& kernels() const { return kernels_; }
 
  private:

@@ -61,6 +61,13 @@ TEST_F(BuildAheadTest, OnlyWhatIsAskedFor) {
             (std::vector<std::string>{"forward"}));
 }
 
+TEST_F(BuildAheadTest, AKernelOfSeveralLaunchesIsListedOnce) {
+  const Json list = build("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 72 dtype bf16",
+                          {true, false, false, false});
+  ASSERT_EQ(list.size(), 1u);
+  EXPECT_EQ(list[0].at("kernel"), "hopper_forward");
+}
+
 TEST_F(BuildAheadTest, TheSplitFormHasNoLengths) {
   const Json list = build(kLine + " lengths padded", {false, false, true, false});
   ASSERT_EQ(list.size(), 4u);
