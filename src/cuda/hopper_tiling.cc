@@ -133,6 +133,7 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
     return packs * sums[0].*member * sums[1].*member * sums[2].*member;
   };
   HopperWork work;
+  work.launches = static_cast<double>(count_hopper_launches(problem));
   work.blocks = product(&AxisSums::blocks);
   work.tiles = product(&AxisSums::tiles);
   work.whole_tiles = key_rows == tile_keys ? product(&AxisSums::whole) : 0.0;
@@ -178,9 +179,10 @@ double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
   const double cycles = work.tiles * tile + work.blocks * block +
                         (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
                         work.loaded_tiles * kCyclesPerRow * key_box[0] * key_box[1];
-  const double rounds = std::ceil(work.blocks / facts.multiprocessors);
+  const double rounds =
+      work.launches * std::ceil(work.blocks / work.launches / facts.multiprocessors);
   const double launch = kLaunchMs + (has_empty_rows(config) ? kPaddingMs : 0.0);
-  return launch + rounds * cycles / work.blocks / kCyclesPerMs;
+  return work.launches * launch + rounds * cycles / work.blocks / kCyclesPerMs;
 }
 
 // Everything of the configuration that does not depend on the cut.
@@ -440,6 +442,10 @@ class Search {
 bool has_heads_for_batch(const Problem& problem) {
   return problem.rank() == 3 &&
          (problem.head_dim() % 16 != 0 || problem.head_dim_value() % 16 != 0);
+}
+
+int64_t count_hopper_launches(const Problem& problem) {
+  return has_heads_for_batch(problem) ? std::max<int64_t>(1, problem.batch()) : 1;
 }
 
 Axis hopper_axis(const Problem& problem, int a) {

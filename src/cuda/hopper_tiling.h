@@ -21,9 +21,11 @@ Axis hopper_axis(const Problem& problem, int a);
 
 // The copy engine's maps hold one sample, so that each has a launch of its own.
 bool has_heads_for_batch(const Problem& problem);
+int64_t count_hopper_launches(const Problem& problem);  // one after another
 
 // What the kernel does, in all. A tile counts once for each warpgroup that computes it.
 struct HopperWork {
+  double launches = 1;      // among which blocks are divided
   double blocks = 0;        // of queries: what a multiprocessor takes at a time
   double tiles = 0;         // of keys, computed
   double whole_tiles = 0;   // of those, seen by all queries of the warpgroup: no mask

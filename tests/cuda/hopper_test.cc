@@ -206,6 +206,22 @@ TEST(HopperTiling, RanksTheChosenFirst) {
   const DeviceFacts facts;
   for (const Chosen& row : kChosen) {
     const Problem problem = parsed(row.line);
+// Launches one after another each have a start and a last round of blocks that is not full.
+TEST(HopperTiling, PredictsALaunchForEachSample) {
+  const DeviceFacts facts;
+  const std::string line = "3d 16x32x32 kernel_size 9 heads 8 dtype bf16 head_dim ";
+  const HopperChoice one = choose_hopper_tiling(parsed(line + "72"), facts);
+  const HopperChoice three = choose_hopper_tiling(parsed(line + "72 batch 3"), facts);
+  EXPECT_EQ(print(three.config), print(one.config));
+  EXPECT_EQ(three.work.launches, 3);
+  EXPECT_EQ(three.work.blocks, 3 * one.work.blocks);
+  EXPECT_DOUBLE_EQ(three.predicted_ms, 3 * one.predicted_ms);
+  const HopperChoice even = choose_hopper_tiling(parsed(line + "80"), facts);
+  const HopperChoice evens = choose_hopper_tiling(parsed(line + "80 batch 3"), facts);
+  EXPECT_EQ(evens.work.launches, 1);
+  EXPECT_LT(evens.predicted_ms, 2.99 * even.predicted_ms);
+}
+
     const std::vector<HopperChoice> ranked = rank_hopper_tilings(problem, facts, 12);
     ASSERT_FALSE(ranked.empty()) << row.line;
     EXPECT_LE(ranked.size(), 12u);
