@@ -37,6 +37,9 @@ constexpr int kMaxStep = 8;  // between the tokens of a copy
 constexpr double kMaxInt = 2147483647.0;
 // Multiply-adds of visible pairs of a launch below which one of the small kernels is sooner done.
 constexpr double kMinWork = 67108864.0;
+// Of a block of two warpgroups whose boxes are full. With fewer for each multiprocessor, launches
+// one after another leave some of them idle every time.
+constexpr int kBlockQueries = 2 * vecina::cuda::kHopperRows;
 
 std::string dim_why_not(const char* name, int head_dim, const Problem& problem) {
   // With three axes and the samples' lengths no dimension of the maps is left for heads.
@@ -382,9 +385,17 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   if (!has_lengths(problem) && halo_beats_hopper(problem, facts)) {
     return "small windows of short rows: others are faster";
   }
-  const double launches = has_heads_for_batch(problem) ? static_cast<double>(problem.batch()) : 1.0;
+  const auto launches = static_cast<double>(count_hopper_launches(problem));
   if (longest.forward_flops() < 2 * kMinWork * launches) {
-    return fmt::format("at least {:.0f} million multiply-adds only", kMinWork / 1e6);
+    return fmt::format("at least {:.0f} million multiply-adds{} only", kMinWork / 1e6,
+                       launches > 1 ? " for each sample" : "");
+  }
+  const int least = kBlockQueries * facts.multiprocessors;
+  if (launches > 1 && query_rows(problem) < least * launches) {
+    return fmt::format(
+        "three axes and a head dim that is no multiple of 16, so a launch for each sample: at "
+        "least {} queries of all heads in each only",
+        least);
   }
   return {};
 }

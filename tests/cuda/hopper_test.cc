@@ -309,6 +309,19 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
                            Pass::forward, {}),
             "small windows of short rows: others are faster");
   EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
+  const auto why_deep = [](const std::string& line) {
+    return hopper_why_not(parsed("3d " + line + " dtype bf16"), Pass::forward, {});
+  };
+  EXPECT_EQ(why_deep("8x16x16 kernel_size 3 batch 64 heads 8 head_dim 72"),
+            "at least 67 million multiply-adds for each sample only");
+  EXPECT_EQ(why_deep("8x16x16 kernel_size 3 heads 8 head_dim 72"),
+            "at least 67 million multiply-adds only");
+  EXPECT_EQ(why_deep("8x8x8 kernel_size 5 batch 2 heads 32 head_dim 72"),
+            "three axes and a head dim that is no multiple of 16, so a launch for each sample: at "
+            "least 16896 queries of all heads in each only");
+  EXPECT_EQ(why_deep("8x8x8 kernel_size 5 batch 2 heads 33 head_dim 72"), "");
+  EXPECT_EQ(why_deep("8x8x8 kernel_size 5 heads 32 head_dim 72"), "");
+  EXPECT_EQ(why_deep("8x8x8 kernel_size 5 batch 2 heads 32 head_dim 80"), "");
                            Pass::forward, {}),
             "");
 }
