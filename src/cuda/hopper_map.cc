@@ -84,6 +84,7 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, HopperH
 Status encode_map(const HopperMapPlan& plan, const vecina_tensor& tensor,
                   vecina::cuda::HopperMap* map) {
   const Driver& driver = Driver::get();
+  if (!driver.why_not.empty()) return unsupported(driver.why_not);  // there is nothing to call
   TensorMap encoded;
   VECINA_CUDA_RETURN_IF_ERROR(
       driver, cuTensorMapEncodeTiled,

@@ -267,18 +267,6 @@ std::string braces(const int (&values)[3]) {
   return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
 }
 
-// The sample's part of every tensor.
-vecina_forward_args args_of(const vecina_forward_args& args, int64_t sample) {
-  vecina_forward_args one = args;
-  for (vecina_tensor* tensor : {&one.query, &one.key, &one.value, &one.additional_key,
-                                &one.additional_value, &one.output, &one.lse}) {
-    if (!given(*tensor)) continue;
-    tensor->byte_offset += sample * tensor->strides[0] * dtype_bytes(tensor->dtype);
-    tensor->shape[0] = 1;
-  }
-  return one;
-}
-
 // A launch for each sample, since the maps hold one.
 Status launch_by_sample(const Problem& problem, const vecina_forward_args& example,
                         const DeviceFacts& facts, const HopperChoice& choice,
@@ -290,10 +278,11 @@ Status launch_by_sample(const Problem& problem, const vecina_forward_args& examp
   HopperChoice of_one = hopper_choice(one, facts, choice.config);
   of_one.is_tuned = choice.is_tuned;
   for (int64_t sample = 0; sample < problem.batch(); ++sample) {
-    VECINA_RETURN_IF_ERROR(hopper_launch(one, args_of(example, sample), facts, of_one, launches));
+    VECINA_RETURN_IF_ERROR(
+        hopper_launch(one, args_of_sample(example, sample), facts, of_one, launches));
     ForwardLaunch& launch = launches->back();
     launch.fill = [fill = launch.fill, sample](const vecina_forward_args& args, void* memory) {
-      return fill(args_of(args, sample), memory);
+      return fill(args_of_sample(args, sample), memory);
     };
   }
   return {};
@@ -398,6 +387,17 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
         least);
   }
   return {};
+}
+
+vecina_forward_args args_of_sample(const vecina_forward_args& args, int64_t sample) {
+  vecina_forward_args one = args;
+  for (vecina_tensor* tensor : {&one.query, &one.key, &one.value, &one.additional_key,
+                                &one.additional_value, &one.output, &one.lse}) {
+    if (!given(*tensor)) continue;
+    tensor->byte_offset += sample * tensor->strides[0] * dtype_bytes(tensor->dtype);
+    tensor->shape[0] = 1;
+  }
+  return one;
 }
 
 size_t hopper_workspace_bytes(const Problem& problem) {

@@ -31,6 +31,9 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const HopperChoice& choice,
                      std::vector<ForwardLaunch>* launches);
 
+// Of every tensor that sample alone.
+vecina_forward_args args_of_sample(const vecina_forward_args& args, int64_t sample);
+
 size_t hopper_workspace_bytes(const Problem& problem);  // 0 without lengths
 
 // Members of a JSON object, without braces: boxes, warpgroups, stages and how they work together.

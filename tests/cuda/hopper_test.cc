@@ -10,10 +10,14 @@
 #include "cases.h"
 #include "core/arguments.h"
 #include "core/problem.h"
+#include "core/tensor.h"
+#include "cuda/families.h"
 #include "cuda/hopper_cases.h"
 #include "cuda/hopper_map.h"
 #include "cuda/hopper_plan.h"
 #include "cuda/hopper_tiling.h"
+#include "cuda/kernels/hopper_params.h"
+#include "cuda/launch_sequence.h"
 #include "cuda/parsed_problem.h"
 #include "definition.h"
 
@@ -202,10 +206,6 @@ TEST(HopperTiling, BoxesEndWithTheAxesThatThereAre) {
   }
 }
 
-TEST(HopperTiling, RanksTheChosenFirst) {
-  const DeviceFacts facts;
-  for (const Chosen& row : kChosen) {
-    const Problem problem = parsed(row.line);
 // Launches one after another each have a start and a last round of blocks that is not full.
 TEST(HopperTiling, PredictsALaunchForEachSample) {
   const DeviceFacts facts;
@@ -222,6 +222,10 @@ TEST(HopperTiling, PredictsALaunchForEachSample) {
   EXPECT_LT(evens.predicted_ms, 2.99 * even.predicted_ms);
 }
 
+TEST(HopperTiling, RanksTheChosenFirst) {
+  const DeviceFacts facts;
+  for (const Chosen& row : kChosen) {
+    const Problem problem = parsed(row.line);
     const std::vector<HopperChoice> ranked = rank_hopper_tilings(problem, facts, 12);
     ASSERT_FALSE(ranked.empty()) << row.line;
     EXPECT_LE(ranked.size(), 12u);
@@ -305,10 +309,6 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
   EXPECT_EQ(
       hopper_why_not(parsed("2d 16x16 kernel_size 7 head_dim 32 dtype bf16"), Pass::forward, {}),
       "at least 67 million multiply-adds only");
-  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16"),
-                           Pass::forward, {}),
-            "small windows of short rows: others are faster");
-  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
   const auto why_deep = [](const std::string& line) {
     return hopper_why_not(parsed("3d " + line + " dtype bf16"), Pass::forward, {});
   };
@@ -322,6 +322,10 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
   EXPECT_EQ(why_deep("8x8x8 kernel_size 5 batch 2 heads 33 head_dim 72"), "");
   EXPECT_EQ(why_deep("8x8x8 kernel_size 5 heads 32 head_dim 72"), "");
   EXPECT_EQ(why_deep("8x8x8 kernel_size 5 batch 2 heads 32 head_dim 80"), "");
+  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 32 dtype bf16"),
+                           Pass::forward, {}),
+            "small windows of short rows: others are faster");
+  EXPECT_EQ(hopper_why_not(parsed("2d 56x56 kernel_size 7 batch 64 heads 4 head_dim 64 dtype bf16"),
                            Pass::forward, {}),
             "");
 }
@@ -341,10 +345,22 @@ TEST(HopperPlan, LaunchesForEachSampleWhereMapsHoldOne) {
   std::vector<ForwardLaunch> launches;
   ASSERT_TRUE(hopper_plan_forward(problem, example, {}, &launches).ok());
   ASSERT_EQ(launches.size(), 3u);
-  for (const ForwardLaunch& launch : launches) {
+  for (int64_t sample = 0; sample < 3; ++sample) {
+    const ForwardLaunch& launch = launches[static_cast<size_t>(sample)];
     EXPECT_EQ(launch.source, launches[0].source);
     EXPECT_NE(launch.source.config.find(".has_heads_for_batch = true"), std::string::npos);
+    // Fails where there is no driver to make maps, but what does not need one is there by then.
+    vecina::cuda::HopperParams params = {};
+    static_cast<void>(launch.fill(example, &params));
+    EXPECT_EQ(params.output_data, address(example.output) + sample * 16 * 32 * 32 * 8 * 72 * 2);
+    EXPECT_EQ(reinterpret_cast<char*>(params.lse),
+              address(example.lse) + sample * 16 * 32 * 32 * 8 * 4);
   }
+  const auto description = describe_launches(launches, std::vector<Kernel>(3));
+  ASSERT_EQ(description.size(), 1u);
+  EXPECT_EQ(description[0].at("launches"), 3);
+  EXPECT_NEAR(description[0].at("predicted_ms").get<double>() * 3,
+              choose_hopper_tiling(problem, {}).predicted_ms, 3e-4);
   const Problem even =
       parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 80 additional 2 dtype bf16");
   imagine_arguments(even, VECINA_CUDA, &example);
@@ -352,6 +368,51 @@ TEST(HopperPlan, LaunchesForEachSampleWhereMapsHoldOne) {
   ASSERT_TRUE(hopper_plan_forward(even, example, {}, &launches).ok());
   ASSERT_EQ(launches.size(), 1u);
   EXPECT_NE(launches[0].source.config.find(".has_heads_for_batch = false"), std::string::npos);
+}
+
+TEST(HopperPlan, ASampleIsTheSameOfEveryTensor) {
+  const Problem problem =
+      parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 72 additional 2 dtype bf16");
+  vecina_forward_args args;
+  imagine_arguments(problem, VECINA_CUDA, &args);
+  args.key.strides[0] += 8;
+  args.value.byte_offset = 48;
+  args.additional_key.strides[0] = 0;
+  const vecina_forward_args one = args_of_sample(args, 2);
+  NamedTensor all[kMaxTensors], parts[kMaxTensors];
+  const int count = list_tensors(args, all);
+  ASSERT_EQ(list_tensors(one, parts), count);
+  int given_ones = 0;
+  for (int i = 0; i < count; ++i) {
+    const vecina_tensor &whole = *all[i].tensor, &part = *parts[i].tensor;
+    ASSERT_EQ(given(part), given(whole)) << all[i].name;
+    if (!given(whole)) continue;
+    ++given_ones;
+    EXPECT_EQ(address(part) - address(whole), 2 * whole.strides[0] * dtype_bytes(whole.dtype))
+        << all[i].name;
+    EXPECT_EQ(part.shape[0], 1) << all[i].name;
+    EXPECT_EQ(part.shape[1], whole.shape[1]) << all[i].name;
+  }
+  EXPECT_EQ(given_ones, 7);
+}
+
+// The first sample's rows are aligned, the second's are not.
+TEST(HopperPlan, LeavesSamplesThatAreNotAlignedToOthers) {
+  const Problem problem =
+      parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 72 dtype bf16");
+  vecina_forward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  const char* family = "";
+  std::vector<ForwardLaunch> launches;
+  ASSERT_TRUE(plan_launches(problem, example, {}, &family, &launches).ok());
+  EXPECT_STREQ(family, "hopper");
+  example.value.strides[0] += 4;
+  EXPECT_EQ(plan(problem, example).code(), VECINA_UNSUPPORTED);
+  ASSERT_TRUE(plan_launches(problem, example, {}, &family, &launches).ok());
+  EXPECT_STREQ(family, "small");
+  for (const ForwardLaunch& launch : launches) EXPECT_NE(launch.source.entry, "hopper_forward");
+  EXPECT_NE(launches.at(0).description.find("value is not 16-byte aligned"), std::string::npos)
+      << launches[0].description;
 }
 
 // Problems that check_cuda.sh runs on a GPU: all of them reach Hopper's kernels, which are told of
