@@ -77,9 +77,9 @@ class Backward:
         self.check(self.c.vecina_plan_backward(library.context, forward.parsed,
                                                ctypes.byref(self.args), ctypes.byref(self.plan)))
         self.c.vecina_plan_workspace_bytes.restype = ctypes.c_size_t
-        bytes = self.c.vecina_plan_workspace_bytes(self.plan)
-        self.workspace = torch.empty(bytes, dtype=torch.uint8, device=query.device)
-        self.args.workspace, self.args.workspace_bytes = self.workspace.data_ptr(), bytes
+        size = self.c.vecina_plan_workspace_bytes(self.plan)
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=query.device)
+        self.args.workspace, self.args.workspace_bytes = self.workspace.data_ptr(), size
         self.description = hopper.description_of(library, self.plan)
 
     def __call__(self):

@@ -106,14 +106,14 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
         count_owner_tiles(small_axis(problem, a), config.of_keys, config.box[a] * config.boxes[a]));
   }
   const int planes = config.halo_size[0];
-  // Rows skip planes that they do not see, but wait for those that do.
-  // Of the forward it is measured that rows of a union that do not follow one another in the halo
-  // meet in banks.
+  // Rows of a union that do not follow one another in the halo meet in banks: the forward of 56x56
+  // was slower so (benchmarks/results/h200-small-windows.json).
   const bool is_forward = kernel == HaloKernel::forward;
   const bool is_run = config.union_size[2] == config.halo_size[2];
   const double rest = !is_forward ? config.union_size[1] * config.union_size[2] / 64.0
                       : is_run    ? 0.0
                                   : 1.0;
+  // Rows skip planes that they do not see, but wait for those that do.
   const double products = warps_of(config) * (tiles_of(config) + rest) * (32.0 + config.head_dim) /
                           4.0 * (is_forward ? 1.0 : 2.0) *
                           static_cast<double>(small_axis(problem, 0).kernel_size);

@@ -332,9 +332,9 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
     std::vector<Choice> choices = {{16, {4, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
     if (suits_warpgroups(problem, kernel, facts)) {
       // Of two, each waits while the other has tiles that it does not see: with 125 keys in 3-D one
-      // alone took 0.75 of the time (benchmarks/results/h200-small-windows.json). Large windows,
-      // of which two share most tiles, were not measured so.
-      constexpr double kFewKeys = 256.0;
+      // alone took 0.75 of the time (benchmarks/results/h200-small-windows.json). Windows of more
+      // keys, of which two share most tiles, were not measured so.
+      constexpr double kFewKeys = 128.0;
       std::vector<int> warpgroups = {2};
       if (kernel != TilesKernel::gradient_all && visible_keys(problem) <= kFewKeys) {
         warpgroups.push_back(1);

@@ -36,7 +36,7 @@ VECINA_DEVICE Real logit_of(Real dot, Real bias, const GradientParams& params) {
 
 // What a pair's gradients need of its query beside the rows.
 struct alignas(4 * sizeof(Real)) QueryFacts {
-  Real maximum;  // of the logits; 0 if all are -infinity
+  Real maximum;  // of the logits, or their lse in powers of two; means nothing where inverse is 0
   Real inverse;  // of the sum of 2^(logit - maximum); 0 if all logits are -infinity
   Real delta;
   Real reserved;

@@ -33,13 +33,15 @@ VECINA_DEVICE void multiply(F16, float (&sum)[4], unsigned a0, unsigned a1, unsi
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// Of blocks that are one thread deep; ptxas does not know it.
+VECINA_DEVICE unsigned opaque_zero() { return threadIdx.z; }
 // First factors of products over columns, from words of two rows: a product wants words of both
 // side by side, a load those of one. ptxas would copy them anew for each product; what it does not
 // know to be a copy it does once.
 template <int kWords>
 VECINA_DEVICE void make_factors(const unsigned (&rows)[2][kWords],
                                 unsigned (&factors)[kWords / 2][4]) {
-  const unsigned zero = threadIdx.z;
+  const unsigned zero = opaque_zero();
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
 #pragma unroll

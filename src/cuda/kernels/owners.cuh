@@ -317,15 +317,16 @@ VECINA_DEVICE bool store_row(const float (&sums)[kTilesOfSums][4], int i, float 
   return is_finite(all);
 }
 
-// What a pair's gradients need of its query beside the rows; the first three as other kernels of
-// gradients have them (gradient_pairs.cuh).
+// What a pair's gradients need of its query beside the rows. Kernels of the gradients of bias and
+// additional tokens read them as QueryFacts (gradient_pairs.cuh).
 struct alignas(16) HaloFacts {
   float maximum;  // so that weights are 2^(logit - maximum); infinity if nothing was seen
   float inverse;  // 1; 0 if nothing was seen
   float delta;
   float shift;  // delta + grad_output . output
 };
-// total: of weights relative to 2^maximum.
+// total: of weights relative to 2^maximum. All weights of a query share the error of this sum, which
+// is that of lse.
 VECINA_DEVICE HaloFacts make_facts(float maximum, float total, float delta, float dot) {
   if (total == 0.0f) return {infinity(), 0.0f, delta, delta + dot};
   return {maximum + logarithm_of_two(total), 1.0f, delta, delta + dot};

@@ -124,7 +124,7 @@ VECINA_DEVICE void multiply_values(const float (&weights)[kTiles][4],
   }
   if constexpr (kIsF32) {
     // See make_factors; with masks ptxas then chose an order that made 2-D 3% slower.
-    const unsigned zero = kHasMasks ? 0 : threadIdx.z;
+    const unsigned zero = kHasMasks ? 0 : opaque_zero();
     float small[kColumns / 8][4];
 #pragma unroll
     for (int t = 0; t < kColumns / 8; ++t) {

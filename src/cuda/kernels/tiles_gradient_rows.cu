@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   if constexpr (kConfig.has_grad_lse) grad_lse = real_at(params.grad_lse, row);
   const float maximum = lse == -infinity() ? 0.0f : lse * static_cast<float>(1.0 / kLn2);
   head_facts(params, row.batch, row.head)[token_number(params, row.token)] =
-      make_facts(maximum, /*total=*/1.0f, -grad_lse, dot);
+      make_facts(maximum, lse == -infinity() ? 0.0f : 1.0f, -grad_lse, dot);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads)
