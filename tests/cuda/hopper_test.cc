@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -209,12 +210,15 @@ TEST(HopperTiling, BoxesEndWithTheAxesThatThereAre) {
 // Launches one after another each have a start and a last round of blocks that is not full.
 TEST(HopperTiling, PredictsALaunchForEachSample) {
   const DeviceFacts facts;
-  const std::string line = "3d 16x32x32 kernel_size 9 heads 8 dtype bf16 head_dim ";
+  const std::string line = "3d 16x32x32 kernel_size 9 heads 11 dtype bf16 head_dim ";
   const HopperChoice one = choose_hopper_tiling(parsed(line + "72"), facts);
   const HopperChoice three = choose_hopper_tiling(parsed(line + "72 batch 3"), facts);
   EXPECT_EQ(print(three.config), print(one.config));
   EXPECT_EQ(three.work.launches, 3);
   EXPECT_EQ(three.work.blocks, 3 * one.work.blocks);
+  // Of one launch there would be fewer rounds.
+  ASSERT_LT(std::ceil(three.work.blocks / facts.multiprocessors),
+            3 * std::ceil(one.work.blocks / facts.multiprocessors));
   EXPECT_DOUBLE_EQ(three.predicted_ms, 3 * one.predicted_ms);
   const HopperChoice even = choose_hopper_tiling(parsed(line + "80"), facts);
   const HopperChoice evens = choose_hopper_tiling(parsed(line + "80 batch 3"), facts);
