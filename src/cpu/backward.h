@@ -78,7 +78,7 @@ struct BackwardPlan : Partition {
   size_t shared_size() const;  // elements of all that is kept apart
 
   std::vector<int> first_box;    // of each combination that has queries, and the end
-  std::vector<KeySlice> slices;  // gather units of each (batch, key head)
+  std::vector<KeySlice> slices;  // gather units of each (batch, key head), if sums are kept apart
   int64_t num_gathers() const;   // 0: the units write everything themselves
   int64_t num_clears() const;    // units that write zeros, before all others
 };

@@ -226,7 +226,7 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
     plan.packed.back().ring = packed_ring(plan, box);
   }
   lay_out_sums(&plan);
-  cut_slices(&plan);
+  if (plan.keeps_sums_apart) cut_slices(&plan);
   lay_out_scratch(&plan, kernel.element_bytes);
   return plan;
 }

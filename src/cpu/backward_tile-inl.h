@@ -51,7 +51,7 @@ struct BackwardTile {
   // Keys that follow each other in one packed row, or additional tokens. Their probabilities for
   // row r of the tile are at slots[r].
   struct Run {
-    const T* keys;  // of lane 0's first key; the values have the same place
+    const T* keys;  // packed one after the other, from lane 0's first one on
     T *key_sums, *value_sums;
     const T *key_columns, *value_columns;  // what products are made of
     int count, first_key;                  // of the window

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Between the tensors' element types and the kernels' float type: rows in, rows out, transposes.
-// Part of each forward_*.cc; compiled once for every instruction set.
+// Part of every file of kernels; compiled once for every instruction set.
 #if defined(VECINA_CPU_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_PACK_INL_H_
 #undef VECINA_CPU_PACK_INL_H_
