@@ -452,6 +452,14 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
                                const DeviceFacts& facts, ForwardLaunch* launch) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
+  // What other kernels of tensor cores refuse: 8,192 queries with 25 and 49 keys took up to twice
+  // as long as row by row, 100,352 with 49 took 0.8 of it
+  // (benchmarks/results/h200-tiles-fields.json).
+  constexpr double kFewKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
+  if (!has_plain_queries(problem) && visible_keys(problem) < kFewKeys &&
+      problem.forward_flops() / 2.0 < kLittleWork) {
+    return "few queries with few keys";
+  }
   std::string why = unsuitable_strides(
       problem, {&example.query, &example.key, &example.additional_key}, problem.head_dim());
   if (why.empty()) {
