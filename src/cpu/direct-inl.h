@@ -100,7 +100,7 @@ class DirectUnit {
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
-  static constexpr int kTokensAhead = 8;  // that are fetched before they are packed
+  static constexpr int kTokensAhead = 8;  // that are fetched while those before are packed
   static constexpr double kLog2E = 1.44269504088896340736;
 
   // Neighbouring queries whose values are summed up in the same way.
@@ -165,9 +165,12 @@ class DirectUnit {
 
   static void pack_rows(const Element* from, int64_t stride, int64_t count, int size, int pitch,
                         T* to) {
-    for (int64_t i = 0; i < count; ++i) prefetch(from + (i + kTokensAhead) * stride, size);
-    copy_rows_in_pairs(D(), from, stride, count, static_cast<size_t>(size),
-                       static_cast<size_t>(pitch), to);
+    for (int64_t i = 0; i < count; i += kTokensAhead) {
+      const int64_t some = std::min<int64_t>(kTokensAhead, count - i);
+      for (int64_t k = i; k < i + some; ++k) prefetch(from + (k + kTokensAhead) * stride, size);
+      copy_rows_in_pairs(D(), from + i * stride, stride, some, static_cast<size_t>(size),
+                         static_cast<size_t>(pitch), to + i * pitch);
+    }
   }
 
   void pack() {
