@@ -134,9 +134,9 @@ constexpr const char* kWindows[] = {
     "2d 5x6 kernel_size 5x3 heads 2 head_dim 30",
     "3d 4x5x6 kernel_size 3x2x3 causal 1x0x0 heads 2 head_dim 8",
     "attention 7x20 causal heads 2 head_dim 16",
-    "1d 60 kernel_size 20 output_stride 3 dilation 2 heads 2 head_dim 16",
-    "2d 9x11 kernel_size 5x6 causal 0x1 heads 2 head_dim 24 additional 1 bias",
-    "attention 40x30 heads 1 head_dim 16",
+    "1d 220 kernel_size 70 output_stride 3 dilation 2 heads 2 head_dim 16",
+    "2d 19x21 kernel_size 9x8 causal 0x1 heads 2 head_dim 24 additional 1 bias",
+    "attention 40x80 heads 1 head_dim 16",
 };
 
 TEST_P(Containment, NonFiniteTokensReachTheirWindowsOnly) {

@@ -21,6 +21,14 @@ std::string unsuitable_owners(const Problem& problem) {
   if (problem.num_samples() == 0) return "an empty batch";
   if (problem.dtype() != VECINA_F16 && problem.dtype() != VECINA_BF16) return "not f16 or bf16";
   if (query_rows(problem) > kMaxBlocks) return "2^31 rows or more";
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    // Kernels multiply both, and strides of tokens, in 32 bits.
+    if (axis.output_stride > axis.query_extent ||
+        axis.dilation * axis.output_stride > std::numeric_limits<int32_t>::max()) {
+      return "an output_stride that is longer than its axis or, times dilation, 2^31 or more";
+    }
+  }
   return {};
 }
 
@@ -50,13 +58,17 @@ std::string unsuitable_offsets(const Problem& problem,
   return {};
 }
 
-std::string unsuitable_bias(const vecina_tensor& bias) {
+std::string unsuitable_bias(const Problem& problem, const vecina_tensor& bias) {
   if (!given(bias)) return {};
   const ByteRange range = byte_range(bias);
   if (range.begin != address(bias)) return "a negative stride of the bias";
-  if (range.end - range.begin > std::numeric_limits<int32_t>::max()) {
-    return "a bias of 2^31 bytes or more";
+  // Tables of a block have entries for distances beyond the bias too.
+  double reach = static_cast<double>(range.end - range.begin);
+  for (int a = 0; a < problem.rank(); ++a) {
+    reach += static_cast<double>(dtype_bytes(bias.dtype)) *
+             static_cast<double>(bias.strides[a + 1]) * static_cast<double>(problem.axis(a).extent);
   }
+  if (reach > std::numeric_limits<int32_t>::max()) return "a bias of 2^31 bytes or more";
   return {};
 }
 
@@ -78,7 +90,8 @@ QueryGroups query_groups(const Axis& axis) {
 int64_t count_owner_tiles(const Axis& axis, bool of_keys, int owners) {
   if (of_keys) return axis.dilation * divide_up(divide_up(axis.extent, axis.dilation), owners);
   const QueryGroups groups = query_groups(axis);
-  return groups.count * divide_up(groups.length, owners);
+  // If there are fewer queries than groups, the last groups have none.
+  return std::min(groups.count, axis.num_queries()) * divide_up(groups.length, owners);
 }
 
 namespace {

@@ -20,7 +20,7 @@ std::string unsuitable_owners(const Problem& problem);
 // Strides that the kernels' narrow offsets cannot follow.
 std::string unsuitable_offsets(const Problem& problem,
                                std::initializer_list<const vecina_tensor*> tensors);
-std::string unsuitable_bias(const vecina_tensor& bias);
+std::string unsuitable_bias(const Problem& problem, const vecina_tensor& bias);
 // Those of rows, and strides or addresses that do not allow reading and writing them by 16 bytes.
 std::string unsuitable_strides(const Problem& problem,
                                std::initializer_list<const vecina_tensor*> rows, int head_dim);

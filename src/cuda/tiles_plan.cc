@@ -53,8 +53,8 @@ bool is_of_keys(TilesKernel kernel) {
 
 // Delta may be grad_output . output: what rounding of output does to it is small beside that of the
 // weights where a query sees many keys. 64 is a guess, and counts the window, not what the first
-// queries of a causal axis see; 28 large problems had at most 0.54 of the error that is allowed
-// (benchmarks/results/h200-tiles-gradients.json).
+// queries of a causal axis see; large problems had at most 0.81 of the error that is allowed
+// (benchmarks/results/h200-tiles-gradients.json and h200-tiles-fields.json).
 bool gives_delta(const Problem& problem) {
   constexpr double kManyKeys = 64.0;
   const bool are_keys_known = !problem.is_attention() || problem.lengths() == VECINA_LENGTHS_EQUAL;
@@ -448,18 +448,25 @@ bool pays_for_tiles(const Problem& problem) {
   return visible_keys(problem) >= kManyKeys && query_rows(problem) >= kManyQueries;
 }
 
+namespace {
+
+// Of what other kernels of tensor cores refuse: 8,192 queries with 25 and 49 keys took twice as
+// long as row by row, 2,048 of 64x64 with an output_stride of 2 2.4 times, 100,352 with 49 keys 0.8
+// (benchmarks/results/h200-tiles-fields.json).
+bool is_faster_by_row(const Problem& problem) {
+  constexpr double kFewKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
+  const double work =
+      query_rows(problem) * visible_keys(problem) * (problem.head_dim() + problem.head_dim_value());
+  return !has_plain_queries(problem) && visible_keys(problem) < kFewKeys && work < kLittleWork;
+}
+
+}  // namespace
+
 std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
                                const DeviceFacts& facts, ForwardLaunch* launch) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
-  // What other kernels of tensor cores refuse: 8,192 queries with 25 and 49 keys took up to twice
-  // as long as row by row, 100,352 with 49 took 0.8 of it
-  // (benchmarks/results/h200-tiles-fields.json).
-  constexpr double kFewKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
-  if (!has_plain_queries(problem) && visible_keys(problem) < kFewKeys &&
-      problem.forward_flops() / 2.0 < kLittleWork) {
-    return "few queries with few keys";
-  }
+  if (is_faster_by_row(problem)) return "few queries with few keys";
   std::string why = unsuitable_strides(
       problem, {&example.query, &example.key, &example.additional_key}, problem.head_dim());
   if (why.empty()) {
@@ -467,7 +474,7 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
                              problem.head_dim_value());
   }
   if (why.empty()) why = unsuitable_offsets(problem, {&example.lse});
-  if (why.empty()) why = unsuitable_bias(example.bias);
+  if (why.empty()) why = unsuitable_bias(problem, example.bias);
   if (!why.empty()) return why;
   const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
   if (shape.partners == 0) return "rows that shared memory cannot hold";
@@ -534,7 +541,7 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
                              problem.head_dim_value());
   }
   if (why.empty()) why = unsuitable_offsets(problem, {&example.lse, &example.grad_lse});
-  if (why.empty()) why = unsuitable_bias(example.bias);
+  if (why.empty()) why = unsuitable_bias(problem, example.bias);
   if (!why.empty()) return why;
   const bool is_of_key = given(example.grad_key) || given(example.grad_value);
   if (may_add(problem) && is_of_key && given(example.grad_query)) {

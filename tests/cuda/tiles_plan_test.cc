@@ -15,6 +15,7 @@
 #include "core/problem.h"
 #include "cuda/families.h"
 #include "cuda/gradient_plan.h"
+#include "cuda/owners.h"
 #include "cuda/parsed_problem.h"
 #include "cuda/small_common.h"
 
@@ -308,6 +309,26 @@ TEST(TilesPlan, LeavesTheForwardToOthers) {
        }) {
     EXPECT_EQ(forward_file(line, 80), "small_lanes.cu") << line;
   }
+}
+
+TEST(TilesPlan, LeavesSmallForwardsWithFieldsToRows) {
+  const std::string small = "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32 bias dtype bf16";
+  EXPECT_EQ(forward_file(small, 80), "small_lanes.cu");
+  for (const char* line :
+       {"2d 56x56 kernel_size 7 batch 8 heads 4 head_dim 32 bias dtype bf16",
+        "2d 32x32 kernel_size 8 batch 2 heads 4 head_dim 32 bias dtype bf16",
+        "2d 30x30 kernel_size 7 heads 4 head_dim 64 lengths packed:90 dtype bf16"}) {
+    EXPECT_EQ(forward_file(line, 80), "tiles_forward.cu") << line;
+  }
+}
+
+// A block of a dilation group without queries would read in front of the tensors.
+TEST(TilesPlan, GroupsWithoutQueriesHaveNoBlocks) {
+  const Problem problem =
+      parsed("1d 9 kernel_size 3 dilation 3 output_stride 5 heads 1 head_dim 8 dtype bf16");
+  ASSERT_EQ(problem.axis(0).num_queries(), 2);
+  EXPECT_EQ(count_owner_tiles(small_axis(problem, 2), /*of_keys=*/false, 16), 2);
+  EXPECT_EQ(count_owner_tiles(small_axis(problem, 2), /*of_keys=*/true, 16), 3);
 }
 
 TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
