@@ -563,7 +563,7 @@ class BackwardUnit {
     };
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
-      if (!run.is_window || r < run.first || r >= run.last) continue;
+      if (!run.is_window || !run.is_seen_by(r)) continue;
       const T* gradients = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
       T* sums = scratch_ + plan_.scratch.bias_sums + bias_table(run, row) * kLanes;
       if (row.is_masked) {
@@ -633,7 +633,7 @@ class BackwardUnit {
 
   // Probability 0, and no NaN to multiply it with, for keys that a lane does not see.
   void hide(const Run& run, const Row& row, int r) const {
-    if (!run.is_window || r < run.first || r >= run.last) return;
+    if (!run.is_window || !run.is_seen_by(r)) return;
     const ptrdiff_t first = ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
     T* p = probabilities(r) + first;
     T* s = grad_logits(r) + first;
@@ -652,7 +652,7 @@ class BackwardUnit {
     bool is_long = true;
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
-      if (r < run.first || r >= run.last) continue;
+      if (!run.is_seen_by(r)) continue;
       const T* weights = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
       const Segment<T> segment = {run.keys, weights, run.count};
       if (!run.is_window) {

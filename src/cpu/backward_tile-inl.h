@@ -59,6 +59,8 @@ struct BackwardTile {
     int first, last;                       // rows of the tile that see it
     bool is_shared, is_window;
     std::array<int, kBackwardRows> slots;
+
+    bool is_seen_by(int row) const { return first <= row && row < last; }
   };
 };
 

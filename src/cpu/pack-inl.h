@@ -219,7 +219,8 @@ HWY_INLINE void copy_rows_in_pairs(D d, const Element* from, int64_t stride, int
   if (column + 2 * kLanes <= size) copy_vectors(std::integral_constant<size_t, 2>());
   if (column == pitch) return;
   for (int64_t i = 0; i < count; ++i) {
-    copy_row(d, from + i * stride + column, size - column, pitch - column, to + i * pitch + column);
+    copy_row(d, from + i * stride + column, size - column, pitch - column,
+             to + static_cast<size_t>(i) * pitch + column);
   }
 }
 // Writes vectors that are in pairs, if the type is packed so.
