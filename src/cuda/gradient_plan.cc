@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one launch for each other kind that is wanted: key with value; those of additional tokens;
-// bias. The first two run on tensor cores where halo_plan.h or tiles_plan.h takes the problem.
+// bias. The first two run on tensor cores where halo_plan.h or tiles_plan.h takes the problem, the
+// last with the latter.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -75,6 +76,7 @@ GradientParams make_gradient_params(const Problem& problem, const vecina_backwar
   params.grad_bias = bias_rows(example.grad_bias, problem.rank());
   params.geometry = gather_geometry(problem);
   params.geometry.lengths = sample_lengths(problem, example);
+  params.facts_bytes = static_cast<long long>(gradient_facts_bytes(problem));
   params.scale = problem.scale();
   params.scale_to_powers = problem.scale() * std::numbers::log2e;
   return params;
@@ -107,6 +109,7 @@ void set_pointers(const vecina_backward_args& args, const Written& written,
   params->grad_value.data = of(written.value);
   params->grad_bias.data = of(written.bias);
   params->facts = static_cast<char*>(args.workspace);
+  params->sums = params->facts + params->facts_bytes;
   set_lengths(args, &params->geometry.lengths);
 }
 
@@ -187,7 +190,7 @@ size_t gradient_facts_bytes(const Problem& problem) {
 }
 
 size_t gradient_workspace_bytes(const Problem& problem) {
-  return gradient_facts_bytes(problem) + tiles_sums_bytes(problem);
+  return gradient_facts_bytes(problem) + tiles_sums_bytes(problem) + tiles_bias_bytes(problem);
 }
 
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
@@ -197,9 +200,10 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, gradient_facts_bytes(problem), launches);
-  const bool is_planned = plan_halo_backward(problem, example, facts, launches).empty() ||
-                          plan_tiles_backward(problem, example, facts, launches).empty();
-  if (!is_planned) {
+  const bool is_of_halos = plan_halo_backward(problem, example, facts, launches).empty();
+  const bool is_of_tiles =
+      !is_of_halos && plan_tiles_backward(problem, example, facts, launches).empty();
+  if (!is_of_halos && !is_of_tiles) {
     Written of_query;
     if (given(example.grad_query)) of_query.query = &Args::grad_query;
     list.add("gradient_query", rows.query, kGatherWarps, of_query);
@@ -212,7 +216,13 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   }
   add_additional(problem, example, &params, &list);
   if (given(example.grad_bias)) {
-    list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
+    if (is_of_tiles && plan_tiles_bias(problem, example, facts, launches).empty()) {
+      params.parts = tiles_bias_parts(problem);
+      list.add("gradient_bias_sum", rows.bias, 32 * kGatherWarps, {.bias = &Args::grad_bias});
+      launches->back().workspace_bytes = gradient_workspace_bytes(problem);
+    } else {
+      list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
+    }
   }
   return {};
 }

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "core/tensor.h"
 #include "core/window.h"
+#include "cuda/gather_common.h"
 #include "cuda/gradient_plan.h"
 #include "cuda/kernels/tiles_config.h"
 #include "cuda/owners.h"
@@ -42,6 +44,8 @@ constexpr double kBusyWarps = 8.0, kBusyForwardWarps = 12.0;
 // benchmarks/results/h200-tiles-gradients.json.
 constexpr double kCyclesPerGroupProduct = 30.0, kCyclesPerGroupStep = 110.0, kBusyWarpgroups = 2.0;
 // The same of a warp with 32 rows, whose products wait for the step before them.
+// A guess, of gradients of the bias: of 32 differences of positions in a tile, by a warp.
+constexpr double kCyclesPerDifferences = 20.0;
 constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusyWideWarps = 8.0;
 
 int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
@@ -101,9 +105,13 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
   config.has_bias = problem.has_bias();
   config.lengths = problem.lengths();
   config.is_attention = problem.is_attention() && has_own_queries(problem);
+  config.of_bias = kernel == TilesKernel::gradient_bias;
   config.most_columns =
-      kernel == TilesKernel::forward || config.is_delta_given ? 2 * kMaxColumns : kMaxColumnsOfRows;
-  config.additional_tokens = config.of_keys ? 0 : static_cast<int>(problem.additional_tokens());
+      kernel == TilesKernel::forward || config.is_delta_given || config.of_bias
+          ? 2 * kMaxColumns
+          : kMaxColumnsOfRows;
+  config.additional_tokens =
+      config.of_keys || config.of_bias ? 0 : static_cast<int>(problem.additional_tokens());
   return config;
 }
 
@@ -120,6 +128,15 @@ bool has_own_queries(const TilesConfig& config) {
          config.output_stride[2] > 1;
 }
 int owners_of(const TilesConfig& config) { return rows_of(config) * boxes_of(config); }
+// Of positions, key - query, between the queries of a warp and the keys of a tile.
+double differences_of(const TilesConfig& config) {
+  double count = 1.0;
+  for (int a = 0; a < 3; ++a) {
+    const int step = config.output_stride[a] / std::gcd(config.output_stride[a], config.dilation[a]);
+    count *= (config.box[a] - 1.0) * step + config.partner_box[a];
+  }
+  return count;
+}
 bool has_shared_rows(const TilesConfig& config) {
   return padded(config.head_dim) + padded(config.head_dim_value) > config.most_columns;
 }
@@ -132,7 +149,13 @@ int shared_bytes(const TilesConfig& config) {
   }
   const int row = 2 * padded(config.head_dim) + 16,
             value_row = 2 * padded(config.head_dim_value) + 16;
+  constexpr double kMost = 1 << 20;  // do not fit
+  const int differences =
+      config.of_bias ? static_cast<int>(std::min(differences_of(config), kMost)) : 0;
   return kStages * config.partners * (row + value_row + facts) +
+         // Gradients of logits, their sums in two tiles, and where they are.
+         (config.of_bias ? 4 * owners_of(config) * (config.partners + 8) : 0) +
+         8 * differences * (boxes_of(config) + 1) +
          (has_shared_rows(config) ? owners_of(config) * value_row : 0) +
          (rows_of(config) == 32 ? owners_of(config) * row : 0) +
          // Rows of key, and gradients of logits of two tiles.
@@ -151,7 +174,10 @@ int registers_of(const TilesConfig& config, TilesKernel kernel) {
   if (kernel == TilesKernel::forward) {
     return rows_of(config) / 16 * (key / 4 + value / 2 + 16) + 48;
   }
-  const int sums = config.of_keys ? key + value : config.is_delta_given ? key : 2 * key;
+  const int sums = config.of_keys          ? key + value
+                   : config.of_bias        ? 32
+                   : config.is_delta_given ? key
+                                           : 2 * key;
   return sums / 2 + (key + value) / 4 + 64;
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
@@ -276,12 +302,12 @@ std::string print(const TilesConfig& c) {
       ".output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".most_columns = {}, .blocks = {}, .has_grad_lse = {}, .has_bias = {}, .lengths = {}, "
       ".is_attention = {}, "
-      ".is_delta_given = {}, .adds_queries = {}}}",
+      ".is_delta_given = {}, .adds_queries = {}, .of_bias = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
       ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
       c.is_causal[1], c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse,
-      c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_queries);
+      c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_queries, c.of_bias);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -306,12 +332,14 @@ bool may_add(const Problem& problem) {
 }
 size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
   return gradient_facts_bytes(problem) +
-         (kernel == TilesKernel::gradient_all ? tiles_sums_bytes(problem) : 0);
+         (kernel == TilesKernel::gradient_all    ? tiles_sums_bytes(problem)
+          : kernel == TilesKernel::gradient_bias ? tiles_bias_bytes(problem)
+                                                 : 0);
 }
 
 // Products of warpgroups take the problem's gradients.
 bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
-  if (facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0 ||
+  if (kernel == TilesKernel::gradient_bias || facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0 ||
       !has_plain_queries(problem)) {
     return false;
   }
@@ -389,21 +417,26 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
   const double columns_of_sums = kernel == TilesKernel::forward        ? 0.0
                                  : kernel == TilesKernel::gradient_all ? columns + key_columns
                                  : of_keys                             ? columns
+                                 : kernel == TilesKernel::gradient_bias ? 0.0
                                  : gives_delta(problem)                ? key_columns
                                                                        : 2.0 * key_columns;
   const double bytes =
       columns * 2.0 + (kernel == TilesKernel::gradient_all ? key_columns * 4.0 : 0);
   const auto try_boxes = [&](const Choice& choice, int count, TilesShape shape,
                              const std::vector<std::array<int, 3>>& boxes_of_partners) {
-    const int blocks = blocks_of(make_config(problem, kernel, shape), kernel, facts);
-    if (blocks == 0) return;
-    const double busy = std::min(1.0, blocks * count / choice.busy_warps);
     const double step =
         choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
-    const double visit = shape.partners / 16.0 * step + kCyclesPerTile;
     const double load = shape.partners * bytes / kBytesPerCycle;
+    TilesConfig config = make_config(problem, kernel, shape);
     for (const auto& partner_box : boxes_of_partners) {
       shape.partner_box = partner_box;
+      std::copy(partner_box.begin(), partner_box.end(), config.partner_box);
+      const int blocks = blocks_of(config, kernel, facts);
+      if (blocks == 0) continue;
+      const double busy = std::min(1.0, blocks * count / choice.busy_warps);
+      const double visit =
+          shape.partners / 16.0 * step + kCyclesPerTile +
+          (config.of_bias ? differences_of(config) / 32.0 * kCyclesPerDifferences : 0.0);
       double tiles = 1.0, warp_tiles = 1.0;
       for (size_t a = 0; a < 3; ++a) {
         const AxisWork& work = works.along(a, shape);
@@ -490,6 +523,7 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   config.has_grad_lse = given(example.grad_lse);
   const char* file = has_warpgroups(config) ? "hopper_gradient"
                      : config.of_keys       ? "tiles_gradient_key"
+                     : config.of_bias       ? "tiles_gradient_bias"
                                             : "tiles_gradient_query";
   BackwardLaunch launch = make_launch(problem, example, file, file, config, facts);
   launch.source.is_architecture_specific = has_warpgroups(config);
@@ -571,6 +605,33 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
         tiles_gradient_launch(problem, TilesKernel::gradient_key, example, facts, of_key));
   }
   return {};
+}
+
+std::string plan_tiles_bias(const Problem& problem, const vecina_backward_args& example,
+                            const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  const TilesShape shape = choose_tiles_shape(problem, TilesKernel::gradient_bias, facts);
+  if (shape.partners == 0) return "rows that shared memory cannot hold";
+  launches->push_back(
+      tiles_gradient_launch(problem, TilesKernel::gradient_bias, example, facts, shape));
+  launches->back().grid[0] =
+      static_cast<uint32_t>(tiles_bias_parts(problem) * problem.heads());
+  return {};
+}
+
+int tiles_bias_parts(const Problem& problem) {
+  // Blocks that keep large GPUs busy; queries that pay for a part's sums; bytes of all sums.
+  constexpr double kEnoughBlocks = 528.0, kLeastQueries = 128.0, kMostBytes = 64 << 20;
+  const RowCounts rows = count_rows(problem);
+  const double parts = std::min({kEnoughBlocks / problem.heads(),
+                                 query_rows(problem) / problem.heads() / kLeastQueries,
+                                 kMostBytes / (rows.bias * sizeof(float))});
+  return std::max(static_cast<int>(parts), 1);
+}
+
+size_t tiles_bias_bytes(const Problem& problem) {
+  if (!problem.has_bias() || !unsuitable(problem).empty()) return 0;
+  return static_cast<size_t>(tiles_bias_parts(problem)) *
+         static_cast<size_t>(count_rows(problem).bias) * sizeof(float);
 }
 
 }  // namespace vecina::internal::cuda

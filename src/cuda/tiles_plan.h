@@ -14,7 +14,7 @@
 namespace vecina::internal::cuda {
 
 // gradient_all: of key and value, and adds to that of query.
-enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all };
+enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all, gradient_bias };
 
 // How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are
 // cut.
@@ -46,6 +46,14 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const TilesShape& shape);
 // Device memory that such a kernel adds in, if the problem allows it; else 0.
 size_t tiles_sums_bytes(const Problem& problem);
+
+// Adds the launch that adds up the gradient of the bias in parts of the queries, each of which has
+// its sums in device memory after the facts: tiles_bias_bytes() for tiles_bias_parts() of them.
+// Wants facts that plan_tiles_backward's launches left. Or says why not.
+std::string plan_tiles_bias(const Problem& problem, const vecina_backward_args& example,
+                            const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
+int tiles_bias_parts(const Problem& problem);
+size_t tiles_bias_bytes(const Problem& problem);  // 0 if the problem has none
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_TILES_PLAN_H_

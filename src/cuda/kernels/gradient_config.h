@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What gradient_query.cu, gradient_key.cu and gradient_bias.cu are compiled for.
+// What gradient_query.cu, gradient_key.cu, gradient_bias.cu and gradient_bias_sum.cu are compiled
+// for.
 #ifndef VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
 #define VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
 

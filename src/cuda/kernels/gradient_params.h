@@ -13,11 +13,14 @@ struct GradientParams {
   SmallRows grad_query, grad_key, grad_value;  // of additional tokens where those are wanted
   SmallRows grad_bias;
   char* facts;  // QueryFacts of every query: [batch, heads, tokens of output...]
+  long long facts_bytes;
+  char* sums;  // after them, of parts of the queries: [parts, rows...]
+  long long parts;
   GatherGeometry geometry;
   double scale;            // of the logits
   double scale_to_powers;  // scale * log2(e): probabilities are computed in powers of two
 };
-static_assert(sizeof(GradientParams) == 13 * 48 + 8 + 264 + 2 * 8,
+static_assert(sizeof(GradientParams) == 13 * 48 + 4 * 8 + 264 + 2 * 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

@@ -204,9 +204,9 @@ struct Tile {
   Range halo[3];              // partners
 };
 
-VECINA_DEVICE Tile make_tile(const HaloParams& params) {
+VECINA_DEVICE int number_of_block() { return static_cast<int>(blockIdx.x); }
+VECINA_DEVICE Tile make_tile(const HaloParams& params, int block = number_of_block()) {
   Tile tile = {};
-  int block = static_cast<int>(blockIdx.x);
 #pragma unroll
   for (int a = 2; a >= 0; --a) {
     tile.groups.length[a] = 1;

@@ -54,14 +54,13 @@ VECINA_DEVICE void fit_to_sample(const HaloParams& params, const Sample& sample,
   }
 }
 // By the whole block, after wait_for_previous().
-VECINA_DEVICE void make_view(const HaloParams& params, SampleView& view) {
+VECINA_DEVICE void make_view(const HaloParams& params, int block, SampleView& view) {
   constexpr int kWords = sizeof(HaloParams) / 4;
   for (int i = static_cast<int>(threadIdx.x); i < kWords; i += kThreads) {
     reinterpret_cast<unsigned*>(&view.params)[i] = reinterpret_cast<const unsigned*>(&params)[i];
   }
   __syncthreads();
   if (threadIdx.x < 32) {
-    int block = static_cast<int>(blockIdx.x);
 #pragma unroll
     for (int a = 2; a >= kFirstAxis; --a) block = divide(block, params.axes[a].divide_tiles);
     const int batch = make_item(params, block * kConfig.items_of_block).batch;
@@ -136,17 +135,18 @@ VECINA_DEVICE void clear_queries(const HaloParams& params, const Tile& tile,
   });
 }
 
-// compute(params): the block's work, if its sample has owners for it; before,
+// compute(params): the work of block `number`, if its sample has owners for it; before,
 // clear(params, tile, exists).
 template <class Clear, class Compute>
-VECINA_DEVICE void compute_sample(const HaloParams& params, Clear clear, Compute compute) {
+VECINA_DEVICE void compute_sample(const HaloParams& params, Clear clear, Compute compute,
+                                  int number = number_of_block()) {
   if constexpr (!kHasLengths) {
     compute(params);
   } else {
     __shared__ SampleView view;
     wait_for_previous();
-    make_view(params, view);
-    const Tile tile = make_tile(view.params);
+    make_view(params, number, view);
+    const Tile tile = make_tile(view.params, number);
     clear(view.params, tile, view.exists);
     bool has_owners = true;
 #pragma unroll

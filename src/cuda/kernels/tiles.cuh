@@ -24,6 +24,9 @@ inline constexpr int kRowsOfThread = kRows / 8;
 inline constexpr int kStep = kRows;  // partners that a warp takes at once
 static_assert((kRows <= 32 || kRows == 64) && kPartners % kStep == 0, "");
 
+// Each tile leaves something that the block's warps add up together while the next is under way.
+inline constexpr bool kHasTileSums = kConfig.adds_queries || kConfig.of_bias;
+
 // Products of warpgroups want 64 columns beside each other, 16 bytes of a row at places that depend
 // on the row ("swizzled" over 128 bytes).
 inline constexpr bool kIsSwizzled = kRows == 64;
@@ -152,8 +155,8 @@ VECINA_DEVICE void fill_tables(const HaloParams& params, const Tile& tile, const
     const Row row = make_row(tile, box, place);
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-      // A row without an owner repeats another's, which would be added to queries twice.
-      const bool is_blind = kConfig.adds_queries && !row.is_owner;
+      // A row without an owner repeats another's, which would be added to such sums twice.
+      const bool is_blind = kHasTileSums && !row.is_owner;
       tables.visible[static_cast<int>(threadIdx.x) / kThreadsOfBox * kRows + place][a] =
           a < kFirstAxis ? Range{0, 1} : is_blind ? Range{0, 0} : row.visible[a];
     }
@@ -514,7 +517,7 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
 
     wait_for_copies<0>();
     __syncthreads();
-    if constexpr (kConfig.adds_queries) {
+    if constexpr (kHasTileSums) {
       work.begin_tile(params, tile, tables, walk, batch, head, number, steps);
     }
     if constexpr (kConfig.has_bias) work.bias.begin_tile(params, tables, walk, first_row);
@@ -557,14 +560,15 @@ VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, con
         }
       }
     }
-    // The queries of the tile before are added up meanwhile: what warps share of it is complete.
-    if constexpr (kConfig.adds_queries) {
-      if (number > 0) work.add_queries(number - 1);
+    // What warps share of the tile before is complete.
+    if constexpr (kHasTileSums) {
+      work.end_tile(number);
+      if (number > 0) work.add_tile(number - 1);
     }
   }
-  if constexpr (kConfig.adds_queries) {
+  if constexpr (kHasTileSums) {
     __syncthreads();
-    work.add_queries(tiles - 1);
+    work.add_tile(tiles - 1);
   }
 }
 

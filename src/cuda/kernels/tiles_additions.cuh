@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What kernels share whose owners are keys and that add to the gradients of queries too.
+// What kernels share that add to sums in global memory: of keys, to the gradients of queries too;
+// of queries, to that of the bias.
 #ifndef VECINA_CUDA_KERNELS_TILES_ADDITIONS_CUH_
 #define VECINA_CUDA_KERNELS_TILES_ADDITIONS_CUH_
 
@@ -7,6 +8,9 @@
 
 namespace vecina::cuda {
 
+VECINA_DEVICE void add_to(float* sum, float a) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(sum), "f"(a) : "memory");
+}
 // Adds four numbers that lie together, in any order with what other blocks add. At once from PTX
 // 8.1 on, which NVRTC 12.1 brought.
 VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
@@ -16,9 +20,7 @@ VECINA_DEVICE void add_to(float* sums, const float (&a)[4]) {
                : "memory");
 #else
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(sums + e), "f"(a[e]) : "memory");
-  }
+  for (int e = 0; e < 4; ++e) add_to(sums + e, a[e]);
 #endif
 }
 

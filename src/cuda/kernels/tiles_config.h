@@ -32,6 +32,8 @@ struct TilesConfig {
   bool is_delta_given;
   // Of keys: adds to the sums of the queries' gradients too, in any order.
   bool adds_queries;
+  // Of queries: adds up gradients of logits by relative position, and nothing else.
+  bool of_bias;
 };
 
 }  // namespace vecina::cuda

@@ -138,8 +138,10 @@ struct KeyWork {
     share_sums(params, tile, tables, walk, batch, head, number);
   }
 
+  VECINA_DEVICE void end_tile(int) {}
+
   // A warp's part of what the block's keys add to the gradients of a tile's queries.
-  VECINA_DEVICE void add_queries(int number) {
+  VECINA_DEVICE void add_tile(int number) {
     if (!is_adding) return;
     extern __shared__ uint4 shared[];
     const unsigned base = shared_address(shared);
