@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
-// Then one launch for each other kind that is wanted: key with value; those of additional tokens;
-// bias. The first two run on tensor cores where halo_plan.h or tiles_plan.h takes the problem, the
-// last with the latter.
+// Then one for each other kind that is wanted, or two where parts of the queries are added up:
+// key with value; those of additional tokens; bias. The first two run on tensor cores where
+// halo_plan.h or tiles_plan.h takes the problem, the last with the latter.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -32,9 +32,9 @@ std::string print(const GradientConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
       ".warps = {}, .lanes = {}, .lengths = {}, .has_bias = {}, .has_grad_lse = {}, "
-      ".is_stored = {}, .of_additional = {}, .has_wide_number = {}}}",
+      ".is_stored = {}, .of_additional = {}, .of_part = {}, .has_wide_number = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes, c.lengths,
-      c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.has_wide_number);
+      c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.of_part, c.has_wide_number);
 }
 
 GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
@@ -123,10 +123,12 @@ class LaunchList {
         workspace_bytes_(workspace_bytes),
         launches_(launches) {}
 
+  // `parts`: of the queries, each with blocks and sums of its own.
   void add(const char* kernel, double rows, int rows_of_block, const Written& written,
-           bool of_additional = false) {
+           bool of_additional = false, int parts = 1) {
     if (rows == 0.0) return;
     GradientConfig config = config_;
+    config.of_part = parts > 1;
     config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
     config.warps =
@@ -140,6 +142,7 @@ class LaunchList {
     launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
                      print(config)};
     launch.grid[0] = static_cast<uint32_t>(divide_up(params.geometry.num_rows, rows_of_block));
+    launch.grid[1] = static_cast<uint32_t>(parts);
     launch.block[0] = static_cast<uint32_t>(32 * config.warps);
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
@@ -164,6 +167,25 @@ class LaunchList {
   std::vector<BackwardLaunch>* launches_;
 };
 
+// Of the queries that an additional token sees. As many as keep large GPUs busy, each large enough
+// to pay for its sums.
+int additional_parts(const Problem& problem) {
+  constexpr double kEnoughBlocks = 528.0, kLeastQueries = 1024.0;
+  const double rows = count_rows(problem).additional;
+  if (rows == 0.0) return 1;
+  const double queries = static_cast<double>(problem.num_queries()) * problem.head_group();
+  return std::max(static_cast<int>(std::min(kEnoughBlocks / rows, queries / kLeastQueries)), 1);
+}
+double additional_elements(const Problem& problem) {
+  return count_rows(problem).additional * (problem.head_dim() + problem.head_dim_value());
+}
+size_t additional_bytes(const Problem& problem) {
+  const int parts = additional_parts(problem);
+  if (parts == 1) return 0;
+  return static_cast<size_t>(parts) * static_cast<size_t>(additional_elements(problem)) *
+         static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
+}
+
 // The list reads *params.
 void add_additional(const Problem& problem, const vecina_backward_args& example,
                     GradientParams* params, LaunchList* list) {
@@ -171,9 +193,14 @@ void add_additional(const Problem& problem, const vecina_backward_args& example,
   if (!given(example.grad_additional_key) && !given(example.grad_additional_value)) return;
   params->grad_key = token_rows(example.grad_additional_key, 1);
   params->grad_value = token_rows(example.grad_additional_value, 1);
-  list->add("gradient_key", count_rows(problem).additional, 1,
-            {.key = &Args::grad_additional_key, .value = &Args::grad_additional_value},
-            /*of_additional=*/true);
+  const Written written = {.key = &Args::grad_additional_key,
+                           .value = &Args::grad_additional_value};
+  const int parts = additional_parts(problem);
+  params->parts = parts;
+  list->add("gradient_key", count_rows(problem).additional, 1, written, /*of_additional=*/true,
+            parts);
+  if (parts == 1) return;
+  list->add("gradient_key_sum", additional_elements(problem), 32 * kGatherWarps, written);
 }
 
 }  // namespace
@@ -190,7 +217,10 @@ size_t gradient_facts_bytes(const Problem& problem) {
 }
 
 size_t gradient_workspace_bytes(const Problem& problem) {
-  return gradient_facts_bytes(problem) + tiles_sums_bytes(problem) + tiles_bias_bytes(problem);
+  // One after the other, in the same place.
+  return gradient_facts_bytes(problem) +
+         std::max(
+             {tiles_sums_bytes(problem), tiles_bias_bytes(problem), additional_bytes(problem)});
 }
 
 Status gradient_plan_backward(const Problem& problem, const vecina_backward_args& example,
@@ -199,7 +229,7 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   const GradientConfig config = make_config(problem, example);
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
-  LaunchList list(config, params, facts, gradient_facts_bytes(problem), launches);
+  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
   const bool is_of_halos = plan_halo_backward(problem, example, facts, launches).empty();
   const bool is_of_tiles =
       !is_of_halos && plan_tiles_backward(problem, example, facts, launches).empty();
@@ -219,7 +249,6 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
     if (is_of_tiles && plan_tiles_bias(problem, example, facts, launches).empty()) {
       params.parts = tiles_bias_parts(problem);
       list.add("gradient_bias_sum", rows.bias, 32 * kGatherWarps, {.bias = &Args::grad_bias});
-      launches->back().workspace_bytes = gradient_workspace_bytes(problem);
     } else {
       list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
     }

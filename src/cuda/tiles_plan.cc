@@ -25,8 +25,8 @@ using vecina::cuda::TilesConfig;
 constexpr int kStages = 2;        // of tiles in shared memory
 constexpr int kMaxPartners = 64;  // of a tile: bits of a mask
 constexpr int kRowsOfWarpgroup = 64;
-constexpr int kMaxColumns = 128;        // whose sums fit a thread's registers
-constexpr int kMaxColumnsOfRows = 160;  // of an owner's two rows, if sums shall leave room for them
+constexpr int kMaxColumns = 256;    // whose sums fit a thread's registers
+constexpr int kMaxRegisters = 160;  // of a thread: sums, and its part of rows of head_dim columns
 constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72 + 1100;  // and 24 for each owner
 
 // The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
@@ -52,7 +52,8 @@ int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; 
 int rows_of(const TilesConfig& config) { return config.box[0] * config.box[1] * config.box[2]; }
 
 bool is_of_keys(TilesKernel kernel) {
-  return kernel == TilesKernel::gradient_key || kernel == TilesKernel::gradient_all;
+  return kernel == TilesKernel::gradient_key || kernel == TilesKernel::gradient_key_alone ||
+         kernel == TilesKernel::gradient_value_alone || kernel == TilesKernel::gradient_all;
 }
 
 // Delta may be grad_output . output: what rounding of output does to it is small beside that of the
@@ -75,6 +76,41 @@ bool has_own_queries(const Problem& problem) {
     has_output_stride = has_output_stride || problem.axis(a).output_stride > 1;
   }
   return is_longer || has_output_stride;
+}
+
+// Columns that a thread of a gradient's kernel has sums of.
+int columns_of_sums(const Problem& problem, TilesKernel kernel) {
+  const int key = padded(problem.head_dim()), value = padded(problem.head_dim_value());
+  switch (kernel) {
+    case TilesKernel::forward:
+      return value;
+    case TilesKernel::gradient_query:
+      return gives_delta(problem) ? key : 2 * key;
+    case TilesKernel::gradient_key:
+    case TilesKernel::gradient_all:
+      return key + value;
+    case TilesKernel::gradient_key_alone:
+      return key;
+    case TilesKernel::gradient_value_alone:
+      return value;
+    case TilesKernel::gradient_bias:
+      return 0;
+  }
+  return 0;
+}
+// Which of an owner's rows shall leave their registers to sums.
+void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config) {
+  constexpr int kMaxColumnsOfRows = 160;  // of both
+  const int key = padded(problem.head_dim()), value = padded(problem.head_dim_value());
+  const int sums = columns_of_sums(problem, kernel);
+  if (kernel == TilesKernel::forward) {
+    config->shares_key = rows_of(*config) > 16 || key + value > 256;
+    return;
+  }
+  const bool has_many_sums = config->of_keys || (!config->is_delta_given && !config->of_bias);
+  config->shares_value = kernel != TilesKernel::gradient_value_alone && !config->of_bias &&
+                         key + value > (has_many_sums ? kMaxColumnsOfRows : 256);
+  config->shares_key = sums / 2 + key / 4 > kMaxRegisters;
 }
 
 TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
@@ -106,10 +142,9 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
   config.lengths = problem.lengths();
   config.is_attention = problem.is_attention() && has_own_queries(problem);
   config.of_bias = kernel == TilesKernel::gradient_bias;
-  config.most_columns =
-      kernel == TilesKernel::forward || config.is_delta_given || config.of_bias
-          ? 2 * kMaxColumns
-          : kMaxColumnsOfRows;
+  config.adds_key = config.of_keys && kernel != TilesKernel::gradient_value_alone;
+  config.adds_value = config.of_keys && kernel != TilesKernel::gradient_key_alone;
+  share_rows(problem, kernel, &config);
   config.additional_tokens =
       config.of_keys || config.of_bias ? 0 : static_cast<int>(problem.additional_tokens());
   return config;
@@ -132,13 +167,11 @@ int owners_of(const TilesConfig& config) { return rows_of(config) * boxes_of(con
 double differences_of(const TilesConfig& config) {
   double count = 1.0;
   for (int a = 0; a < 3; ++a) {
-    const int step = config.output_stride[a] / std::gcd(config.output_stride[a], config.dilation[a]);
+    const int step =
+        config.output_stride[a] / std::gcd(config.output_stride[a], config.dilation[a]);
     count *= (config.box[a] - 1.0) * step + config.partner_box[a];
   }
   return count;
-}
-bool has_shared_rows(const TilesConfig& config) {
-  return padded(config.head_dim) + padded(config.head_dim_value) > config.most_columns;
 }
 int shared_bytes(const TilesConfig& config) {
   const int facts = config.of_keys ? 16 : 0;
@@ -156,10 +189,10 @@ int shared_bytes(const TilesConfig& config) {
          // Gradients of logits, their sums in two tiles, and where they are.
          (config.of_bias ? 4 * owners_of(config) * (config.partners + 8) : 0) +
          8 * differences * (boxes_of(config) + 1) +
-         (has_shared_rows(config) ? owners_of(config) * value_row : 0) +
-         (rows_of(config) == 32 ? owners_of(config) * row : 0) +
-         // Rows of key, and gradients of logits of two tiles.
-         (config.adds_queries ? owners_of(config) * (row + 2 * (2 * config.partners + 16)) : 0);
+         (config.shares_value ? owners_of(config) * value_row : 0) +
+         (config.shares_key || config.adds_queries ? owners_of(config) * row : 0) +
+         // Gradients of logits of two tiles.
+         (config.adds_queries ? owners_of(config) * 2 * (2 * config.partners + 16) : 0);
 }
 int table_bytes(const TilesConfig& config) {
   constexpr int kOwnQueriesBytes = 36, kSampleBytes = sizeof(HaloParams) + 12;
@@ -168,23 +201,22 @@ int table_bytes(const TilesConfig& config) {
          (config.has_bias ? 4 * (owners_of(config) + kMaxPartners) : 0);
 }
 // Registers that a thread needs, roughly: sums, rows and the rest.
-int registers_of(const TilesConfig& config, TilesKernel kernel) {
+int registers_of(const Problem& problem, const TilesConfig& config, TilesKernel kernel) {
   if (has_warpgroups(config)) return 255;
   const int key = padded(config.head_dim), value = padded(config.head_dim_value);
   if (kernel == TilesKernel::forward) {
-    return rows_of(config) / 16 * (key / 4 + value / 2 + 16) + 48;
+    const int query = rows_of(config) == 16 && config.shares_key ? 24 : key / 4;
+    return rows_of(config) / 16 * (query + value / 2 + 16) + 48;
   }
-  const int sums = config.of_keys          ? key + value
-                   : config.of_bias        ? 32
-                   : config.is_delta_given ? key
-                                           : 2 * key;
-  return sums / 2 + (key + value) / 4 + 64;
+  const int sums = config.of_bias ? 32 : columns_of_sums(problem, kernel);
+  return sums / 2 + (config.shares_key ? 0 : (key + value) / 4) + 64;
 }
 // Blocks that a multiprocessor has room for; 0 if not one.
-int blocks_of(const TilesConfig& config, TilesKernel kernel, const DeviceFacts& facts) {
+int blocks_of(const Problem& problem, const TilesConfig& config, TilesKernel kernel,
+              const DeviceFacts& facts) {
   const int shared = shared_bytes(config) + table_bytes(config) + 1024;
   const int registers =
-      static_cast<int>(divide_up(std::min(registers_of(config, kernel), 255), 8)) * 8;
+      static_cast<int>(divide_up(std::min(registers_of(problem, config, kernel), 255), 8)) * 8;
   const int warps = 4 * (512 / registers);  // of a multiprocessor, from its four parts
   return std::min({facts.shared_bytes_per_block / shared, warps / warps_of(config), 8});
 }
@@ -300,14 +332,16 @@ std::string print(const TilesConfig& c) {
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
       ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
       ".output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
-      ".most_columns = {}, .blocks = {}, .has_grad_lse = {}, .has_bias = {}, .lengths = {}, "
+      ".shares_key = {}, .shares_value = {}, .blocks = {}, .has_grad_lse = {}, .has_bias = {}, "
+      ".lengths = {}, "
       ".is_attention = {}, "
-      ".is_delta_given = {}, .adds_queries = {}, .of_bias = {}}}",
+      ".is_delta_given = {}, .adds_key = {}, .adds_value = {}, .adds_queries = {}, .of_bias = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
       ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
-      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.most_columns, c.blocks, c.has_grad_lse,
-      c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_queries, c.of_bias);
+      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key, c.shares_value, c.blocks,
+      c.has_grad_lse, c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_key,
+      c.adds_value, c.adds_queries, c.of_bias);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -320,6 +354,14 @@ std::string unsuitable(const Problem& problem) {
   return {};
 }
 
+std::string unsuitable_gradients(const Problem& problem) {
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
+  if (columns_of_sums(problem, TilesKernel::gradient_query) > kMaxColumns) {
+    return "few keys in a window, and a head_dim above 128";
+  }
+  return {};
+}
+
 // Kernels that are given facts of queries, or add to their gradients, take no more than that.
 bool has_plain_queries(const Problem& problem) {
   return !has_own_queries(problem) && !problem.has_bias() &&
@@ -327,7 +369,9 @@ bool has_plain_queries(const Problem& problem) {
 }
 // One kernel may add up all gradients.
 bool may_add(const Problem& problem) {
-  return has_plain_queries(problem) && (problem.flags() & VECINA_NONDETERMINISTIC_BACKWARD) != 0 &&
+  constexpr int kMostColumns = 128;  // of either row, whose sums then have the same owner
+  return std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns &&
+         has_plain_queries(problem) && (problem.flags() & VECINA_NONDETERMINISTIC_BACKWARD) != 0 &&
          unsuitable(problem).empty() && problem.additional_tokens() == 0 && gives_delta(problem);
 }
 size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
@@ -339,8 +383,8 @@ size_t workspace_bytes(const Problem& problem, TilesKernel kernel) {
 
 // Products of warpgroups take the problem's gradients.
 bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
-  if (kernel == TilesKernel::gradient_bias || facts.compute_capability != 90 || !gives_delta(problem) || problem.additional_tokens() > 0 ||
-      !has_plain_queries(problem)) {
+  if (kernel == TilesKernel::gradient_bias || facts.compute_capability != 90 ||
+      !gives_delta(problem) || problem.additional_tokens() > 0 || !has_plain_queries(problem)) {
     return false;
   }
   const auto suits = [](int columns) { return columns == 64 || columns == 128; };
@@ -372,8 +416,12 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
     }
     return choices;
   }
-  return {{16, {4, 6, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyForwardWarps},
-          {32, {4, 8}, kCyclesPerWideProduct, kCyclesPerWideStep, kBusyWideWarps}};
+  std::vector<Choice> choices = {
+      {16, {4, 6, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyForwardWarps}};
+  if (problem.head_dim_value() <= kMaxColumns / 2) {
+    choices.push_back({32, {4, 8}, kCyclesPerWideProduct, kCyclesPerWideStep, kBusyWideWarps});
+  }
+  return choices;
 }
 
 template <typename Args>
@@ -414,24 +462,25 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
   WorkTable works(problem, of_keys);
   const double columns = padded(problem.head_dim()) + padded(problem.head_dim_value());
   const double key_columns = padded(problem.head_dim());
-  const double columns_of_sums = kernel == TilesKernel::forward        ? 0.0
-                                 : kernel == TilesKernel::gradient_all ? columns + key_columns
-                                 : of_keys                             ? columns
-                                 : kernel == TilesKernel::gradient_bias ? 0.0
-                                 : gives_delta(problem)                ? key_columns
-                                                                       : 2.0 * key_columns;
+  // Of products: those of both rows, and of sums.
+  const double product_columns =
+      kernel == TilesKernel::gradient_value_alone ? key_columns : columns;
+  const double sum_columns = kernel == TilesKernel::forward ? 0.0  // counted above
+                             : kernel == TilesKernel::gradient_all
+                                 ? columns + key_columns
+                                 : columns_of_sums(problem, kernel);
   const double bytes =
       columns * 2.0 + (kernel == TilesKernel::gradient_all ? key_columns * 4.0 : 0);
   const auto try_boxes = [&](const Choice& choice, int count, TilesShape shape,
                              const std::vector<std::array<int, 3>>& boxes_of_partners) {
     const double step =
-        choice.cycles_per_product * (columns + columns_of_sums) / 16.0 + choice.cycles_per_step;
+        choice.cycles_per_product * (product_columns + sum_columns) / 16.0 + choice.cycles_per_step;
     const double load = shape.partners * bytes / kBytesPerCycle;
     TilesConfig config = make_config(problem, kernel, shape);
     for (const auto& partner_box : boxes_of_partners) {
       shape.partner_box = partner_box;
       std::copy(partner_box.begin(), partner_box.end(), config.partner_box);
-      const int blocks = blocks_of(config, kernel, facts);
+      const int blocks = blocks_of(problem, config, kernel, facts);
       if (blocks == 0) continue;
       const double busy = std::min(1.0, blocks * count / choice.busy_warps);
       const double visit =
@@ -451,10 +500,10 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
       }
     }
   };
-  for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
+  const auto try_partners = [&](int partners, const std::vector<Choice>& choices) {
     const std::vector<std::array<int, 3>> boxes_of_partners =
         partner_boxes(problem, of_keys, partners);
-    for (const Choice& choice : choices_of(problem, kernel, facts)) {
+    for (const Choice& choice : choices) {
       if (choice.rows == kRowsOfWarpgroup && partners != kMaxPartners) continue;
       for (const int count : choice.boxes) {
         for (const auto& box : whole_boxes(problem.rank(), choice.rows)) {
@@ -464,6 +513,13 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
         }
       }
     }
+  };
+  for (const int partners : {kMaxPartners, kMaxPartners / 2}) {
+    try_partners(partners, choices_of(problem, kernel, facts));
+  }
+  // Long rows where shared memory is small.
+  if (best.partners == 0 && kernel != TilesKernel::gradient_all) {
+    try_partners(16, {{16, {2, 4}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}});
   }
   return best;
 }
@@ -471,7 +527,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
 ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_args& example,
                                    const DeviceFacts& facts, const TilesShape& shape) {
   TilesConfig config = make_config(problem, TilesKernel::forward, shape);
-  config.blocks = blocks_of(config, TilesKernel::forward, facts);
+  config.blocks = blocks_of(problem, config, TilesKernel::forward, facts);
   return make_launch(problem, example, "tiles_forward", "tiles_forward", config, facts);
 }
 
@@ -490,7 +546,10 @@ bool is_faster_by_row(const Problem& problem) {
   constexpr double kFewKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
   const double work =
       query_rows(problem) * visible_keys(problem) * (problem.head_dim() + problem.head_dim_value());
-  return !has_plain_queries(problem) && visible_keys(problem) < kFewKeys && work < kLittleWork;
+  constexpr int kMostColumns = 128;  // of those kernels
+  const bool is_taken = has_plain_queries(problem) &&
+                        std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns;
+  return !is_taken && visible_keys(problem) < kFewKeys && work < kLittleWork;
 }
 
 }  // namespace
@@ -519,13 +578,23 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const vecina_backward_args& example, const DeviceFacts& facts,
                                      const TilesShape& shape) {
   TilesConfig config = make_config(problem, kernel, shape);
-  config.blocks = blocks_of(config, kernel, facts);
+  config.blocks = blocks_of(problem, config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
   const char* file = has_warpgroups(config) ? "hopper_gradient"
                      : config.of_keys       ? "tiles_gradient_key"
                      : config.of_bias       ? "tiles_gradient_bias"
                                             : "tiles_gradient_query";
   BackwardLaunch launch = make_launch(problem, example, file, file, config, facts);
+  // What a launch does not add up is not its own to store either.
+  if (config.of_keys && !(config.adds_key && config.adds_value)) {
+    launch.fill = [fill = std::move(launch.fill), config](const vecina_backward_args& args,
+                                                          void* memory) -> Status {
+      vecina_backward_args own = args;
+      if (!config.adds_key) own.grad_key = {};
+      if (!config.adds_value) own.grad_value = {};
+      return fill(own, memory);
+    };
+  }
   launch.source.is_architecture_specific = has_warpgroups(config);
   launch.workspace_bytes = workspace_bytes(problem, kernel);
   return launch;
@@ -563,7 +632,7 @@ size_t tiles_sums_bytes(const Problem& problem) {
 
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
-  if (std::string why = unsuitable(problem); !why.empty()) return why;
+  if (std::string why = unsuitable_gradients(problem); !why.empty()) return why;
   std::string why = unsuitable_strides(problem,
                                        {&example.query, &example.key, &example.additional_key,
                                         &example.grad_query, &example.grad_key},
@@ -589,8 +658,19 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
     }
   }
   const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
-  const TilesShape of_key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);
-  if (of_query.partners == 0 || of_key.partners == 0) return "rows that shared memory cannot hold";
+  std::vector<std::pair<TilesKernel, TilesShape>> of_keys;
+  if (columns_of_sums(problem, TilesKernel::gradient_key) <= kMaxColumns) {
+    if (is_of_key) of_keys.push_back({TilesKernel::gradient_key, {}});
+  } else {
+    if (given(example.grad_key)) of_keys.push_back({TilesKernel::gradient_key_alone, {}});
+    if (given(example.grad_value)) of_keys.push_back({TilesKernel::gradient_value_alone, {}});
+  }
+  bool has_shapes = of_query.partners != 0;
+  for (auto& [kernel, shape] : of_keys) {
+    shape = choose_tiles_shape(problem, kernel, facts);
+    has_shapes = has_shapes && shape.partners != 0;
+  }
+  if (!has_shapes) return "rows that shared memory cannot hold";
   const BackwardLaunch query =
       tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query);
   // With facts from a kernel of their own, that of the gradient is wanted for the gradient alone.
@@ -600,9 +680,8 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
                                          TilesKernel::gradient_query, example, facts));
   }
   if (!has_facts_before || given(example.grad_query)) launches->push_back(query);
-  if (is_of_key) {
-    launches->push_back(
-        tiles_gradient_launch(problem, TilesKernel::gradient_key, example, facts, of_key));
+  for (const auto& [kernel, shape] : of_keys) {
+    launches->push_back(tiles_gradient_launch(problem, kernel, example, facts, shape));
   }
   return {};
 }
@@ -613,8 +692,7 @@ std::string plan_tiles_bias(const Problem& problem, const vecina_backward_args& 
   if (shape.partners == 0) return "rows that shared memory cannot hold";
   launches->push_back(
       tiles_gradient_launch(problem, TilesKernel::gradient_bias, example, facts, shape));
-  launches->back().grid[0] =
-      static_cast<uint32_t>(tiles_bias_parts(problem) * problem.heads());
+  launches->back().grid[0] = static_cast<uint32_t>(tiles_bias_parts(problem) * problem.heads());
   return {};
 }
 
@@ -629,7 +707,7 @@ int tiles_bias_parts(const Problem& problem) {
 }
 
 size_t tiles_bias_bytes(const Problem& problem) {
-  if (!problem.has_bias() || !unsuitable(problem).empty()) return 0;
+  if (!problem.has_bias() || !unsuitable_gradients(problem).empty()) return 0;
   return static_cast<size_t>(tiles_bias_parts(problem)) *
          static_cast<size_t>(count_rows(problem).bias) * sizeof(float);
 }

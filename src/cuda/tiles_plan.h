@@ -13,10 +13,19 @@
 
 namespace vecina::internal::cuda {
 
-// gradient_all: of key and value, and adds to that of query.
-enum class TilesKernel { forward, gradient_query, gradient_key, gradient_all, gradient_bias };
+// gradient_key: of key and value; the next two: of one alone, where sums of both would take more
+// registers than there are. gradient_all: of both, and adds to that of query.
+enum class TilesKernel {
+  forward,
+  gradient_query,
+  gradient_key,
+  gradient_key_alone,
+  gradient_value_alone,
+  gradient_all,
+  gradient_bias
+};
 
-// How owners (queries; of gradient_key and gradient_all, keys) and the partners that they meet are
+// How owners (queries, or keys) and the partners that they meet are
 // cut.
 struct TilesShape {
   std::array<int, 3> box = {1, 1, 1};  // of a warp, 16 owners (forward: or 32); of a warpgroup, 64

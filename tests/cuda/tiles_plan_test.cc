@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <set>
 #include <string>
@@ -61,7 +62,7 @@ TEST(TilesPlan, TakesLargeWindowsAndRowsThatHalosDoNot) {
   }
   EXPECT_EQ(files("2d 56x56 kernel_size 20 heads 2 head_dim 64 dtype f16 additional 70", 80),
             (std::vector<std::string>{"tiles_gradient_query.cu", "tiles_gradient_key.cu",
-                                      "gradient_key.cu"}));
+                                      "gradient_key.cu", "gradient_key_sum.cu"}));
 }
 
 TEST(TilesPlan, TakesWarpgroupsForGradientsOnHopper) {
@@ -127,7 +128,11 @@ TEST(TilesPlan, AddsUpAllGradientsAtOnceWhereTheProblemAllowsIt) {
     const Problem left = parsed("2d 256x256 heads 2 head_dim 128 " + text);
     imagine_arguments(left, VECINA_CUDA, &example);
     EXPECT_EQ(files(left, example, 80).front(), "tiles_gradient_query.cu") << other;
-    EXPECT_EQ(gradient_workspace_bytes(left), gradient_facts_bytes(left)) << other;
+    // Sums of parts of the queries alone: 6 tokens, 65,536 queries, 1024 at least of a part.
+    const size_t parts = left.additional_tokens() > 0 ? 64 : 0;
+    EXPECT_EQ(gradient_workspace_bytes(left),
+              gradient_facts_bytes(left) + parts * 6 * (128 + 128) * 4)
+        << other;
   }
 }
 
@@ -182,7 +187,8 @@ TEST(TilesPlan, TakesBiasLengthsOutputStrideAndQueriesOfTheirOwn) {
     const char *line, *last_of_backward;
   };
   for (const Row& row : {
-           Row{"2d 56x56 kernel_size 20 bias heads 2 head_dim 64 dtype f16", "gradient_bias.cu"},
+           Row{"2d 56x56 kernel_size 20 bias heads 2 head_dim 64 dtype f16",
+               "gradient_bias_sum.cu"},
            {"2d 56x56 kernel_size 20 batch 3 heads 2 head_dim 128 lengths padded dtype bf16",
             "tiles_gradient_key.cu"},
            {"3d 20x20x20 kernel_size 5 heads 2 head_dim 24 lengths packed:4 dtype bf16",
@@ -192,7 +198,7 @@ TEST(TilesPlan, TakesBiasLengthsOutputStrideAndQueriesOfTheirOwn) {
            {"attention 1000x999 heads 2 head_dim 64 dtype f16", "tiles_gradient_key.cu"},
            {"1d 500 kernel_size 100 output_stride 3 batch 2 heads 1 head_dim 64 additional 2 bias "
             "lengths padded dtype bf16",
-            "gradient_bias.cu"},
+            "gradient_bias_sum.cu"},
        }) {
     EXPECT_EQ(forward_file(row.line, 80), "tiles_forward.cu") << row.line;
     for (const char* allowed : {"", " allow nondeterministic"}) {
@@ -203,7 +209,10 @@ TEST(TilesPlan, TakesBiasLengthsOutputStrideAndQueriesOfTheirOwn) {
         EXPECT_EQ(backward.at(1), "tiles_gradient_key.cu") << line;
         EXPECT_EQ(backward.back(), row.last_of_backward) << line;
       }
-      EXPECT_EQ(gradient_workspace_bytes(parsed(line)), gradient_facts_bytes(parsed(line)));
+      const Problem problem = parsed(line);
+      EXPECT_EQ(gradient_workspace_bytes(problem),
+                gradient_facts_bytes(problem) + tiles_bias_bytes(problem));
+      EXPECT_EQ(tiles_bias_bytes(problem) > 0, problem.has_bias()) << line;
     }
   }
 }
@@ -266,7 +275,6 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
     std::set<int> rows;
     for (std::string line; std::getline(lines, line);) {
       const Problem problem = parsed(line);
-      if (problem.head_dim() > 128 || problem.head_dim_value() > 128) continue;  // not taken
       const std::string file = forward_file(problem, facts);
       EXPECT_NE(file, "small_lanes.cu") << line;
       if (may_be_small(problem)) continue;
@@ -303,7 +311,7 @@ TEST(TilesPlan, OffsetsOfLseFit31Bits) {
 TEST(TilesPlan, LeavesTheForwardToOthers) {
   for (const char* line : {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
-           "2d 56x56 kernel_size 30 heads 2 head_dim 136 dtype f16",                   // columns
+           "2d 56x56 kernel_size 30 heads 2 head_dim 264 dtype f16",                   // columns
            "2d 56x56 kernel_size 30 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
            "1d 4096 kernel_size 7 heads 2 head_dim 48 dtype f16",                      // few keys
        }) {
@@ -331,10 +339,33 @@ TEST(TilesPlan, GroupsWithoutQueriesHaveNoBlocks) {
   EXPECT_EQ(count_owner_tiles(small_axis(problem, 2), /*of_keys=*/true, 16), 3);
 }
 
+// Where sums of both gradients would not fit a thread's registers, key and value have a launch
+// each.
+TEST(TilesPlan, LongRowsHaveTheirGradientsOneByOne) {
+  const std::vector<std::string> three = {"tiles_gradient_query.cu", "tiles_gradient_key.cu",
+                                          "tiles_gradient_key.cu"};
+  for (const char* dims :
+       {"head_dim 256", "head_dim 160 head_dim_value 104", "head_dim 64 head_dim_value 256"}) {
+    const std::string line =
+        std::string("2d 56x56 kernel_size 20 heads 2 dtype bf16 allow nondeterministic ") + dims;
+    for (const int capability : {80, 86, 90}) EXPECT_EQ(files(line, capability), three) << line;
+    EXPECT_EQ(forward_file(line, 80), "tiles_forward.cu") << line;
+    const Problem problem = parsed(line);
+    EXPECT_EQ(gradient_workspace_bytes(problem), gradient_facts_bytes(problem)) << line;
+    vecina_backward_args example;
+    imagine_arguments(problem, VECINA_CUDA, &example);
+    example.grad_key = {};
+    EXPECT_EQ(files(problem, example, 80), (std::vector<std::string>{three[0], three[1]}));
+  }
+  EXPECT_EQ(files("2d 56x56 kernel_size 20 heads 2 head_dim 192 head_dim_value 64 dtype f16", 80),
+            (std::vector<std::string>{three[0], three[1]}));
+}
+
 TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
   for (const char* line : {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
-           "2d 56x56 kernel_size 20 heads 2 head_dim 136 dtype f16",                   // columns
+           "2d 56x56 kernel_size 20 heads 2 head_dim 264 dtype f16",                   // columns
+           "2d 56x56 kernel_size 7 heads 2 head_dim 136 dtype f16",                    // few keys
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
@@ -360,14 +391,23 @@ TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
     const Problem problem =
         parsed(std::to_string(rank) + "d " + extents + " kernel_size " + kernel_sizes +
                " dilation " + dilations + " heads 2 head_dim " +
-               std::to_string(8 * random.integer(1, 16)) + " head_dim_value " +
-               std::to_string(8 * random.integer(1, 16)) + fields.at(i % 4) + " dtype bf16");
+               std::to_string(8 * random.integer(1, 32)) + " head_dim_value " +
+               std::to_string(8 * random.integer(1, 32)) + fields.at(i % 4) + " dtype bf16");
     vecina_forward_args forward;
     vecina_backward_args backward;
     imagine_arguments(problem, VECINA_CUDA, &forward);
     imagine_arguments(problem, VECINA_CUDA, &backward);
-    for (const TilesKernel kernel : {TilesKernel::forward, TilesKernel::gradient_query,
-                                     TilesKernel::gradient_key, TilesKernel::gradient_all}) {
+    std::vector<TilesKernel> kernels = {TilesKernel::forward, TilesKernel::gradient_query};
+    if (problem.head_dim() + problem.head_dim_value() <= 248) {
+      kernels.push_back(TilesKernel::gradient_key);
+    }
+    if (std::max(problem.head_dim(), problem.head_dim_value()) <= 128) {
+      kernels.push_back(TilesKernel::gradient_all);
+    }
+    kernels.insert(kernels.end(),
+                   {TilesKernel::gradient_key_alone, TilesKernel::gradient_value_alone});
+    if (problem.has_bias()) kernels.push_back(TilesKernel::gradient_bias);
+    for (const TilesKernel kernel : kernels) {
       const TilesShape shape = choose_tiles_shape(problem, kernel, facts);
       ASSERT_GT(shape.partners, 0) << problem.line();
       const int rows = shape.box[0] * shape.box[1] * shape.box[2];

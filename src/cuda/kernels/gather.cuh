@@ -79,6 +79,15 @@ VECINA_DEVICE char* row_at(const SmallRows& rows, const Tokens& tokens, int head
 struct BoxWalk {
   int at[3] = {0, 0, 0};
 
+  // From token `number` of a box that is not empty on.
+  VECINA_DEVICE void begin(long long number, const int (&count)[3]) {
+#pragma unroll
+    for (int a = 2; a > kFirstAxis; --a) {
+      at[a] = static_cast<int>(number % count[a]);
+      number /= count[a];
+    }
+    at[kFirstAxis] = static_cast<int>(number);
+  }
   // Leaves the box, which must not be empty, at the far end of the outermost axis.
   VECINA_DEVICE void advance(int steps, const int (&count)[3]) {
     at[2] += steps;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What gradient_query.cu, gradient_key.cu, gradient_bias.cu and gradient_bias_sum.cu are compiled
-// for.
+// What the kernels gradient_*.cu are compiled for.
 #ifndef VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
 #define VECINA_CUDA_KERNELS_GRADIENT_CONFIG_H_
 
@@ -19,6 +18,7 @@ struct GradientConfig {
   bool has_grad_lse;
   bool is_stored;        // gradient_query.cu: the gradient is wanted, not the facts alone
   bool of_additional;    // gradient_key.cu: an additional token's, not a key's
+  bool of_part;          // of those: sums of a part of the queries
   bool has_wide_number;  // more than 2^31 rows get a gradient
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients of key and value: a warp owns a token of one key head and walks the queries that see
 // it, with every query head of its group. An additional token is seen by all queries; its owner is
-// a block. The formulas stand in gradient_pairs.cuh.
+// a block, or several, each with a part of the queries, whose sums gradient_key_sum.cu adds up. The
+// formulas stand in gradient_pairs.cuh.
 #include "gradient_pairs.cuh"
 
 namespace vecina::cuda {
@@ -88,11 +89,20 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
   key.gradient.clear();
   key.grad_value.clear();
   const long long num_queries = static_cast<long long>(count[0]) * count[1] * count[2];
+  long long begin = 0, end = num_queries;
+  if constexpr (kConfig.of_part) {
+    const int at_once = kAtOnce * static_cast<int>(gridDim.y);
+    const long long size = (num_queries + at_once - 1) / at_once * kAtOnce;
+    begin = size * blockIdx.y;
+    end = begin + size < num_queries ? begin + size : num_queries;
+  }
   for (int head = head_kv * head_group; head < (head_kv + 1) * head_group; ++head) {
     BoxWalk walk;
-    if (num_queries > 0)
-      walk.advance(kConfig.of_additional ? warp * kGroups + group : group, count);
-    for (long long first = 0; first < num_queries; first += kAtOnce) {
+    if constexpr (kConfig.of_part) {
+      if (begin < end) walk.begin(begin, count);
+    }
+    if (begin < end) walk.advance(kConfig.of_additional ? warp * kGroups + group : group, count);
+    for (long long first = begin; first < end; first += kAtOnce) {
       const QueryPlace place =
           query_place<kConfig.of_additional>(geometry, queries, walk, walk.is_inside(count));
       add_query(params, sample, head, place, lane, key);
@@ -108,6 +118,14 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
     if (warp != 0) return;
   }
   if (group != 0 || (kIsPacked && !is_token)) return;
+  if constexpr (kConfig.of_part) {
+    const long long row = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
+    Real* sums =
+        reinterpret_cast<Real*>(params.sums) + row * (kConfig.head_dim + kConfig.head_dim_value);
+    key.gradient.store_sums(sums, lane);
+    key.grad_value.store_sums(sums + kConfig.head_dim, lane);
+    return;
+  }
   key.gradient.scale(static_cast<Real>(params.scale));
   if (params.grad_key.data != nullptr) {
     key.gradient.store(row_of(params.grad_key), lane);

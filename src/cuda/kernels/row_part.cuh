@@ -56,6 +56,17 @@ struct RowPart {
     }
   }
 
+  // As they were added up.
+  VECINA_DEVICE void store_sums(Real* row, int lane) const {
+#pragma unroll
+    for (int m = 0; m < kCount; ++m) {
+      const int vector = m * kLanes + lane;
+      if (!kIsEven && vector >= kVectors) continue;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) row[vector * kVector + i] = columns[m * kVector + i];
+    }
+  }
+
   // This thread's share of the dot product of two rows.
   VECINA_DEVICE Real dot(const RowPart& other) const {
     Real sum = Real(0);

@@ -365,10 +365,14 @@ VECINA_DEVICE unsigned place_by_rows() {
   return static_cast<unsigned>(lane % 16 * Side::kRowBytes + lane / 16 * 16);
 }
 
-// Owners' rows in shared memory after the stages, 16 a warp: those of head_dim_value columns, where
-// registers are needed for other things.
-inline constexpr bool kHasSharedRows =
-    16 * (KeySide::kSteps + ValueSide::kSteps) > kConfig.most_columns;
+// Owners' rows in shared memory after the stages, where registers are needed for other things or
+// all warps want them.
+inline constexpr bool kHasKeyRows = kConfig.shares_key || kConfig.adds_queries;
+inline constexpr int kValueRowsAt = kStages * kStageBytes;
+inline constexpr int kKeyRowsAt =
+    kValueRowsAt + (kConfig.shares_value ? kRows * kBoxes * ValueSide::kRowBytes : 0);
+inline constexpr int kRowsEnd =
+    kKeyRowsAt + (kHasKeyRows ? kRows * kBoxes * KeySide::kRowBytes : 0);
 template <class Side>
 VECINA_DEVICE void share_rows(const unsigned (&words)[Side::kSteps][4], int place) {
   extern __shared__ uint4 shared[];
@@ -384,13 +388,25 @@ VECINA_DEVICE void share_rows(const unsigned (&words)[Side::kSteps][4], int plac
   }
   __syncwarp();
 }
-VECINA_DEVICE unsigned place_of_shared_rows() {
+// What a thread names of its warp's for load_matrices.
+template <class Side>
+VECINA_DEVICE unsigned place_of_shared_rows(int place) {
   extern __shared__ uint4 shared[];
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  return shared_address(shared) + kStages * kStageBytes + 16 * warp * ValueSide::kRowBytes +
-         place_by_rows<ValueSide>();
+  return shared_address(shared) + static_cast<unsigned>(place + kRows * warp * Side::kRowBytes) +
+         place_by_rows<Side>();
 }
 
+// 16 columns of a warp's rows: as loaded from shared memory, or those in registers.
+template <bool kIsShared>
+VECINA_DEVICE auto columns_of(const unsigned (&shared)[4], const unsigned (&own)[4])
+    -> const unsigned (&)[4] {
+  if constexpr (kIsShared) {
+    return shared;
+  } else {
+    return own;
+  }
+}
 // sums += 16 columns of rows . 16 partners (words: those of load_matrices).
 VECINA_DEVICE void add_columns(const unsigned (&rows)[4], const unsigned (&words)[4],
                                float (&sums)[2][4]) {

@@ -22,15 +22,17 @@ struct TilesConfig {
   int kernel_size[3], stride[3], dilation[3], output_stride[3];
   bool is_causal[3];
   int additional_tokens;
-  int most_columns;  // of an owner's two rows in registers; if more, one lies in shared memory
-  int blocks;        // that a multiprocessor shall hold
+  // An owner's row of head_dim columns, of head_dim_value ones: in shared memory, not in registers.
+  bool shares_key, shares_value;
+  int blocks;  // that a multiprocessor shall hold
   bool has_grad_lse;
   bool has_bias;
   int lengths;        // vecina_lengths
   bool is_attention;  // every query sees all keys, of which there may be more, or fewer
   // Of queries: delta is grad_output . output, not found anew.
   bool is_delta_given;
-  // Of keys: adds to the sums of the queries' gradients too, in any order.
+  // Of keys: whose gradients it adds up; and adds to sums of the queries' gradients, in any order.
+  bool adds_key, adds_value;
   bool adds_queries;
   // Of queries: adds up gradients of logits by relative position, and nothing else.
   bool of_bias;

@@ -19,10 +19,10 @@ constexpr int kParts = kStep / 16;             // second factors
 constexpr int kTiles = 2 * ValueSide::kSteps;  // of 8 columns
 constexpr float kSlack = 8.0f;                 // of logits above the maximum, in powers of two
 
-// Queries of warps with 32 rows lie in shared memory, after the stages: in registers they would
-// leave no room for loads ahead.
-constexpr bool kSharesQuery = kHalves > 1;
-constexpr int kQueryBytes = kSharesQuery ? kBoxes * kRows * KeySide::kRowBytes : 0;
+// Queries of warps with 32 rows lie in shared memory: in registers they would leave no room for
+// loads ahead.
+constexpr bool kSharesQuery = kConfig.shares_key;
+static_assert(kSharesQuery || kHalves == 1, "");
 
 // A warp's rows with the keys of a step.
 struct Logits {
@@ -108,11 +108,8 @@ struct ForwardWork {
         for (int h = 0; h < kHalves; ++h) {
           if constexpr (kStarts) {
             if (c < KeySide::kSteps) {
-              if constexpr (kSharesQuery) {
-                add_columns(now.query[h], now.next_keys[p], pairs.logits[h][p]);
-              } else {
-                add_columns(query[h][c], now.next_keys[p], pairs.logits[h][p]);
-              }
+              add_columns(columns_of<kSharesQuery>(now.query[h], query[h][c]), now.next_keys[p],
+                          pairs.logits[h][p]);
             }
           }
           if constexpr (kAdds) {
@@ -204,15 +201,16 @@ VECINA_DEVICE bool attend(const HaloParams& params, const Tile& tile, const Box&
   if constexpr (kSharesQuery) {  // copied with the first tile
     extern __shared__ uint4 shared[];
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    const unsigned rows = shared_address(shared) + kStages * kStageBytes +
-                          static_cast<unsigned>(warp * kRows * KeySide::kRowBytes);
-    const char* query = query_at(lane);
+    const int row = lane % kRows;
+    const unsigned to =
+        shared_address(shared) +
+        static_cast<unsigned>(kKeyRowsAt + (warp * kRows + row) * KeySide::kRowBytes);
+    const char* query = query_at(row);
 #pragma unroll
-    for (int chunk = 0; chunk < KeySide::kChunks; ++chunk) {
-      copy_chunk(rows + static_cast<unsigned>(lane * KeySide::kRowBytes + 16 * chunk),
-                 query + 16 * chunk, true);
+    for (int chunk = lane / kRows; chunk < KeySide::kChunks; chunk += 32 / kRows) {
+      copy_chunk(to + static_cast<unsigned>(16 * chunk), query + 16 * chunk, true);
     }
-    work.query_rows = rows + place_by_rows<KeySide>();
+    work.query_rows = place_of_shared_rows<KeySide>(kKeyRowsAt);
   } else {
     load_rows<kKeyColumns>(query_at(lane / 4), query_at(lane / 4 + 8), work.query[0]);
   }
@@ -252,7 +250,7 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   const Tile tile = make_tile(params);
   const Box box = first_owners(tile);
   fill_tables(params, tile, box, tables);
-  clear_shared(shared, kStages * kStageBytes + kQueryBytes);
+  clear_shared(shared, kRowsEnd);
   __syncthreads();
   wait_for_previous();
   compute_block<attend_alone>(params, [&](bool is_cleaned) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients of key and value with tensor cores for large windows (tiles.cuh): queries, gradients of
 // outputs and facts of the queries that see a box of keys pass through shared memory, for one
-// query head of the group after the other. The formulas stand in gradient_pairs.cuh.
+// query head of the group after the other. The formulas stand in gradient_pairs.cuh. Sums of many
+// columns do not fit a thread's registers; each gradient then has a launch of its own.
 //
 // Where the block adds to the queries' gradients too (adds_queries), its warps leave gradients of
 // logits in shared memory, and each warp multiplies some of them by all of the block's keys while
@@ -17,11 +18,7 @@ namespace {
 
 static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are keys");
 
-// Shared memory after the stages.
-constexpr int kValueRowsAt = kStages * kStageBytes;
-constexpr int kKeyRowsAt =
-    kValueRowsAt + (kHasSharedRows ? kRows * kBoxes * ValueSide::kRowBytes : 0);
-constexpr int kGradientsAt = kKeyRowsAt + kRows * kBoxes * KeySide::kRowBytes;
+constexpr int kGradientsAt = kRowsEnd;
 constexpr int kGradientRowBytes = 2 * kPartners + 16;  // of a key
 constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile, of two
 constexpr int kGroups = kPartners / 32;
@@ -32,8 +29,9 @@ static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups 
 struct KeyWork {
   unsigned key[KeySide::kSteps][4], value[ValueSide::kSteps][4];
   float scale;  // of logits
-  float grad_key[2 * KeySide::kSteps][4], grad_value[2 * ValueSide::kSteps][4];
-  unsigned query_place, output_place, query_rows, output_rows, facts_place, value_rows;
+  float grad_key[kConfig.adds_key ? 2 * KeySide::kSteps : 1][4];
+  float grad_value[kConfig.adds_value ? 2 * ValueSide::kSteps : 1][4];
+  unsigned query_place, output_place, query_rows, output_rows, facts_place, key_rows, value_rows;
   unsigned gradients;  // where the thread leaves those of logits
   bool is_adding;   // to the queries' gradients
   RowBias<kConfig.has_bias> bias;
@@ -52,19 +50,24 @@ struct KeyWork {
     // What 16 columns need, loaded while those before them are multiplied. Without the barrier
     // the compiler puts each load right before its use, and nothing covers its 30 cycles.
     struct Words {
-      unsigned next_queries[4], next_outputs[4], value[4], queries[4], outputs[4];
+      unsigned next_queries[4], next_outputs[4], key[4], value[4], queries[4], outputs[4];
     } words[2];
     const auto load = [&](int c, Words& to) {
       if constexpr (kStarts) {
-        if (c < KeySide::kSteps) load_matrices(to.next_queries, next_queries + 32 * c);
-        if (c < ValueSide::kSteps) {
+        if (c < KeySide::kSteps) {
+          load_matrices(to.next_queries, next_queries + 32 * c);
+          if constexpr (kConfig.shares_key) load_matrices(to.key, key_rows + 32 * c);
+        }
+        if (kConfig.adds_key && c < ValueSide::kSteps) {
           load_matrices(to.next_outputs, next_outputs + 32 * c);
-          if constexpr (kHasSharedRows) load_matrices(to.value, value_rows + 32 * c);
+          if constexpr (kConfig.shares_value) load_matrices(to.value, value_rows + 32 * c);
         }
       }
       if constexpr (kAdds) {
-        if (c < ValueSide::kSteps) load_transposed(to.outputs, outputs + 32 * c);
-        if (c < KeySide::kSteps) load_transposed(to.queries, queries + 32 * c);
+        if (kConfig.adds_value && c < ValueSide::kSteps) {
+          load_transposed(to.outputs, outputs + 32 * c);
+        }
+        if (kConfig.adds_key && c < KeySide::kSteps) load_transposed(to.queries, queries + 32 * c);
       }
     };
     constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
@@ -75,18 +78,22 @@ struct KeyWork {
       if (c + 1 < kSteps) load(c + 1, words[(c + 1) % 2]);
       __syncwarp();
       if constexpr (kStarts) {
-        if (c < KeySide::kSteps) add_columns(key[c], now.next_queries, pairs.logits);
-        if (c < ValueSide::kSteps) {
-          if constexpr (kHasSharedRows) {
-            add_columns(now.value, now.next_outputs, pairs.differences);
-          } else {
-            add_columns(value[c], now.next_outputs, pairs.differences);
-          }
+        if (c < KeySide::kSteps) {
+          add_columns(columns_of<kConfig.shares_key>(now.key, key[c]), now.next_queries,
+                      pairs.logits);
+        }
+        if (kConfig.adds_key && c < ValueSide::kSteps) {
+          add_columns(columns_of<kConfig.shares_value>(now.value, value[c]), now.next_outputs,
+                      pairs.differences);
         }
       }
       if constexpr (kAdds) {
-        if (c < ValueSide::kSteps) add_rows(factors.weights, now.outputs, c, grad_value);
-        if (c < KeySide::kSteps) add_rows(factors.gradients, now.queries, c, grad_key);
+        if (kConfig.adds_value && c < ValueSide::kSteps) {
+          add_rows(factors.weights, now.outputs, c, grad_value);
+        }
+        if (kConfig.adds_key && c < KeySide::kSteps) {
+          add_rows(factors.gradients, now.queries, c, grad_key);
+        }
       }
     }
   }
@@ -109,7 +116,9 @@ struct KeyWork {
             below += bias.at(e / 2, 16 * step + 8 * k + column, is_seen);
           }
           weight = is_seen ? power_of_two(fmaf(weight, scale, below)) : 0.0f;
-          gradient = is_seen ? weight * (gradient - shift) : 0.0f;
+          if constexpr (kConfig.adds_key) {
+            gradient = is_seen ? weight * (gradient - shift) : 0.0f;
+          }
         }
       }
     }
@@ -217,12 +226,15 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
     };
     load_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), work.key);
-    load_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), work.value);
+    if constexpr (kConfig.adds_key) {
+      load_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), work.value);
+    }
   }
-  if constexpr (kHasSharedRows) share_rows<ValueSide>(work.value, kValueRowsAt);
-  if constexpr (kConfig.adds_queries) share_rows<KeySide>(work.key, kKeyRowsAt);
+  if constexpr (kConfig.shares_value) share_rows<ValueSide>(work.value, kValueRowsAt);
+  if constexpr (kHasKeyRows) share_rows<KeySide>(work.key, kKeyRowsAt);
   work.is_adding = !is_cleaned;  // once
-  work.value_rows = place_of_shared_rows();
+  work.key_rows = place_of_shared_rows<KeySide>(kKeyRowsAt);
+  work.value_rows = place_of_shared_rows<ValueSide>(kValueRowsAt);
   work.scale = params.scale_to_powers;
   work.bias.begin(params, item.head * kConfig.head_group);
   clear(work.grad_key);
@@ -241,15 +253,19 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     const auto at = [&](const HaloRows& tensor) {
       return head_rows(tensor, item.batch, item.head) + row_offset(tensor, row);
     };
-    if (params.grad_key.data != nullptr) {
-      is_good = store_row<kKeyColumns / 8>(work.grad_key, i, params.scale, at(params.grad_key),
-                                           row.is_owner) &&
-                is_good;
-    }
-    if (params.grad_value.data != nullptr) {
-      is_good = store_row<kValueColumns / 8>(work.grad_value, i, 1.0f, at(params.grad_value),
+    if constexpr (kConfig.adds_key) {
+      if (params.grad_key.data != nullptr) {
+        is_good = store_row<kKeyColumns / 8>(work.grad_key, i, params.scale, at(params.grad_key),
                                              row.is_owner) &&
-                is_good;
+                  is_good;
+      }
+    }
+    if constexpr (kConfig.adds_value) {
+      if (params.grad_value.data != nullptr) {
+        is_good = store_row<kValueColumns / 8>(work.grad_value, i, 1.0f, at(params.grad_value),
+                                               row.is_owner) &&
+                  is_good;
+      }
     }
   }
   return is_good;

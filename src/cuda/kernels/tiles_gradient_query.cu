@@ -39,7 +39,7 @@ struct QueryWork {
   float scale;                 // of logits
   float total[2], differences[2];  // for delta, unless it is given
   float keys[kConfig.is_delta_given ? 1 : kTiles][4], products[kTiles][4];
-  unsigned key_place, value_place, key_rows, grad_output_rows;
+  unsigned key_place, value_place, key_rows, query_rows, grad_output_rows;
   RowBias<kConfig.has_bias> bias;
 
   template <bool kAdds, bool kStarts>
@@ -55,14 +55,18 @@ struct QueryWork {
     // What 16 columns need, loaded while those before them are multiplied. Without the barrier
     // the compiler puts each load right before its use, and nothing covers its 30 cycles.
     struct Words {
-      unsigned next_keys[4], next_values[4], grad_output[4], keys[4];
+      unsigned next_keys[4], next_values[4], query[4], grad_output[4], keys[4];
     } words[2];
     const auto load = [&](int c, Words& to) {
       if constexpr (kStarts) {
-        if (c < KeySide::kSteps) load_matrices(to.next_keys, next_keys + 32 * c);
+        if (c < KeySide::kSteps) {
+          load_matrices(to.next_keys, next_keys + 32 * c);
+          if constexpr (kConfig.shares_key) load_matrices(to.query, query_rows + 32 * c);
+        }
         if (c < ValueSide::kSteps) {
           load_matrices(to.next_values, next_values + 32 * c);
-          if constexpr (kHasSharedRows) load_matrices(to.grad_output, grad_output_rows + 32 * c);
+          if constexpr (kConfig.shares_value)
+            load_matrices(to.grad_output, grad_output_rows + 32 * c);
         }
       }
       if constexpr (kAdds) {
@@ -77,13 +81,13 @@ struct QueryWork {
       if (c + 1 < kSteps) load(c + 1, words[(c + 1) % 2]);
       __syncwarp();
       if constexpr (kStarts) {
-        if (c < KeySide::kSteps) add_columns(query[c], now.next_keys, pairs.logits);
+        if (c < KeySide::kSteps) {
+          add_columns(columns_of<kConfig.shares_key>(now.query, query[c]), now.next_keys,
+                      pairs.logits);
+        }
         if (c < ValueSide::kSteps) {
-          if constexpr (kHasSharedRows) {
-            add_columns(now.grad_output, now.next_values, pairs.differences);
-          } else {
-            add_columns(grad_output[c], now.next_values, pairs.differences);
-          }
+          add_columns(columns_of<kConfig.shares_value>(now.grad_output, grad_output[c]),
+                      now.next_values, pairs.differences);
         }
       }
       if constexpr (kAdds) {
@@ -150,7 +154,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       work.total[i] = work.differences[i] = 0.0f;
     }
   }
-  if constexpr (kHasSharedRows) share_rows<ValueSide>(work.grad_output, kStages * kStageBytes);
+  if constexpr (kConfig.shares_key) share_rows<KeySide>(work.query, kKeyRowsAt);
+  if constexpr (kConfig.shares_value) share_rows<ValueSide>(work.grad_output, kValueRowsAt);
   work.scale = params.scale_to_powers;
   work.bias.begin(params, item.head);
   clear(work.keys);
@@ -158,7 +163,8 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   work.key_place = place_by_columns<KeySide>();
   work.value_place = place_by_columns<ValueSide>() + KeySide::kBytes;
   work.key_rows = place_by_rows<KeySide>();
-  work.grad_output_rows = place_of_shared_rows();
+  work.query_rows = place_of_shared_rows<KeySide>(kKeyRowsAt);
+  work.grad_output_rows = place_of_shared_rows<ValueSide>(kValueRowsAt);
   walk_partners<Pairs, Factors>(params, tile, tables, item.batch,
                                 item.head / kConfig.head_group, is_cleaned, work);
   bool is_good = true;
