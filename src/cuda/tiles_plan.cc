@@ -25,8 +25,7 @@ using vecina::cuda::TilesConfig;
 constexpr int kStages = 2;        // of tiles in shared memory
 constexpr int kMaxPartners = 64;  // of a tile: bits of a mask
 constexpr int kRowsOfWarpgroup = 64;
-constexpr int kMaxColumns = 256;    // whose sums fit a thread's registers
-constexpr int kMaxRegisters = 160;  // of a thread: sums, and its part of rows of head_dim columns
+constexpr int kMaxColumns = 256;  // whose sums fit a thread's registers
 constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72 + 1100;  // and 24 for each owner
 
 // The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
@@ -44,9 +43,9 @@ constexpr double kBusyWarps = 8.0, kBusyForwardWarps = 12.0;
 // benchmarks/results/h200-tiles-gradients.json.
 constexpr double kCyclesPerGroupProduct = 30.0, kCyclesPerGroupStep = 110.0, kBusyWarpgroups = 2.0;
 // The same of a warp with 32 rows, whose products wait for the step before them.
-// A guess, of gradients of the bias: of 32 differences of positions in a tile, by a warp.
-constexpr double kCyclesPerDifferences = 20.0;
 constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusyWideWarps = 8.0;
+// A guess: of 32 differences of positions in a tile, for which a warp adds up gradients of logits.
+constexpr double kCyclesPerDifferences = 20.0;
 
 int padded(int columns) { return static_cast<int>(divide_up(columns, 16)) * 16; }
 int rows_of(const TilesConfig& config) { return config.box[0] * config.box[1] * config.box[2]; }
@@ -98,9 +97,10 @@ int columns_of_sums(const Problem& problem, TilesKernel kernel) {
   }
   return 0;
 }
-// Which of an owner's rows shall leave their registers to sums.
+// Which of an owner's rows shall leave their registers to sums: so that nothing is spilled.
 void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config) {
-  constexpr int kMaxColumnsOfRows = 160;  // of both
+  constexpr int kMaxColumnsOfRows = 160;  // of both, beside many sums
+  constexpr int kMaxRegisters = 160;      // of sums and a thread's part of rows of head_dim columns
   const int key = padded(problem.head_dim()), value = padded(problem.head_dim_value());
   const int sums = columns_of_sums(problem, kernel);
   if (kernel == TilesKernel::forward) {
@@ -434,6 +434,7 @@ KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, cons
   for (size_t a = 0; a < 3; ++a) owners.box[a] = config.box[a] * config.boxes[a];
   double blocks = 0.0;
   const HaloParams params = owner_params(problem, example, owners, &blocks);
+  if (config.of_bias) blocks = static_cast<double>(tiles_bias_parts(problem)) * problem.heads();
   KernelLaunch<Args> launch;
   launch.source = {fmt::format("{}.cu", file), entry, "tiles_config.h", "TilesConfig",
                    print(config)};
@@ -477,10 +478,13 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
         choice.cycles_per_product * (product_columns + sum_columns) / 16.0 + choice.cycles_per_step;
     const double load = shape.partners * bytes / kBytesPerCycle;
     TilesConfig config = make_config(problem, kernel, shape);
+    int blocks = blocks_of(problem, config, kernel, facts);
     for (const auto& partner_box : boxes_of_partners) {
       shape.partner_box = partner_box;
-      std::copy(partner_box.begin(), partner_box.end(), config.partner_box);
-      const int blocks = blocks_of(problem, config, kernel, facts);
+      if (config.of_bias) {  // its shared memory depends on the differences of positions
+        std::copy(partner_box.begin(), partner_box.end(), config.partner_box);
+        blocks = blocks_of(problem, config, kernel, facts);
+      }
       if (blocks == 0) continue;
       const double busy = std::min(1.0, blocks * count / choice.busy_warps);
       const double visit =
@@ -692,7 +696,6 @@ std::string plan_tiles_bias(const Problem& problem, const vecina_backward_args& 
   if (shape.partners == 0) return "rows that shared memory cannot hold";
   launches->push_back(
       tiles_gradient_launch(problem, TilesKernel::gradient_bias, example, facts, shape));
-  launches->back().grid[0] = static_cast<uint32_t>(tiles_bias_parts(problem) * problem.heads());
   return {};
 }
 

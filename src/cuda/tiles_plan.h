@@ -25,8 +25,7 @@ enum class TilesKernel {
   gradient_bias
 };
 
-// How owners (queries, or keys) and the partners that they meet are
-// cut.
+// How owners (queries, or keys) and the partners that they meet are cut.
 struct TilesShape {
   std::array<int, 3> box = {1, 1, 1};  // of a warp, 16 owners (forward: or 32); of a warpgroup, 64
   std::array<int, 3> boxes = {1, 1, 1};        // of a block

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Gradient of the relative position bias from sums of parts of the queries (tiles_gradient_bias.cu):
-// a thread adds up those of one relative position of one head, in their order.
+// Gradient of the relative position bias from sums of parts of the queries
+// (tiles_gradient_bias.cu): a thread adds up those of one relative position of one head, in their
+// order.
 #include "gradient_pairs.cuh"
 
 namespace vecina::cuda {
