@@ -32,32 +32,39 @@ void set_strides(const vecina_tensor& tensor, int rank, long long SmallStrides<l
   }
 }
 
-SmallStrides<int> narrow(const SmallStrides<long long>& wide) {
-  return {static_cast<int>(wide.query), static_cast<int>(wide.key), static_cast<int>(wide.value),
-          static_cast<int>(wide.output), static_cast<int>(wide.lse)};
+template <class Offset>
+SmallStrides<Offset> cut(const SmallStrides<long long>& wide) {
+  return {static_cast<Offset>(wide.query), static_cast<Offset>(wide.key),
+          static_cast<Offset>(wide.value), static_cast<Offset>(wide.output),
+          static_cast<Offset>(wide.lse)};
 }
 
-NarrowParams narrow(const WideParams& wide) {
-  NarrowParams params = {};
-  params.batch = narrow(wide.batch);
-  params.head = narrow(wide.head);
+// The parameters as the kernel of `rank` axes has them.
+template <class Offset, int rank>
+SmallParams<Offset, rank> cut(const WideParams& wide) {
+  SmallParams<Offset, rank> params = {};
+  params.batch = cut<Offset>(wide.batch);
+  params.head = cut<Offset>(wide.head);
   params.scale = wide.scale;
   params.num_head_blocks = wide.num_head_blocks;
   params.head_blocks = wide.head_blocks;
   params.blocks_per_group = wide.blocks_per_group;
-  for (int a = 0; a < 3; ++a) {
-    params.axes[a] = {narrow(wide.axes[a].token), wide.axes[a].extent, wide.axes[a].num_queries,
-                      wide.axes[a].query_tiles, wide.axes[a].tiles};
-    params.bias_position[a] = static_cast<int>(wide.bias_position[a]);
-    params.windows[a] = wide.windows[a];
+  for (int a = 0; a < rank; ++a) {
+    params.axes[a] = {cut<Offset>(wide.axes[a].token), wide.axes[a].extent,
+                      wide.axes[a].num_queries, wide.axes[a].query_tiles};
   }
-  params.additional_key_batch = static_cast<int>(wide.additional_key_batch);
-  params.additional_key_token = static_cast<int>(wide.additional_key_token);
-  params.additional_key_head = static_cast<int>(wide.additional_key_head);
-  params.additional_value_batch = static_cast<int>(wide.additional_value_batch);
-  params.additional_value_token = static_cast<int>(wide.additional_value_token);
-  params.additional_value_head = static_cast<int>(wide.additional_value_head);
-  params.bias_head = static_cast<int>(wide.bias_head);
+  params.additional_key_batch = static_cast<Offset>(wide.additional_key_batch);
+  params.additional_key_token = static_cast<Offset>(wide.additional_key_token);
+  params.additional_key_head = static_cast<Offset>(wide.additional_key_head);
+  params.additional_value_batch = static_cast<Offset>(wide.additional_value_batch);
+  params.additional_value_token = static_cast<Offset>(wide.additional_value_token);
+  params.additional_value_head = static_cast<Offset>(wide.additional_value_head);
+  params.bias_head = static_cast<Offset>(wide.bias_head);
+  for (int a = 0; a < 3; ++a) {
+    params.bias_position[a] = static_cast<Offset>(wide.bias_position[a]);
+    params.windows[a] = wide.windows[a];
+    params.tiles[a] = wide.tiles[a];
+  }
   params.additional_tokens = wide.additional_tokens;
   params.column_tiles = wide.column_tiles;
   params.scale_f64 = wide.scale_f64;
@@ -253,7 +260,7 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
     inner_first.extent = static_cast<int>(axis.extent);
     inner_first.num_queries = static_cast<int>(axis.num_queries());
     inner_first.query_tiles = static_cast<int>(count);
-    inner_first.tiles = divider(count);
+    params.tiles[2 - a] = divider(count);
     params.windows[a] = {static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
                          static_cast<int>(axis.dilation), static_cast<int>(axis.output_stride),
                          axis.is_causal ? 1 : 0};
@@ -291,12 +298,25 @@ bool set_grid(const Problem& problem, const SmallTiles& tiles, ForwardLaunch* la
   return is_flat;
 }
 
-void set_launch(const WideParams& params, bool is_wide, uint32_t threads, const DeviceFacts& facts,
-                ForwardLaunch* launch) {
+void set_launch(const WideParams& params, int rank, bool is_wide, uint32_t threads,
+                const DeviceFacts& facts, ForwardLaunch* launch) {
   launch->block[0] = threads;
   launch->is_programmatic = facts.compute_capability >= 90;
-  launch->params_bytes = is_wide ? sizeof(WideParams) : sizeof(NarrowParams);
-  launch->fill = is_wide ? filler(params) : filler(narrow(params));
+  const auto set = [&](const auto& cut_params) {
+    launch->params_bytes = sizeof cut_params;
+    launch->fill = filler(cut_params);
+  };
+  const auto set_of_rank = [&]<int of_rank>() {
+    is_wide ? set(cut<long long, of_rank>(params)) : set(cut<int, of_rank>(params));
+  };
+  switch (rank) {
+    case 1:
+      return set_of_rank.template operator()<1>();
+    case 2:
+      return set_of_rank.template operator()<2>();
+    default:
+      return set_of_rank.template operator()<3>();
+  }
 }
 
 int row_vector(int32_t dtype, int64_t head_dim, int bytes) {

@@ -17,7 +17,6 @@ namespace vecina::internal::cuda {
 
 using vecina::cuda::Divider;
 using vecina::cuda::SmallRows;
-using NarrowParams = vecina::cuda::SmallParams<int>;
 using WideParams = vecina::cuda::SmallParams<long long>;
 
 Divider divider(int64_t divisor);  // 1 to 2^31 - 1
@@ -70,9 +69,9 @@ void set_lengths(const Args& args, vecina::cuda::SampleLengths* lengths);
 // Everything of the parameters but the pointers.
 WideParams make_params(const Problem& problem, const vecina_forward_args& example,
                        const SmallTiles& tiles);
-// Sets block and what fills the parameters: with wide offsets or with narrow ones.
-void set_launch(const WideParams& params, bool is_wide, uint32_t threads, const DeviceFacts& facts,
-                ForwardLaunch* launch);
+// Sets block and what fills the parameters of a kernel of `rank` axes, with wide offsets or narrow.
+void set_launch(const WideParams& params, int rank, bool is_wide, uint32_t threads,
+                const DeviceFacts& facts, ForwardLaunch* launch);
 // Sets the grid of at most kMaxBlocks blocks; true if it is flat (small_geometry.cuh).
 bool set_grid(const Problem& problem, const SmallTiles& tiles, ForwardLaunch* launch);
 

@@ -201,8 +201,8 @@ std::string plan_fragments(const Problem& problem, const vecina_forward_args& ex
   config.has_flat_grid = set_grid(problem, cut, launch);
   launch->source = {"small_fragments.cu", "small_fragments_forward", "small_fragments_config.h",
                     "SmallFragmentsConfig", print(config)};
-  set_launch(make_params(problem, example, cut), false, static_cast<uint32_t>(32 * warps), facts,
-             launch);
+  set_launch(make_params(problem, example, cut), problem.rank(), false,
+             static_cast<uint32_t>(32 * warps), facts, launch);
   // Outputs, maxima and sums that warps hand each other; of two, each half.
   int numbers = 0;
   if (split == 2) numbers = (kRows / 2) * config.head_dim + 2 * kThreadsOfWarp;

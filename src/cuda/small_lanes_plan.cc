@@ -145,7 +145,7 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.has_flat_grid = set_grid(problem, tiles, &launch);
   launch.source = {"small_lanes.cu", "small_lanes_forward", "small_lanes_config.h",
                    "SmallLanesConfig", print(config)};
-  set_launch(make_params(problem, example, tiles), config.has_wide_offsets,
+  set_launch(make_params(problem, example, tiles), problem.rank(), config.has_wide_offsets,
              static_cast<uint32_t>(threads), facts, &launch);
   launch.description =
       fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"

@@ -12,7 +12,7 @@
 namespace vecina::cuda {
 
 using Element = Types<kConfig.dtype>::Element;
-using Params = SmallParams<int>;
+using Params = SmallParams<int, kConfig.rank>;
 
 inline constexpr bool kIsF32 = kConfig.dtype == kF32;
 inline constexpr int kColumns = kConfig.head_dim;

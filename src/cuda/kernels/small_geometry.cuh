@@ -39,7 +39,7 @@ VECINA_DEVICE BlockPlace block_place(const Params& params) {
       place.tile[a] = rest;
       rest = static_cast<int>(a == 2 ? blockIdx.y : blockIdx.z);
     } else {
-      place.tile[a] = divide_off(rest, params.axes[2 - a].tiles, params.axes[2 - a].query_tiles);
+      place.tile[a] = divide_off(rest, params.tiles[2 - a], params.axes[2 - a].query_tiles);
     }
   }
   if constexpr (kColumnTiles > 1) {

@@ -27,7 +27,7 @@ struct OffsetType<true> {
   using Type = long long;
 };
 using Offset = OffsetType<kConfig.has_wide_offsets>::Type;  // within a sample, in bytes
-using Params = SmallParams<Offset>;
+using Params = SmallParams<Offset, kConfig.rank>;
 
 constexpr int kFirstAxis = 3 - kConfig.rank;
 constexpr bool kHasLengths = kConfig.lengths != kEqualLengths;

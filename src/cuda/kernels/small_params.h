@@ -34,7 +34,6 @@ struct SmallAxis {
   int extent;       // tokens of key and value
   int num_queries;  // tokens of output
   int query_tiles;
-  Divider tiles;
 };
 
 struct SmallWindow {
@@ -57,7 +56,8 @@ struct SampleLengths {
   int output_stride[3];
 };
 
-template <class Offset>
+// rank: the axes of the problem, for what follows them is then nearer.
+template <class Offset, int rank = 3>
 struct SmallParams {
   const char *query, *key, *value;
   char *output, *lse;  // lse null: not wanted
@@ -67,14 +67,17 @@ struct SmallParams {
   // Blocks are numbered by batch, block of heads, tile of columns, tiles of axes 0, 1 and 2
   // (small_geometry.cuh says in which dimensions of the grid).
   Divider head_blocks;
-  Divider blocks_per_group;   // blocks of heads that share a key head
-  SmallAxis<Offset> axes[3];  // innermost first
+  Divider blocks_per_group;      // blocks of heads that share a key head
+  SmallAxis<Offset> axes[rank];  // innermost first
 
-  const char *additional_key, *additional_value, *bias;
+  const char *additional_key, *additional_value;
   Offset additional_key_batch, additional_key_token, additional_key_head;
   Offset additional_value_batch, additional_value_token, additional_value_head;
+
+  const char* bias;
   Offset bias_head, bias_position[3];  // outermost first
   SmallWindow windows[3];              // outermost first
+  Divider tiles[3];                    // query_tiles; innermost first
   int additional_tokens;
   Divider column_tiles;
   double scale_f64;
@@ -82,11 +85,12 @@ struct SmallParams {
 };
 static_assert(sizeof(SampleLengths) == 2 * 32 + 3 * 8 + 4 * 12,
               "the host and the kernel must agree");
-static_assert(sizeof(SmallParams<int>) ==
-                  5 * 8 + 2 * 20 + 8 + 16 + 3 * 40 + 3 * 8 + 40 + 60 + 12 + 8 + 136,
+static_assert(sizeof(SmallParams<int, 1>) == 440 && sizeof(SmallParams<int, 2>) == 472 &&
+                  sizeof(SmallParams<int, 3>) == 504,
               "the host and the kernel must agree");
-static_assert(sizeof(SmallParams<long long>) ==
-                  5 * 8 + 2 * 40 + 8 + 16 + 3 * 64 + 3 * 8 + 80 + 60 + 12 + 8 + 136,
+static_assert(sizeof(SmallParams<long long, 1>) == 544 &&
+                  sizeof(SmallParams<long long, 2>) == 600 &&
+                  sizeof(SmallParams<long long, 3>) == 656,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda
