@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "core/tensor.h"
+#include "cuda/folded_axes.h"
 #include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
@@ -137,8 +138,9 @@ std::string print(const SmallFragmentsConfig& c) {
       bools(c.is_full), bools(c.is_cut), c.additional_tokens, c.has_flat_grid);
 }
 
-std::string plan_fragments(const Problem& problem, const vecina_forward_args& example,
+std::string plan_fragments(const Problem& given_problem, const vecina_forward_args& given_example,
                            const DeviceFacts& facts, ForwardLaunch* launch) {
+  const auto [problem, example] = fold_axes(given_problem, given_example);
   if (std::string why = unsuitable(problem, example); !why.empty()) return why;
   SmallFragmentsConfig config = {};
   config.dtype = problem.dtype();

@@ -13,6 +13,7 @@
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "core/window.h"
+#include "cuda/folded_axes.h"
 #include "cuda/parsed_problem.h"
 #include "cuda/small_common.h"
 #include "cuda/small_fragments_plan.h"
@@ -153,6 +154,48 @@ TEST(SmallPlan, BoxesWhoseKeysFillTilesAreCheaper) {
                         ".is_cut = {false, false, true}"),
             std::string::npos)
       << filled;
+}
+
+TEST(SmallPlan, AxesThatEveryQuerySeesAreOne) {
+  const auto shape_of = [](const FoldedAxes& folded) {
+    const Problem& problem = folded.problem;
+    std::vector<int64_t> shape;
+    for (int a = 0; a < problem.rank(); ++a) shape.push_back(problem.axis(a).extent);
+    for (const vecina_tensor* tensor : {&folded.example.query, &folded.example.value}) {
+      EXPECT_EQ(tensor->ndim, problem.rank() + 3);
+      for (int a = 0; a < problem.rank(); ++a) {
+        EXPECT_EQ(tensor->shape[1 + a], problem.axis(a).extent);
+      }
+      EXPECT_EQ(tensor->shape[1 + problem.rank()], problem.heads());
+    }
+    EXPECT_EQ(folded.example.lse.ndim, problem.rank() + 2);
+    return shape;
+  };
+  const auto folded = [&](const std::string& line) {
+    const Problem problem = parsed(line);
+    return shape_of(fold_axes(problem, example_of(problem)));
+  };
+  using Shape = std::vector<int64_t>;
+  EXPECT_EQ(folded("2d 5x7 kernel_size 5x7 stride 2x3 heads 3 head_dim 32"), Shape({35}));
+  EXPECT_EQ(folded("3d 2x5x7 kernel_size 2x5x7 heads 3 head_dim 32 additional 2"), Shape({70}));
+  EXPECT_EQ(folded("3d 9x5x7 kernel_size 3x5x7 heads 3 head_dim 32"), Shape({9, 35}));
+  EXPECT_EQ(folded("3d 5x7x9 kernel_size 5x7x3 dilation 1x1x2 heads 3 head_dim 32"),
+            Shape({35, 9}));
+  EXPECT_EQ(folded("3d 5x9x7 kernel_size 5x3x7 heads 3 head_dim 32"), Shape({5, 9, 7}));
+  EXPECT_EQ(folded("2d 5x7 kernel_size 5x7 causal 1x0 heads 3 head_dim 32"), Shape({5, 7}));
+  EXPECT_EQ(folded("2d 5x7 kernel_size 5x7 output_stride 2x1 heads 3 head_dim 32"), Shape({5, 7}));
+  EXPECT_EQ(folded("2d 5x7 kernel_size 5x7 bias heads 3 head_dim 32"), Shape({5, 7}));
+  EXPECT_EQ(folded("2d 5x7 kernel_size 5x7 lengths padded heads 3 head_dim 32"), Shape({5, 7}));
+
+  const Problem problem = parsed("2d 5x7 kernel_size 5x7 batch 2 heads 3 head_dim 32");
+  const vecina_forward_args example = example_of(problem);
+  const FoldedAxes one = fold_axes(problem, example);
+  EXPECT_EQ(one.example.key.strides[0], example.key.strides[0]);
+  EXPECT_EQ(one.example.key.strides[1], example.key.strides[2]);
+  EXPECT_EQ(one.example.key.strides[2], example.key.strides[3]);
+  vecina_forward_args spaced = example;
+  spaced.key.strides[1] += 32;  // rows of tokens lie apart
+  EXPECT_EQ(shape_of(fold_axes(problem, spaced)), Shape({5, 7}));
 }
 
 TEST(SmallPlan, FewBlocksAreSmaller) {
