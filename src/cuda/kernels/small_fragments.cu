@@ -4,8 +4,8 @@
 // between. A warp's 16 rows (queries of a box of positions, and heads of one key head) meet the
 // keys of their union of windows, those outside of a row's own window masked.
 //
-// Any order of the summed index is right if both factors have it: query and key give a thread
-// columns 8q to 8q + 7 of each 32 (q = lane % 4), so the sums of logits are the first factor of the
+// Any order of the summed index is right if both factors have it: query and key give a thread 8
+// columns of each 32 (kHasRunsApart says which), so the sums of logits are the first factor of the
 // second product as they lie; value gives it columns 4g to 4g + 3 (g = lane / 4) of two keys, so it
 // ends with 8 neighbouring columns of the output.
 //
@@ -26,11 +26,11 @@ namespace {
 
 constexpr int kPitch = kColumns + 4;  // of partial sums in shared memory
 
-// A thread's columns of a query or key row, from its first on: 8 of each 32.
+// A thread's columns of a query or key row, from its first on.
 VECINA_DEVICE void load_key_row(const char* row, unsigned (&words)[kWords]) {
 #pragma unroll
   for (int w = 0; w < kWords; w += 4) {
-    const int column = kIsF32 ? w / 8 * 32 + w % 8 : w / 4 * 32;
+    const int column = kIsF32 ? w / 8 * 32 + w % 8 / 4 * kSecondRun : w / 4 * 32;
     load_words<16>(row + column * kBytes, words + w);
   }
 }
@@ -39,6 +39,20 @@ VECINA_DEVICE void load_value_row(const char* row, unsigned (&words)[kValueWords
 #pragma unroll
   for (int m = 0; m < kColumns / 32; ++m) {
     load_words<4 * kBytes>(row + 32 * m * kBytes, words + m * (kValueWords * 32 / kColumns));
+  }
+}
+
+// Of all the warp's keys, or of its values.
+VECINA_DEVICE void load_keys(const Rows& keys, const Box& box, unsigned (&key)[kTiles][kWords]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) load_key_row(keys.at(box, j), key[j]);
+}
+VECINA_DEVICE void load_values(const Rows (&values)[2], const Box& box,
+                               unsigned (&value)[kTiles][2][kValueWords]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) load_value_row(values[e].at(box, j), value[j][e]);
   }
 }
 
@@ -159,6 +173,8 @@ VECINA_DEVICE void multiply_values(const float (&weights)[kTiles][4],
       for (int e = 0; e < 4; ++e) output[t][e] += small[t][e];
     }
   } else {
+    // ptxas would move the first use of values, and the wait for them, above the softmax.
+    const unsigned zero = opaque_zero() & __float_as_uint(weights[0][0]);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
       const unsigned a0 = pack(E{}, weights[j][0], weights[j][1]);
@@ -167,7 +183,7 @@ VECINA_DEVICE void multiply_values(const float (&weights)[kTiles][4],
       const unsigned a3 = pack(E{}, weights[j + 1][2], weights[j + 1][3]);
 #pragma unroll
       for (int t = 0; t < kColumns / 8; ++t) {
-        const unsigned halves = t % 2 == 0 ? 0x5410 : 0x7632;  // the same column of two keys
+        const unsigned halves = (t % 2 == 0 ? 0x5410 : 0x7632) ^ zero;  // a column of two keys
         multiply(E{}, output[t], a0, a1, a2, a3,
                  __byte_perm(value[j][0][t / 2], value[j][1][t / 2], halves),
                  __byte_perm(value[j + 1][0][t / 2], value[j + 1][1][t / 2], halves));
@@ -184,7 +200,7 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
   unsigned query[2][kWords], key[kTiles][kWords], value[kTiles][2][kValueWords];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    int offset = rows[i].head * params.head.query + 8 * q * kBytes;
+    int offset = rows[i].head * params.head.query + q * kRunOfThread;
 #pragma unroll
     for (int a = 3 - kConfig.rank; a < 3; ++a) {
       offset += rows[i].token[a] * params.axes[2 - a].token.query;
@@ -193,15 +209,21 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
                      static_cast<unsigned>(offset),
                  query[i]);
   }
-  const Rows keys(box.key, box, g, 8 * q * kBytes);
-  const Rows values[2] = {Rows(box.value, box, 2 * q, 4 * g * kBytes),
-                          Rows(box.value, box, 2 * q + 1, 4 * g * kBytes)};
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) load_key_row(keys.at(box, j), key[j]);
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) load_value_row(values[e].at(box, j), value[j][e]);
+  const Rows keys(box.key, box, g, q * kRunOfThread);
+  if constexpr (kIsF32) {
+    const Rows values[2] = {Rows(box.value, box, 2 * q, 4 * g * kBytes),
+                            Rows(box.value, box, 2 * q + 1, 4 * g * kBytes)};
+    load_keys(keys, box, key);
+    load_values(values, box, value);
+  } else {
+    load_keys(keys, box, key);
+    // Values are asked for when the query is there: of a warp's six counters of loads in flight some
+    // are free again, so that waiting for a key does not mean waiting for values.
+    const unsigned zero = opaque_zero() & (query[0][0] ^ query[1][0]);
+    const int column = 4 * g * kBytes + static_cast<int>(zero);
+    const Rows values[2] = {Rows(box.value, box, 2 * q, column),
+                            Rows(box.value, box, 2 * q + 1, column)};
+    load_values(values, box, value);
   }
   // Products of f32 last long enough for the values to arrive meanwhile, unless they are few.
   if constexpr (!kIsF32 || kTiles <= 2) keep_loads_above();

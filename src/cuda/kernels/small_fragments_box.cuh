@@ -50,6 +50,15 @@ inline constexpr bool kHasRowMasks = kHasEvenSteps && kHasOuterAxes && kRowTiles
                                      kTiles * kSplit < 32;
 inline constexpr float kLowest = -3e38f;  // below every logit but -infinity
 
+// Of each 32 columns of a query or key row a thread has 8, in 16 bytes of 16-bit types and in two
+// runs of 16 bytes of f32. Runs that are side by side with those of the other threads of a row are
+// whole sectors of memory: half as many for each load. Of many tiles, though, ptxas moves the loads
+// of second runs down between products; there they had better lie in sectors of the first, which
+// are in L1 by then.
+inline constexpr bool kHasRunsApart = !kIsF32 || kTiles <= 4;
+inline constexpr int kRunOfThread = kHasRunsApart ? 16 : 32;  // bytes from thread to thread
+inline constexpr int kSecondRun = kHasRunsApart ? 16 : 4;     // columns after the first
+
 // Without a sign, what follows from a thread's number costs fewer instructions. Where heads are
 // rows, the compiler then moves the loads of values down: 5.29 us where it was 5.13 (2-D GQA, on an
 // H200).
