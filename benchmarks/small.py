@@ -8,11 +8,10 @@ Needs PyTorch with CUDA. --library may be given more than once, as LABEL=PATH: t
 turns on the same tensors. FOLDER is that of hopper.py; VECINA_CUDA_TARGET=80 asks for kernels
 without Hopper's instructions.
 
-The seed's rows (cli/bench_rows.json) but merges: graphs of 20 dependent calls, each waiting for the
-whole of the one before (plain) or, as on a stream, with programmatic dependent launches (chained).
-Five replays back to back are timed 31 times, with the tensors in --placements places, for where
-they lie moves a kernel of 2 us by a tenth: medians of each place, of which the best and the median
-are printed.
+The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the one before (plain)
+or, as on a stream, with programmatic dependent launches (chained). Five replays back to back are
+timed 31 times, with the tensors in --placements places, for where they lie moves a kernel of 2 us
+by a tenth: medians of each place, of which the best and the median are printed.
 
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
@@ -39,6 +38,8 @@ GOALS_US = {
     "addkv1_2d_32x32_K7": 5.8, "bf16_2d_32x32_K7": 3.1, "fmha_1d_L16_Kfull": 1.9,
     "fmha_1d_L64_Kfull": 2.6, "fmha_2d_8x8_Kfull": 2.4, "fmha_2d_16x16_Kfull": 3.8,
 }  # fmt: skip
+MERGES = {"merge2_1d_L256": "lse_1d_L256_K7", "merge2_2d_32x32": "lse_2d_32x32_K7"}
+MERGE_US = 1.6  # beside two attentions with lse
 WINDOWS = [
     hopper.problem("2d-56x56-k7", (56, 56), (7, 7), 4, 32, batch=64),
     hopper.problem("2d-28x28-k7", (28, 28), (7, 7), 8, 32, batch=64),
@@ -195,6 +196,27 @@ def row_tensors(row, gap):
     return kept, tensors
 
 
+class Merge:
+    """Two attentions with lse and their merge."""
+
+    def __init__(self, library, line, tensors):
+        self.library = library
+        self.parts = [hopper.Vecina(library, line, tensors) for _ in range(2)]
+        self.output = torch.full_like(self.parts[0].output, math.nan)
+        self.lse = torch.full_like(self.parts[0].lse, math.nan)
+        of = lambda name: (hopper.Tensor * 2)(*(hopper.Tensor.of(getattr(part, name))
+                                                for part in self.parts))
+        self.args = (of("output"), of("lse"), ctypes.byref(hopper.Tensor.of(self.output)),
+                     ctypes.byref(hopper.Tensor.of(self.lse)))
+
+    def __call__(self):
+        for part in self.parts:
+            part()
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self.library.check(self.library.c.vecina_merge_attentions(
+            self.library.context, 2, *self.args, stream))
+
+
 def compile_ahead(plans):
     """Makes plans, which compile their kernels, all at the same time."""
     with ThreadPoolExecutor() as pool:
@@ -203,10 +225,13 @@ def compile_ahead(plans):
     torch.cuda.synchronize()
 
 
-def measure_rows(libraries, driver, names):
+def seed_rows():
     with open(ROWS, encoding="utf-8") as file:
-        rows = [row for row in json.load(file)["rows"]
-                if row["kind"] != "merge" and (not names or row["name"] in names)]  # fmt: skip
+        return json.load(file)["rows"]
+
+
+def measure_rows(libraries, driver, names):
+    rows = [row for row in seed_rows() if not names or row["name"] in names]
     compile_ahead(
         [lambda row=row, library=library: hopper.Vecina(library, row["problem"],
                                                         row_tensors(row, 0)[1])
@@ -221,8 +246,11 @@ def measure_rows(libraries, driver, names):
             alive.append((kept, tensors))  # so that the next ones lie elsewhere
             graphs = []
             for label, library in libraries.items():
-                call = hopper.Vecina(library, row["problem"], tensors,
-                                     has_lse=row["kind"] == "with_lse")
+                if row["kind"] == "merge":
+                    call = Merge(library, row["problem"], tensors)
+                else:
+                    call = hopper.Vecina(library, row["problem"], tensors,
+                                         has_lse=row["kind"] == "with_lse")
                 for kind in ("plain", "chained"):
                     graph = Graph(driver, call, CALLS, kind == "chained")
                     graphs.append((result["us"][label][kind], graph, [], call))
@@ -234,16 +262,20 @@ def measure_rows(libraries, driver, names):
             for medians, _, times, _ in graphs:
                 medians.append(statistics.median(times))
         found.append(result)
-        print_seed_row(result)
+        print_seed_row(result, found)
     return found
 
 
-def print_seed_row(result):
+def print_seed_row(result, found):
     name = result["name"]
     for label, us in result["us"].items():
+        goal = GOALS_US.get(name)
+        with_lse = [r for r in found if r["name"] == MERGES.get(name)]
+        if with_lse:
+            goal = 2 * statistics.median(with_lse[0]["us"][label]["plain"]) + MERGE_US
         text = "  ".join(f"{kind} {statistics.median(times):6.3f} (best {min(times):6.3f})"
                          for kind, times in us.items())
-        print(f"{name:24s} {label:12s} {text}  goal {GOALS_US.get(name, math.nan):.2f}", flush=True)
+        print(f"{name:24s} {label:12s} {text}  goal {goal or math.nan:.2f}", flush=True)
 
 
 def measure_windows(libraries, natten, names):
@@ -311,7 +343,11 @@ def parse():
     parser.add_argument("--seconds", type=float, default=0.3, help="of a steady measurement")
     parser.add_argument("--placements", type=int, default=5, help="of the tensors of seed's rows")
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows; default: all")
-    return parser.parse_args()
+    given = parser.parse_args()
+    unknown = set(given.names) - {row["name"] for row in [*seed_rows(), *WINDOWS]}
+    if unknown:
+        parser.error(f"no row is named {', '.join(sorted(unknown))}")
+    return given
 
 
 def main():
