@@ -44,6 +44,10 @@ constexpr int kKeySteps =
 constexpr int kValueVectors = kConfig.head_dim_value / kConfig.value_vector;
 constexpr int kEarlyValues = kConfig.dtype == kF64 ? 32 : 64;
 constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
+// How the loads of all keys and values at once are held above the products: by a barrier of the
+// block, after which keys are waited for alone, or by a fence. Which is faster was measured.
+constexpr bool kHasBarrier =
+    kHeads == 1 && (sizeof(Element) == 2 || (kConfig.additional_tokens > 0 && kConfig.dtype == kF32));
 
 template <int kVectors, int kVector, int kPiece, int kCount>
 VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* part) {
@@ -168,7 +172,16 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
       for (int j = 0; j < kKeys; ++j) {
         load_key_part(keys.key[j], 0, query.lane, keys.is_visible[j], all[j]);
       }
-      if constexpr (is_early && kConfig.is_unrolled) keep_loads_above();
+      if constexpr (is_early && kConfig.is_unrolled) {
+        if constexpr (kHasBarrier) {
+          // What it returns is 0, which ptxas does not know: sums begin with it, below the loads.
+          const auto zero = static_cast<unsigned>(__syncthreads_or(static_cast<int>(threadIdx.z)));
+#pragma unroll
+          for (int j = 0; j < kKeys; ++j) logits[0][j] = __uint_as_float(zero);
+        } else {
+          keep_loads_above();
+        }
+      }
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
         const Real(&key)[kKeyElements] = all[j];
