@@ -85,13 +85,13 @@ struct ValueSums {
   hn::Vec<D> sums[kSums];
 
   HWY_INLINE ValueSums() {
-    unroll<kSums>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(D()); });
+    unroll<kSums>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(D()); });
   }
   HWY_INLINE void load(const T* from) {
-    unroll<kSums>([&](auto i) HWY_ATTR { sums[i] = hn::Load(D(), from + i * kLanes); });
+    unroll<kSums>([&](auto i) VECINA_INLINE { sums[i] = hn::Load(D(), from + i * kLanes); });
   }
   HWY_INLINE void store(T* to) const {
-    unroll<kSums>([&](auto i) HWY_ATTR { hn::Store(sums[i], D(), to + i * kLanes); });
+    unroll<kSums>([&](auto i) VECINA_INLINE { hn::Store(sums[i], D(), to + i * kLanes); });
   }
   // One value row times the weights of queries [kFirst, kLast); those of each query begin kBack
   // elements before those of the one before it. kTwins 0: all have the same weight.
@@ -99,16 +99,16 @@ struct ValueSums {
   HWY_INLINE void add(const T* value, const T* weights) {
     constexpr size_t kCount = kLast - kFirst;
     hn::Vec<D> w[kCount];
-    unroll<kCount>([&](auto i) HWY_ATTR {
+    unroll<kCount>([&](auto i) VECINA_INLINE {
       constexpr size_t q = kFirst + i;
       constexpr ptrdiff_t kOffset =
           kTwins == 0 ? 0 : weight_offset<D>(kTwins == 0 ? 1 : kTwins, q) - ptrdiff_t{q} * kBack;
       w[i] = hn::Set(D(), weights[kOffset]);
     });
-    unroll<kVectors>([&](auto k) HWY_ATTR {
+    unroll<kVectors>([&](auto k) VECINA_INLINE {
       auto v = hn::LoadU(D(), value + k * kLanes);
       if constexpr (kCount > 1) v = in_register(v);
-      unroll<kCount>([&](auto i) HWY_ATTR {
+      unroll<kCount>([&](auto i) VECINA_INLINE {
         constexpr size_t kSum = (kFirst + i) * kVectors + k;
         sums[kSum] = hn::MulAdd(w[i], v, sums[kSum]);
       });
@@ -132,7 +132,7 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     const T* values = run.values + column + query * pitch;
     for (int row = 0; row < run.rows; ++row, values += run.row_step) {
       const T* value = values;
-      unroll<kRamp>([&](auto j) HWY_ATTR {
+      unroll<kRamp>([&](auto j) VECINA_INLINE {
         sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
         value += pitch;
       });
@@ -140,7 +140,7 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
       for (int j = kRamp; j < run.count; ++j, w += kLanes, value += pitch) {
         sums->template add<0, kQueries, kTwins, kLanes>(value, w);
       }
-      unroll<kRamp>([&](auto j) HWY_ATTR {
+      unroll<kRamp>([&](auto j) VECINA_INLINE {
         sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
         value += pitch;
       });
@@ -170,7 +170,7 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
       for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
         sums->template add<0, kQueries, kTwins>(value, w);
       }
-      unroll<kQueries>([&](auto q) HWY_ATTR {
+      unroll<kQueries>([&](auto q) VECINA_INLINE {
         for (int j = common; j < ends[q]; ++j) {
           const ptrdiff_t further = j - common;
           sums->template add<q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
@@ -213,7 +213,7 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
         int j = part == 0 ? 0 : view.wrapped;
         const int end = part == 0 ? view.visible : run.count;
         for (; j + 4 <= end; j += 4) {
-          unroll<4>([&](auto k) HWY_ATTR {
+          unroll<4>([&](auto k) VECINA_INLINE {
             const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
             sums.template add<k, k + 1, 0>(value + key * pitch, w + key * kLanes);
           });
@@ -224,7 +224,7 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
       value += run.row_step;
     }
   }
-  unroll<kVectors>([&](auto v) HWY_ATTR {
+  unroll<kVectors>([&](auto v) VECINA_INLINE {
     total->sums[v] = hn::Add(
         total->sums[v], hn::Add(hn::Add(sums.sums[v], sums.sums[kVectors + v]),
                                 hn::Add(sums.sums[2 * kVectors + v], sums.sums[3 * kVectors + v])));
@@ -245,10 +245,10 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
     const T* factors = arguments.weights + weight_offset<D>(kTwins, query);
     if (!kWhole && target.has_kept) {
-      unroll<kQueries>([&](auto q) HWY_ATTR {
+      unroll<kQueries>([&](auto q) VECINA_INLINE {
         constexpr ptrdiff_t kOffset = shrink_offset<D>() + weight_offset<D>(kTwins, q);
         const auto factor = hn::Set(d, factors[kOffset]);
-        unroll<kVectors>([&](auto v) HWY_ATTR {
+        unroll<kVectors>([&](auto v) VECINA_INLINE {
           sums.sums[q * kVectors + v] =
               hn::Mul(factor, hn::LoadU(d, kept + ptrdiff_t{q} * target.kept_pitch + v * kLanes));
         });
@@ -269,8 +269,8 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
       }
     }
     if (!kWhole && !target.is_last) {
-      unroll<kQueries>([&](auto q) HWY_ATTR {
-        unroll<kVectors>([&](auto v) HWY_ATTR {
+      unroll<kQueries>([&](auto q) VECINA_INLINE {
+        unroll<kVectors>([&](auto v) VECINA_INLINE {
           hn::StoreU(sums.sums[q * kVectors + v], d,
                      kept + ptrdiff_t{q} * target.kept_pitch + v * kLanes);
         });
@@ -278,10 +278,10 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
       continue;
     }
     Element* HWY_RESTRICT output = target.output + query * target.output_stride;
-    unroll<kQueries>([&](auto q) HWY_ATTR {
+    unroll<kQueries>([&](auto q) VECINA_INLINE {
       constexpr ptrdiff_t kOffset = inverse_offset<D>() + weight_offset<D>(kTwins, q);
       const auto factor = hn::Set(d, factors[kOffset]);
-      unroll<kVectors>([&](auto v) HWY_ATTR {
+      unroll<kVectors>([&](auto v) VECINA_INLINE {
         constexpr ptrdiff_t kAt = ptrdiff_t{v} * kLanes;
         const auto weighed = hn::Mul(factor, sums.sums[q * kVectors + v]);
         if constexpr (kWhole) {
