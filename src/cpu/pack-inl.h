@@ -49,6 +49,27 @@ HWY_INLINE void prefetch(const Element* from, int64_t count) {
 #endif
 }
 
+// The same of `count` rows at equal distances, which takes fewer instructions line by line. far:
+// into the second cache only.
+enum class Fetch { near, far };
+template <Fetch kFetch = Fetch::near, typename Element>
+HWY_INLINE void prefetch_rows(const Element* from, int64_t stride, int64_t count, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(Element);
+  for (int64_t i = 0; i < size; i += kLine) {
+    const Element* line = from + i;
+    for (int64_t row = 0; row < count; ++row, line += stride) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+      __builtin_prefetch(line, /*rw=*/0, kFetch == Fetch::near ? 3 : 2);
+#else
+      hwy::Prefetch(line);
+#endif
+    }
+  }
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  asm volatile("" : : "r"(from));
+#endif
+}
+
 // v, in a register for all its uses. Without it g++ loads it again as the operand of each one; from
 // an address that is no multiple of the vector's size each load costs two.
 template <class V>
@@ -177,6 +198,22 @@ HWY_INLINE void copy_row(D d, const Element* from, size_t count, size_t pitch,
   if (i == pitch) return;
   for (; i < count; ++i) to[i] = to_compute(from[i]);
   for (; i < pitch; ++i) to[i] = 0;
+}
+
+// `count` rows at equal distances, as copy_row() does.
+template <class D, typename Element>
+HWY_INLINE void copy_rows(D d, const Element* from, ptrdiff_t stride, int64_t count, size_t size,
+                          size_t pitch, hn::TFromD<D>* HWY_RESTRICT to) {
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  if (size != pitch || size % kLanes != 0) {
+    for (int64_t i = 0; i < count; ++i, from += stride, to += pitch) {
+      copy_row(d, from, size, pitch, to);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i, from += stride, to += pitch) {
+    for (size_t k = 0; k < size; k += kLanes) hn::StoreU(load(d, from + k), d, to + k);
+  }
 }
 
 // bfloat16 may be packed in pairs of vectors, elements 0, 2, 4, ... in the first and 1, 3, 5, ...

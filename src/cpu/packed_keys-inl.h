@@ -81,10 +81,20 @@ class PackedKeys {
             T* to) const {
     const ptrdiff_t stride = position_stride(strides);
     to += ptrdiff_t{begin} * pitch;
-    for (int p = range(2).begin + begin; p < range(2).begin + end; ++p, to += pitch) {
-      prefetch_token(from, stride, p + kLanes, size);
-      copy_row(D(), row_at(from, stride, p), static_cast<size_t>(size), static_cast<size_t>(pitch),
-               to);
+    const int last = range(2).begin + end;
+    for (int p = range(2).begin + begin; p < last; p += kLanes) {
+      const int count = std::min(kLanes, last - p);
+      prefetch_tokens(from, stride, p + kLanes, kLanes, 1, size);
+      if (are_inside(p, count, 1)) {
+        copy_rows(D(), from + p * stride, stride, count, static_cast<size_t>(size),
+                  static_cast<size_t>(pitch), to);
+      } else {
+        for (int i = 0; i < count; ++i) {
+          copy_row(D(), row_at(from, stride, p + i), static_cast<size_t>(size),
+                   static_cast<size_t>(pitch), to + ptrdiff_t{i} * pitch);
+        }
+      }
+      to += ptrdiff_t{count} * pitch;
     }
   }
 
@@ -122,9 +132,21 @@ class PackedKeys {
     const int key = positions_[p - range(2).begin];
     return key < 0 ? zeros_ : row + key * stride;
   }
-  // What will be packed soon. `row` is position 0.
-  void prefetch_token(const Element* row, ptrdiff_t stride, int p, int size) const {
-    if (p < range(2).end) prefetch(row_at(row, stride, p), size);
+  // True if `count` positions from `first` on, `step` apart, are tokens of the axis.
+  bool are_inside(int first, int count, int step) const {
+    return first >= 0 && first + (count - 1) * step < lane_axis().window.extent;
+  }
+  // What will be packed soon: as many of `count` positions, `step` apart, as the box has. `row` is
+  // position 0.
+  void prefetch_tokens(const Element* row, ptrdiff_t stride, int first, int count, int step,
+                       int size) const {
+    if (first >= range(2).end) return;
+    count = std::min(count, (range(2).end - first + step - 1) / step);
+    if (are_inside(first, count, step)) {
+      prefetch_rows(row + first * stride, step * stride, count, size);
+    } else {
+      for (int i = 0; i < count; ++i) prefetch(row_at(row, stride, first + i * step), size);
+    }
   }
   ptrdiff_t position_stride(const Strides& strides) const {
     return strides.token[2] * lane_axis().token_step;
@@ -142,10 +164,14 @@ class PackedKeys {
       int column = 0;
       for (; columns - column > kLanes / 2; column += kLanes) {
         const int here = first + column * runs + run, next = here + kLanes * runs;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          prefetch_token(from, stride, next + lane * runs, size);
-        }
+        prefetch_tokens(from, stride, next, kLanes, runs, size);
         transpose_columns(D(), from, stride, size, here, to + column);
+      }
+      if constexpr (kLanes > 2 * kFew) {
+        const hn::CappedTag<T, 2 * kFew> half;
+        for (; columns - column > kFew; column += 2 * kFew) {
+          transpose_columns(half, from, stride, size, first + column * runs + run, to + column);
+        }
       }
       for (; column < columns; column += kFew) {
         transpose_columns(few, from, stride, size, first + column * runs + run, to + column);
