@@ -89,7 +89,8 @@ class ForwardUnit {
   // keys that their values stay in L1.
   static constexpr bool kHasPairs = HWY_TARGET == HWY_AVX2;
   static constexpr int kFewKeys = 96;
-  static constexpr int kLogitsRows = LogitsTable<KeyLayout::shifted, D>::kMaxRows;
+  // AVX-512 is so fast that what comes from the third cache is to be asked for a tile ahead.
+  static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {
@@ -215,8 +216,8 @@ class ForwardUnit {
     const int position_z = keys_.axis(0).position(z);
     const int begin_z = keys_.axis(0).begin(position_z), end_z = keys_.axis(0).end(position_z);
     const int num_keys = visible_keys(rows, num_rows);
-    for (int first = 0; first < num_rows; first += kLogitsRows) {
-      const int last = std::min(first + kLogitsRows, num_rows);
+    for (int first = 0, last; first < num_rows; first = last) {
+      last = first + LogitsTable<KeyLayout::shifted, D>::take_rows(num_rows - first);
       for (int key_z = begin_z; key_z < end_z; ++key_z) {
         add_plane(x, key_z, num_keys, &rows, num_rows, first, last);
       }
@@ -268,6 +269,7 @@ class ForwardUnit {
     row->lse = lse_ + output_offset(plan_.lse, place);
     const Element* query = query_at(place, row->num_queries > 0 ? phase : 0);
     prefetch_queries_after(place);
+    if constexpr (kFetchesFar) prefetch_far(place, *row);
     if (axis.window.is_causal) {
       for (int i = 0; i < kMaxLanes * twins(); ++i) {
         row->views[static_cast<size_t>(i)] = causal_view(axis.position(x + i) + phase);
@@ -304,10 +306,34 @@ class ForwardUnit {
   void prefetch_queries_after(Place place) const {
     advance(&place);
     if (place.k >= box_.end[1]) return;
-    const Element* query = query_at(place, place.phase);
-    for (int i = num_queries(place) - 1; i >= 0; --i) {
-      prefetch(query + i * query_stride(), plan_.head_dim);
+    prefetch_rows(query_at(place, place.phase), query_stride(), num_queries(place), plan_.head_dim);
+  }
+
+  // Into the second cache: where the row's output goes, the queries of the next tile, and the keys
+  // and values that the next band packs.
+  void prefetch_far(const Place& place, const Row& row) const {
+    prefetch_rows<Fetch::far>(row.output, output_stride(), row.num_queries, plan_.head_dim_value);
+    Place next = place;
+    next.k += kTileRows / rows_of_query();
+    if (next.k > place.k && next.k < box_.end[1]) {
+      prefetch_rows<Fetch::far>(query_at(next, next.phase), query_stride(), num_queries(next),
+                                plan_.head_dim);
     }
+    if (place.phase > 0 || place.head > 0) return;
+    const size_t axis = keys_.ring().axis == 0 ? 0 : 1;
+    int at[] = {row.position_z, row.position_y};
+    at[axis] = keys_.axis(axis).end(at[axis]) - 1 + keys_.ring().band * keys_.axis(axis).step;
+    if (!keys_.box().has_row(at[0], at[1])) return;
+    const int first = lane_axis().position(place.x);
+    const int count =
+        std::min(row.num_queries * lane_axis().step, lane_axis().window.extent - first);
+    const auto fetch = [&](const Element* tensor, const Strides& strides, int size) {
+      const ptrdiff_t stride = strides.token[2] * lane_axis().token_step;
+      prefetch_rows<Fetch::far>(tensor + keys_.row_offset(strides, at[0], at[1]) + first * stride,
+                                stride, count, size);
+    };
+    fetch(key_, plan_.key, plan_.head_dim);
+    fetch(value_, plan_.value, plan_.head_dim_value);
   }
 
   T* tile_queries(int r, int twin) const {
@@ -623,9 +649,15 @@ class ForwardUnit {
       if (shortest >= kManyQueries - 1) {
         weigh<Sharing::stairs, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
         done = many;
+      } else if constexpr (kManyQueries > 6 && kTwins == 1) {  // twins are added up four at a time
+        if (shortest >= 5) {
+          done = end / 6 * 6;
+          weigh<Sharing::stairs, kTwins, 6>(row, arguments, is_last, begin, done);
+        }
       }
-      weigh<Sharing::stairs, kTwins, 4>(row, arguments, is_last, done, quads);
-      done = quads;
+      const int left = (end - done) / 4 * 4;
+      weigh<Sharing::stairs, kTwins, 4>(row, arguments, is_last, done, done + left);
+      done += left;
     }
     weigh<Sharing::none, kTwins, 1>(row, arguments, is_last, done, end);
   }
