@@ -7,7 +7,7 @@
 // numbers: before a result fails, other numbers of the same problem say what it errs by. lse: 2e-6
 // * max(1, |lse|) for f32, 1e-12 for f64, 1e-5 for f16 and bf16; for f32 and f64 twice the plain
 // error where that is more: large logits that cancel in the logarithm cost every sum in the dtype
-// its last digits.
+// its last digits. So with e4m3, whose products tensor cores sum in fewer bits than f32 has.
 #ifndef VECINA_CLI_CONFORMANCE_H_
 #define VECINA_CLI_CONFORMANCE_H_
 
@@ -33,12 +33,14 @@ std::string print_problem(const vecina_problem& problem);
 
 struct Inputs {
   HostTensor query, key, value, additional_key, additional_value, bias, lengths, query_lengths;
+  HostTensor head_scale;  // with e4m3
   HostTensor grad_output, grad_lse;
 };
 // Inputs of the right shapes, without numbers and lengths.
 Inputs make_inputs(const vecina_problem& problem, Placement placement = {});
-// Values normal(0, 1) rounded to the dtype; lengths valid for the problem. Same seed, same bits. If
-// they are only reserved, lengths alone.
+// Values normal(0, 1) rounded to the dtype; lengths valid for the problem; with e4m3 every other
+// seed has a head_scale of 2^normal(0, 1). Same seed, same bits. If they are only reserved, lengths
+// alone.
 Inputs random_inputs(const vecina_problem& problem, uint64_t seed, Placement placement = {});
 
 struct Outputs {
@@ -55,7 +57,7 @@ Gradients make_gradients(const vecina_problem& problem, Placement placement = {}
 vecina_backward_args backward_args(const Inputs& inputs, const Outputs& outputs,
                                    const Gradients& gradients);
 
-// The same problem in f64, on the same numbers: what "exact" is computed from.
+// The same problem in f64, on the same numbers: what "exact" is computed from. e4m3 stays.
 vecina_problem widened(vecina_problem problem);
 Inputs widened(const Inputs& inputs);
 
@@ -66,7 +68,8 @@ struct Verdict {
 };
 // The largest error of `actual` against `exact`, allowed 2 x that of `plain` + the floor. A NaN or
 // infinity in actual must stand where exact has one. exact may be wider than the other two.
-// plain_error: what plain erred by on other numbers.
+// plain_error: what plain erred by on other numbers. problem_dtype: VECINA_E4M3 if query and key
+// are.
 Verdict compare(const std::string& name, const HostTensor& actual, const HostTensor& exact,
                 const HostTensor& plain, int32_t problem_dtype, double plain_error = 0.0);
 Verdict compare_lse(const HostTensor& actual, const HostTensor& exact, const HostTensor& plain,

@@ -20,6 +20,7 @@ inline constexpr DtypeName kDtypeNames[] = {
     {VECINA_F32, "f32", "fp32", 4}, {VECINA_F64, "f64", "fp64", 8},
     {VECINA_F16, "f16", "fp16", 2}, {VECINA_BF16, "bf16", "bf16", 2},
     {VECINA_I32, "i32", "", 4},     {VECINA_I64, "i64", "", 8},
+    {VECINA_E4M3, "e4m3", "", 1},
 };
 
 inline int64_t dtype_bytes(int32_t dtype) {
@@ -42,7 +43,7 @@ inline int32_t find_dtype(const std::string& name) {
   }
   return -1;
 }
-// Of lse, its gradient and the bias.
+// Of lse, its gradient, the bias and head_scale.
 inline int32_t lse_dtype(int32_t dtype) { return dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32; }
 
 }  // namespace vecina::cli

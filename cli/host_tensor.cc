@@ -124,6 +124,8 @@ double HostTensor::get(int64_t index) const {
       return static_cast<double>(static_cast<float>(load<float16>(from)));
     case VECINA_BF16:
       return static_cast<double>(static_cast<float>(load<bfloat16>(from)));
+    case VECINA_E4M3:
+      return static_cast<double>(static_cast<float>(load<float8_e4m3>(from)));
     case VECINA_I32:
       return static_cast<double>(load<int32_t>(from));
     default:
@@ -142,6 +144,8 @@ void HostTensor::set(int64_t index, double value) {
       return store(to, float16(round_to_odd(value)));
     case VECINA_BF16:
       return store(to, bfloat16(round_to_odd(value)));
+    case VECINA_E4M3:
+      return store(to, float8_e4m3(round_to_odd(value)));
     case VECINA_I32:
       return store(to, to_integer<int32_t>(value));
     default:

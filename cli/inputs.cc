@@ -5,6 +5,7 @@
 // made apart fit each other.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -133,12 +134,13 @@ Inputs make_inputs(const vecina_problem& p, Placement placement) {
   const auto tensor = [&](const std::vector<int64_t>& shape, int32_t dtype) {
     return HostTensor(shape, dtype, placement);
   };
+  const int32_t query_key_dtype = p.query_key_dtype == 0 ? p.dtype : p.query_key_dtype;
   Inputs inputs;
-  inputs.query = tensor(shape_of(p, Tokens::queries, {p.heads, p.head_dim}), p.dtype);
-  inputs.key = tensor(shape_of(p, Tokens::keys, {heads_kv(p), p.head_dim}), p.dtype);
+  inputs.query = tensor(shape_of(p, Tokens::queries, {p.heads, p.head_dim}), query_key_dtype);
+  inputs.key = tensor(shape_of(p, Tokens::keys, {heads_kv(p), p.head_dim}), query_key_dtype);
   inputs.value = tensor(shape_of(p, Tokens::keys, {heads_kv(p), head_dim_value(p)}), p.dtype);
   if (p.additional_tokens > 0) {
-    inputs.additional_key = tensor(additional_shape(p, p.head_dim), p.dtype);
+    inputs.additional_key = tensor(additional_shape(p, p.head_dim), query_key_dtype);
     inputs.additional_value = tensor(additional_shape(p, head_dim_value(p)), p.dtype);
   }
   if (p.has_bias) inputs.bias = tensor(bias_shape(p), lse_dtype(p.dtype));
@@ -169,6 +171,12 @@ Inputs random_inputs(const vecina_problem& p, uint64_t seed, Placement placement
   }
   draw(inputs.grad_output);
   draw(inputs.grad_lse);
+  if (p.query_key_dtype == VECINA_E4M3 && seed % 2 == 1) {
+    inputs.head_scale = HostTensor({p.heads}, lse_dtype(p.dtype), placement);
+    for (int64_t head = 0; head < p.heads; ++head) {  // a plan reads them too
+      inputs.head_scale.set(head, placement.is_reserved ? 1.0 : std::exp2(random.normal()));
+    }
+  }
   return inputs;
 }
 
@@ -190,6 +198,7 @@ vecina_forward_args forward_args(const Inputs& inputs, const Outputs& outputs) {
   args.bias = inputs.bias.view();
   args.lengths = inputs.lengths.view();
   args.query_lengths = inputs.query_lengths.view();
+  args.head_scale = inputs.head_scale.view();
   args.output = outputs.output.view();
   args.lse = outputs.lse.view();
   return args;

@@ -62,7 +62,7 @@ VECINA_AT(vecina_problem, scale, 216);
 VECINA_AT(vecina_problem, lengths, 224);
 VECINA_AT(vecina_problem, samples, 228);
 VECINA_AT(vecina_problem, flags, 232);
-VECINA_AT(vecina_problem, reserved, 236);
+VECINA_AT(vecina_problem, query_key_dtype, 236);
 static_assert(sizeof(vecina_problem) == 240, "vecina_problem of 0.1");
 
 VECINA_AT(vecina_context_options, struct_size, 0);
@@ -87,7 +87,8 @@ VECINA_AT(vecina_forward_args, output, 1032);
 VECINA_AT(vecina_forward_args, lse, 1160);
 VECINA_AT(vecina_forward_args, workspace, 1288);
 VECINA_AT(vecina_forward_args, workspace_bytes, 1296);
-static_assert(sizeof(vecina_forward_args) == 1304, "vecina_forward_args of 0.1");
+VECINA_AT(vecina_forward_args, head_scale, 1304);
+static_assert(sizeof(vecina_forward_args) == 1432, "vecina_forward_args of 0.1");
 
 VECINA_AT(vecina_backward_args, struct_size, 0);
 VECINA_AT(vecina_backward_args, query, 8);

@@ -364,6 +364,8 @@ TEST_F(Arguments, WhatTheProblemDoesNotHave) {
                  ForwardChange([&](auto& args) { args.additional_value = extra.additional_value; }),
                  {"additional_value"});
   expect_refused(call, ForwardChange([&](auto& args) { args.bias = extra.bias; }), {"bias"});
+  expect_refused(call, ForwardChange([&](auto& args) { args.head_scale = extra.bias; }),
+                 {"head_scale", "query_key_dtype", "e4m3"});
   expect_refused(call, ForwardChange([&](auto& args) { args.lengths = extra.lengths; }),
                  {"lengths", "equal"});
   expect_refused(call, ForwardChange([&](auto& args) { args.query_lengths = extra.lengths; }),
@@ -371,6 +373,30 @@ TEST_F(Arguments, WhatTheProblemDoesNotHave) {
   Call padded("1d 9 kernel_size 3 batch 2 heads 2 head_dim 8 lengths padded");
   expect_refused(padded, ForwardChange([&](auto& args) { args.query_lengths = extra.lengths; }),
                  {"query_lengths", "attention"});
+}
+
+TEST_F(Arguments, OfE4m3) {
+  Call call("1d 9 kernel_size 3 heads 2 head_dim 8 additional 2 dtype bf16 query_key_dtype e4m3");
+  ASSERT_TRUE(call.inputs.head_scale.given());
+  for (auto tensor : {&vecina_forward_args::query, &vecina_forward_args::key,
+                      &vecina_forward_args::additional_key}) {
+    expect_refused(call, ForwardChange([&](auto& args) { (args.*tensor).dtype = VECINA_BF16; }),
+                   {"bf16", "e4m3"});
+  }
+  expect_refused(call, ForwardChange([&](auto& args) { args.value.dtype = VECINA_E4M3; }),
+                 {"value", "e4m3", "bf16"});
+  expect_refused(call, ForwardChange([&](auto& args) { args.head_scale.shape[0] = 1; }),
+                 {"head_scale", "[1]", "[2]"});
+  expect_refused(call, ForwardChange([&](auto& args) { args.head_scale.dtype = VECINA_F64; }),
+                 {"head_scale", "f64", "f32"});
+  for (const float value : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
+                            std::numeric_limits<float>::quiet_NaN()}) {
+    cli::HostTensor wrong({2}, VECINA_F32);
+    wrong.fill(1.0);
+    wrong.set(1, value);
+    expect_refused(call, ForwardChange([&](auto& args) { args.head_scale = wrong.view(); }),
+                   {"head_scale[1]", "above 0"});
+  }
 }
 
 TEST_F(Arguments, Lengths) {

@@ -212,6 +212,10 @@ TEST(CompareRule, FailsOnWhatItShould) {
   EXPECT_TRUE(lse_passes(0.25, 3.5e-6, VECINA_F32)) << "the plain sum is no better";
   EXPECT_FALSE(lse_passes(0.25, 5e-6, VECINA_F32));
   EXPECT_FALSE(lse_passes(0.25, 1.2e-5, VECINA_F16));
+  plain_lse_error = 1e-3;
+  EXPECT_FALSE(lse_passes(0.25, 1.2e-5, VECINA_F16));
+  EXPECT_TRUE(lse_passes(0.25, 1.9e-3, VECINA_E4M3));
+  EXPECT_FALSE(lse_passes(0.25, 2.2e-3, VECINA_E4M3));
 }
 
 }  // namespace

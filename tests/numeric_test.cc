@@ -149,6 +149,51 @@ TEST(Random, FixedValues) {
   EXPECT_EQ(uniform.uniform(), static_cast<double>(0xe220a8397b1dcdafu >> 11) / 9007199254740992.0);
 }
 
+// All 256 codes, against the format as the paper defines it.
+TEST(Float8, EveryCodeConvertsBothWays) {
+  for (int code = 0; code < 256; ++code) {
+    float8_e4m3 number;
+    number.bits = static_cast<uint8_t>(code);
+    const auto value = static_cast<float>(number);
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    if (exponent == 15 && mantissa == 7) {
+      EXPECT_TRUE(std::isnan(value)) << code;
+      EXPECT_EQ(float8_e4m3(value).bits, code);
+      continue;
+    }
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    EXPECT_EQ(value, code < 128 ? magnitude : -magnitude) << code;
+    EXPECT_EQ(std::signbit(value), code >= 128) << code;
+    EXPECT_EQ(float8_e4m3(value).bits, code);
+  }
+}
+
+TEST(Float8, RoundsToTheNearestAndTiesToEven) {
+  const auto value_of = [](int code) {
+    float8_e4m3 number;
+    number.bits = static_cast<uint8_t>(code);
+    return static_cast<float>(number);
+  };
+  for (int sign : {0, 128}) {
+    for (int code = 0; code < 126; ++code) {  // and the one above it
+      const float middle = (value_of(sign + code) + value_of(sign + code + 1)) / 2;  // exact
+      const int even = code % 2 == 0 ? code : code + 1;
+      EXPECT_EQ(float8_e4m3(middle).bits, sign + even) << code;
+      EXPECT_EQ(float8_e4m3(std::nextafter(middle, value_of(sign + code))).bits, sign + code);
+      const float above = std::nextafter(middle, value_of(sign + code + 1));
+      EXPECT_EQ(float8_e4m3(above).bits, sign + code + 1);
+    }
+  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float beyond : {448.0f, 448.1f, 464.0f, 480.0f, 1e30f, kInfinity}) {
+    EXPECT_EQ(static_cast<float>(float8_e4m3(beyond)), 448.0f) << beyond;
+    EXPECT_EQ(static_cast<float>(float8_e4m3(-beyond)), -448.0f) << beyond;
+  }
+  EXPECT_EQ(float8_e4m3(std::numeric_limits<float>::denorm_min()).bits, 0);
+  EXPECT_EQ(float8_e4m3(-1e-30f).bits, 128);
+}
+
 TEST(Random, Distributions) {
   cli::Random random(3);
   double sum = 0.0, squares = 0.0, least = 1.0, most = 0.0;
@@ -184,7 +229,8 @@ TEST(HostTensor, RoundsOnceAndReadsBack) {
   cli::HostTensor brain({2, 3}, VECINA_BF16);
   brain.set(4, 1.0 + std::ldexp(1.0, -8) + std::ldexp(1.0, -40));
   EXPECT_EQ(brain.get(4), 1.0 + std::ldexp(1.0, -7));
-  for (int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16, VECINA_I32, VECINA_I64}) {
+  for (int32_t dtype :
+       {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16, VECINA_E4M3, VECINA_I32, VECINA_I64}) {
     for (const cli::Placement placement : {cli::Placement{0, 0}, cli::Placement{3, 1}}) {
       cli::HostTensor tensor({2, 3, 5}, dtype, placement);
       for (int64_t i = 0; i < 30; ++i) tensor.set(i, static_cast<double>(i - 15));

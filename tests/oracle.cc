@@ -138,7 +138,8 @@ struct Dense {
         value(values_of(inputs.value)),
         additional_key(values_of(inputs.additional_key)),
         additional_value(values_of(inputs.additional_value)),
-        bias(values_of(inputs.bias)) {
+        bias(values_of(inputs.bias)),
+        head_scale(values_of(inputs.head_scale)) {
     if (problem.heads_kv == 0) problem.heads_kv = problem.heads;
     if (problem.head_dim_value == 0) problem.head_dim_value = problem.head_dim;
     scale = problem.has_scale ? problem.scale : 1.0 / std::sqrt(double{1} * problem.head_dim);
@@ -162,12 +163,12 @@ struct Dense {
     return static_cast<size_t>(index);
   }
 
-  double logit(size_t q, const std::vector<double>& keys, size_t k) const {
+  double logit(size_t q, const std::vector<double>& keys, size_t k, int64_t head) const {
     double sum = 0.0;
     for (size_t c = 0; c < static_cast<size_t>(problem.head_dim); ++c) {
       sum += query[q + c] * keys[k + c];
     }
-    return scale * sum;
+    return scale * sum * (head_scale.empty() ? 1.0 : head_scale[static_cast<size_t>(head)]);
   }
 
   // -infinity where the query does not see the key.
@@ -177,22 +178,23 @@ struct Dense {
     for (const Token& k : sample.keys) {
       double sum = -kInfinity;
       if (sample.sees(q, k)) {
-        sum = logit(query_at, key, at(k.row, problem.heads_kv, kv_head(head), problem.head_dim));
+        sum = logit(query_at, key, at(k.row, problem.heads_kv, kv_head(head), problem.head_dim),
+                    head);
         if (problem.has_bias) sum += bias[bias_at(sample, q, k, head)];
       }
       row.push_back(sum);
     }
     for (int64_t n = 0; n < problem.additional_tokens; ++n) {
-      row.push_back(
-          logit(query_at, additional_key,
-                at(additional_row(sample, n), problem.heads_kv, kv_head(head), problem.head_dim)));
+      row.push_back(logit(
+          query_at, additional_key,
+          at(additional_row(sample, n), problem.heads_kv, kv_head(head), problem.head_dim), head));
     }
     return row;
   }
 
   vecina_problem problem;
   std::vector<Sample> samples;
-  std::vector<double> query, key, value, additional_key, additional_value, bias;
+  std::vector<double> query, key, value, additional_key, additional_value, bias, head_scale;
   double scale;
 };
 

@@ -10,8 +10,8 @@
 #   fixed       RANDOM_PROBLEMS (20000) random problems on at most 200 kernels that were compiled before
 #   random      random problems of any kind from many processes at once (they share the disk cache)
 #   large       problems for kernels that random ones seldom or never reach (large_problems.txt,
-#               lengths_problems.txt, small_problems.txt and halo_problems.txt in PROBLEMS, else in
-#               tests/)
+#               lengths_problems.txt, small_problems.txt, halo_problems.txt and e4m3_problems.txt
+#               in PROBLEMS, else in tests/)
 #   sanitizers  compute-sanitizer on every row of the table, and on some of halo_problems.txt
 #   python      test_cuda.py in PROBLEMS/python and the benchmark from PyTorch, with PYTHON (python3),
 #               which has vecina, torch and pytest
@@ -158,6 +158,7 @@ if begins large; then
   VECINA_CUDA_TARGET=80 check_each lengths-large-without-hopper "$problems/lengths_problems.txt" \
     $vecina check --backend cuda $aligned
   check_each small "$problems/small_problems.txt" $vecina check --backend cuda $aligned
+  check_each e4m3 "$problems/e4m3_problems.txt" $vecina check --backend cuda $aligned --cases 2
   check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
   check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned \
     --backward

@@ -100,6 +100,8 @@ class Problem {
   Problem& head_dim_value(std::int32_t v) { return set(fields_.head_dim_value, v); }
   Problem& additional_tokens(std::int64_t v) { return set(fields_.additional_tokens, v); }
   Problem& dtype(vecina_dtype v) { return set(fields_.dtype, v); }
+  // Experimental: query and key in VECINA_E4M3 (vecina.h says what that costs and who takes it).
+  Problem& query_key_dtype(vecina_dtype v) { return set(fields_.query_key_dtype, v); }
   Problem& scale(double v) { return set(fields_.has_scale, 1).set(fields_.scale, v); }
   Problem& bias(bool v = true) { return set(fields_.has_bias, v); }
   Problem& lengths_padded() { return set(fields_.lengths, VECINA_LENGTHS_PADDED); }
@@ -154,6 +156,7 @@ class Problem {
     for (int a = 0; a < rank(); ++a) shape.append(2 * fields_.kernel_size[a] - 1);
     return shape;
   }
+  Sizes head_scale_shape() const { return {fields_.heads}; }
   Sizes lengths_shape() const {
     const bool is_packed = fields_.lengths == VECINA_LENGTHS_PACKED;
     return {is_packed ? fields_.samples : fields_.batch, rank()};

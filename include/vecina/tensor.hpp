@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tensors of vecina.hpp: element types of 16 bits, sizes, views; and what a failed call throws.
+// The tensors of vecina.hpp: element types of 8 and 16 bits, sizes, views; and what a failed call
+// throws.
 #ifndef VECINA_TENSOR_HPP_
 #define VECINA_TENSOR_HPP_
 
@@ -71,6 +72,42 @@ struct bfloat16 {
   }
   explicit operator float() const {
     return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
+};
+
+// Experimental. Sign, 4 bits of exponent, 3 of mantissa, no infinities: VECINA_E4M3. Converts by
+// rounding to nearest even; beyond 448, infinities too, to 448 with the sign.
+struct float8_e4m3 {
+  uint8_t bits = 0;
+
+  float8_e4m3() = default;
+  explicit float8_e4m3(float value) : bits(round(value)) {}
+  explicit operator float() const {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
+    const uint32_t exponent = (bits >> 3) & 0xfu;
+    const uint32_t mantissa = bits & 0x7u;
+    if ((bits & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+    if (exponent != 0) {
+      return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+    }
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-9f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+  }
+
+ private:
+  static uint8_t round(float value) {
+    const uint32_t word = std::bit_cast<uint32_t>(value);
+    const uint8_t sign = static_cast<uint8_t>((word >> 24) & 0x80u);
+    const uint32_t magnitude = word & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return sign | 0x7fu;   // NaN stays NaN
+    if (magnitude >= 0x43e00000u) return sign | 0x7eu;  // 448 and above
+    if (magnitude < 0x3c800000u) {
+      // Subnormal: adding 2^14 lines the result's last bit, 2^-9, up with the float's last bit.
+      const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
+      return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - 0x46800000u);
+    }
+    const uint32_t odd = (magnitude >> 20) & 1u;
+    return sign | static_cast<uint8_t>((magnitude - 0x3c000000u + 0x7ffffu + odd) >> 20);
   }
 };
 
@@ -160,6 +197,8 @@ constexpr vecina_dtype dtype_of() {
     return VECINA_F16;
   } else if constexpr (std::is_same_v<T, bfloat16>) {
     return VECINA_BF16;
+  } else if constexpr (std::is_same_v<T, float8_e4m3>) {
+    return VECINA_E4M3;
   } else if constexpr (std::is_same_v<T, std::int32_t>) {
     return VECINA_I32;
   } else if constexpr (std::is_same_v<T, std::int64_t>) {
@@ -171,10 +210,11 @@ constexpr vecina_dtype dtype_of() {
 
 }  // namespace detail
 
-// The element types: float, double, float16, bfloat16, std::int32_t, std::int64_t.
+// The element types: float, double, float16, bfloat16, float8_e4m3, std::int32_t, std::int64_t.
 template <typename T>
 concept Element = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, float16> ||
-    std::same_as<T, bfloat16> || std::same_as<T, std::int32_t> || std::same_as<T, std::int64_t>;
+    std::same_as<T, bfloat16> || std::same_as<T, float8_e4m3> || std::same_as<T, std::int32_t> ||
+    std::same_as<T, std::int64_t>;
 
 // The vecina_dtype of an element type.
 template <Element T>

@@ -101,7 +101,8 @@ class Context {
 };
 
 // Tensors of a forward call. dtype of query, key, value, output and the additional tokens: the
-// problem's; lse and bias: f32, f64 for f64 problems; lengths: int32 or int64.
+// problem's (of query and keys its query_key_dtype); lse, bias and head_scale: f32, f64 for f64
+// problems; lengths: int32 or int64.
 struct ForwardArgs {
   ConstTensorView query = {}, key = {}, value = {};
   ConstTensorView additional_key = {}, additional_value = {};  // both, if the problem has them
@@ -111,6 +112,7 @@ struct ForwardArgs {
   TensorView lse = {};        // optional
   void* workspace = nullptr;  // device memory; the backends of the CPU need none
   std::size_t workspace_bytes = 0;
+  ConstTensorView head_scale = {};  // optional, with e4m3
 };
 
 // Tensors of a backward call. output and lse are what forward wrote. Gradients have the shapes and
@@ -175,6 +177,7 @@ inline vecina_forward_args to_c(const Problem& problem, const ForwardArgs& args)
   vecina_forward_args c = {};
   c.struct_size = sizeof(c);
   fill_inputs(c, problem, args);
+  VECINA_FILL(head_scale, head_scale_shape);
   return c;
 }
 

@@ -348,13 +348,13 @@ class Shapes {
 template <typename Args>
 Status expected_inputs(const Problem& problem, const Args& args, const Shapes& shapes,
                        std::vector<Expected>* list) {
-  const int32_t dtype = problem.dtype();
-  list->push_back({"query", &args.query, dtype, shapes.query()});
-  list->push_back({"key", &args.key, dtype, shapes.key(problem.head_dim())});
+  const int32_t dtype = problem.dtype(), query_key_dtype = problem.query_key_dtype();
+  list->push_back({"query", &args.query, query_key_dtype, shapes.query()});
+  list->push_back({"key", &args.key, query_key_dtype, shapes.key(problem.head_dim())});
   list->push_back({"value", &args.value, dtype, shapes.key(problem.head_dim_value())});
   if (problem.additional_tokens() > 0) {
-    list->push_back(
-        {"additional_key", &args.additional_key, dtype, shapes.additional(problem.head_dim())});
+    list->push_back({"additional_key", &args.additional_key, query_key_dtype,
+                     shapes.additional(problem.head_dim())});
     list->push_back({"additional_value", &args.additional_value, dtype,
                      shapes.additional(problem.head_dim_value())});
   } else if (given(args.additional_key) || given(args.additional_value)) {
@@ -368,6 +368,23 @@ Status expected_inputs(const Problem& problem, const Args& args, const Shapes& s
   }
   return {};
 }
+
+// Kernels take maxima before they scale. Values on a device are not read from here.
+Status check_head_scale(const vecina_forward_args& example, const vecina_forward_args& args) {
+  const vecina_tensor& tensor = example.head_scale;
+  if (!given(tensor) || tensor.device != VECINA_CPU) return {};
+  for (int64_t head = 0; head < tensor.shape[0]; ++head) {
+    const double value = tensor.dtype == VECINA_F64
+                             ? reinterpret_cast<const double*>(address(args.head_scale))[head]
+                             : reinterpret_cast<const float*>(address(args.head_scale))[head];
+    if (!std::isfinite(value) || value <= 0.0) {
+      return invalid(
+          fmt::format("head_scale[{}] is {}; it must be finite and above 0.", head, value));
+    }
+  }
+  return {};
+}
+Status check_head_scale(const vecina_backward_args&, const vecina_backward_args&) { return {}; }
 
 // given(tensor) must be the same in both, the address no less aligned.
 Status compare_to_example(const NamedTensor& before, const NamedTensor& now) {
@@ -414,6 +431,7 @@ Status check_moved(const Args& example, const Args& args) {
 template <typename Args>
 Status check_addresses(const Problem& problem, const Args& example, const Args& args) {
   VECINA_RETURN_IF_ERROR(check_moved(example, args));
+  VECINA_RETURN_IF_ERROR(check_head_scale(example, args));
   if (problem.lengths() == VECINA_LENGTHS_EQUAL) return {};
   Totals then, now;
   VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &now));
@@ -438,6 +456,7 @@ int list_tensors(const vecina_forward_args& args, NamedTensor (&list)[kMaxTensor
       {"additional_key", &args.additional_key, false},
       {"additional_value", &args.additional_value, false},
       {"bias", &args.bias, false},
+      {"head_scale", &args.head_scale, false},
       {"lengths", &args.lengths, false},
       {"query_lengths", &args.query_lengths, false},
       {"output", &args.output, true},
@@ -520,6 +539,8 @@ Expected expected_tensor(const Problem& problem, const Shapes& shapes, const Nam
   const std::string_view name = is_gradient ? whole.substr(5) : whole;
   Expected expected = {named.name, named.tensor,    problem.dtype(),
                        {},         named.is_output, is_gradient && named.is_output};
+  if (!is_gradient && name.ends_with("key")) expected.dtype = problem.query_key_dtype();
+  if (!is_gradient && name == "query") expected.dtype = problem.query_key_dtype();
   if (name == "query") expected.shape = shapes.query();
   if (name == "key") expected.shape = shapes.key(problem.head_dim());
   if (name == "value") expected.shape = shapes.key(problem.head_dim_value());
@@ -546,6 +567,16 @@ Status expected_tensors(const Problem& problem, const vecina_forward_args& args,
   std::vector<Expected>& list = *expected;
   const Shapes shapes(problem, totals);
   VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
+  if (problem.has_e4m3()) {
+    list.push_back({"head_scale",
+                    &args.head_scale,
+                    lse_dtype(problem.dtype()),
+                    {problem.heads()},
+                    false,
+                    true});
+  } else if (given(args.head_scale)) {
+    return invalid("head_scale is given, but the problem's query_key_dtype is not e4m3.");
+  }
   list.push_back({"output", &args.output, problem.dtype(), shapes.output(), true});
   list.push_back({"lse", &args.lse, lse_dtype(problem.dtype()), shapes.lse(), true, true});
   return {};
@@ -615,7 +646,8 @@ Status check_all(const Problem& problem, const Args& args) {
   VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &totals));
   std::vector<Expected> list;
   VECINA_RETURN_IF_ERROR(expected_tensors(problem, args, totals, &list));
-  return check_list(list);
+  VECINA_RETURN_IF_ERROR(check_list(list));
+  return check_head_scale(args, args);
 }
 
 // Lets the tensors of a list, which belong to arguments that may be written, be what is expected.

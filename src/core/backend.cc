@@ -4,6 +4,14 @@
 
 namespace vecina::internal {
 
+std::string e4m3_why_not(const Problem& problem, Pass pass) {
+  if (!problem.has_e4m3()) return {};
+  return pass == Pass::forward
+             ? "query_key_dtype e4m3: only backend cuda on GPUs of compute capability 9.0, and "
+               "backend reference"
+             : "query_key_dtype e4m3: forward only, neither gradients nor the split form";
+}
+
 Status Plan::run(const vecina_forward_args&, void*) const {
   return unsupported("this plan has no forward");
 }

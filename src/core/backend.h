@@ -97,6 +97,9 @@ class Backend {
   virtual std::string peak() { return "{}"; }        // JSON object; measures, takes a second
 };
 
+// Of a backend without e4m3: why it does not take a problem that has it; empty if it has none.
+std::string e4m3_why_not(const Problem& problem, Pass pass);
+
 // Resolved options of the context, the same for every backend.
 struct BackendOptions {
   int threads = 0;  // the caller included; 0: as many as this process may use

@@ -44,7 +44,11 @@ Status check_enums(const vecina_problem& p) {
     return invalid(fmt::format("flags {:#x} holds unknown bits {:#x}; known are {:#x}.", p.flags,
                                p.flags & ~kKnownFlags, kKnownFlags));
   }
-  if (p.reserved != 0) return invalid(fmt::format("reserved is {}; it must be 0.", p.reserved));
+  if (p.query_key_dtype != 0 && p.query_key_dtype != VECINA_E4M3) {
+    return invalid(fmt::format("query_key_dtype {} ({}) is not 0 (as dtype) or {} (e4m3).",
+                               p.query_key_dtype, dtype_name(p.query_key_dtype),
+                               static_cast<int>(VECINA_E4M3)));
+  }
   return {};
 }
 
@@ -234,6 +238,7 @@ Status Problem::make(const vecina_problem& given, Problem* problem) {
     axis.is_causal = given.is_causal[a] != 0;
   }
   made.dtype_ = given.dtype;
+  made.query_key_dtype_ = given.query_key_dtype == 0 ? given.dtype : given.query_key_dtype;
   made.additional_tokens_ = given.additional_tokens;
   made.has_scale_ = given.has_scale != 0;
   made.has_bias_ = given.has_bias != 0;
@@ -268,6 +273,7 @@ vecina_problem Problem::to_c() const {
     p.is_causal[a] = from.is_causal;
   }
   p.dtype = dtype_;
+  p.query_key_dtype = has_e4m3() ? query_key_dtype_ : 0;
   p.additional_tokens = additional_tokens_;
   p.has_scale = has_scale_;
   p.has_bias = has_bias_;
@@ -285,7 +291,7 @@ uint64_t Problem::hash() const {
        {int64_t{p.kind}, int64_t{p.rank}, p.batch, int64_t{p.heads}, int64_t{p.heads_kv},
         int64_t{p.head_dim}, int64_t{p.head_dim_value}, int64_t{p.dtype}, p.additional_tokens,
         int64_t{p.has_scale}, int64_t{p.has_bias}, std::bit_cast<int64_t>(p.scale),
-        int64_t{p.lengths}, int64_t{p.samples}, int64_t{p.flags}}) {
+        int64_t{p.lengths}, int64_t{p.samples}, int64_t{p.flags}, int64_t{p.query_key_dtype}}) {
     hash = mix(hash, static_cast<uint64_t>(value));
   }
   for (int a = 0; a < rank_; ++a) {

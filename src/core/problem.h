@@ -57,6 +57,8 @@ class Problem {
   int head_dim() const { return head_dim_; }
   int head_dim_value() const { return head_dim_value_; }
   int32_t dtype() const { return dtype_; }
+  int32_t query_key_dtype() const { return query_key_dtype_; }  // resolved: dtype unless given
+  bool has_e4m3() const { return query_key_dtype_ == VECINA_E4M3; }
   int64_t additional_tokens() const { return additional_tokens_; }
   bool has_scale() const { return has_scale_; }
   double scale() const { return scale_; }  // resolved: head_dim^-0.5 unless given
@@ -87,7 +89,7 @@ class Problem {
   int64_t batch_ = 1;
   int heads_ = 1, heads_kv_ = 1, head_dim_ = 1, head_dim_value_ = 1;
   std::array<Axis, 3> axes_;
-  int32_t dtype_ = VECINA_F32;
+  int32_t dtype_ = VECINA_F32, query_key_dtype_ = VECINA_F32;
   int64_t additional_tokens_ = 0;
   bool has_scale_ = false, has_bias_ = false;
   double scale_ = 1.0;

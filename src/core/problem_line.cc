@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::string_view kWords =
     "kernel_size stride output_stride dilation causal batch heads heads_kv head_dim head_dim_value "
-    "additional scale bias lengths allow dtype";
+    "additional scale bias lengths allow dtype query_key_dtype";
 
 std::vector<std::string_view> split(std::string_view text, std::string_view separators) {
   std::vector<std::string_view> parts;
@@ -116,6 +116,7 @@ class LineParser {
     if (word == "lengths") return parse_lengths(problem);
     if (word == "allow") return parse_allow(problem);
     if (word == "dtype") return parse_dtype(problem);
+    if (word == "query_key_dtype") return parse_query_key_dtype(problem);
     return invalid(
         fmt::format("'{}' is not a word of the problem line; known are {}.", word, kWords));
   }
@@ -207,6 +208,15 @@ class LineParser {
     return invalid(fmt::format("'dtype' is f32, f64, f16 or bf16, not '{}'.", text));
   }
 
+  Status parse_query_key_dtype(vecina_problem* problem) {
+    const std::string_view text = take().value_or("");
+    if (text != dtype_name(VECINA_E4M3)) {
+      return invalid(fmt::format("'query_key_dtype' is e4m3, not '{}'.", text));
+    }
+    problem->query_key_dtype = VECINA_E4M3;
+    return {};
+  }
+
   std::vector<std::string_view> words_, seen_;
   size_t next_ = 0;
 };
@@ -262,6 +272,7 @@ std::string Problem::line() const {
   if (flags_ & VECINA_ALLOW_TF32) text += " allow tf32";
   if (flags_ & VECINA_NONDETERMINISTIC_BACKWARD) text += " allow nondeterministic";
   if (dtype_ != VECINA_F32) text += fmt::format(" dtype {}", dtype_name(dtype_));
+  if (has_e4m3()) text += fmt::format(" query_key_dtype {}", dtype_name(VECINA_E4M3));
   return text;
 }
 

@@ -19,13 +19,14 @@ struct DtypeRow {
   int bytes;
   bool is_float;  // may be the dtype of a problem
 };
-inline constexpr std::array<DtypeRow, 6> kDtypes = {{
+inline constexpr std::array<DtypeRow, 7> kDtypes = {{
     {VECINA_F32, "f32", 4, true},
     {VECINA_F64, "f64", 8, true},
     {VECINA_F16, "f16", 2, true},
     {VECINA_BF16, "bf16", 2, true},
     {VECINA_I32, "i32", 4, false},
     {VECINA_I64, "i64", 8, false},
+    {VECINA_E4M3, "e4m3", 1, false},
 }};
 
 // Row of `dtype`, nullptr if there is none.
@@ -43,7 +44,7 @@ inline int64_t dtype_bytes(int32_t dtype) {
   const DtypeRow* row = dtype_row(dtype);
   return row ? row->bytes : 0;
 }
-// lse, its gradient and the bias: f64 for f64 problems, f32 otherwise.
+// lse, its gradient, the bias and head_scale: f64 for f64 problems, f32 otherwise.
 inline int32_t lse_dtype(int32_t dtype) { return dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32; }
 
 inline bool given(const vecina_tensor& tensor) { return tensor.data != nullptr; }

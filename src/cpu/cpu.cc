@@ -144,7 +144,9 @@ class CpuBackend : public Backend {
 
   std::string misconfigured() const override { return cpu::target_problem(); }
 
-  std::string why_not(const Problem& /*problem*/, Pass /*pass*/) const override { return {}; }
+  std::string why_not(const Problem& problem, Pass pass) const override {
+    return e4m3_why_not(problem, pass);
+  }
 
   Status plan(const Problem& problem, const vecina_forward_args& example,
               std::unique_ptr<Plan>* plan) override {

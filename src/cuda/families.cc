@@ -73,7 +73,9 @@ std::span<const Family> families() {
 }
 
 std::string why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
-  if (is_split(pass)) return split_why_not(problem);
+  if (is_split(pass)) {
+    return problem.has_e4m3() ? e4m3_why_not(problem, pass) : split_why_not(problem);
+  }
   std::string sentences;
   for (const Family& family : families()) {
     const std::string why = why_not_of(family, problem, pass, facts);

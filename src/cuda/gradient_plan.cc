@@ -207,6 +207,7 @@ void add_additional(const Problem& problem, const vecina_backward_args& example,
 
 std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFacts&) {
   if (pass == Pass::forward) return "computes gradients alone";
+  if (problem.has_e4m3()) return e4m3_why_not(problem, pass);
   return too_many_rows(problem);
 }
 

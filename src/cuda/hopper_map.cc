@@ -13,16 +13,19 @@
 namespace vecina::internal::cuda {
 namespace {
 
-constexpr int kElementBytes = 2;
 constexpr int kAlignment = 16;
 constexpr uint32_t kMaxBox = 256;
 constexpr uint64_t kMaxByteStride = uint64_t{1} << 40;
 
 // The driver's numbers.
-constexpr int kFloat16 = 6, kBfloat16 = 9;
+constexpr int kBytes = 0, kFloat16 = 6, kBfloat16 = 9;
 constexpr int kNotInterleaved = 0, kPromote256Bytes = 3, kFillWithZeros = 0;
 
-int swizzle(uint32_t columns) { return columns == 64 ? 3 : columns == 32 ? 2 : 1; }
+int swizzle(uint32_t box_bytes) { return box_bytes == 128 ? 3 : box_bytes == 64 ? 2 : 1; }
+
+int type_of(int dtype) {
+  return dtype == VECINA_E4M3 ? kBytes : dtype == VECINA_BF16 ? kBfloat16 : kFloat16;
+}
 
 }  // namespace
 
@@ -32,21 +35,23 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, HopperH
   if (reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment != 0) {
     return unsupported(fmt::format("{} is not {}-byte aligned", name, kAlignment));
   }
+  const auto element_bytes = static_cast<int>(dtype_bytes(tensor.dtype));
   const int64_t heads = tensor.shape[rank + 1], columns = tensor.shape[rank + 2];
   const int64_t head_stride = heads > 1 ? tensor.strides[rank + 1] : columns;
   const bool is_by_head = heads_are != HopperHeads::columns;
   const double width =
       static_cast<double>(is_by_head ? 0 : heads - 1) * static_cast<double>(head_stride) +
       static_cast<double>(columns);
-  if (head_stride < columns || head_stride % (kAlignment / kElementBytes) != 0 ||
+  if (head_stride < columns || head_stride % (kAlignment / element_bytes) != 0 ||
       std::max(width, static_cast<double>(head_stride)) > 2147483647.0) {
     return unsupported(fmt::format("{} has heads {} elements apart", name, head_stride));
   }
   plan->dtype = tensor.dtype;
   plan->head_stride = static_cast<int>(head_stride);
   plan->extents[0] = static_cast<uint64_t>(width);
-  const int padded = vecina::cuda::hopper_round_up(static_cast<int>(columns), 16);
-  plan->box[0] = static_cast<uint32_t>(vecina::cuda::hopper_columns(padded));
+  const int padded = vecina::cuda::hopper_padded(static_cast<int>(columns), element_bytes);
+  const int box_bytes = vecina::cuda::hopper_box_bytes(padded * element_bytes);
+  plan->box[0] = static_cast<uint32_t>(box_bytes / element_bytes);
   plan->steps[0] = 1;
   uint64_t apart = kAlignment;  // for dimensions of one token
   for (size_t i = 1; i < 5; ++i) {
@@ -57,13 +62,13 @@ Status make_map(const char* name, const vecina_tensor& tensor, int rank, HopperH
     const bool is_there = a < 0 || dimension >= 1;
     plan->extents[i] = is_there ? static_cast<uint64_t>(tensor.shape[dimension]) : 1;
     if (plan->extents[i] > 1) {
-      const int64_t stride = tensor.strides[dimension] * kElementBytes;
+      const int64_t stride = tensor.strides[dimension] * element_bytes;
       if (stride <= 0 || stride % kAlignment != 0 ||
           static_cast<uint64_t>(stride) >= kMaxByteStride) {
         return unsupported(fmt::format("{} has stride {} in dimension {}", name,
                                        tensor.strides[dimension], dimension));
       }
-      if (static_cast<double>(stride) < width * kElementBytes) {
+      if (static_cast<double>(stride) < width * element_bytes) {
         return unsupported(is_by_head
                                ? fmt::format("rows of {} overlap", name)
                                : fmt::format("the heads of {} do not lie within its tokens", name));
@@ -88,9 +93,10 @@ Status encode_map(const HopperMapPlan& plan, const vecina_tensor& tensor,
   TensorMap encoded;
   VECINA_CUDA_RETURN_IF_ERROR(
       driver, cuTensorMapEncodeTiled,
-      (&encoded, plan.dtype == VECINA_BF16 ? kBfloat16 : kFloat16, 5, address(tensor),
-       plan.extents.data(), plan.byte_strides.data(), plan.box.data(), plan.steps.data(),
-       kNotInterleaved, swizzle(plan.box[0]), kPromote256Bytes, kFillWithZeros));
+      (&encoded, type_of(plan.dtype), 5, address(tensor), plan.extents.data(),
+       plan.byte_strides.data(), plan.box.data(), plan.steps.data(), kNotInterleaved,
+       swizzle(plan.box[0] * static_cast<uint32_t>(dtype_bytes(plan.dtype))), kPromote256Bytes,
+       kFillWithZeros));
   static_assert(sizeof encoded == sizeof *map);
   std::memcpy(map, &encoded, sizeof encoded);
   return {};

@@ -29,7 +29,6 @@ using vecina::cuda::HopperSamplesConfig;
 using vecina::cuda::HopperSamplesParams;
 using vecina::cuda::HopperTokens;
 
-constexpr int kElementBytes = 2;
 // Of hopper_samples.cu: for each multiprocessor, to clear with all of them.
 constexpr int64_t kClearingBlocks = 4;
 constexpr uint32_t kClearingThreads = 256;
@@ -41,9 +40,11 @@ constexpr double kMinWork = 67108864.0;
 // one after another leave some of them idle every time.
 constexpr int kBlockQueries = 2 * vecina::cuda::kHopperRows;
 
-std::string dim_why_not(const char* name, int head_dim, const Problem& problem) {
+// A row is a multiple of the 16 bytes of a copy.
+std::string dim_why_not(const char* name, int head_dim, int32_t dtype, const Problem& problem) {
   // With three axes and the samples' lengths no dimension of the maps is left for heads.
-  const int unit = problem.rank() < 3 || problem.lengths() == VECINA_LENGTHS_EQUAL ? 8 : 16;
+  const bool is_padded = problem.rank() < 3 || problem.lengths() == VECINA_LENGTHS_EQUAL;
+  const int unit = (is_padded ? 16 : 32) / static_cast<int>(dtype_bytes(dtype));
   if (head_dim % unit == 0 && head_dim <= 256) return {};
   return fmt::format("{} {}: multiples of {} up to 256 only", name, head_dim, unit);
 }
@@ -222,7 +223,7 @@ ForwardLaunch samples_launch(const Problem& problem, const vecina_forward_args& 
   params.num_packs = forward.num_packs;
   params.heads = problem.heads();
   params.has_additional = problem.additional_tokens() > 0 ? 1 : 0;
-  params.output_head = int64_t{forward.output_head} * kElementBytes;
+  params.output_head = int64_t{forward.output_head} * vecina::cuda::kHopperValueBytes;
   params.output_rows = forward.output;
   params.lse_rows = forward.lse_rows;
   params.lse_head = forward.lse_head;
@@ -317,16 +318,17 @@ std::string describe_cut(const HopperConfig& config) {
 
 std::string print(const HopperConfig& c) {
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .output_columns = {}, "
+      "{{.dtype = {}, .query_key_dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, "
+      ".output_columns = {}, "
       ".has_heads_for_batch = {}, "
       ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
       ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
       ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}, "
       ".has_lengths = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns, c.has_heads_for_batch,
-      c.warpgroups, c.pair_axis, braces(c.query_box), c.packed_heads, braces(c.key_box), c.stages,
-      c.is_ping_pong, c.has_output_buffer, c.is_chained, c.is_causal, c.is_strided, c.is_dilated,
-      c.has_additional, c.has_lengths);
+      c.dtype, c.query_key_dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns,
+      c.has_heads_for_batch, c.warpgroups, c.pair_axis, braces(c.query_box), c.packed_heads,
+      braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_chained, c.is_causal,
+      c.is_strided, c.is_dilated, c.has_additional, c.has_lengths);
 }
 
 Problem with_longest_samples(const Problem& problem) {
@@ -348,9 +350,9 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   }
   if (problem.has_bias()) return "bias: not yet";
   if (!std::isnormal(scale_of(problem)) || scale_of(problem) < 0) return "a scale above 0 only";
-  std::string why = dim_why_not("head_dim", problem.head_dim(), problem);
+  std::string why = dim_why_not("head_dim", problem.head_dim(), problem.query_key_dtype(), problem);
   if (why.empty()) {
-    why = dim_why_not("head_dim_value", problem.head_dim_value(), problem);
+    why = dim_why_not("head_dim_value", problem.head_dim_value(), problem.dtype(), problem);
   }
   if (!why.empty()) return why;
   bool is_dilated = false, has_output_stride = false;
@@ -371,6 +373,7 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
       static_cast<double>(problem.additional_tokens()) > kMaxInt / 2) {
     return "the problem has more than 2^31 - 1 queries or keys";
   }
+  if (problem.has_e4m3()) return {};  // no other takes it, however slow this one
   if (!has_lengths(problem) && halo_beats_hopper(problem, facts)) {
     return "small windows of short rows: others are faster";
   }
@@ -436,6 +439,8 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
     *filled = params;
     filled->output_data = address(args.output);
     filled->lse = given(args.lse) ? reinterpret_cast<float*>(address(args.lse)) : nullptr;
+    filled->head_scale =
+        given(args.head_scale) ? reinterpret_cast<const float*>(address(args.head_scale)) : nullptr;
     if (has_lengths) {
       filled->samples = static_cast<const HopperSample*>(args.workspace);
       filled->first_blocks =

@@ -6,6 +6,7 @@
 #include <map>
 #include <vector>
 
+#include "core/tensor.h"
 #include "core/window.h"
 
 namespace vecina::internal::cuda {
@@ -39,6 +40,9 @@ constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory 
 // steady-state times on an H200 (docs/hopper.md says how to fit it again).
 constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
 constexpr double kProductCycles = 1.142;
+// Of a product in e4m3, as a share of one in 16 bits: half the cycles at the peak, but the clock
+// follows the power (set by hand to five problems measured on an H200).
+constexpr double kE4m3Cycles = 0.6;
 // Two warpgroups hide less of the softmax beside short products.
 constexpr double kCyclesPerKeyOfThree = 0.106, kCyclesPerKeyOfNarrowHead = 0.63;
 constexpr double kCyclesPerKeyOfWideTile = 1.28;  // beyond kWideTile
@@ -167,7 +171,8 @@ bool has_empty_rows(const HopperConfig& config) {
 double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
                const HopperWork& work, const DeviceFacts& facts) {
   const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
-  const double columns = config.head_dim + config.head_dim_value;
+  const bool is_e4m3 = config.query_key_dtype != config.dtype;
+  const double columns = config.head_dim * (is_e4m3 ? kE4m3Cycles : 1.0) + config.head_dim_value;
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
   const double tiles = work.tiles / (work.blocks * config.warpgroups);
   const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
@@ -185,13 +190,22 @@ double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
   return work.launches * launch + rounds * cycles / work.blocks / kCyclesPerMs;
 }
 
+int padded_head_dim(const Problem& problem) {
+  return vecina::cuda::hopper_padded(problem.head_dim(),
+                                     static_cast<int>(dtype_bytes(problem.query_key_dtype())));
+}
+int padded_head_dim_value(const Problem& problem) {
+  return vecina::cuda::hopper_padded(problem.head_dim_value(), vecina::cuda::kHopperValueBytes);
+}
+
 // Everything of the configuration that does not depend on the cut.
 HopperConfig base_config(const Problem& problem) {
   HopperConfig config = {};
   config.dtype = problem.dtype();
+  config.query_key_dtype = problem.query_key_dtype();
   config.rank = problem.rank();
-  config.head_dim = vecina::cuda::hopper_round_up(problem.head_dim(), 16);
-  config.head_dim_value = vecina::cuda::hopper_round_up(problem.head_dim_value(), 16);
+  config.head_dim = padded_head_dim(problem);
+  config.head_dim_value = padded_head_dim_value(problem);
   config.output_columns = problem.head_dim_value();
   config.has_heads_for_batch = has_heads_for_batch(problem);
   config.packed_heads = 1;
@@ -440,8 +454,8 @@ class Search {
 }  // namespace
 
 bool has_heads_for_batch(const Problem& problem) {
-  return problem.rank() == 3 &&
-         (problem.head_dim() % 16 != 0 || problem.head_dim_value() % 16 != 0);
+  return problem.rank() == 3 && (problem.head_dim() != padded_head_dim(problem) ||
+                                 problem.head_dim_value() != padded_head_dim_value(problem));
 }
 
 int64_t count_hopper_launches(const Problem& problem) {

@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <random>
 #include <thread>
 
@@ -13,6 +12,7 @@
 #include "cuda/hopper_plan.h"
 #include "cuda/parallel.h"
 #include "cuda/staging.h"
+#include "vecina/tensor.hpp"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -28,31 +28,26 @@ constexpr size_t kFinalists = 5;
 constexpr size_t kVaried = 3;                        // cuts whose variants are measured
 constexpr size_t kRandomElements = (1u << 20) + 24;  // then the same again: rows differ for long
 
-// f16 or bf16, by the bits of f32; what is too small for a normal f16 is zero.
-uint16_t to_16_bits(float value, int32_t dtype) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (dtype == VECINA_BF16) return static_cast<uint16_t>(bits >> 16);
-  constexpr uint32_t kSmallest = 113u << 23, kBias = 112u << 10;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  return static_cast<uint16_t>((bits >> 16 & 0x8000u) |
-                               (magnitude < kSmallest ? 0 : (magnitude >> 13) - kBias));
-}
-
 // Products of zeros take less power than those of numbers, and the clock follows the power.
+template <typename Element>
 Status fill_with_numbers(const vecina_tensor& tensor) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
-  std::vector<uint16_t> block(kRandomElements);
-  for (uint16_t& element : block) element = to_16_bits(normal(random), tensor.dtype);
+  std::vector<Element> block(kRandomElements);
+  for (Element& element : block) element = Element(normal(random));
   const auto elements = static_cast<size_t>(num_elements(tensor));
   const auto begin = reinterpret_cast<DevicePointer>(address(tensor));
   for (size_t at = 0; at < elements; at += block.size()) {
-    VECINA_CUDA_RETURN_IF_ERROR(
-        Driver::get(), cuMemcpyHtoD_v2,
-        (begin + at * 2, block.data(), std::min(block.size(), elements - at) * 2));
+    VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuMemcpyHtoD_v2,
+                                (begin + at * sizeof(Element), block.data(),
+                                 std::min(block.size(), elements - at) * sizeof(Element)));
   }
   return {};
+}
+Status fill_with_numbers(const vecina_tensor& tensor) {
+  return tensor.dtype == VECINA_E4M3   ? fill_with_numbers<float8_e4m3>(tensor)
+         : tensor.dtype == VECINA_BF16 ? fill_with_numbers<bfloat16>(tensor)
+                                       : fill_with_numbers<float16>(tensor);
 }
 
 struct Candidate {
@@ -135,6 +130,7 @@ class Tuner {
   Status make_tensors() {
     vecina_forward_args imagined;
     imagine_arguments(problem_, VECINA_CPU, &imagined);
+    imagined.head_scale = {};  // the kernels are the same with it
     VECINA_RETURN_IF_ERROR(
         StagedCall<vecina_forward_args>::make(*state_->device, imagined, &call_));
     NamedTensor list[kMaxTensors];

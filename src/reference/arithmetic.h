@@ -41,22 +41,26 @@ To convert(From from) {
   }
 }
 
-template <class ElementType, class RealType, class RoundedType>
+template <class ElementType, class QueryKeyType, class RealType, class RoundedType>
 struct Arithmetic {
-  using Element = ElementType;  // of query, key, value, output and their gradients
-  using Real = RealType;        // of every sum
+  using Element = ElementType;    // of value, output and their gradients
+  using QueryKey = QueryKeyType;  // of query and key; forward alone has it differ from Element
+  using Real = RealType;          // of every sum
   // Of lse, its gradient, the bias and its gradient.
   using Lse = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
   // A logit, a probability or one of their gradients, as it would be kept between two steps.
   static Real rounded(Real value) { return convert<Real>(convert<RoundedType>(value)); }
+
+  template <class Other>
+  using WithQueryKey = Arithmetic<Element, Other, Real, RoundedType>;
 };
 
 template <class Element>
-using Exact = Arithmetic<Element, double, double>;
+using Exact = Arithmetic<Element, Element, double, double>;
 template <class Element>
 using Plain =
-    Arithmetic<Element, std::conditional_t<std::is_same_v<Element, double>, double, float>,
+    Arithmetic<Element, Element, std::conditional_t<std::is_same_v<Element, double>, double, float>,
                Element>;
 
 template <class Real, class Element>

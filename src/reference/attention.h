@@ -3,7 +3,7 @@
 // softmax over them. Forward and backward both start here.
 //
 // For query i and each key j that it sees (its window, then the additional tokens):
-//   logit_ij       = scale * query_i . key_j + bias[j - i]
+//   logit_ij       = scale * query_i . key_j + bias[j - i]   (with e4m3: scale * head_scale)
 //   probability_ij = exp(logit_ij - lse_i),   lse_i = log sum_j exp(logit_ij)
 //   output_i       = sum_j probability_ij * value_j
 #ifndef VECINA_REFERENCE_ATTENTION_H_
@@ -21,12 +21,16 @@ namespace vecina::internal::reference {
 // The inputs that both passes have.
 struct Inputs {
   vecina_tensor query, key, value, additional_key, additional_value, bias, lengths, query_lengths;
+  vecina_tensor head_scale = {};  // forward only
 };
 
 template <class Args>
 Inputs inputs_of(const Args& args) {
-  return {args.query, args.key,     args.value,        args.additional_key, args.additional_value,
-          args.bias,  args.lengths, args.query_lengths};
+  Inputs inputs = {
+      args.query, args.key,     args.value,        args.additional_key, args.additional_value,
+      args.bias,  args.lengths, args.query_lengths};
+  if constexpr (requires { args.head_scale; }) inputs.head_scale = args.head_scale;
+  return inputs;
 }
 
 // One key that a query sees.
@@ -43,6 +47,7 @@ template <class A>
 class Attention {
  public:
   using Element = typename A::Element;
+  using QueryKey = typename A::QueryKey;
   using Real = typename A::Real;
   using Lse = typename A::Lse;
 
@@ -50,6 +55,9 @@ class Attention {
       : problem_(problem),
         inputs_(inputs),
         scale_(static_cast<Real>(problem.scale())),
+        head_scale_(given(inputs.head_scale)
+                        ? reinterpret_cast<const Lse*>(address(inputs.head_scale))
+                        : nullptr),
         query_row_(static_cast<size_t>(problem.head_dim())) {
     bias_ = bias_rows<const Lse>(inputs_.bias);
     int64_t most = 1;  // keys that one query sees
@@ -61,10 +69,10 @@ class Attention {
 
   void enter_sample(const Sample& sample) {
     sample_ = sample;
-    query_ = token_rows<const Element>(inputs_.query, sample, sample.query);
-    key_ = token_rows<const Element>(inputs_.key, sample, sample.key);
+    query_ = token_rows<const QueryKey>(inputs_.query, sample, sample.query);
+    key_ = token_rows<const QueryKey>(inputs_.key, sample, sample.key);
     value_ = token_rows<const Element>(inputs_.value, sample, sample.key);
-    additional_key_ = additional_rows<const Element>(inputs_.additional_key, sample);
+    additional_key_ = additional_rows<const QueryKey>(inputs_.additional_key, sample);
     additional_value_ = additional_rows<const Element>(inputs_.additional_value, sample);
   }
 
@@ -104,6 +112,7 @@ class Attention {
   }
   Real logit(const VisibleKey& visible) const {
     Real logit = scale_ * dot(query_row_, key_row(visible));
+    if (head_scale_ != nullptr) logit *= static_cast<Real>(head_scale_[head_]);
     if (bias_.given() && !visible.is_additional) {
       logit += static_cast<Real>(*bias_.at(visible.bias, head_));
     }
@@ -123,7 +132,7 @@ class Attention {
   const std::vector<VisibleKey>& visible_keys() const { return visible_; }
   const std::vector<Real>& probabilities() const { return probabilities_; }
   const std::vector<Real>& query_row() const { return query_row_; }
-  const Element* key_row(const VisibleKey& visible) const {
+  const QueryKey* key_row(const VisibleKey& visible) const {
     return (visible.is_additional ? additional_key_ : key_).at(visible.token, head_kv());
   }
   const Element* value_row(const VisibleKey& visible) const {
@@ -137,9 +146,11 @@ class Attention {
   const Problem& problem_;
   const Inputs inputs_;
   const Real scale_;
+  const Lse* const head_scale_;  // by head; null: none
 
   Sample sample_;
-  Rows<const Element> query_, key_, value_, additional_key_, additional_value_;
+  Rows<const QueryKey> query_, key_, additional_key_;
+  Rows<const Element> value_, additional_value_;
   Rows<const Lse> bias_;
   Position query_token_ = {};
   std::array<Window, 3> windows_ = {};

@@ -56,7 +56,11 @@ Status with_dtype(int32_t dtype, Run&& run) {
 
 template <class A>
 void compute(const Problem& problem, const vecina_forward_args& args) {
-  reference::forward<A>(problem, args);
+  if (problem.has_e4m3()) {
+    reference::forward<typename A::template WithQueryKey<float8_e4m3>>(problem, args);
+  } else {
+    reference::forward<A>(problem, args);
+  }
 }
 template <class A>
 void compute(const Problem& problem, const vecina_backward_args& args) {
@@ -93,6 +97,8 @@ void move_inputs(const Args& args, Args& example) {
 }
 void move_to(const vecina_forward_args& args, vecina_forward_args& example) {
   move_inputs(args, example);
+  example.head_scale.data = args.head_scale.data;
+  example.head_scale.byte_offset = args.head_scale.byte_offset;
 }
 void move_to(const vecina_backward_args& args, vecina_backward_args& example) {
   using Args = vecina_backward_args;
@@ -141,7 +147,9 @@ class DefinitionBackend final : public Backend {
 
   const char* name() const override { return name_; }
   using Backend::why_not;
-  std::string why_not(const Problem& /*problem*/, Pass /*pass*/) const override { return {}; }
+  std::string why_not(const Problem& problem, Pass pass) const override {
+    return pass == Pass::forward ? std::string() : e4m3_why_not(problem, pass);
+  }
 
   Status plan(const Problem& problem, const vecina_forward_args& example,
               std::unique_ptr<Plan>* plan) override {

@@ -104,6 +104,12 @@ TEST(ProblemLine, EveryWordReachesItsField) {
   EXPECT_EQ(p.lengths, VECINA_LENGTHS_PACKED);
   EXPECT_EQ(p.samples, 6);
   EXPECT_EQ(p.has_scale, 0);
+  EXPECT_EQ(p.query_key_dtype, 0);
+  ASSERT_EQ(
+      vecina_problem_parse("1d 9 kernel_size 3 head_dim 4 dtype f16 query_key_dtype e4m3", &p),
+      VECINA_OK);
+  EXPECT_EQ(p.dtype, VECINA_F16);
+  EXPECT_EQ(p.query_key_dtype, VECINA_E4M3);
 }
 
 void expect_round_trip(const Problem& problem) {
@@ -188,6 +194,9 @@ TEST(ProblemLine, SentencesForMistakes) {
       {"1d 9 kernel_size 3 causal 10 head_dim 4", {"causal", "10"}},
       {"1d 9 kernel_size 3 heads 2147483648 head_dim 4", {"heads", "2147483648"}},
       {"1d 9 kernel_size 3 heads 4 heads_kv 3 head_dim 4", {"heads_kv", "3"}},
+      {"1d 9 kernel_size 3 head_dim 4 query_key_dtype bf16", {"query_key_dtype", "bf16", "e4m3"}},
+      {"1d 9 kernel_size 3 head_dim 4 query_key_dtype", {"query_key_dtype", "e4m3"}},
+      {"1d 9 kernel_size 3 head_dim 4 dtype e4m3", {"dtype", "e4m3"}},
       {"1d 9 kernel_size 3 head_dim 4 scale", {"scale", "number"}},
       {"1d 9 kernel_size 3 head_dim 4 scale big", {"scale", "big"}},
       {"1d 9 kernel_size 3 head_dim 4 scale inf", {"scale", "inf"}},

@@ -50,6 +50,24 @@ inline constexpr Chosen kChosen[] = {
     {"2d 128x128 kernel_size 32 batch 2 heads 8 head_dim 256 additional 70 lengths padded dtype "
      "f16",
      0.4},
+    {"2d 256x256 kernel_size 80 heads 24 head_dim 128 dtype bf16 query_key_dtype e4m3", 0.8},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 dtype bf16 query_key_dtype e4m3",
+     0.65},
+    {"1d 32768 kernel_size 2048 heads 24 head_dim 128 dtype f16 query_key_dtype e4m3", 0.9},
+    {"1d 32768 kernel_size 32768 heads 24 head_dim 128 dtype bf16 query_key_dtype e4m3", 0.99},
+    {"3d 30x48x80 kernel_size 18x24x24 heads 24 heads_kv 3 head_dim 64 dtype bf16 query_key_dtype "
+     "e4m3",
+     0.7},
+    {"2d 128x128 kernel_size 32 dilation 1x2 causal 1x0 heads 8 head_dim 256 additional 3 dtype "
+     "f16 query_key_dtype e4m3",
+     0.4},
+    {"3d 16x32x32 kernel_size 9 batch 2 heads 8 head_dim 96 lengths padded dtype bf16 "
+     "query_key_dtype e4m3",
+     0.4},
+    {"2d 64x64 kernel_size 13 heads 24 head_dim 48 head_dim_value 128 dtype bf16 query_key_dtype "
+     "e4m3",
+     0.3},
+    {"1d 32768 kernel_size 2048 heads 8 head_dim 32 dtype bf16 query_key_dtype e4m3", 0.9},
     {"attention 1000x9000 batch 3 heads 8 head_dim 128 additional 2 lengths padded dtype bf16",
      0.8},
 };

@@ -207,6 +207,40 @@ TEST(HopperTiling, BoxesEndWithTheAxesThatThereAre) {
   }
 }
 
+// Bytes of queries and keys: half as long, so that more of them fit, and each in its swizzled
+// place.
+TEST(HopperTiling, E4m3HalvesQueriesAndKeys) {
+  const std::string line = "2d 256x256 kernel_size 80 heads 24 head_dim 128 dtype bf16";
+  const Problem wide = parsed(line), narrow = parsed(line + " query_key_dtype e4m3");
+  const HopperChoice chosen = choose_hopper_tiling(wide, DeviceFacts());
+  const auto before = vecina::cuda::hopper_layout(chosen.config);
+  HopperConfig config;
+  ASSERT_TRUE(apply_cut(narrow, DeviceFacts(), chosen.config, &config));
+  const auto after = vecina::cuda::hopper_layout(config);
+  EXPECT_EQ(after.key_bytes * 2, before.key_bytes);
+  EXPECT_EQ(after.value_bytes, before.value_bytes);
+  EXPECT_LT(after.bytes, before.bytes);
+  EXPECT_LT(hopper_choice(narrow, DeviceFacts(), config).predicted_ms, chosen.predicted_ms);
+  for (const int head_dim : {16, 32, 48, 64, 80, 96, 112, 128, 256}) {
+    const Problem problem = parsed(
+        "2d 64x64 kernel_size 20 heads 8 head_dim_value 128 dtype f16 query_key_dtype e4m3 "
+        "head_dim " +
+        std::to_string(head_dim));
+    for (const HopperChoice& choice : rank_hopper_tilings(problem, DeviceFacts(), 8)) {
+      const auto layout = vecina::cuda::hopper_layout(choice.config);
+      EXPECT_EQ(choice.config.head_dim, (head_dim + 31) / 32 * 32);
+      EXPECT_EQ(layout.query % 1024, 0);
+      EXPECT_EQ(layout.output % 1024, 0);
+      EXPECT_EQ(layout.key % 1024, 0);
+      EXPECT_EQ(layout.value % 1024, 0) << print(choice.config);
+      EXPECT_GE(layout.query_bytes, 64 * choice.config.head_dim);
+      if (choice.config.has_output_buffer || !choice.config.is_chained) {  // else from registers
+        EXPECT_GE(layout.output_bytes, 64 * 128 * 2);
+      }
+    }
+  }
+}
+
 // Launches one after another each have a start and a last round of blocks that is not full.
 TEST(HopperTiling, PredictsALaunchForEachSample) {
   const DeviceFacts facts;
@@ -295,6 +329,24 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
                 parsed("3d 16x32x32 kernel_size 9 heads 8 head_dim 72 lengths packed:2 dtype bf16"),
                 Pass::forward, {}),
             "head_dim 72: multiples of 16 up to 256 only");
+  EXPECT_EQ(why("head_dim 80 dtype bf16 query_key_dtype e4m3"), "");
+  EXPECT_EQ(why("head_dim 72 dtype bf16 query_key_dtype e4m3"),
+            "head_dim 72: multiples of 16 up to 256 only");
+  EXPECT_EQ(why("head_dim 64 head_dim_value 36 dtype f16 query_key_dtype e4m3"),
+            "head_dim_value 36: multiples of 8 up to 256 only");
+  EXPECT_EQ(why("head_dim 64 query_key_dtype e4m3"), "dtypes f16 and bf16 only");
+  EXPECT_EQ(why("head_dim 64 dtype bf16 query_key_dtype e4m3", Pass::forward, 80),
+            "a GPU of compute capability 9.0 only");
+  EXPECT_EQ(hopper_why_not(
+                parsed("3d 16x32x32 kernel_size 9 heads 8 head_dim 80 lengths packed:2 dtype bf16 "
+                       "query_key_dtype e4m3"),
+                Pass::forward, {}),
+            "head_dim 80: multiples of 32 up to 256 only");
+  // Small ones too: no other kernel takes them.
+  EXPECT_EQ(
+      hopper_why_not(parsed("2d 16x16 kernel_size 7 head_dim 32 dtype bf16 query_key_dtype e4m3"),
+                     Pass::forward, {}),
+      "");
   EXPECT_EQ(why("head_dim 64 dtype bf16 bias"), "bias: not yet");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale 0"), "a scale above 0 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16 scale -1"), "a scale above 0 only");

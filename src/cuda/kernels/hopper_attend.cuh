@@ -37,15 +37,34 @@ struct Turns {
   }
 };
 
+// Of a thread's two rows: what their logits are multiplied with.
+VECINA_DEVICE void find_scales(const HopperParams& params, const Work& work, int thread,
+                               float (&scales)[2]) {
+  scales[0] = scales[1] = params.scale;
+  if constexpr (kConfig.query_key_dtype == kE4m3) {
+    if (params.head_scale == nullptr) return;
+    if constexpr (kConfig.packed_heads == 1) {
+      scales[0] = scales[1] = params.scale * params.head_scale[work.head];
+    } else {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = (thread >> 5) * 16 + ((thread & 31) >> 2) + 8 * h;
+        const int packed = na_min(row / kLayout.query_tokens, kConfig.packed_heads - 1);
+        scales[h] = params.scale * params.head_scale[work.head + packed];
+      }
+    }
+  }
+}
+
 VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpgroup) {
   constexpr int kKeys = kLayout.tile_keys;
-  constexpr int kHeadDim = kConfig.head_dim, kHeadDimValue = kConfig.head_dim_value;
-  constexpr int kColumns = hopper_columns(kHeadDim);
-  constexpr int kColumnsValue = hopper_columns(kHeadDimValue);
+  constexpr int kHeadDimValue = kConfig.head_dim_value;
+  constexpr int kRowBytes = kConfig.head_dim * hopper_key_bytes(kConfig);
+  constexpr int kBoxBytes = hopper_box_bytes(kRowBytes);
+  constexpr int kBoxBytesValue = hopper_box_bytes(kHeadDimValue * kHopperValueBytes);
   const int thread = static_cast<int>(threadIdx.x) & 127, lane = thread & 31;
   const bool is_first_lane = lane == 0;
   const Turns turns(warpgroup);
-  const float scale = params.scale;
 
   const unsigned query_full = shared + kLayout.query_full + warpgroup * 8;
   const unsigned query_empty = shared + kLayout.query_empty + warpgroup * 8;
@@ -57,7 +76,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const unsigned query =
       descriptor_low(shared + kLayout.query + warpgroup * kLayout.query_bytes, 16);
   const unsigned keys = descriptor_low(shared + kLayout.key, 16);
-  const unsigned values = descriptor_low(shared + kLayout.value, kKeys * kColumnsValue * 2);
+  const unsigned values = descriptor_low(shared + kLayout.value, kKeys * kBoxBytesValue);
 
   const unsigned work_words = shared + kLayout.tiles + warpgroup * 64;
 
@@ -84,6 +103,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   float sums[kHeadDimValue / 2], logits[kKeys / 2];
   unsigned weights[kKeys / 4];
   RunningSum rows[2];
+  float scales[2];  // of their logits
   Stage before;  // of the tile whose values are due
   unsigned words[2][kMaskWords];
   bool is_partial = false;
@@ -94,11 +114,11 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const auto multiply_keys = [&] {
     const unsigned tile = keys + stage.index * (kLayout.key_bytes >> 4);
 #pragma unroll
-    for (int c = 0; c < kHeadDim; c += 16) {
-      const int box = c / kColumns, within = c % kColumns / 8;
-      Products<kKeys>::template shared<kConfig.dtype>(
-          logits, descriptor<kColumns>(query + box * (kHopperRows * kColumns / 8) + within),
-          descriptor<kColumns>(tile + box * (kKeys * kColumns / 8) + within), c > 0);
+    for (int byte = 0; byte < kRowBytes; byte += kHopperDepthBytes) {
+      const int box = byte / kBoxBytes, within = byte % kBoxBytes / 16;
+      Products<kKeys>::template shared<kConfig.query_key_dtype>(
+          logits, descriptor<kBoxBytes>(query + box * (kHopperRows * kBoxBytes / 16) + within),
+          descriptor<kBoxBytes>(tile + box * (kKeys * kBoxBytes / 16) + within), byte > 0);
     }
     close_products();
   };
@@ -108,7 +128,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     for (int k = 0; k < kKeys / 16; ++k) {
       Products<kHeadDimValue>::template registers<kConfig.dtype>(
           sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
-          descriptor<kColumnsValue>(tile + k * (kColumnsValue * 2)));
+          descriptor<kBoxBytesValue>(tile + k * kBoxBytesValue));
     }
     close_products();
   };
@@ -135,7 +155,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   };
   const auto weigh = [&] {
     if (is_partial) hide(words, logits);
-    exponentiate(logits, scale, rows);
+    exponentiate(logits, scales, rows);
   };
   const auto give_values_back = [&] {
     if (is_first_lane) arrive(value_empty + before.index * 8);
@@ -250,6 +270,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     while (found != kNoMore) {
       const Work work(work_words);
       clear();
+      find_scales(params, work, thread, scales);
       weigh_first(work.tiles == 1);
       stage.advance();
       pass_over_values();
@@ -272,7 +293,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       if (!is_far) give_values_back();
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
     }
     wait_for_products<0>();
     pin(logits);
@@ -297,6 +318,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         continue;
       }
 
+      find_scales(params, work, thread, scales);
       // Tiles that follow one another. The first's keys and the last's values have no partner.
       const auto attend_run = [&](int tiles, bool is_first_run, bool is_last_run) {
         wait_for_keys();
@@ -328,7 +350,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       }
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, output, warpgroup, thread, sums, rows);
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
       if (!kConfig.has_output_buffer && thread == 0) {
         wait_until_stores_have_read();
         arrive(query_empty);

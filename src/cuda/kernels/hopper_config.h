@@ -10,10 +10,12 @@
 namespace vecina::cuda {
 
 struct HopperConfig {
-  int dtype;  // vecina_dtype, f16 or bf16
+  int dtype;            // vecina_dtype, f16 or bf16
+  int query_key_dtype;  // the same, or e4m3
   int rank;
-  int head_dim, head_dim_value;  // multiples of 16: the tensors' columns, or 8 more that are zeros
-  int output_columns;            // that head_dim_value has
+  // Multiples of a product's depth, 32 bytes: the tensors' columns, or some more that are zeros.
+  int head_dim, head_dim_value;
+  int output_columns;  // that head_dim_value has
   // With three axes: one sample, in whose maps heads stand where the batch would. Then columns
   // beyond a head's are zeros, as they are with fewer axes.
   bool has_heads_for_batch;
@@ -45,11 +47,22 @@ NA_FN bool hopper_frees_query_early(const HopperConfig& config) {
 
 inline constexpr int kHopperRows = 64;  // of a warpgroup's product
 
-// Shared memory holds rows in boxes of so many columns, swizzled over their bytes: 128, 64 or 32.
-NA_FN int hopper_columns(int head_dim) {
-  return head_dim % 64 == 0 ? 64 : head_dim % 32 == 0 ? 32 : 16;
-}
+inline constexpr int kHopperDepthBytes = 32;  // of a row that enter one product
+inline constexpr int kHopperValueBytes = 2;   // of an element of value and output
 NA_FN int hopper_round_up(int n, int to) { return (n + to - 1) / to * to; }
+// Of an element of query and key.
+NA_FN int hopper_key_bytes(const HopperConfig& config) {
+  return config.query_key_dtype == config.dtype ? kHopperValueBytes : 1;
+}
+// head_dim with the columns that are zeros.
+NA_FN int hopper_padded(int head_dim, int element_bytes) {
+  return hopper_round_up(head_dim, kHopperDepthBytes / element_bytes);
+}
+// Shared memory holds rows in boxes of so many bytes, over which they are swizzled.
+NA_FN int hopper_box_bytes(int row_bytes) {
+  return row_bytes % 128 == 0 ? 128 : row_bytes % 64 == 0 ? 64 : 32;
+}
+inline constexpr int kHopperSwizzledRows = 8;  // after which the pattern is repeated
 
 // Sizes and byte offsets of everything in a block's shared memory.
 struct HopperLayout {
@@ -80,14 +93,14 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
     layout.place[a] = layout.places;
     layout.places += config.query_box[a] * (a == config.pair_axis ? config.warpgroups : 1);
   }
-  const int widest = config.head_dim > config.head_dim_value || hopper_frees_query_early(config)
-                         ? config.head_dim
-                         : config.head_dim_value;
-  layout.query_bytes = kHopperRows * widest * 2;
+  const int row_bytes = config.head_dim * hopper_key_bytes(config);
+  const int value_row_bytes = config.head_dim_value * kHopperValueBytes;
+  const bool holds_query_alone = row_bytes > value_row_bytes || hopper_frees_query_early(config);
+  layout.query_bytes = kHopperRows * (holds_query_alone ? row_bytes : value_row_bytes);
   layout.output_bytes =
-      config.has_output_buffer ? kHopperRows * config.head_dim_value * 2 : layout.query_bytes;
-  layout.key_bytes = layout.tile_keys * config.head_dim * 2;
-  layout.value_bytes = layout.tile_keys * config.head_dim_value * 2;
+      config.has_output_buffer ? kHopperRows * value_row_bytes : layout.query_bytes;
+  layout.key_bytes = layout.tile_keys * row_bytes;
+  layout.value_bytes = layout.tile_keys * value_row_bytes;
 
   int at = 0;
   layout.query = at;
@@ -95,7 +108,8 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   layout.output = config.has_output_buffer ? at : layout.query;
   if (config.has_output_buffer) at += config.warpgroups * layout.output_bytes;
   layout.key = at;
-  at += config.stages * layout.key_bytes;
+  at = hopper_round_up(at + config.stages * layout.key_bytes,
+                       kHopperSwizzledRows * hopper_box_bytes(value_row_bytes));
   layout.value = at;
   at += config.stages * layout.value_bytes;
   layout.padded_end = at;

@@ -26,15 +26,15 @@ VECINA_DEVICE void to_next_head(int head_stride, BoxOrigin* at) {
   }
 }
 
-// All columns of a box: one copy for each kColumns of them, kRows rows apart in shared memory.
-template <int kHeadDim, int kRows>
+// All columns: one copy for each box of them, kRows rows apart in shared memory.
+template <int kHeadDim, int kElementBytes, int kRows>
 VECINA_DEVICE void load_rows(unsigned to, const HopperMap& map, unsigned barrier, BoxOrigin at) {
-  constexpr int kColumns = hopper_columns(kHeadDim);
+  constexpr int kRowBytes = kHeadDim * kElementBytes, kBoxBytes = hopper_box_bytes(kRowBytes);
 #pragma unroll
-  for (int box = 0; box < kHeadDim / kColumns; ++box) {
+  for (int box = 0; box < kRowBytes / kBoxBytes; ++box) {
     load_box(to, map, barrier, at);
-    to += kRows * kColumns * 2;
-    at.column += kColumns;
+    to += kRows * kBoxBytes;
+    at.column += kBoxBytes / kElementBytes;
   }
 }
 
@@ -42,6 +42,7 @@ VECINA_DEVICE void load_rows(unsigned to, const HopperMap& map, unsigned barrier
 template <bool is_key>
 VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
   constexpr int kHeadDim = is_key ? kConfig.head_dim : kConfig.head_dim_value;
+  constexpr int kElementBytes = is_key ? hopper_key_bytes(kConfig) : kHopperValueBytes;
   constexpr unsigned kTileBytes = is_key ? kLayout.key_bytes : kLayout.value_bytes;
   const unsigned tiles = shared + (is_key ? kLayout.key : kLayout.value);
   const unsigned full = shared + (is_key ? kLayout.key_full : kLayout.value_full);
@@ -54,8 +55,9 @@ VECINA_DEVICE void load_tiles(const HopperParams& params, unsigned shared) {
     const auto load = [&](const HopperMap& from, BoxOrigin at) {
       const unsigned barrier = full + stage.index * 8;
       wait(empty + stage.index * 8, stage.parity ^ 1);
-      arrive_and_expect(barrier, kLayout.key_rows * kHeadDim * 2);
-      load_rows<kHeadDim, kLayout.tile_keys>(tiles + stage.index * kTileBytes, from, barrier, at);
+      arrive_and_expect(barrier, kLayout.key_rows * kHeadDim * kElementBytes);
+      load_rows<kHeadDim, kElementBytes, kLayout.tile_keys>(tiles + stage.index * kTileBytes, from,
+                                                            barrier, at);
       stage.advance();
     };
     for_each_tile(block, [&](int pair, int outer, int inner) {
@@ -109,8 +111,9 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       if constexpr (kConfig.is_dilated) {
         set_shared_quad(words + 48, make_uint4(block.group[0], block.group[1], block.group[2], 0));
       }
-      arrive_and_expect(barrier, kLayout.query_rows * kConfig.head_dim * 2);
-      constexpr int kRowBytes = hopper_columns(kConfig.head_dim) * 2;
+      constexpr int kElementBytes = hopper_key_bytes(kConfig);
+      constexpr int kRowBytes = kConfig.head_dim * kElementBytes;
+      arrive_and_expect(barrier, kLayout.query_rows * kRowBytes);
       BoxOrigin at = box_origin(block.head, params.query_head, query_token(params, block, 0, w),
                                 query_token(params, block, 1, w), query_token(params, block, 2, w),
                                 batch_in_maps(block.batch));
@@ -118,8 +121,8 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       unsigned to = shared + kLayout.query + w * kLayout.query_bytes;
 #pragma unroll
       for (int h = 0; h < kConfig.packed_heads; ++h) {
-        load_rows<kConfig.head_dim, kHopperRows>(to, map, barrier, at);
-        to += kLayout.query_tokens * kRowBytes;
+        load_rows<kConfig.head_dim, kElementBytes, kHopperRows>(to, map, barrier, at);
+        to += kLayout.query_tokens * hopper_box_bytes(kRowBytes);
         to_next_head(params.query_head, &at);
       }
     }

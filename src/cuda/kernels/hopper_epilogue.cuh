@@ -40,13 +40,13 @@ struct Work {
   }
 };
 
-// Where a thread's row lies in a box of kColumns columns whose 16-byte pieces are swizzled: with
-// the row's number, as the copy engine and the products do.
-template <int kColumns>
+// Where a thread's row lies in a box of kBoxBytes whose 16-byte pieces are swizzled: with the row's
+// number, as the copy engine and the products do.
+template <int kBoxBytes>
 VECINA_DEVICE int swizzled(int row, int piece) {
-  return kColumns == 64   ? piece ^ (row & 7)
-         : kColumns == 32 ? piece ^ (row >> 1 & 3)
-                          : piece ^ (row >> 2 & 1);
+  return kBoxBytes == 128  ? piece ^ (row & 7)
+         : kBoxBytes == 64 ? piece ^ (row >> 1 & 3)
+                           : piece ^ (row >> 2 & 1);
 }
 
 VECINA_DEVICE int num_queries(const HopperParams& params, const Work& work, int axis) {
@@ -139,18 +139,20 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
                                         unsigned memory, int warpgroup, int thread,
                                         const float (&sums)[kConfig.head_dim_value / 2],
                                         const RunningSum (&rows)[2]) {
-  constexpr int kHeadDim = kConfig.head_dim_value, kColumns = hopper_columns(kHeadDim);
+  constexpr int kHeadDim = kConfig.head_dim_value;
+  constexpr int kBoxBytes = hopper_box_bytes(kHeadDim * kHopperValueBytes);
+  constexpr int kColumns = kBoxBytes / kHopperValueBytes;
   const int lane = thread & 31, warp = thread >> 5;
   const float scale0 = 1.0f / rows[0].sum, scale1 = 1.0f / rows[1].sum;
   if (kConfig.has_output_buffer && thread == 0) wait_until_stores_have_read();
   sync_threads(4 + warpgroup, 128);
   const int row = warp * 16 + (lane & 7) + (lane >> 3 & 1) * 8;
-  const unsigned row_memory = memory + row * (kColumns * 2);
+  const unsigned row_memory = memory + row * kBoxBytes;
 #pragma unroll
   for (int e = 0; e < kHeadDim / 8; e += 2) {
     const int piece = e % (kColumns / 8) + (lane >> 4);
-    const unsigned to = row_memory + e * 8 / kColumns * (kHopperRows * kColumns * 2) +
-                        (swizzled<kColumns>(row, piece) << 4);
+    const unsigned to = row_memory + e * 8 / kColumns * (kHopperRows * kBoxBytes) +
+                        (swizzled<kBoxBytes>(row, piece) << 4);
     store_matrices(to, pack(Element{}, sums[4 * e] * scale0, sums[4 * e + 1] * scale0),
                    pack(Element{}, sums[4 * e + 2] * scale1, sums[4 * e + 3] * scale1),
                    pack(Element{}, sums[4 * e + 4] * scale0, sums[4 * e + 5] * scale0),
@@ -167,7 +169,7 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
     for (int h = 0; h < kConfig.packed_heads; ++h) {
 #pragma unroll
       for (int box = 0; box < kHeadDim / kColumns; ++box) {
-        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * (kColumns * 2), map,
+        store_box(memory + (box * kHopperRows + h * kLayout.query_tokens) * kBoxBytes, map,
                   {at.column + box * kColumns, {at.token[0], at.token[1], at.token[2]}, at.batch});
       }
       to_next_head(params.output_head, &at);
@@ -180,7 +182,7 @@ template <class Element>
 VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned memory,
                                 int warpgroup, int thread,
                                 const float (&sums)[kConfig.head_dim_value / 2],
-                                const RunningSum (&rows)[2]) {
+                                const RunningSum (&rows)[2], const float (&scales)[2]) {
   const int lane = thread & 31, warp = thread >> 5;
   if constexpr (kConfig.is_chained && !kConfig.has_output_buffer) {
     store_from_registers<Element>(params, work, warp, lane, sums, rows);
@@ -193,7 +195,7 @@ VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, un
       const Place place(params, work, warp * 16 + (lane >> 2) + 8 * h);
       const long long offset = place.offset(lse_rows(params, work), params.lse_head, work);
       if (place.is_query) {
-        params.lse[offset] = (rows[h].maximum * params.scale + logarithm_of_two(rows[h].sum)) *
+        params.lse[offset] = (rows[h].maximum * scales[h] + logarithm_of_two(rows[h].sum)) *
                              static_cast<float>(kLn2);
       }
     }

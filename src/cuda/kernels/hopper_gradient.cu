@@ -91,8 +91,8 @@ VECINA_DEVICE void multiply_columns(float (&sums)[32], unsigned rows, unsigned p
 #pragma unroll
   for (int c = 0; c < kColumns; c += 16) {
     const unsigned at = c / 64 * (kColumnsBytes / 16) + c % 64 / 8;
-    Products<64>::template shared<kConfig.dtype>(sums, descriptor<64>(a + at),
-                                                 descriptor<64>(b + at), c > 0);
+    Products<64>::template shared<kConfig.dtype>(sums, descriptor<128>(a + at),
+                                                 descriptor<128>(b + at), c > 0);
   }
   close_products();
 }
@@ -105,7 +105,7 @@ VECINA_DEVICE void multiply_rows(float (&sums)[kColumns / 2], const unsigned (&w
   for (int k = 0; k < 4; ++k) {
     Products<kColumns>::template registers<kConfig.dtype>(
         sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
-        descriptor<64>(b + k * 128));
+        descriptor<128>(b + k * 128));
   }
 }
 
@@ -172,8 +172,8 @@ VECINA_DEVICE void multiply_queries(float (&sums)[32], unsigned shared, int warp
         16);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      Products<64>::template turned<kConfig.dtype>(sums, descriptor<64>(a + k * 128),
-                                                   descriptor<64>(b + k * 128), w + k > 0);
+      Products<64>::template turned<kConfig.dtype>(sums, descriptor<128>(a + k * 128),
+                                                   descriptor<128>(b + k * 128), w + k > 0);
     }
   }
   close_products();

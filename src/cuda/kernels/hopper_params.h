@@ -64,8 +64,9 @@ struct HopperParams {
   const HopperSample* samples;
   const int* first_blocks;
   int num_samples;
+  const float* head_scale;  // e4m3: by head, besides `scale`; null: 1
 };
-static_assert(sizeof(HopperParams) == 6 * 128 + 3 * 32 + 40 + 48 + 112 + 24,
+static_assert(sizeof(HopperParams) == 6 * 128 + 3 * 32 + 40 + 48 + 112 + 32 + 56,
               "the host and the kernel must agree");
 
 // What the samples have in one tensor.

@@ -34,9 +34,10 @@ struct RunningSum {
   }
 };
 
-// Logits become exponentials.
+// Logits become exponentials. scales: of each row.
 template <int kCount>
-VECINA_DEVICE void exponentiate(float (&logits)[kCount], float scale, RunningSum (&rows)[2]) {
+VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2],
+                                RunningSum (&rows)[2]) {
   float n0 = fmaxf(logits[0], logits[1]), n1 = fmaxf(logits[2], logits[3]);
   if constexpr (kCount > 4) {
     float n2 = fmaxf(logits[4], logits[5]), n3 = fmaxf(logits[6], logits[7]);
@@ -50,14 +51,14 @@ VECINA_DEVICE void exponentiate(float (&logits)[kCount], float scale, RunningSum
     n0 = fmaxf(n0, n2);
     n1 = fmaxf(n1, n3);
   }
-  const float shift0 = rows[0].raise(n0, scale), shift1 = rows[1].raise(n1, scale);
+  const float shift0 = rows[0].raise(n0, scales[0]), shift1 = rows[1].raise(n1, scales[1]);
   float sum0 = 0.0f, sum1 = 0.0f;
 #pragma unroll
   for (int i = 0; i < kCount; i += 4) {
-    logits[i] = power_of_two(logits[i] * scale - shift0);
-    logits[i + 1] = power_of_two(logits[i + 1] * scale - shift0);
-    logits[i + 2] = power_of_two(logits[i + 2] * scale - shift1);
-    logits[i + 3] = power_of_two(logits[i + 3] * scale - shift1);
+    logits[i] = power_of_two(logits[i] * scales[0] - shift0);
+    logits[i + 1] = power_of_two(logits[i + 1] * scales[0] - shift0);
+    logits[i + 2] = power_of_two(logits[i + 2] * scales[1] - shift1);
+    logits[i + 3] = power_of_two(logits[i + 3] * scales[1] - shift1);
     rows[0].sum += logits[i];
     sum0 += logits[i + 1];
     rows[1].sum += logits[i + 2];

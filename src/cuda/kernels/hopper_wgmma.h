@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Products of a warpgroup: 64 rows times `n` columns, 16 deep, sums in registers. PTX wants every
-// register by name, so there is one class for each n, written by the preprocessor.
+// Products of a warpgroup: 64 rows times `n` columns, 16 deep (e4m3: 32), sums in registers. PTX
+// wants every register by name, so there is one class for each n, written by the preprocessor.
 //
 // A thread's sums: of rows r = 16 * (its warp) + lane / 4 and r + 8, columns 8 * j + 2 * (lane % 4)
 // and the next: sums 4 * j, 4 * j + 1 of row r and 4 * j + 2, 4 * j + 3 of row r + 8.
@@ -26,13 +26,13 @@ VECINA_DEVICE void pin(float (&sums)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Descriptors of matrices in shared memory, in boxes of kColumns columns that lie one after
+// Descriptors of matrices in shared memory, in boxes of rows of kBoxBytes that lie one after
 // another. The upper half is constant; the lower half counts addresses in units of 16 bytes.
-template <int kColumns>
+template <int kBoxBytes>
 VECINA_DEVICE unsigned long long descriptor(unsigned low) {
   // Swizzle over 128, 64 or 32 bytes; 8 rows to the next group of rows.
-  constexpr unsigned kSwizzle = kColumns == 64 ? 1u : kColumns == 32 ? 2u : 3u;
-  constexpr unsigned kHigh = kSwizzle << 30 | kColumns * 2 * 8 / 16;
+  constexpr unsigned kSwizzle = kBoxBytes == 128 ? 1u : kBoxBytes == 64 ? 2u : 3u;
+  constexpr unsigned kHigh = kSwizzle << 30 | kBoxBytes * 8 / 16;
   return static_cast<unsigned long long>(kHigh) << 32 | low;
 }
 // `next_columns`: bytes to the box of the next columns, where products cross them.
@@ -111,13 +111,13 @@ struct Products;
 // clang-format on
 
 // shared: rows of the left matrix and columns of the right one from shared memory, both with their
-// depth contiguous. turned: both with rows and columns contiguous instead. registers: the left
-// matrix from registers, rows of the right one contiguous.
-#define VECINA_SHARED(type, n, names, sums, left, right, keep, order)                           \
-  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, %" #keep                                 \
-               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names \
-               "}, %" #left ", %" #right ", keep, 1, 1, " order ";\n}\n"                        \
-               : sums                                                                           \
+// depth contiguous. turned: both with rows and columns contiguous instead, not e4m3. registers: the
+// left matrix from registers, rows of the right one contiguous, not e4m3.
+#define VECINA_SHARED(shape, n, names, sums, left, right, keep, order)                    \
+  asm volatile("{\n.reg .pred keep;\nsetp.ne.b32 keep, %" #keep                           \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n shape " {" names "}, %" #left \
+               ", %" #right ", keep, 1, 1" order ";\n}\n"                                 \
+               : sums                                                                     \
                : "l"(a), "l"(b), "r"(keep_sums))
 #define VECINA_REGISTERS(type, n, names, sums, i0, i1, i2, i3, i4)                        \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" names \
@@ -131,18 +131,25 @@ struct Products;
     static VECINA_DEVICE void shared(float (&d)[count], unsigned long long a,                      \
                                      unsigned long long b, int keep_sums) {                        \
       if constexpr (dtype == kBf16) {                                                              \
-        VECINA_SHARED("bf16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, "0, 0");   \
+        VECINA_SHARED("k16.f32.bf16.bf16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1,   \
+                      i2, ", 0, 0");                                                               \
+      } else if constexpr (dtype == kE4m3) {                                                       \
+        VECINA_SHARED("k32.f32.e4m3.e4m3", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1,   \
+                      i2, "");                                                                     \
       } else {                                                                                     \
-        VECINA_SHARED("f16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, "0, 0");    \
+        VECINA_SHARED("k16.f32.f16.f16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, \
+                      ", 0, 0");                                                                   \
       }                                                                                            \
     }                                                                                              \
     template <int dtype>                                                                           \
     static VECINA_DEVICE void turned(float (&d)[count], unsigned long long a,                      \
                                      unsigned long long b, int keep_sums) {                        \
       if constexpr (dtype == kBf16) {                                                              \
-        VECINA_SHARED("bf16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, "1, 1");   \
+        VECINA_SHARED("k16.f32.bf16.bf16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1,   \
+                      i2, ", 1, 1");                                                               \
       } else {                                                                                     \
-        VECINA_SHARED("f16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, "1, 1");    \
+        VECINA_SHARED("k16.f32.f16.f16", n, VECINA_NAMES_##count, VECINA_SUMS_##count, i0, i1, i2, \
+                      ", 1, 1");                                                                   \
       }                                                                                            \
     }                                                                                              \
     template <int dtype>                                                                           \

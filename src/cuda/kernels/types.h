@@ -9,7 +9,7 @@ namespace vecina::cuda {
 #define VECINA_DEVICE __device__ __forceinline__
 
 // Values of vecina_dtype.
-inline constexpr int kF32 = 0, kF64 = 1, kF16 = 2, kBf16 = 3;
+inline constexpr int kF32 = 0, kF64 = 1, kF16 = 2, kBf16 = 3, kE4m3 = 6;
 
 struct F16 {
   unsigned short bits;
