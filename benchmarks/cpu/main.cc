@@ -226,6 +226,9 @@ struct Options {
 };
 
 constexpr double kBlockMs = 3.0;
+// Calls before a block, not timed: the block's are then calls of many in a row, which find the
+// threads of their pool awake.
+constexpr int kUntimedCalls = 5;
 // The peak comes from windows of some 40 us, so a share's blocks are not much longer: else a busy
 // neighbour falls on the one and not on the other.
 constexpr double kShareBlockMs = 0.1;
@@ -263,9 +266,14 @@ Json measure_ratio(const Ratio& ratio, const Options& options) {
   const Runner left(ratio.left), right(ratio.right);
   const int left_calls = left.calls_for(kBlockMs), right_calls = right.calls_for(kBlockMs);
   std::vector<double> left_ms, right_ms;
+  const auto measure = [&](const Runner& runner, int calls) {
+    if (ratio.is_after_pause) return runner.call_after_pause();
+    runner.block(kUntimedCalls);
+    return runner.block(calls);
+  };
   repeat_for(2.0 * options.seconds, [&] {
-    left_ms.push_back(ratio.is_after_pause ? left.call_after_pause() : left.block(left_calls));
-    right_ms.push_back(ratio.is_after_pause ? right.call_after_pause() : right.block(right_calls));
+    left_ms.push_back(measure(left, left_calls));
+    right_ms.push_back(measure(right, right_calls));
   });
   const cli::Times a = cli::summarize(std::move(left_ms)), b = cli::summarize(std::move(right_ms));
   const double median = ratio.is_speedup ? b.median_ms / a.median_ms : a.median_ms / b.median_ms;

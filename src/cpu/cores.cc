@@ -83,6 +83,14 @@ int usable_cores() {
   return quota < affinity ? std::max(static_cast<int>(quota), 1) : affinity;
 }
 
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 int64_t cache_bytes(int level) {
 #if defined(__linux__) && defined(_SC_LEVEL1_DCACHE_SIZE)
   constexpr int kNames[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};

@@ -10,6 +10,8 @@ namespace vecina::internal {
 
 // Cores by affinity mask and cgroup quota (rounded up), at least 1; not what the machine has.
 int usable_cores();
+// The core that this thread runs on, -1 if unknown.
+int current_core();
 // Bytes of the data or unified cache of a level (1 to 3), 0 if unknown.
 int64_t cache_bytes(int level);
 std::string cpu_model();  // as the system calls it; may be empty

@@ -4,7 +4,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "cpu/backward.h"
 #include "cpu/cores.h"
@@ -26,12 +28,20 @@ class CpuForwardPlan : public Plan {
   CpuForwardPlan(const Problem& problem, const vecina_forward_args& example, Resources* resources)
       : resources_(*resources),
         kernel_(cpu::forward_kernel(problem.dtype())),
-        plan_(cpu::plan_forward(problem, example, kernel_, resources->enough_units())),
-        flops_(problem.forward_flops()) {}
+        flops_(problem.forward_flops()),
+        alone_(cpu::plan_forward(problem, example, kernel_, /*enough=*/0)) {
+    const int64_t enough = resources->enough_units();
+    if (alone_.num_units() >= enough) return;
+    shared_ =
+        std::make_unique<cpu::ForwardPlan>(cpu::plan_forward(problem, example, kernel_, enough));
+    if (shared_->num_units() == alone_.num_units()) shared_.reset();
+  }
 
   Status run(const vecina_forward_args& args, void*) const override {
-    Job job = {this, cpu::pointers_of(args)};
-    resources_.run_units(flops_, plan_.num_units(), &run_unit, &job);
+    const ThreadPool::Call call = resources_.call(flops_);
+    const cpu::ForwardPlan& plan = call.is_shared() ? shared_plan() : alone_;
+    Job job = {this, &plan, cpu::pointers_of(args)};
+    call.parallel_for(plan.num_units(), &run_unit, &job);
     return job.failed.load(std::memory_order_relaxed) ? cpu::no_memory(scratch_bytes()) : Status();
   }
 
@@ -40,36 +50,42 @@ class CpuForwardPlan : public Plan {
         R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
         R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, "why": "first in order that takes )"
         R"(the problem"}})",
-        plan_.direct.is_used ? "forward_direct" : "forward", kernel_.target, plan_.lanes,
-        resources_.threads.threads(), plan_.num_units(), plan_.max_slots, scratch_bytes());
+        alone_.direct.is_used ? "forward_direct" : "forward", kernel_.target, alone_.lanes,
+        resources_.threads.threads(), shared_plan().num_units(), alone_.max_slots, scratch_bytes());
   }
 
  private:
   struct Job {
-    const CpuForwardPlan* plan;
+    const CpuForwardPlan* self;
+    const cpu::ForwardPlan* plan;
     cpu::ForwardPointers pointers;
     std::atomic<bool> failed{false};
   };
 
+  const cpu::ForwardPlan& shared_plan() const { return shared_ ? *shared_ : alone_; }
+  // Of either plan: which one a call takes must not make it allocate.
   size_t scratch_bytes() const {
-    return plan_.scratch.total * static_cast<size_t>(kernel_.element_bytes);
+    return std::max(alone_.scratch.total, shared_plan().scratch.total) *
+           static_cast<size_t>(kernel_.element_bytes);
   }
 
   static void run_unit(int64_t unit, void* user) {
     Job& job = *static_cast<Job*>(user);
-    const CpuForwardPlan& self = *job.plan;
+    const CpuForwardPlan& self = *job.self;
     const cpu::ScratchPool::Lease scratch(&self.resources_.scratch, self.scratch_bytes());
     if (scratch.data() == nullptr) {
       job.failed.store(true, std::memory_order_relaxed);
     } else {
-      self.kernel_.run(self.plan_, job.pointers, unit, scratch.data());
+      self.kernel_.run(*job.plan, job.pointers, unit, scratch.data());
     }
   }
 
   Resources& resources_;
   const cpu::ForwardKernel kernel_;
-  const cpu::ForwardPlan plan_;
   const double flops_;
+  // More units cost a little, which a caller who is alone need not pay.
+  const cpu::ForwardPlan alone_;
+  std::unique_ptr<const cpu::ForwardPlan> shared_;  // if it differs
 };
 
 class CpuBackwardPlan : public Plan {
@@ -84,9 +100,14 @@ class CpuBackwardPlan : public Plan {
     const cpu::ScratchPool::Lease shared(&resources_.shared, shared_bytes());
     if (shared_bytes() > 0 && shared.data() == nullptr) return cpu::no_memory(shared_bytes());
     Job job = {this, nullptr, cpu::pointers_of(args, shared.data())};
-    run_units(plan_.num_clears(), kernel_.clear, &job);
-    run_units(plan_.num_units(), kernel_.run, &job);
-    run_units(plan_.num_gathers(), kernel_.gather, &job);
+    const ThreadPool::Call call = resources_.call(flops_);
+    const auto run_units = [&](int64_t count, cpu::BackwardFunction function) {
+      job.function = function;
+      call.parallel_for(count, &run_unit, &job);
+    };
+    run_units(plan_.num_clears(), kernel_.clear);
+    run_units(plan_.num_units(), kernel_.run);
+    run_units(plan_.num_gathers(), kernel_.gather);
     return job.failed.load(std::memory_order_relaxed) ? cpu::no_memory(scratch_bytes()) : Status();
   }
 
@@ -112,11 +133,6 @@ class CpuBackwardPlan : public Plan {
   }
   size_t shared_bytes() const {
     return plan_.shared_size() * static_cast<size_t>(kernel_.element_bytes);
-  }
-
-  void run_units(int64_t count, cpu::BackwardFunction function, Job* job) const {
-    job->function = function;
-    resources_.run_units(flops_, count, &run_unit, job);
   }
 
   static void run_unit(int64_t unit, void* user) {

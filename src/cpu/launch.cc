@@ -8,10 +8,8 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Below this many floating-point operations a call is over before another thread has joined in
-// (some 3 us at 100 GFLOP/s), below the second before a parked one has woken.
-constexpr double kFlopsForThreads = 3e5;
-constexpr double kFlopsForParkedThreads = 3e6;
+// What a thread does at least, as a rule.
+constexpr double kFlopsOfMicrosecond = 3e4;
 
 constexpr double kBackwardProducts = 5.0;  // where forward has two
 
@@ -19,12 +17,8 @@ char* pointer(const vecina_tensor& tensor) { return given(tensor) ? address(tens
 
 }  // namespace
 
-void Resources::run_units(double flops, int64_t count, ThreadPool::Body body, void* job) {
-  if (flops < kFlopsForThreads) {
-    for (int64_t unit = 0; unit < count; ++unit) body(unit, job);
-  } else {
-    threads.parallel_for(count, flops >= kFlopsForParkedThreads, body, job);
-  }
+ThreadPool::Call Resources::call(double flops) {
+  return ThreadPool::Call(&threads, flops / kFlopsOfMicrosecond);
 }
 
 ForwardKernel forward_kernel(int32_t dtype) {

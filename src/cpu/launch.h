@@ -25,8 +25,8 @@ struct Resources {
 
   // Units that a forward call is cut into if there are fewer.
   int64_t enough_units() const { return threads.threads() > 1 ? 3 * threads.threads() : 0; }
-  // Calls body(unit, job) for each unit; `flops` are those of the whole call and decide who works.
-  void run_units(double flops, int64_t count, ThreadPool::Body body, void* job);
+  // A call of that many floating-point operations.
+  ThreadPool::Call call(double flops);
 };
 
 ForwardKernel forward_kernel(int32_t dtype);

@@ -366,10 +366,10 @@ void run(FoldedMerge* m, ThreadPool* threads) {
     HWY_DYNAMIC_DISPATCH(merge_chunk)
     (folded, chunk * kRowsPerChunk, std::min(folded.rows, (chunk + 1) * kRowsPerChunk));
   };
-  // Elements moved: a few bytes a nanosecond on one core.
+  constexpr double kElementsOfMicrosecond = 5e3;  // moved by one core
   const int moved = m->is_backward() ? 2 * m->count + 1 : m->count + 1;
   const double elements = static_cast<double>(m->rows) * static_cast<double>(m->head_dim) * moved;
-  threads->parallel_for(chunks, elements > 5e5, body, m);
+  ThreadPool::Call(threads, elements / kElementsOfMicrosecond).parallel_for(chunks, body, m);
 }
 
 }  // namespace

@@ -117,9 +117,10 @@ class SamplesPlan final : public Plan {
     if (shared_bytes > 0 && shared.data() == nullptr) return no_memory(shared_bytes);
     job.shared = static_cast<char*>(shared.data());
 
-    run_units(static_cast<int64_t>(job.schedule->entries.size()), &clear_unit, &job);
+    const ThreadPool::Call call = resources_.call(job.schedule->flops);
+    call.parallel_for(static_cast<int64_t>(job.schedule->entries.size()), &clear_unit, &job);
     for (job.stage = 0; job.stage < Pass::kStages; ++job.stage) {
-      run_units(job.schedule->num_units[job.stage], &run_unit, &job);
+      call.parallel_for(job.schedule->num_units[job.stage], &run_unit, &job);
     }
     if (job.failed.load(std::memory_order_relaxed)) return no_memory(scratch_bytes(job));
     if (const vecina_tensor* gradient = Pass::grad_bias(job.args)) {
@@ -158,9 +159,6 @@ class SamplesPlan final : public Plan {
   size_t element_bytes() const { return static_cast<size_t>(kernel_.element_bytes); }
   size_t scratch_bytes(const Job& job) const {
     return job.schedule->scratch_size * element_bytes();
-  }
-  void run_units(int64_t count, ThreadPool::Body body, Job* job) const {
-    resources_.run_units(job->schedule->flops, count, body, job);
   }
 
   static void clear_unit(int64_t unit, void* user) {

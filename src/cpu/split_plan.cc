@@ -250,10 +250,10 @@ class CpuSplitPlan final : public Plan {
     SplitStep steps[kMaxSteps];
     const int count = list_steps(problem_, args, steps);
     std::atomic<bool> failed{false};
+    const ThreadPool::Call call = resources_.call(2.0 * plan_.pairs * head_dim_ * count);
     for (int i = 0; i < count; ++i) {
       Job job = {this, &steps[i], &failed};
-      resources_.run_units(2.0 * plan_.pairs * head_dim_, plan_.num_units(steps[i], head_dim_),
-                           &run_unit, &job);
+      call.parallel_for(plan_.num_units(steps[i], head_dim_), &run_unit, &job);
     }
     return failed.load(std::memory_order_relaxed) ? no_memory(scratch_.total) : Status();
   }

@@ -20,9 +20,26 @@
 namespace vecina::internal {
 namespace {
 
+using std::chrono::microseconds;
+
 // A job that follows within this time finds its workers awake. Longer would burn the cores of
 // whoever runs between our calls.
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr microseconds kSpin(50);
+// A worker that has nothing left to do in a job waits awake for the others: a chunk often takes
+// longer than kSpin, and one that slept then would be late for the next job, and idle at its end
+// again.
+constexpr microseconds kSpinInJob(500);
+
+// Calls below the first are over before another thread has joined in. Up from the second waking a
+// worker pays if it stays awake for calls that follow, up from the third it pays by itself, as a
+// rule: waking takes several hundred microseconds on some machines.
+constexpr double kLeastShared = 10.0;
+constexpr double kLeastToWakeInTurn = 100.0;
+constexpr double kLeastToWake = 600.0;
+
+int64_t now_nanoseconds() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -32,16 +49,16 @@ void relax() {
 #endif
 }
 
-// Spins until `done()` or kSpin has passed; true if done. The clock is read every 64 pauses.
+// Spins until `done()` or that time has passed; true if done. The clock is read every 64 pauses.
 template <typename Done>
-bool spin(Done done) {
+bool spin(microseconds time, Done done) {
   const auto start = std::chrono::steady_clock::now();
   do {
     for (int i = 0; i < 64; ++i) {
       if (done()) return true;
       relax();
     }
-  } while (std::chrono::steady_clock::now() - start < kSpin);
+  } while (std::chrono::steady_clock::now() - start < time);
   return done();
 }
 
@@ -85,14 +102,15 @@ struct ThreadPool::Workers {
 
   // Whoever reads one of the released fields also sees that the ticket has moved on, so a claim
   // of the former job fails. Returns the job's number.
-  uint64_t publish(int32_t job_count, bool job_is_large, Body job_body, void* job_user) {
+  uint64_t publish(int32_t job_count, bool job_wakes, Body job_body, void* job_user) {
     const uint64_t changing = (ticket.load(std::memory_order_relaxed) >> 32) + 1;
     ticket.store(changing << 32, std::memory_order_relaxed);
     count.store(job_count, std::memory_order_release);
-    is_large.store(job_is_large, std::memory_order_release);
+    wakes.store(job_wakes, std::memory_order_release);
     body.store(job_body, std::memory_order_release);
     user_body.store(job_user, std::memory_order_release);
     done.store(0, std::memory_order_release);
+    caller_core.store(current_core(), std::memory_order_relaxed);
     ticket.store((changing + 1) << 32, std::memory_order_seq_cst);
     return changing + 1;
   }
@@ -110,13 +128,13 @@ struct ThreadPool::Workers {
     while (true) {
       uint64_t seen = ticket.load(std::memory_order_acquire);
       const int32_t total = count.load(std::memory_order_acquire);
-      const bool large = is_large.load(std::memory_order_acquire);
+      const bool wakes_others = wakes.load(std::memory_order_acquire);
       const Body run = body.load(std::memory_order_acquire);
       void* user = user_body.load(std::memory_order_acquire);
       const int64_t chunk = static_cast<int64_t>(seen & 0xffffffffu);
       if (seen >> 32 != number || chunk >= total) return;
       if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-      if (wakes_next && large && chunk + 1 < total) wake_one();
+      if (wakes_next && wakes_others && chunk + 1 < total) wake_one();
       wakes_next = false;
       run(chunk, user);
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == total) done.notify_all();
@@ -124,10 +142,17 @@ struct ThreadPool::Workers {
   }
 
   void wait(int32_t total) {
-    if (spin([&] { return done.load(std::memory_order_acquire) == total; })) return;
+    if (spin(kSpin, [&] { return done.load(std::memory_order_acquire) == total; })) return;
     for (int32_t seen; (seen = done.load(std::memory_order_acquire)) != total;) {
       done.wait(seen, std::memory_order_acquire);
     }
+  }
+
+  // True on the caller's core, which a worker that waits awake would take from it. Of one that is
+  // woken the system asks anew which core is idle.
+  bool is_in_the_way() const {
+    const int core = current_core();
+    return core >= 0 && core == caller_core.load(std::memory_order_relaxed);
   }
 
   void work() {
@@ -136,8 +161,12 @@ struct ThreadPool::Workers {
       const uint64_t number = ticket.load(std::memory_order_seq_cst) >> 32;
       return number != last && number % 2 == 0;
     };
+    const auto is_over = [&] {
+      return done.load(std::memory_order_acquire) == count.load(std::memory_order_acquire);
+    };
     while (true) {
-      if (!spin(has_job)) {
+      if (!is_in_the_way()) spin(kSpinInJob, [&] { return is_over() || has_job(); });
+      if (is_in_the_way() || !spin(kSpin, has_job)) {
         const uint32_t calls = wake.load(std::memory_order_acquire);
         parked.fetch_add(1, std::memory_order_seq_cst);
         if (!has_job()) wake.wait(calls, std::memory_order_acquire);
@@ -158,7 +187,8 @@ struct ThreadPool::Workers {
   std::atomic<int32_t> count{0};
   std::atomic<Body> body{nullptr};
   std::atomic<void*> user_body{nullptr};
-  std::atomic<bool> is_large{false};
+  std::atomic<bool> wakes{false};
+  std::atomic<int> caller_core{-1};
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
 };
@@ -169,7 +199,10 @@ ThreadPool::ThreadPool(const BackendOptions& options)
   fork_generation_ = fork_generation.load();
 }
 
-ThreadPool::~ThreadPool() { forget_parent(); }
+ThreadPool::~ThreadPool() {
+  forget_parent();
+  delete workers_.load();
+}
 
 // In a forked child the workers are the parent's, and a caller may have been in the middle of a
 // job: their bookkeeping is left behind, never joined.
@@ -177,29 +210,57 @@ void ThreadPool::forget_parent() {
   const uint64_t now = fork_generation.load(std::memory_order_relaxed);
   uint64_t then = fork_generation_.load(std::memory_order_relaxed);
   if (then == now || !fork_generation_.compare_exchange_strong(then, now)) return;
-  static_cast<void>(workers_.release());
+  workers_.store(nullptr, std::memory_order_relaxed);
   busy_.store(false, std::memory_order_release);
 }
 
-void ThreadPool::parallel_for(int64_t count, bool is_large, Body body, void* user_body) {
-  if (options_.parallel_for != nullptr) {
-    options_.parallel_for(options_.parallel_for_user, count, body, user_body);
+ThreadPool::Call::Call(ThreadPool* pool, double microseconds)
+    : pool_(*pool), microseconds_(microseconds) {
+  if (microseconds < kLeastShared) return;
+  if (pool_.options_.parallel_for != nullptr) {
+    is_shared_ = true;
     return;
   }
-  forget_parent();
+  pool_.forget_parent();
+  if (pool_.threads_ <= 1 || pool_.busy_.load(std::memory_order_relaxed)) return;
+  const Workers* workers = pool_.workers_.load(std::memory_order_acquire);
+  const int parked = workers == nullptr ? 0 : workers->parked.load(std::memory_order_relaxed);
+  wakes_ = microseconds >= kLeastToWake;
+  if (parked > 0 && !wakes_ && microseconds >= kLeastToWakeInTurn) {
+    const int64_t pause = now_nanoseconds() - pool_.last_end_.load(std::memory_order_relaxed);
+    wakes_ = pause <= std::chrono::nanoseconds(kSpin).count();
+  }
+  is_shared_ = wakes_ || parked < pool_.threads_ - 1;
+}
+
+ThreadPool::Call::~Call() {
+  if (microseconds_ < kLeastToWakeInTurn || pool_.threads_ <= 1) return;
+  pool_.last_end_.store(now_nanoseconds(), std::memory_order_relaxed);
+}
+
+void ThreadPool::Call::parallel_for(int64_t count, Body body, void* user_body) const {
+  const BackendOptions& options = pool_.options_;
+  if (is_shared_ && options.parallel_for != nullptr) {
+    options.parallel_for(options.parallel_for_user, count, body, user_body);
+    return;
+  }
   constexpr int64_t kMaxCount = INT32_MAX;
-  if (count <= 1 || count > kMaxCount || threads_ <= 1 ||
-      busy_.exchange(true, std::memory_order_acquire)) {
+  if (!is_shared_ || count <= 1 || count > kMaxCount ||
+      pool_.busy_.exchange(true, std::memory_order_acquire)) {
     for (int64_t i = 0; i < count; ++i) body(i, user_body);
     return;
   }
-  if (workers_ == nullptr) workers_ = std::make_unique<Workers>(threads_ - 1);
+  Workers* workers = pool_.workers_.load(std::memory_order_relaxed);
+  if (workers == nullptr) {
+    workers = new Workers(pool_.threads_ - 1);
+    pool_.workers_.store(workers, std::memory_order_release);
+  }
   const auto total = static_cast<int32_t>(count);
-  const uint64_t number = workers_->publish(total, is_large, body, user_body);
-  if (is_large) workers_->wake_one();
-  workers_->run_chunks(number, /*is_worker=*/false);
-  workers_->wait(total);
-  busy_.store(false, std::memory_order_release);
+  const uint64_t number = workers->publish(total, wakes_, body, user_body);
+  if (wakes_) workers->wake_one();
+  workers->run_chunks(number, /*is_worker=*/false);
+  workers->wait(total);
+  pool_.busy_.store(false, std::memory_order_release);
 }
 
 }  // namespace vecina::internal

@@ -3,15 +3,16 @@
 //
 // Chunks are claimed one by one from an atomic counter, so a worker that wakes late can only help,
 // and the caller never waits for one that has not started. A worker spins for a while after its
-// last job (the next call is often microseconds away), then parks. A call wakes at most one parked
-// worker; a worker that finds chunks left wakes the next. Waking costs 35 to 40 us on the machines
-// measured, a hand-over to a spinning worker 0.3 us.
+// last job (the next call is often microseconds away), then parks. A hand-over to a spinning worker
+// takes 0.3 us. Waking a parked one takes 35 to 40 us on an idle machine and several hundred where
+// a hypervisor has to find a core for it first, so only long calls do, and short ones that follow
+// each other: the worker is then awake for the next. A call wakes at most one; a worker that finds
+// chunks left wakes the next.
 #ifndef VECINA_CPU_THREAD_POOL_H_
 #define VECINA_CPU_THREAD_POOL_H_
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 
 #include "core/backend.h"
 
@@ -30,10 +31,26 @@ class ThreadPool {
   // How many may work at once, the caller included.
   int threads() const { return threads_; }
 
-  // Calls body(i, user_body) for every i in [0, count), each once, and returns when all are done.
-  // is_large: the job outlasts waking a parked worker; a small one goes to spinning workers only.
-  // A second caller meanwhile runs its own chunks alone. In a forked child workers start anew.
-  void parallel_for(int64_t count, bool is_large, Body body, void* user_body);
+  // A call of one job or several in turn. `microseconds`: about what one thread takes for all.
+  class Call {
+   public:
+    Call(ThreadPool* pool, double microseconds);
+    ~Call();
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    // False if the caller will be alone: others sleep, and waking them does not pay.
+    bool is_shared() const { return is_shared_; }
+
+    // Calls body(i, user_body) for every i in [0, count), each once, and returns when all are done.
+    // A second caller meanwhile runs its own chunks alone. In a forked child workers start anew.
+    void parallel_for(int64_t count, Body body, void* user_body) const;
+
+   private:
+    ThreadPool& pool_;
+    const double microseconds_;
+    bool is_shared_ = false, wakes_ = false;
+  };
 
  private:
   struct Workers;
@@ -43,8 +60,9 @@ class ThreadPool {
   const BackendOptions options_;
   const int threads_;
   std::atomic<bool> busy_{false};
-  std::unique_ptr<Workers> workers_;
+  std::atomic<Workers*> workers_{nullptr};
   std::atomic<uint64_t> fork_generation_{0};
+  std::atomic<int64_t> last_end_{0};  // of a call that may wake workers, in nanoseconds
 };
 
 }  // namespace vecina::internal

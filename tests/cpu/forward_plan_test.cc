@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "cli/conformance.h"
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "cpu/forward.h"
 #include "cpu/launch.h"
+#include "cpu/scratch.h"
 #include "results.h"
 #include "vecina/vecina.h"
 
@@ -69,6 +71,38 @@ INSTANTIATE_TEST_SUITE_P(
                     "2d 50x32 kernel_size 12x10 causal heads 1 head_dim 40 dtype f64",
                     "3d 14x14x16 kernel_size 3x5x5 heads 1 head_dim 64",
                     "3d 9x20x16 kernel_size 4x3x9 stride 2x1x1 heads 1 head_dim 64"));
+
+// A caller who is alone runs fewer units than several threads share: with the same bits.
+TEST(ForwardPlan, GivesTheSameBitsInMoreUnits) {
+  cli::Random random(7);
+  int num_cut = 0;
+  for (int i = 0; i < 300; ++i) {
+    const vecina_problem line = cli::random_problem(random);
+    SCOPED_TRACE(cli::print_problem(line));
+    Problem problem;
+    ASSERT_TRUE(Problem::make(line, &problem).ok());
+    const ForwardKernel kernel = kernel_for(problem);
+    const cli::Inputs inputs = cli::random_inputs(line, /*seed=*/1);
+    const auto run = [&](int64_t enough, int64_t* num_units) {
+      const cli::Outputs outputs = cli::make_outputs(line);
+      const vecina_forward_args args = cli::forward_args(inputs, outputs);
+      const ForwardPlan plan = plan_forward(problem, args, kernel, enough);
+      ScratchPool pool;
+      const ScratchPool::Lease scratch(
+          &pool, plan.scratch.total * static_cast<size_t>(kernel.element_bytes));
+      *num_units = plan.num_units();
+      for (int64_t unit = *num_units - 1; unit >= 0; --unit) {
+        kernel.run(plan, pointers_of(args), unit, scratch.data());
+      }
+      return std::pair(tests::bits_of(outputs.output), tests::bits_of(outputs.lse));
+    };
+    int64_t few = 0, many = 0;
+    const auto expected = run(0, &few), actual = run(21, &many);
+    EXPECT_TRUE(actual == expected) << few << " and " << many << " units";
+    num_cut += many > few;
+  }
+  EXPECT_GE(num_cut, 50) << "too few are cut: this tests little";
+}
 
 // Rows whose strips would be beyond 2^31 elements: planned, not run.
 TEST(ForwardPlan, HasRoomForLongRows) {
