@@ -25,8 +25,8 @@
 #include "cpu/bias-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/key_sums-inl.h"
+#include "cpu/lane_unit-inl.h"
 #include "cpu/pack-inl.h"
-#include "cpu/packed_keys-inl.h"
 #include "cpu/sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -36,38 +36,20 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <typename Element>
-class BackwardUnit {
- public:
-  using T = typename ComputeType<Element>::type;
-  using D = hn::ScalableTag<T>;
+class BackwardUnit : LaneUnit<Element, BackwardPlan> {
+  using Base = LaneUnit<Element, BackwardPlan>;
+  using typename Base::D, typename Base::LseType, typename Base::T;
   using Sums = RowSums<D>;
-  using LseType = T;  // float for all but double
 
+ public:
   BackwardUnit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                void* scratch)
-      : plan_(plan),
-        pointers_(pointers),
-        scratch_(static_cast<T*>(scratch)),
-        num_boxes_(static_cast<int64_t>(plan.boxes.size())),
-        head_index_(unit / num_boxes_),
-        box_(plan.boxes[static_cast<size_t>(unit % num_boxes_)]),
-        keys_(plan, static_cast<size_t>(unit % num_boxes_), scratch_),
-        layout_(keys_.layout()) {
-    const int64_t batch = head_index_ / plan.heads_kv;
-    const int64_t head_kv = head_index_ % plan.heads_kv;
-    const int64_t head = head_kv * plan.head_group;
-    query_ = tensor_at<const Element>(pointers.query, plan.query, batch, head);
-    key_ = tensor_at<const Element>(pointers.key, plan.key, batch, head_kv);
-    value_ = tensor_at<const Element>(pointers.value, plan.value, batch, head_kv);
-    additional_key_ =
-        tensor_at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
-    additional_value_ =
-        tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
-    output_ = tensor_at<const Element>(pointers.output, plan.output, batch, head);
-    lse_ = tensor_at<const LseType>(pointers.lse, plan.lse, batch, head);
-    grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch, head);
-    grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch, head);
-    grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch, head);
+      : Base(plan, pointers, unit, scratch), pointers_(pointers), layout_(keys_.layout()) {
+    output_ = tensor_at<const Element>(pointers.output, plan.output, batch_, head_);
+    lse_ = tensor_at<const LseType>(pointers.lse, plan.lse, batch_, head_);
+    grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch_, head_);
+    grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch_, head_);
+    grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch_, head_);
 
     T* shared = static_cast<T*>(pointers.shared);
     const auto units = static_cast<size_t>(plan.num_units()), index = static_cast<size_t>(unit);
@@ -81,7 +63,6 @@ class BackwardUnit {
       additional_sums_ = shared + index * plan.additional_sums_size;
       shared += units * plan.additional_sums_size;
     }
-    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
     bias_sums_ = shared + index * plan.bias_sums_size;
   }
 
@@ -128,9 +109,13 @@ class BackwardUnit {
   }
 
  private:
-  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  using Base::batch_, Base::box_, Base::head_, Base::head_index_, Base::key_, Base::keys_,
+      Base::plan_, Base::query_, Base::scratch_, Base::value_;
+  using Base::causal_view, Base::lane_axis, Base::num_queries, Base::output_offset,
+      Base::visible_keys;
+  using Base::kLog2E;
+  static constexpr int kLanes = Base::kMaxLanes;
   static constexpr int kMaxRuns = 128;
-  static constexpr double kLog2E = RowSoftmax<D>::kLog2E;
 
   using Tile = BackwardTile<Element>;
   using Place = typename Tile::Place;
@@ -138,7 +123,6 @@ class BackwardUnit {
   using Rows = typename Tile::Rows;
   using Run = typename Tile::Run;
 
-  const AxisGroup& lane_axis() const { return keys_.axis(2); }
   // Query rows at one position of the middle axis.
   int rows_at_once() const {
     const int rows = lane_axis().phases * plan_.head_group;
@@ -165,18 +149,7 @@ class BackwardUnit {
   void prepare() {
     std::fill_n(additional_sums_, plan_.additional_sums_size, T{0});
     std::fill_n(scratch_ + plan_.scratch.bias_sums, kLanes * plan_.bias_sums_size, T{0});
-    if (plan_.bias.given) {
-      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
-                scratch_ + plan_.scratch.bias);
-    }
-    for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
-      copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
-               static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
-               scratch_ + plan_.scratch.additional_keys + i * plan_.key_pitch);
-      copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
-               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
-               scratch_ + plan_.scratch.additional_values + i * plan_.value_pitch);
-    }
+    this->pack_for_all_tiles();
   }
 
   // Keys and values of the rows at planes x rows, and zeros for their sums.
@@ -278,7 +251,7 @@ class BackwardUnit {
     const int64_t query_step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
     const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
-    const int lanes = lanes_of(place);
+    const int lanes = num_queries(place);
     for (int lane = 0; lane < lanes; ++lane) {
       prefetch(query + lane * query_step, plan_.head_dim);
       prefetch(grad_output + lane * output_step, plan_.head_dim_value);
@@ -288,7 +261,7 @@ class BackwardUnit {
   void prefetch_grad_query(const Row& row) const {
     const int64_t step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
-    for (int lane = 0; lane < row.lanes; ++lane) {
+    for (int lane = 0; lane < row.num_queries; ++lane) {
       prefetch(row.grad_query + lane * step, plan_.head_dim);
     }
   }
@@ -299,20 +272,6 @@ class BackwardUnit {
                         keys_.axis(1).query_token(place.k, 0)) +
            lane_axis().query_token(place.x, place.phase) * strides.token[2];
   }
-  int64_t output_offset(const Strides& strides, const Place& place) const {
-    return place.head * strides.head +
-           token_offset(strides, keys_.axis(0).output_token(place.z, 0),
-                        keys_.axis(1).output_token(place.k, 0)) +
-           lane_axis().output_token(place.x, place.phase) * strides.token[2];
-  }
-  int lanes_of(const Place& place) const {
-    const AxisGroup& axis = lane_axis();
-    int lanes = std::min(kLanes, box_.end[2] - place.x);
-    while (lanes > 0 && axis.position(place.x + lanes - 1) + place.phase >= axis.query_extent) {
-      --lanes;
-    }
-    return lanes;
-  }
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
@@ -322,7 +281,7 @@ class BackwardUnit {
     row->slots = 0;
     row->key_begin = middle.begin(middle.position(place.k));
     row->key_end = middle.end(middle.position(place.k));
-    row->lanes = lanes_of(place);
+    row->num_queries = num_queries(place);
     if (axis.window.is_causal) {
       for (int lane = 0; lane < kLanes; ++lane) {
         row->views[static_cast<size_t>(lane)] =
@@ -337,11 +296,11 @@ class BackwardUnit {
         grad_query_ + (grad_query_ == nullptr ? 0 : query_offset(plan_.grad_query, place));
     // Logits are powers of two's exponents from here on.
     load_rows(query_ + query_offset(plan_.query, place), query_step * plan_.query.token[2],
-              row->lanes, plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
+              row->num_queries, plan_.head_dim, plan_.key_pitch, plan_.scale * kLog2E,
               tile(plan_.scratch.queries, r, plan_.key_pitch),
               tile(plan_.scratch.transposed_queries, r, plan_.key_pitch));
     load_rows(grad_output_ + output_offset(plan_.grad_output, place),
-              axis.output_step * plan_.grad_output.token[2], row->lanes, plan_.head_dim_value,
+              axis.output_step * plan_.grad_output.token[2], row->num_queries, plan_.head_dim_value,
               plan_.value_pitch, 1.0, tile(plan_.scratch.grad_outputs, r, plan_.value_pitch),
               tile(plan_.scratch.transposed_grad_outputs, r, plan_.value_pitch));
     std::fill_n(tile(plan_.scratch.grad_queries, r, plan_.key_pitch),
@@ -374,13 +333,13 @@ class BackwardUnit {
     HWY_ALIGN T lses[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       lses[lane] = row->softmax.delta[lane] = row->softmax.grad_lse[lane] = 0;
-      if (lane >= row->lanes) continue;
+      if (lane >= row->num_queries) continue;
       const int64_t step = lane * lane_axis().output_step;
       lses[lane] = lse[step * plan_.lse.token[2]];
       if (grad_lse == nullptr) continue;
       row->softmax.grad_lse[lane] = grad_lse[step * plan_.grad_lse.token[2]];
     }
-    row->softmax.set_lse(hn::Load(D(), lses), row->lanes);
+    row->softmax.set_lse(hn::Load(D(), lses), row->num_queries);
   }
 
   // True if the tile is flushed only once, so that delta can be summed from what is held. That is
@@ -409,7 +368,7 @@ class BackwardUnit {
     std::array<const T*, kLanes> rows;
     for (int lane = 0; lane < kLanes; ++lane, grad_output += plan_.value_pitch) {
       auto sum = hn::Zero(d);
-      if (lane < row->lanes) {
+      if (lane < row->num_queries) {
         copy_row(d, row->output + lane * stride, static_cast<size_t>(plan_.head_dim_value),
                  static_cast<size_t>(plan_.value_pitch), output);
         for (int i = 0; i < plan_.value_pitch; i += kLanes) {
@@ -424,27 +383,6 @@ class BackwardUnit {
     auto delta = hn::Load(d, row->softmax.delta);
     for (int i = 0; i < kLanes; ++i) delta = hn::Add(delta, hn::Load(d, transposed + i * kLanes));
     hn::Store(delta, d, row->softmax.delta);
-  }
-
-  // What a causal lane at position p sees. Stride 1 with the shifted layout: all from the border
-  // on.
-  QueryView causal_view(int p) const {
-    const NaAxis& window = lane_axis().window;
-    if (layout_ == KeyLayout::shared) return {0, std::min(p + 1, window.extent), window.extent};
-    const int begin = borderless_begin(window, p);
-    return {std::max(0, -begin), p - begin + 1, window.extent - begin};
-  }
-
-  // Keys along the innermost axis that some lane of the tile sees.
-  int visible_keys(const Rows& rows, int num_rows) const {
-    const NaAxis& window = lane_axis().window;
-    if (layout_ == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
-    int keys = 0;
-    for (int r = 0; r < num_rows; ++r) {
-      const Row& row = rows[static_cast<size_t>(r)];
-      keys = std::max(keys, row.views[static_cast<size_t>(std::max(row.lanes - 1, 0))].visible);
-    }
-    return keys;
   }
 
   // Room for a run of `count` keys that rows [first, last) of the tile see, flushing what is there
@@ -685,7 +623,7 @@ class BackwardUnit {
     walk.weight_step = kLanes;
     walk.apart = is_stairs ? 1 - kLanes : 1;
     walk.end = plan_.max_slots + Sums::kMost - 1;
-    for (int lane = 0, take; lane < row.lanes; lane += take) {
+    for (int lane = 0, take; lane < row.num_queries; lane += take) {
       walk.row_offset = lane * lane_step;
       walk.weight_offset = lane;
       take = is_stairs || lane_step == 0 ? Sums::take(kLanes - lane) : 1;
@@ -709,7 +647,7 @@ class BackwardUnit {
     walk.weight_step = kLanes;
     walk.apart = 1;
     int common = 0, common_end = 0;  // keys that the lanes before common_end all see
-    for (int lane = 0; lane < row.lanes; ++lane) {
+    for (int lane = 0; lane < row.num_queries; ++lane) {
       walk.weight_offset = lane;
       walk.row_offset = lane * lane_step;
       if (run.is_shared && lane == common_end) {  // each lane sees more than the one before
@@ -746,7 +684,7 @@ class BackwardUnit {
     const AxisGroup& axis = lane_axis();
     const int64_t stride = int64_t{axis.token_step} * axis.step * plan_.grad_query.token[2];
     const T* sums = tile(plan_.scratch.grad_queries, r, plan_.key_pitch);
-    for (int lane = 0; lane < row.lanes; ++lane, sums += plan_.key_pitch) {
+    for (int lane = 0; lane < row.num_queries; ++lane, sums += plan_.key_pitch) {
       Element* to = row.grad_query + lane * stride;
       for (int i = 0; i < plan_.head_dim; i += kLanes) {
         store_some(d, hn::Mul(scale, hn::Load(d, sums + i)),
@@ -766,18 +704,11 @@ class BackwardUnit {
     }
   }
 
-  const BackwardPlan& plan_;
   const BackwardPointers& pointers_;
-  T* scratch_;
-  const int64_t num_boxes_, head_index_;
-  const Box& box_;
-  PackedKeys<Element> keys_;
   const KeyLayout layout_;
-  const Element *query_, *key_, *value_, *additional_key_, *additional_value_, *output_;
-  const Element* grad_output_;
+  const Element *output_, *grad_output_;
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
-  const T* bias_;
   T *sums_, *additional_sums_, *bias_sums_;
   NextTile next_ = {};
   bool is_whole_ = false;  // the tile holds all keys of its queries

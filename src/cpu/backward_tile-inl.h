@@ -35,7 +35,7 @@ struct BackwardTile {
   // One query row of a tile: queries at one outer position, phase and head.
   struct Row {
     Place place;
-    int lanes = 0;                    // lanes that are queries
+    int num_queries = 0;              // vectors are filled up with zeros
     int key_begin = 0, key_end = 0;   // of the middle axis
     const Element* output = nullptr;  // of lane 0
     Element* grad_query = nullptr;

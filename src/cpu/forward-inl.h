@@ -19,8 +19,8 @@
 #include "cpu/bias-inl.h"
 #include "cpu/direct-inl.h"
 #include "cpu/forward.h"
+#include "cpu/lane_unit-inl.h"
 #include "cpu/pack-inl.h"
-#include "cpu/packed_keys-inl.h"
 #include "cpu/tile-inl.h"
 #include "cpu/values-inl.h"
 #include "hwy/highway.h"
@@ -30,18 +30,20 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <typename Element>
-class ForwardUnit {
- public:
-  using T = typename ComputeType<Element>::type;
-  using D = hn::ScalableTag<T>;
-  using LseType = T;  // float for all but double
+class ForwardUnit : LaneUnit<Element, ForwardPlan> {
+  using Base = LaneUnit<Element, ForwardPlan>;
+  using typename Base::D, typename Base::LseType, typename Base::T;
 
+ public:
   ForwardUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit, void* scratch)
-      : ForwardUnit(plan, pointers, unit / static_cast<int64_t>(plan.boxes.size()),
-                    static_cast<size_t>(unit) % plan.boxes.size(), static_cast<T*>(scratch)) {}
+      : Base(plan, pointers, unit, scratch),
+        key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.head_dim)
+                                                      : ptrdiff_t{keys_.tokens()} * plan.key_pitch),
+        output_(tensor_at<Element>(pointers.output, plan.output, batch_, head_)),
+        lse_(tensor_at<LseType>(pointers.lse, plan.lse, batch_, head_)) {}
 
   void run() {
-    prepare();
+    this->pack_for_all_tiles();
     const PackedRing& ring = keys_.ring();
     const auto axis = static_cast<size_t>(ring.axis);
     int packed = keys_.range(axis).begin;
@@ -57,28 +59,12 @@ class ForwardUnit {
   }
 
  private:
-  ForwardUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t head_index,
-              size_t box, T* scratch)
-      : plan_(plan), scratch_(scratch), box_(plan.boxes[box]), keys_(plan, box, scratch) {
-    const int64_t batch = head_index / plan.heads_kv;
-    const int64_t head_kv = head_index % plan.heads_kv;
-    const int64_t head = head_kv * plan.head_group;
-    query_ = tensor_at<const Element>(pointers.query, plan.query, batch, head);
-    key_ = tensor_at<const Element>(pointers.key, plan.key, batch, head_kv);
-    value_ = tensor_at<const Element>(pointers.value, plan.value, batch, head_kv);
-    additional_key_ =
-        tensor_at<const Element>(pointers.additional_key, plan.additional_key, batch, head_kv);
-    additional_value_ =
-        tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch, head_kv);
-    bias_ = static_cast<const T*>(pointers.bias) + head * plan.bias.head;
-    output_ = tensor_at<Element>(pointers.output, plan.output, batch, head);
-    lse_ = tensor_at<LseType>(pointers.lse, plan.lse, batch, head);
-    key_row_ = keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.head_dim)
-                                                    : ptrdiff_t{keys_.tokens()} * plan.key_pitch;
-  }
+  using Base::batch_, Base::box_, Base::head_, Base::key_, Base::keys_, Base::plan_, Base::query_,
+      Base::scratch_, Base::value_;
+  using Base::causal_view, Base::lane_axis, Base::num_queries, Base::output_offset,
+      Base::visible_keys;
+  using Base::kLog2E, Base::kMaxLanes;
 
-  static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
-  static constexpr double kLog2E = 1.44269504088896340736;
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   static constexpr int kMaxQueries = kMaxLanes * kMaxTwins;
@@ -125,7 +111,6 @@ class ForwardUnit {
 
   using Rows = std::array<Row, kTileRows>;
 
-  const AxisGroup& lane_axis() const { return keys_.lane_axis(); }
   int rows_of_query() const { return lane_axis().phases * plan_.head_group; }
   int twins() const { return lane_axis().twins; }
 
@@ -138,24 +123,6 @@ class ForwardUnit {
       for (int row = 0; row < rows; row += tile_rows) {
         run_tile(std::min(tile_rows, rows - row), &place);
       }
-    }
-  }
-
-  // What all tiles need.
-  void prepare() {
-    if (plan_.bias.given) {
-      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
-                scratch_ + plan_.scratch.bias);
-    }
-    T* keys = scratch_ + plan_.scratch.additional_keys;
-    T* values = scratch_ + plan_.scratch.additional_values;
-    for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
-      copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
-               static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
-               keys + i * plan_.key_pitch);
-      copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
-               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
-               values + i * plan_.value_pitch);
     }
   }
 
@@ -233,26 +200,10 @@ class ForwardUnit {
                         keys_.axis(1).query_token(place.k, 0)) +
            lane_axis().query_token(place.x, phase) * plan_.query.token[2];
   }
-  ptrdiff_t output_offset(const Strides& strides, const Place& place) const {
-    return place.head * strides.head +
-           token_offset(strides, keys_.axis(0).output_token(place.z, 0),
-                        keys_.axis(1).output_token(place.k, 0)) +
-           lane_axis().output_token(place.x, place.phase) * strides.token[2];
-  }
   ptrdiff_t query_stride() const {
     return plan_.query.token[2] * lane_axis().token_step * lane_axis().step;
   }
   ptrdiff_t output_stride() const { return plan_.output.token[2] * lane_axis().output_step; }
-
-  // The queries that the row at `place` has: the others of its vectors are not on the axis.
-  int num_queries(const Place& place) const {
-    const AxisGroup& axis = lane_axis();
-    int count = std::min(kMaxLanes * twins(), box_.end[2] - place.x);
-    while (count > 0 && axis.position(place.x + count - 1) + place.phase >= axis.query_extent) {
-      --count;
-    }
-    return count;
-  }
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();
@@ -338,30 +289,6 @@ class ForwardUnit {
 
   T* tile_queries(int r, int twin) const {
     return scratch_ + plan_.scratch.queries + (ptrdiff_t{r} * twins() + twin) * plan_.queries_pitch;
-  }
-
-  // What a causal query at position p sees. Stride 1 with the shifted layout: all from the border
-  // on.
-  QueryView causal_view(int p) const {
-    const NaAxis& window = lane_axis().window;
-    if (keys_.layout() == KeyLayout::shared) {
-      return {0, std::min(p + 1, window.extent), window.extent};
-    }
-    const int begin = borderless_begin(window, p);
-    return {std::max(0, -begin), p - begin + 1, window.extent - begin};
-  }
-
-  // Keys along the innermost axis that some query of the tile sees.
-  int visible_keys(const Rows& rows, int num_rows) const {
-    const NaAxis& window = lane_axis().window;
-    if (keys_.layout() == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
-    int keys = 0;
-    for (int r = 0; r < num_rows; ++r) {
-      const Row& row = rows[static_cast<size_t>(r)];
-      keys =
-          std::max(keys, row.views[static_cast<size_t>(std::max(row.num_queries - 1, 0))].visible);
-    }
-    return keys;
   }
 
   // Value rows of the window of the query at x: packed, or where they lie in the tensor.
@@ -702,15 +629,9 @@ class ForwardUnit {
     }
   }
 
-  const ForwardPlan& plan_;
-  T* scratch_;
-  const Box& box_;
-  PackedKeys<Element> keys_;
-  ptrdiff_t key_row_ = 0;  // elements of one packed row of keys
-  const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
-  const T* bias_;
-  Element* output_;
-  LseType* lse_;
+  const ptrdiff_t key_row_;  // elements of one packed row of keys
+  Element* const output_;
+  LseType* const lse_;
 };
 
 template <typename Element>

@@ -136,7 +136,7 @@ class KeySums {
       }
       for (int j = 0; j < run.count; ++j) {
         walk.weight_offset = ptrdiff_t{j} * kLanes;
-        for (int lane = 0; lane < row.lanes; ++lane) {
+        for (int lane = 0; lane < row.num_queries; ++lane) {
           if (!row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
           const Segment<T> one = {all.rows + ptrdiff_t{lane} * pitch, all.weights + lane, 1};
           Sums::single(&one, 1, walk, pitch, sums + (j + lane * lane_step) * pitch);
@@ -154,15 +154,16 @@ class KeySums {
     const auto lanes_from = [&](int begin, int end) {
       return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
     };
-    int common = row.lanes, common_end = 0;  // the first lane that sees the keys before common_end
+    int common = row.num_queries,
+        common_end = 0;  // the first lane that sees the keys before common_end
     for (int j = 0; j < run.count; ++j) {
       T* to = sums + ptrdiff_t{j} * pitch;
       walk.weight_offset = ptrdiff_t{j} * kLanes;
       if (j == common_end) {
         const int take = Sums::take(run.count - j);
         common_end += take;
-        common = take == 1 ? row.lanes : first_lane(row, run.first_key + common_end - 1);
-        const Segment<T> some = lanes_from(common, row.lanes);
+        common = take == 1 ? row.num_queries : first_lane(row, run.first_key + common_end - 1);
+        const Segment<T> some = lanes_from(common, row.num_queries);
         if (some.count > 0) Sums::level(take, &some, 1, walk, pitch, to, pitch);
       }
       const Segment<T> some = lanes_from(first_lane(row, run.first_key + j), common);
@@ -173,7 +174,7 @@ class KeySums {
   // The first lane of a causal row of the shared layout that sees a key.
   static int first_lane(const Row& row, int key) {
     int lane = 0;
-    while (lane < row.lanes && row.views[static_cast<size_t>(lane)].visible <= key) ++lane;
+    while (lane < row.num_queries && row.views[static_cast<size_t>(lane)].visible <= key) ++lane;
     return lane;
   }
 

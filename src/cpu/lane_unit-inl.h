@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+// What a unit of either pass has if queries are in lanes: its tensors, its packed keys, and where
+// queries stand and what they see.
+// Part of each forward_*.cc and of backward.cc; compiled once for every instruction set.
+#if defined(VECINA_CPU_LANE_UNIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef VECINA_CPU_LANE_UNIT_INL_H_
+#undef VECINA_CPU_LANE_UNIT_INL_H_
+#else
+#define VECINA_CPU_LANE_UNIT_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/bias-inl.h"
+#include "cpu/forward.h"
+#include "cpu/pack-inl.h"
+#include "cpu/packed_keys-inl.h"
+#include "cpu/tile-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace vecina::internal::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename Element, class Plan>
+class LaneUnit {
+ public:
+  using T = typename ComputeType<Element>::type;
+  using D = hn::ScalableTag<T>;
+  using LseType = T;  // float for all but double
+
+ protected:
+  static constexpr int kMaxLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr double kLog2E = 1.44269504088896340736;
+
+  template <class Pointers>
+  LaneUnit(const Plan& plan, const Pointers& pointers, int64_t unit, void* scratch)
+      : plan_(plan),
+        scratch_(static_cast<T*>(scratch)),
+        head_index_(unit / static_cast<int64_t>(plan.boxes.size())),
+        batch_(head_index_ / plan.heads_kv),
+        head_(head_index_ % plan.heads_kv * plan.head_group),
+        box_(plan.boxes[static_cast<size_t>(unit) % plan.boxes.size()]),
+        keys_(plan, static_cast<size_t>(unit) % plan.boxes.size(), scratch_) {
+    const int64_t head_kv = head_index_ % plan.heads_kv;
+    query_ = tensor_at<const Element>(pointers.query, plan.query, batch_, head_);
+    key_ = tensor_at<const Element>(pointers.key, plan.key, batch_, head_kv);
+    value_ = tensor_at<const Element>(pointers.value, plan.value, batch_, head_kv);
+    additional_key_ =
+        tensor_at<const Element>(pointers.additional_key, plan.additional_key, batch_, head_kv);
+    additional_value_ =
+        tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch_, head_kv);
+    bias_ = static_cast<const T*>(pointers.bias) + head_ * plan.bias.head;
+  }
+
+  const AxisGroup& lane_axis() const { return keys_.lane_axis(); }
+
+  // What all tiles read: tables of the bias and additional tokens.
+  void pack_for_all_tiles() const {
+    if (plan_.bias.given) {
+      pack_bias(plan_.bias, plan_.head_group, static_cast<T>(kLog2E), bias_,
+                scratch_ + plan_.scratch.bias);
+    }
+    T* keys = scratch_ + plan_.scratch.additional_keys;
+    T* values = scratch_ + plan_.scratch.additional_values;
+    for (int64_t i = 0; i < plan_.additional_tokens; ++i) {
+      copy_row(D(), additional_key_ + i * plan_.additional_key.token[2],
+               static_cast<size_t>(plan_.head_dim), static_cast<size_t>(plan_.key_pitch),
+               keys + i * plan_.key_pitch);
+      copy_row(D(), additional_value_ + i * plan_.additional_value.token[2],
+               static_cast<size_t>(plan_.head_dim_value), static_cast<size_t>(plan_.value_pitch),
+               values + i * plan_.value_pitch);
+    }
+  }
+
+  // Of the first query of a row, which begins at `place`.
+  template <class Place>
+  ptrdiff_t output_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axis(0).output_token(place.z, 0),
+                        keys_.axis(1).output_token(place.k, 0)) +
+           lane_axis().output_token(place.x, place.phase) * strides.token[2];
+  }
+
+  // The queries that the row at `place` has: the others of its vectors are not on the axis.
+  template <class Place>
+  int num_queries(const Place& place) const {
+    const AxisGroup& axis = lane_axis();
+    int count = std::min(kMaxLanes * axis.twins, box_.end[2] - place.x);
+    while (count > 0 && axis.position(place.x + count - 1) + place.phase >= axis.query_extent) {
+      --count;
+    }
+    return count;
+  }
+
+  // What a causal query at position p sees. Stride 1 with the shifted layout: all from the border
+  // on.
+  QueryView causal_view(int p) const {
+    const NaAxis& window = lane_axis().window;
+    if (keys_.layout() == KeyLayout::shared) {
+      return {0, std::min(p + 1, window.extent), window.extent};
+    }
+    const int begin = borderless_begin(window, p);
+    return {std::max(0, -begin), p - begin + 1, window.extent - begin};
+  }
+
+  // Keys along the innermost axis that some query of the tile sees.
+  template <class Rows>
+  int visible_keys(const Rows& rows, int num_rows) const {
+    const NaAxis& window = lane_axis().window;
+    if (keys_.layout() == KeyLayout::shifted || !window.is_causal) return window.kernel_size;
+    int keys = 0;
+    for (int r = 0; r < num_rows; ++r) {
+      const auto& row = rows[static_cast<size_t>(r)];
+      keys =
+          std::max(keys, row.views[static_cast<size_t>(std::max(row.num_queries - 1, 0))].visible);
+    }
+    return keys;
+  }
+
+  const Plan& plan_;
+  T* const scratch_;
+  const int64_t head_index_;    // of all key heads of all batches
+  const int64_t batch_, head_;  // the first of the query heads
+  const Box& box_;
+  PackedKeys<Element> keys_;
+  const Element *query_, *key_, *value_, *additional_key_, *additional_value_;
+  const T* bias_;
+};
+
+}  // namespace vecina::internal::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // VECINA_CPU_LANE_UNIT_INL_H_
