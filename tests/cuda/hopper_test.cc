@@ -303,6 +303,69 @@ TEST(HopperTiling, VariantsDifferInWhatIsNoBox) {
 
 // ---- What is taken.
 
+// Of each multiprocessor, the turns one after another.
+std::vector<std::vector<vecina::cuda::HopperTurn>> deal_turns(int grid, int blocks,
+                                                              int warpgroups) {
+  std::vector<std::vector<vecina::cuda::HopperTurn>> dealt(static_cast<size_t>(grid));
+  for (int i = 0; i < grid; ++i) {
+    vecina::cuda::HopperTurns turns(i, grid, blocks, warpgroups);
+    vecina::cuda::HopperTurn turn = {};
+    while (turns.next(&turn)) dealt[static_cast<size_t>(i)].push_back(turn);
+  }
+  return dealt;
+}
+
+TEST(HopperTurns, ComputeEachBoxOnce) {
+  for (const int grid : {1, 7, 132}) {
+    for (const int blocks : {0, 1, 5, 7, 8, 131, 132, 133, 198, 199, 396, 4096}) {
+      for (const int warpgroups : {2, 3}) {
+        std::vector<int> times(static_cast<size_t>(blocks * warpgroups));
+        for (const auto& turns : deal_turns(grid, blocks, warpgroups)) {
+          for (const vecina::cuda::HopperTurn& turn : turns) {
+            for (int box = 0; box < warpgroups; ++box) {
+              if (turn.box != vecina::cuda::kHopperAllBoxes && turn.box != box) continue;
+              ++times[static_cast<size_t>(turn.block * warpgroups + box)];
+            }
+          }
+        }
+        EXPECT_EQ(std::ranges::count(times, 1), static_cast<int64_t>(times.size()))
+            << grid << ' ' << blocks << ' ' << warpgroups;
+      }
+    }
+  }
+}
+
+TEST(HopperTurns, MeetEveryPlaceAlongAnAxis) {
+  // 132 multiprocessors, 11 blocks along the axis.
+  for (const auto& turns : deal_turns(132, 8448, 3)) {
+    std::vector<int> times(11);
+    for (const vecina::cuda::HopperTurn& turn : turns) ++times[static_cast<size_t>(turn.block % 11)];
+    EXPECT_GE(std::ranges::min(times), 5);
+    EXPECT_LE(std::ranges::max(times), 6);
+  }
+}
+
+TEST(HopperTurns, FewBlocksOfTheLastRoundAreDealtByBox) {
+  // 31 rounds and four blocks.
+  const auto dealt = deal_turns(132, 4096, 2);
+  int single = 0;
+  for (const auto& turns : dealt) {
+    EXPECT_LE(turns.size(), 32U);
+    for (size_t i = 0; i < turns.size(); ++i) {
+      const bool is_single = turns[i].box != vecina::cuda::kHopperAllBoxes;
+      EXPECT_EQ(is_single, i == 31);
+      single += is_single ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(single, 8);
+  // More than half a round: whole blocks.
+  for (const auto& turns : deal_turns(132, 132 + 67, 2)) {
+    for (const vecina::cuda::HopperTurn& turn : turns) {
+      EXPECT_EQ(turn.box, vecina::cuda::kHopperAllBoxes);
+    }
+  }
+}
+
 TEST(HopperPlan, SaysWhatItDoesNotTake) {
   const auto why = [](const std::string& rest, Pass pass = Pass::forward, int capability = 90) {
     DeviceFacts facts;

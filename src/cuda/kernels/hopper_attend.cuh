@@ -71,7 +71,6 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const unsigned key_full = shared + kLayout.key_full, value_full = shared + kLayout.value_full;
   const unsigned key_empty = shared + kLayout.key_empty, value_empty = shared + kLayout.value_empty;
   const unsigned interior = shared + kLayout.interior;
-  const unsigned output = shared + kLayout.output + warpgroup * kLayout.output_bytes;
   const MaskedRows masked_rows(warpgroup, thread);
   const unsigned query =
       descriptor_low(shared + kLayout.query + warpgroup * kLayout.query_bytes, 16);
@@ -100,8 +99,11 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     }
   };
 
-  float sums[kHeadDimValue / 2], logits[kKeys / 2];
-  unsigned weights[kKeys / 4];
+  // Logits that become weights at once: half of them, where registers are short.
+  constexpr int kLogits = kKeys / 2;
+  constexpr int kHalf = kKeys * 3 / 4 + kHeadDimValue / 2 > 170 ? kLogits / 16 * 8 : kLogits;
+  float sums[kHeadDimValue / 2], logits[kLogits];
+  unsigned weights[kLogits / 2];
   RunningSum rows[2];
   float scales[2];  // of their logits
   Stage before;  // of the tile whose values are due
@@ -143,19 +145,10 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       if (hopper_frees_query_early(kConfig) && is_last) arrive(query_empty);
     }
   };
-  const auto rescale = [&] {
-    if (__any_sync(0xffffffffu, rows[0].kept != 1.0f || rows[1].kept != 1.0f)) {
-      scale_rows(sums, rows);
-    }
-  };
   const auto clear = [&] {
 #pragma unroll
     for (int i = 0; i < kHeadDimValue / 2; ++i) sums[i] = 0.0f;
     rows[0] = rows[1] = RunningSum();
-  };
-  const auto weigh = [&] {
-    if (is_partial) hide(words, logits);
-    exponentiate(logits, scales, rows);
   };
   const auto give_values_back = [&] {
     if (is_first_lane) arrive(value_empty + before.index * 8);
@@ -167,8 +160,8 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     wait_for_products<0>();
     pin(logits);
     give_keys_back(is_last);
-    weigh();
-    pack_rows<Element>(logits, weights);
+    if (is_partial) hide(words, logits);
+    weigh<Element, 0, kLogits>(logits, scales, rows, weights);
   };
   // A tile's weights, beside the products with the values of the tile before it.
   const auto weigh_next = [&](bool is_last) {
@@ -186,12 +179,14 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     wait_for_products<1>();
     pin(logits);
     give_keys_back(is_last);
-    weigh();
+    if (is_partial) hide(words, logits);
     wait_for_products<0>();
     pin(sums);
     give_values_back();
-    pack_rows<Element>(logits, weights);
-    rescale();
+    weigh_next_to<Element, 0, kHalf>(logits, scales, rows, weights, sums);
+    if constexpr (kHalf < kLogits) {
+      weigh_next_to<Element, kHalf, kLogits>(logits, scales, rows, weights, sums);
+    }
     if constexpr (!kConfig.is_chained) before = stage;
     stage.advance();
   };
@@ -293,7 +288,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       if (!is_far) give_values_back();
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
+      store_output<Element>(params, work, shared, sums, rows, scales);
     }
     wait_for_products<0>();
     pin(logits);
@@ -328,7 +323,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         multiply_keys();
         turns.pass();
         weigh_first(is_last_run && tiles == 1);
-        if (!is_first_run) rescale();
+        if (!is_first_run && is_any_raised(rows)) scale_rows(sums, rows);
         before = stage;
         stage.advance();
 #pragma unroll 1
@@ -350,7 +345,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       }
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
+      store_output<Element>(params, work, shared, sums, rows, scales);
       if (!kConfig.has_output_buffer && thread == 0) {
         wait_until_stores_have_read();
         arrive(query_empty);

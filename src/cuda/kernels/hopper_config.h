@@ -147,5 +147,42 @@ NA_FN int hopper_spare_registers(const HopperConfig& config) {
   return 504 - 2 * registers;
 }
 
+inline constexpr int kHopperAllBoxes = -1;
+
+struct HopperTurn {
+  int block;
+  int box;  // of the block's, one for each warpgroup; or all of them
+};
+
+// What one of `grid` multiprocessors computes, a block each round. Its place moves on by one every
+// round: else, where `grid` is a multiple of the blocks along an axis, it would meet the same
+// border every time, and borders have fewer or more tiles. If the last round's blocks are few,
+// each of their boxes is computed alone, which takes about half of a block's time.
+struct HopperTurns {
+  int grid, warpgroups;
+  int whole, end;  // turns of whole blocks; of all
+  int first = 0, place;
+
+  NA_FN HopperTurns(int multiprocessor, int grid_, int blocks, int warpgroups_)
+      : grid(grid_), warpgroups(warpgroups_), whole(blocks), end(blocks), place(multiprocessor) {
+    const int left = blocks % grid;
+    if (left * warpgroups <= grid) {
+      whole = blocks - left;
+      end = whole + left * warpgroups;
+    }
+  }
+  // False: no more.
+  NA_FN bool next(HopperTurn* turn) {
+    const int number = first + place;
+    if (number >= end) return false;
+    first += grid;
+    place = place + 1 == grid ? 0 : place + 1;
+    const int beyond = number - whole;
+    *turn = {number, kHopperAllBoxes};
+    if (beyond >= 0) *turn = {whole + beyond / warpgroups, beyond % warpgroups};
+    return true;
+  }
+};
+
 }  // namespace vecina::cuda
 #endif  // VECINA_CUDA_KERNELS_HOPPER_CONFIG_H_

@@ -24,8 +24,6 @@ inline constexpr int kOuter = kPair == 0 ? 1 : 0, kInner = kPair == 2 ? 1 : 2;  
 inline constexpr int kThreads = 128 * (kWarpgroups + 1);
 // Attention, which has one axis: its window is as long as the sample, perhaps empty.
 inline constexpr bool kMayCoverSamples = kConfig.has_lengths && kConfig.rank == 1;
-// Dilation groups are not equally long; a packed sample that the tensors have no room for is empty.
-inline constexpr bool kMayBeEmpty = kConfig.is_dilated || kConfig.has_lengths;
 
 struct Range {
   int begin, end;
@@ -46,7 +44,7 @@ VECINA_DEVICE Range keys_along(const HopperAxis& axis, int extent, int num_queri
 
 struct Block {
   int batch, head, head_kv;  // the first of the packed heads
-  bool is_empty;             // its dilation group is shorter than others
+  bool is_empty;             // has no queries: its dilation group is shorter than others, say
   // Along each axis, in tokens of the dilation group:
   int group[3], extent[3], num_queries[3];
   int first_query[3];  // of the first warpgroup
@@ -82,9 +80,10 @@ VECINA_DEVICE int sample_of(const HopperParams& params, int number) {
   return sample;
 }
 
-VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
+// Where the turn is one box, the first warpgroup has it and others are idle.
+VECINA_DEVICE Block block_of(const HopperParams& params, HopperTurn turn) {
   Block block;
-  int tile[3], sample = 0;
+  int tile[3], sample = 0, number = turn.block;
   if constexpr (kConfig.has_lengths) {
     sample = sample_of(params, number);
     number -= params.first_blocks[sample];
@@ -125,7 +124,8 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
     }
     const int box = kConfig.query_box[a];
     block.first_query[a] = tile[a] * box * (a == kPair ? kWarpgroups : 1);
-    if (kMayBeEmpty && block.first_query[a] >= block.num_queries[a]) block.is_empty = true;
+    if (a == kPair) block.first_query[a] += na_max(turn.box, 0) * box;
+    if (block.first_query[a] >= block.num_queries[a]) block.is_empty = true;
     if (a < kFirstAxis) {
       block.first_key[a] = 0;
       block.count[a] = 1;
@@ -148,7 +148,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, int number) {
 #pragma unroll
     for (int w = 0; w < kWarpgroups; ++w) {
       const int query = block.first_query[a] + w * box;
-      block.is_idle[w] = query >= block.num_queries[a];
+      block.is_idle[w] = query >= block.num_queries[a] || (w > 0 && turn.box != kHopperAllBoxes);
       block.first_tile[w] = 0;
       block.last_tile[w] = -1;
       block.pair_whole[w] = {0, 0};
@@ -176,11 +176,12 @@ VECINA_DEVICE int batch_in_maps(int batch) { return kConfig.has_lengths ? 0 : ba
 // The blocks of a multiprocessor, one after another: f(block).
 template <class Function>
 VECINA_DEVICE void for_each_block(const HopperParams& params, Function f) {
-  for (int number = static_cast<int>(blockIdx.x); number < num_blocks(params);
-       number += static_cast<int>(gridDim.x)) {
-    const Block block = block_of(params, number);
-    if (kMayBeEmpty && block.is_empty) continue;
-    f(block);
+  HopperTurns turns(static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), num_blocks(params),
+                    kWarpgroups);
+  HopperTurn turn;
+  while (turns.next(&turn)) {
+    const Block block = block_of(params, turn);
+    if (!block.is_empty) f(block);
   }
 }
 
