@@ -339,7 +339,8 @@ TEST(HopperTurns, MeetEveryPlaceAlongAnAxis) {
   // 132 multiprocessors, 11 blocks along the axis.
   for (const auto& turns : deal_turns(132, 8448, 3)) {
     std::vector<int> times(11);
-    for (const vecina::cuda::HopperTurn& turn : turns) ++times[static_cast<size_t>(turn.block % 11)];
+    for (const vecina::cuda::HopperTurn& turn : turns)
+      ++times[static_cast<size_t>(turn.block % 11)];
     EXPECT_GE(std::ranges::min(times), 5);
     EXPECT_LE(std::ranges::max(times), 6);
   }

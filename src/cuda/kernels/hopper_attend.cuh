@@ -71,6 +71,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const unsigned key_full = shared + kLayout.key_full, value_full = shared + kLayout.value_full;
   const unsigned key_empty = shared + kLayout.key_empty, value_empty = shared + kLayout.value_empty;
   const unsigned interior = shared + kLayout.interior;
+  const unsigned output = shared + kLayout.output + warpgroup * kLayout.output_bytes;
   const MaskedRows masked_rows(warpgroup, thread);
   const unsigned query =
       descriptor_low(shared + kLayout.query + warpgroup * kLayout.query_bytes, 16);
@@ -99,9 +100,13 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     }
   };
 
-  // Logits that become weights at once: half of them, where registers are short.
   constexpr int kLogits = kKeys / 2;
-  constexpr int kHalf = kKeys * 3 / 4 + kHeadDimValue / 2 > 170 ? kLogits / 16 * 8 : kLogits;
+  // Where logits are kept until it is sure that the shift may stay: not for so wide values. Half of
+  // them at a time, where registers are short.
+  constexpr bool kMayKeepShift = kHeadDimValue <= 128;
+  constexpr int kMostSums = kWarpgroups == 3 ? 110 : 150;
+  constexpr int kHalf =
+      kKeys * 3 / 4 + kHeadDimValue / 2 > kMostSums ? kLogits / 16 * 8 : kLogits;
   float sums[kHeadDimValue / 2], logits[kLogits];
   unsigned weights[kLogits / 2];
   RunningSum rows[2];
@@ -154,6 +159,11 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     if (is_first_lane) arrive(value_empty + before.index * 8);
     if constexpr (kConfig.is_chained) before.advance();  // else it follows `stage`
   };
+  const auto end_values = [&] {
+    wait_for_products<0>();
+    pin(sums);
+    give_values_back();
+  };
   // The first tile's weights, once its keys' products have been issued.
   const auto weigh_first = [&](bool is_last) {
     load_words();
@@ -180,12 +190,17 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     pin(logits);
     give_keys_back(is_last);
     if (is_partial) hide(words, logits);
-    wait_for_products<0>();
-    pin(sums);
-    give_values_back();
-    weigh_next_to<Element, 0, kHalf>(logits, scales, rows, weights, sums);
-    if constexpr (kHalf < kLogits) {
-      weigh_next_to<Element, kHalf, kLogits>(logits, scales, rows, weights, sums);
+    if constexpr (kMayKeepShift) {
+      end_values();
+      weigh_next_to<Element, 0, kHalf>(logits, scales, rows, weights, sums);
+      if constexpr (kHalf < kLogits) {
+        weigh_next_to<Element, kHalf, kLogits>(logits, scales, rows, weights, sums);
+      }
+    } else {
+      exponentiate<0, kLogits>(logits, scales, rows);
+      end_values();
+      pack_rows<Element, 0, kLogits>(logits, weights);
+      if (is_any_raised(rows)) scale_rows(sums, rows);
     }
     if constexpr (!kConfig.is_chained) before = stage;
     stage.advance();
@@ -288,7 +303,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       if (!is_far) give_values_back();
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, shared, sums, rows, scales);
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
     }
     wait_for_products<0>();
     pin(logits);
@@ -345,7 +360,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       }
       rows[0].close();
       rows[1].close();
-      store_output<Element>(params, work, shared, sums, rows, scales);
+      store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
       if (!kConfig.has_output_buffer && thread == 0) {
         wait_until_stores_have_read();
         arrive(query_empty);

@@ -179,13 +179,10 @@ VECINA_DEVICE void store_through_memory(const HopperParams& params, const Work& 
 }
 
 template <class Element>
-VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned shared,
+VECINA_DEVICE void store_output(const HopperParams& params, const Work& work, unsigned memory,
+                                int warpgroup, int thread,
                                 const float (&sums)[kConfig.head_dim_value / 2],
                                 const RunningSum (&rows)[2], const float (&scales)[2]) {
-  // Looked up here, or what follows from them would be kept in registers from block to block.
-  const int block_thread = thread_now(), thread = block_thread & 127;
-  const int warpgroup = (block_thread >> 7) - 1;
-  const unsigned memory = shared + kLayout.output + warpgroup * kLayout.output_bytes;
   const int lane = thread & 31, warp = thread >> 5;
   if constexpr (kConfig.is_chained && !kConfig.has_output_buffer) {
     store_from_registers<Element>(params, work, warp, lane, sums, rows);

@@ -69,12 +69,6 @@ VECINA_DEVICE void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;
 // What this thread wrote to shared memory becomes visible to copies of boxes and to products.
 VECINA_DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-VECINA_DEVICE int thread_now() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 template <int kRegisters>
 VECINA_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -69,9 +69,9 @@ VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2
   rows[1].sum += sum1;
 }
 
-// The same where the shift stays as it is, straight to weights in 16 bits. False: they sum up to too
-// much in some thread of the warp, or a row has seen nothing yet and has no shift; then nothing but
-// `weights` has changed.
+// The same where the shift stays as it is, straight to weights in 16 bits. False: they sum up to
+// too much in some thread of the warp, or a row has seen nothing yet and has no shift; then nothing
+// but `weights` has changed.
 template <class Element, int kBegin, int kEnd, int kCount>
 VECINA_DEVICE bool exponentiate_unshifted(const float (&logits)[kCount], const float (&scales)[2],
                                           RunningSum (&rows)[2], unsigned (&weights)[kCount / 2]) {
@@ -79,7 +79,9 @@ VECINA_DEVICE bool exponentiate_unshifted(const float (&logits)[kCount], const f
   if (__any_sync(0xffffffffu, has_none)) return false;
   float shift0 = rows[0].maximum * scales[0], shift1 = rows[1].maximum * scales[1];
   float sum0 = 0.0f, sum1 = 0.0f, before = 0.0f;
-  constexpr int kAhead = 16;  // else the assembler begins all of them, for which it has no registers
+  // An exponential waits for one of those so many before it: else the assembler would begin them
+  // all, for which there are no registers. Where the weight is infinite, so is the sum, or NaN.
+  constexpr int kAhead = 16;
 #pragma unroll
   for (int i = kBegin; i < kEnd; i += 4) {
     if ((i - kBegin) % kAhead == 0 && i > kBegin) {
@@ -129,7 +131,8 @@ VECINA_DEVICE void scale_weights(unsigned (&words)[kCount], const RunningSum (&r
   for (int i = 0; i < kEnd / 2; ++i) {
     const float kept = rows[i & 1].kept;
     const unsigned pair = words[i];
-    words[i] = pack(Element{}, unpack_low(Element{}, pair) * kept, unpack_high(Element{}, pair) * kept);
+    const float low = unpack_low(Element{}, pair), high = unpack_high(Element{}, pair);
+    words[i] = pack(Element{}, low * kept, high * kept);
   }
 }
 
