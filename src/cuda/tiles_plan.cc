@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "core/tensor.h"
@@ -221,12 +222,26 @@ int blocks_of(const Problem& problem, const TilesConfig& config, TilesKernel ker
   return std::min({facts.shared_bytes_per_block / shared, warps / warps_of(config), 8});
 }
 
-// Along one axis, all dilation groups: blocks, tiles that they load, and tiles that warps meet,
-// each counted as if the other axes had one.
+// Along one axis, all dilation groups: tiles that blocks load, tiles that warps meet, and tiles
+// that those warps of blocks meet that meet most, each counted as if the other axes had one.
 struct AxisWork {
-  double tiles = 0, warp_tiles = 0;
+  double tiles = 0, warp_tiles = 0, longest_tiles = 0;
 };
-AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int partner_box) {
+// What part of a tile a warp takes that meets part of it.
+struct TileSteps {
+  int layer = 0;  // partners from one place along the axis to the next; 0: they are not in order
+  int rows = 16;  // of a warp, which takes as many partners at once
+
+  double part(int from, int to, int partner_box) const {
+    if (from >= to) return 0.0;
+    if (layer == 0) return 1.0;
+    const int steps = (to * layer - 1) / rows - from * layer / rows + 1;
+    return steps / static_cast<double>(divide_up(partner_box * layer, rows));
+  }
+  bool operator==(const TileSteps&) const = default;
+};
+AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int partner_box,
+                    const std::optional<TileSteps>& steps) {
   AxisWork work;
   const NaAxis dense = {
       na_group_length(static_cast<int>(axis.extent), static_cast<int>(axis.dilation), 0),
@@ -250,41 +265,82 @@ AxisWork work_along(const Axis& axis, bool of_keys, int box, int boxes, int part
   for (int first = 0; first < owners; first += box * boxes) {
     const int origin = begin(first);
     const int last = std::min(first + box * boxes, owners) - 1;
-    work.tiles += static_cast<double>(divide_up(std::max(end(last) - origin, 1), partner_box));
-    for (int owner = first; owner <= last; owner += box) {
-      const int to = std::max(end(std::min(owner + box, owners) - 1) - origin - 1, 0);
-      work.warp_tiles += to / partner_box - std::min(begin(owner) - origin, to) / partner_box + 1;
+    const auto tiles = static_cast<int>(divide_up(std::max(end(last) - origin, 1), partner_box));
+    work.tiles += tiles;
+    if (!steps) {
+      work.longest_tiles += tiles;
+      for (int owner = first; owner <= last; owner += box) {
+        const int to = std::max(end(std::min(owner + box, owners) - 1) - origin - 1, 0);
+        work.warp_tiles += to / partner_box - std::min(begin(owner) - origin, to) / partner_box + 1;
+      }
+      continue;
+    }
+    for (int at = origin; at < origin + tiles * partner_box; at += partner_box) {
+      double longest = 0.0;
+      for (int owner = first; owner <= last; owner += box) {
+        const double part = steps->part(
+            std::max(begin(owner) - at, 0),
+            std::min(end(std::min(owner + box, owners) - 1) - at, partner_box), partner_box);
+        work.warp_tiles += part;
+        longest = std::max(longest, part);
+      }
+      work.longest_tiles += longest;
     }
   }
   const auto groups = static_cast<double>(of_keys ? axis.dilation : queries.count);
   work.tiles *= groups;
   work.warp_tiles *= groups;
+  work.longest_tiles *= groups;
   return work;
 }
 
 // The same of each shape, computed once.
 class WorkTable {
  public:
-  WorkTable(const Problem& problem, bool of_keys)
-      : problem_(problem), of_keys_(of_keys), works_(3 * kBoxes * kBoxesOfBlock * kPartnerBoxes) {}
+  WorkTable(const Problem& problem, bool of_keys, bool counts_steps)
+      : problem_(problem),
+        of_keys_(of_keys),
+        counts_steps_(counts_steps),
+        works_(3 * kBoxes * kBoxesOfBlock * kPartnerBoxes) {}
 
   const AxisWork& along(size_t a, const TilesShape& shape) {
     const auto box = static_cast<size_t>(shape.box[a]), boxes = static_cast<size_t>(shape.boxes[a]),
                partner_box = static_cast<size_t>(shape.partner_box[a]);
-    AxisWork& work =
+    std::vector<Entry>& entries =
         works_[((a * kBoxes + box) * kBoxesOfBlock + boxes) * kPartnerBoxes + partner_box];
-    if (work.tiles == 0.0) {
-      work = work_along(small_axis(problem_, static_cast<int>(a)), of_keys_, shape.box[a],
-                        shape.boxes[a], shape.partner_box[a]);
+    const std::optional<TileSteps> steps =
+        counts_steps_ ? std::optional(steps_along(a, shape)) : std::nullopt;
+    for (const Entry& entry : entries) {
+      if (entry.steps == steps) return entry.work;
     }
-    return work;
+    entries.push_back(
+        {steps, work_along(small_axis(problem_, static_cast<int>(a)), of_keys_, shape.box[a],
+                           shape.boxes[a], shape.partner_box[a], steps)});
+    return entries.back().work;
   }
 
  private:
+  struct Entry {
+    std::optional<TileSteps> steps;
+    AxisWork work;
+  };
+  // A tile's partners are in order along its first axis that is longer than 1.
+  static TileSteps steps_along(size_t a, const TilesShape& shape) {
+    TileSteps steps;
+    steps.rows = shape.box[0] * shape.box[1] * shape.box[2];
+    if (shape.partner_box[a] == 1) return steps;
+    steps.layer = 1;
+    for (size_t b = 0; b < 3; ++b) {
+      if (b < a && shape.partner_box[b] > 1) steps.layer = 0;
+      if (b > a) steps.layer *= shape.partner_box[b];
+    }
+    return steps;
+  }
+
   static constexpr size_t kBoxes = 65, kBoxesOfBlock = 9, kPartnerBoxes = kMaxPartners + 1;
   const Problem& problem_;
-  const bool of_keys_;
-  std::vector<AxisWork> works_;
+  const bool of_keys_, counts_steps_;
+  std::vector<std::vector<Entry>> works_;
 };
 
 // Boxes of `count` things together, along the problem's axes.
@@ -392,6 +448,14 @@ bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFa
          (kernel != TilesKernel::gradient_all || problem.head_dim() == 128);
 }
 
+// Windows of few keys in 3-D on any architecture, where warps meet tiles in part: their steps are
+// counted. Others keep the shapes that were measured, by tiles.
+constexpr double kFewKeys = 128.0;
+bool counts_steps(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
+  return problem.rank() == 3 && visible_keys(problem) <= kFewKeys &&
+         kernel != TilesKernel::gradient_all && !suits_warpgroups(problem, kernel, facts);
+}
+
 // What a warp's rows may be, and what they cost.
 struct Choice {
   int rows;                // of a warp, or of a warpgroup
@@ -401,12 +465,14 @@ struct Choice {
 std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
                                const DeviceFacts& facts) {
   if (kernel != TilesKernel::forward) {
-    std::vector<Choice> choices = {{16, {4, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
+    // Of eight warps more wait for each other: where steps are counted, 1.15 instead of 1.11 ms.
+    const std::vector<int> warps =
+        counts_steps(problem, kernel, facts) ? std::vector<int>{4} : std::vector<int>{4, 8};
+    std::vector<Choice> choices = {{16, warps, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
     if (suits_warpgroups(problem, kernel, facts)) {
       // Of two, each waits while the other has tiles that it does not see: with 125 keys in 3-D one
       // alone took 0.75 of the time (benchmarks/results/h200-small-windows.json). Windows of more
       // keys, of which two share most tiles, were not measured so.
-      constexpr double kFewKeys = 128.0;
       std::vector<int> warpgroups = {2};
       if (kernel != TilesKernel::gradient_all && visible_keys(problem) <= kFewKeys) {
         warpgroups.push_back(1);
@@ -460,7 +526,7 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
   TilesShape best;
   double least = 0.0;
   const bool of_keys = is_of_keys(kernel);
-  WorkTable works(problem, of_keys);
+  WorkTable works(problem, of_keys, counts_steps(problem, kernel, facts));
   const double columns = padded(problem.head_dim()) + padded(problem.head_dim_value());
   const double key_columns = padded(problem.head_dim());
   // Of products: those of both rows, and of sums.
@@ -490,13 +556,14 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel,
       const double visit =
           shape.partners / 16.0 * step + kCyclesPerTile +
           (config.of_bias ? differences_of(config) / 32.0 * kCyclesPerDifferences : 0.0);
-      double tiles = 1.0, warp_tiles = 1.0;
+      double tiles = 1.0, warp_tiles = 1.0, longest_tiles = 1.0;
       for (size_t a = 0; a < 3; ++a) {
         const AxisWork& work = works.along(a, shape);
         tiles *= work.tiles;
         warp_tiles *= work.warp_tiles;
+        longest_tiles *= work.longest_tiles;
       }
-      const double visits = kWait * tiles * count + (1.0 - kWait) * warp_tiles;
+      const double visits = kWait * longest_tiles * count + (1.0 - kWait) * warp_tiles;
       const double cost = (visits * visit + tiles * load) / std::sqrt(busy);
       if (least == 0.0 || cost < least) {
         least = cost;
@@ -547,13 +614,13 @@ namespace {
 // long as row by row, 2,048 of 64x64 with an output_stride of 2 2.4 times, 100,352 with 49 keys 0.8
 // (benchmarks/results/h200-tiles-fields.json).
 bool is_faster_by_row(const Problem& problem) {
-  constexpr double kFewKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
+  constexpr double kLeastKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
   const double work =
       query_rows(problem) * visible_keys(problem) * (problem.head_dim() + problem.head_dim_value());
   constexpr int kMostColumns = 128;  // of those kernels
   const bool is_taken = has_plain_queries(problem) &&
                         std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns;
-  return !is_taken && visible_keys(problem) < kFewKeys && work < kLittleWork;
+  return !is_taken && visible_keys(problem) < kLeastKeys && work < kLittleWork;
 }
 
 }  // namespace

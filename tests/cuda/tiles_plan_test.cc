@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <set>
 #include <string>
@@ -370,6 +371,20 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }
+}
+
+// Warps take 17 and 22 steps of 16 partners; before, with {1, 4, 4} and {8, 1, 2}, 19 and 24.
+TEST(TilesPlan, CountsStepsOfFewKeysIn3d) {
+  const Problem problem =
+      parsed("3d 16x32x32 kernel_size 5 batch 2 heads 8 head_dim 128 dtype bf16");
+  const TilesShape query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts_of(80));
+  EXPECT_EQ(query.box, (std::array<int, 3>{2, 2, 4}));
+  EXPECT_EQ(query.partner_box, (std::array<int, 3>{1, 8, 8}));
+  const TilesShape key = choose_tiles_shape(problem, TilesKernel::gradient_key, facts_of(80));
+  EXPECT_EQ(key.box, (std::array<int, 3>{4, 2, 2}));
+  EXPECT_EQ(key.partner_box, (std::array<int, 3>{16, 2, 2}));
+  const TilesShape hopper = choose_tiles_shape(problem, TilesKernel::gradient_key, facts_of(90));
+  EXPECT_EQ(hopper.box[0] * hopper.box[1] * hopper.box[2], 64);
 }
 
 TEST(TilesPlan, BoxesFillWarpsAndTilesAndFitTheDevice) {
