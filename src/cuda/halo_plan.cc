@@ -23,6 +23,7 @@ constexpr int kMaxTiles = 16;   // of 8 partners, as in halo.cuh
 constexpr double kSetup = 1.2;  // of a block, in items
 constexpr int kMaxItems = 32;   // of a block
 constexpr int kMaxGradientColumns = 64;
+constexpr int kLongColumns = 128;  // of rows that halo.cuh pads and boxes of two planes may have
 
 int row_heads(const Problem& problem, HaloKernel kernel) {
   if (kernel != HaloKernel::forward) return 1;
@@ -68,7 +69,8 @@ int warps_of(const HaloConfig& config) {
 }
 int stage_bytes(const HaloConfig& config) {
   const int facts = config.of_keys ? 16 : 0;  // of each row
-  return stage_rows(config) * (4 * config.head_dim + facts);
+  const int padding = config.head_dim == kLongColumns ? 2 * 16 : 0;
+  return stage_rows(config) * (4 * config.head_dim + padding + facts);
 }
 int table_bytes(const HaloConfig& config) { return stage_rows(config) * 12; }
 
@@ -109,18 +111,23 @@ double cost_of(const Problem& problem, HaloKernel kernel, const HaloConfig& conf
   // Rows of a union that do not follow one another in the halo meet in banks: the forward of 56x56
   // was slower so (benchmarks/results/h200-small-windows.json).
   const bool is_forward = kernel == HaloKernel::forward;
-  const bool is_run = config.union_size[2] == config.halo_size[2];
+  const bool is_run =
+      config.union_size[2] == config.halo_size[2] || config.head_dim == kLongColumns;
   const double rest = !is_forward ? config.union_size[1] * config.union_size[2] / 64.0
                       : is_run    ? 0.0
                                   : 1.0;
   // Rows skip planes that they do not see, but wait for those that do.
-  const double products = warps_of(config) * (tiles_of(config) + rest) * (32.0 + config.head_dim) /
-                          4.0 * (is_forward ? 1.0 : 2.0) *
-                          static_cast<double>(small_axis(problem, 0).kernel_size);
+  const double products =
+      warps_of(config) * (tiles_of(config) + rest) * (32.0 + config.head_dim) / 4.0 *
+      (is_forward ? 1.0 : 2.0) *
+      (config.box[0] > 1 ? config.union_size[0]
+                         : static_cast<double>(small_axis(problem, 0).kernel_size));
   const double loads = planes * stage_rows(config) * config.head_dim * 0.08;
   const double busy = std::min(1.0, blocks * warps_of(config) / 16.0);
   const double barriers = is_forward ? 1.0 + 0.03 * warps_of(config) : 1.0;
-  return tiles * (products + loads) * barriers / std::sqrt(busy);
+  // Warps of a block alone wait for copies of long rows together.
+  const double alone = is_forward && config.head_dim == kLongColumns && blocks == 1 ? 1.05 : 1.0;
+  return tiles * (products + loads) * barriers * alone / std::sqrt(busy);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -230,18 +237,23 @@ HaloShape choose_halo_shape(const Problem& problem, HaloKernel kernel, const Dev
   const int heads = row_heads(problem, kernel);
   const int positions = kRows / heads;
   const bool is_3d = problem.rank() == 3;
-  for (int y = 1; y <= (problem.rank() >= 2 ? positions : 1); y *= 2) {
-    for (int x0 = 1; x0 <= (is_3d ? 2 : 1); ++x0) {
-      for (int y0 = 1; y0 <= (problem.rank() >= 2 ? kMaxWarps : 1); ++y0) {
-        for (int z0 = 1; x0 * y0 * z0 <= kMaxWarps; ++z0) {
-          HaloShape shape;
-          shape.box = {1, y, positions / y};
-          shape.boxes = {x0, y0, z0};
-          const HaloConfig config = make_config(problem, kernel, shape);
-          const double cost = cost_of(problem, kernel, config, facts);
-          if (cost > 0.0 && (least == 0.0 || cost < least)) {
-            least = cost;
-            best = shape;
+  const bool has_two_planes =
+      is_3d && kernel == HaloKernel::forward && problem.head_dim() == kLongColumns && positions > 1;
+  for (int x = 1; x <= (has_two_planes ? 2 : 1); ++x) {
+    for (int y = 1; y <= (problem.rank() >= 2 ? positions / x : 1); y *= 2) {
+      for (int x0 = 1; x0 <= (is_3d ? 2 / x : 1); ++x0) {
+        for (int y0 = 1; y0 <= (problem.rank() >= 2 ? kMaxWarps : 1); ++y0) {
+          for (int z0 = 1; x0 * y0 * z0 <= kMaxWarps; ++z0) {
+            HaloShape shape;
+            shape.box = {x, y, positions / (x * y)};
+            shape.boxes = {x0, y0, z0};
+            const HaloConfig config = make_config(problem, kernel, shape);
+            if (x > 1 && config.halo_size[0] == 1) continue;  // there are no two
+            const double cost = cost_of(problem, kernel, config, facts);
+            if (cost > 0.0 && (least == 0.0 || cost < least)) {
+              least = cost;
+              best = shape;
+            }
           }
         }
       }

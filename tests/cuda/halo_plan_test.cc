@@ -96,6 +96,22 @@ TEST(HaloPlan, NothingIsLaunchedForAnEmptyBatch) {
       backward_files("2d 12x12 kernel_size 5 batch 0 heads 2 head_dim 32 dtype f16").empty());
 }
 
+TEST(HaloPlan, BoxesOfLongRowsMayLieInTwoPlanes) {
+  const auto planes = [](const std::string& line, HaloKernel kernel) {
+    return choose_halo_shape(parsed(line), kernel, {}).box[0];
+  };
+  const std::string window = "3d 16x32x32 kernel_size 5 batch 2 heads 8 dtype bf16 head_dim ";
+  EXPECT_EQ(planes(window + "128", HaloKernel::forward), 2);
+  EXPECT_EQ(planes(window + "64", HaloKernel::forward), 1);
+  EXPECT_EQ(planes(window + "64", HaloKernel::gradient_query), 1);
+  for (const char* line : {
+           "3d 1x32x32 kernel_size 1x7x7 batch 2 heads 8 head_dim 128 dtype bf16",
+           "3d 4x32x32 kernel_size 1x7x7 dilation 4x1x1 batch 2 heads 8 head_dim 128 dtype bf16",
+       }) {
+    EXPECT_EQ(planes(line, HaloKernel::forward), 1) << line;  // there are no two
+  }
+}
+
 // From the first partner of a box's first owner on.
 TEST(HaloPlan, ABoxMeetsNoMorePartners) {
   cli::Random random(3);

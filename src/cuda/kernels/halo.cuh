@@ -16,13 +16,17 @@ namespace vecina::cuda {
 static_assert(kRows == 16, "of a warp: a thread has two");
 inline constexpr int kColumns = kKeyColumns;
 static_assert(kValueColumns == kColumns, "both sides of a stage are alike");
-inline constexpr int kRowBytes = 2 * kColumns;
-inline constexpr int kChunks = kRowBytes / 16;
-static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128, "as the swizzle has it");
+// Short rows lie close together, their 16 bytes in an order that depends on the row. Long ones lie
+// an odd number of 16 bytes apart, which takes no arithmetic for each load.
+inline constexpr bool kIsPadded = kColumns == 128;
+inline constexpr int kRowBytes = 2 * kColumns + (kIsPadded ? 16 : 0);
+inline constexpr int kChunks = kColumns / 8;
+static_assert(kColumns == 32 || kColumns == 64 || kIsPadded, "as the swizzle has it");
 
-// Rank 3 walks planes; a box lies in one, so its rows see the same planes.
+// Rank 3 walks planes. A box of long rows may lie in two, a thread's rows in one each.
 inline constexpr bool kHasPlanes = kConfig.halo_size[0] > 1;
-static_assert(!kHasPlanes || (kConfig.box[0] == 1 && kConfig.additional_tokens == 0), "");
+static_assert(!kHasPlanes || kConfig.additional_tokens == 0, "");
+static_assert(kConfig.box[0] == 1 || (kConfig.box[0] == 2 && kHasPlanes && !kConfig.of_keys), "");
 inline constexpr int kHaloRows = kConfig.halo_size[1] * kConfig.halo_size[2];
 inline constexpr int kStageRows = kHaloRows + kAdditional;
 inline constexpr int kUnion = kConfig.union_size[1] * kConfig.union_size[2];
@@ -34,6 +38,7 @@ inline constexpr int kSideBytes = kStageRows * kRowBytes;
 // Where a row's 16 bytes lie within a side of a stage; no two of 8 neighbouring rows, nor of 4
 // neighbouring chunks of two rows, share banks.
 VECINA_DEVICE unsigned place_of(int row, int chunk) {
+  if constexpr (kIsPadded) return static_cast<unsigned>(row * kRowBytes + chunk * 16);
   const int turn = kRowBytes == 64 ? row / 2 % 4 : row % 2 * 4 + row / 2 % 4;
   return static_cast<unsigned>(row * kRowBytes + (chunk ^ turn) * 16);
 }
@@ -82,10 +87,13 @@ VECINA_DEVICE void keep_together(unsigned (&bits)[2]) {
 struct Rows {
   unsigned bits[2];  // visible_bits
   bool is_owner[2];
-  Range planes;  // that both see
+  Range planes[2];  // that they see
 
+  VECINA_DEVICE bool sees_plane(int i, int plane) const {
+    return !kHasPlanes || (plane >= planes[i].begin && plane < planes[i].end);
+  }
   VECINA_DEVICE bool sees_plane(int plane) const {
-    return !kHasPlanes || (plane >= planes.begin && plane < planes.end);
+    return sees_plane(0, plane) || (kConfig.box[0] > 1 && sees_plane(1, plane));
   }
 };
 // Calls note(i, row) for each.
@@ -98,7 +106,7 @@ VECINA_DEVICE Rows make_rows(const Tile& tile, const Box& box, Note note) {
     const Row row = make_row(tile, box, lane / 4 + 8 * i);
     rows.bits[i] = visible_bits(row, lane % 4);
     rows.is_owner[i] = row.is_owner;
-    if constexpr (kHasPlanes) rows.planes = row.visible[0];
+    if constexpr (kHasPlanes) rows.planes[i] = row.visible[0];
     note(i, row);
   }
   return rows;

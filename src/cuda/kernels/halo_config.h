@@ -15,10 +15,11 @@ struct HaloConfig {
   int heads;                     // query heads among a warp's rows; divide head_group
   int head_group;                // query heads of a key head
   int items_of_block;  // which a block walks: an item is `heads` neighbouring heads of a sample
-  int box[3];          // owners among a warp's rows; box times heads is 16. Rank 3: one plane
-  int boxes[3];        // of a block along each axis
-  int union_size[3];   // partners along each axis that a box may meet; of a warp, one plane
-  int halo_size[3];    // partners along each axis that a block may meet
+  int box[3];         // owners among a warp's rows; box times heads is 16. Rank 3: of one plane, or
+                      // of two in the forward with head_dim 128
+  int boxes[3];       // of a block along each axis
+  int union_size[3];  // partners along each axis that a box may meet; of a warp, one plane
+  int halo_size[3];   // partners along each axis that a block may meet
   int kernel_size[3], stride[3], dilation[3];
   int output_stride[3] = {1, 1, 1};  // no other
   bool is_causal[3];

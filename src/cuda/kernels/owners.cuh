@@ -89,7 +89,13 @@ VECINA_DEVICE uint4 load_shared(unsigned from) {
                : "r"(from));
   return words;
 }
-// Two 16 x 8 second factors: each thread names a row (of 16) and a half.
+// Two 16 x 8 second factors: each thread names a row (of 16) and a half. Of products over columns,
+// and over rows.
+VECINA_DEVICE void load_matrices(unsigned (&words)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from));
+}
 VECINA_DEVICE void load_transposed(unsigned (&words)[4], unsigned from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

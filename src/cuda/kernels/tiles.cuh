@@ -347,11 +347,6 @@ VECINA_DEVICE void load_rows(const char* row, const char* next_row,
   }
 }
 
-VECINA_DEVICE void load_matrices(unsigned (&words)[4], unsigned from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(from));
-}
 // What a thread names of a side for load_matrices (products over columns) and load_transposed
 // (over partners).
 template <class Side>
