@@ -69,10 +69,10 @@ VECINA_DEVICE void softmax(const unsigned (&bits)[2], float scale, float (&logit
   }
 }
 
-// Long rows: a plane's keys in steps of 48. A step's values are added up while the next step's logits
-// are multiplied. Queries and keys lie in the order of ldmatrix, so what is loaded at once serves
-// two sums; where it served two products of one sum, ptxas put those of a sum one after the other,
-// and each waited for the one before.
+// Long rows: a plane's keys in steps of 48. A step's values are added up while the next step's
+// logits are multiplied. Queries and keys lie in the order of ldmatrix, so what is loaded at once
+// serves two sums; where it served two products of one sum, ptxas put those of a sum one after the
+// other, and each waited for the one before.
 constexpr bool kHasSteps = kIsPadded;
 constexpr int kPairs = kTiles / 2;  // of tiles
 constexpr int kPairsOfStep = 3;
@@ -125,8 +125,12 @@ VECINA_DEVICE void multiply_step(const StepQuery& query, unsigned keys, const St
     for (int p = 0; p < kPairsOfStep; ++p) {
       const int start = starts * kPairsOfStep + p, add = adds * kPairsOfStep + p;
       const auto column = static_cast<unsigned>(32 * c);
-      if (starts >= 0 && start < kPairs) load_matrices(to.keys[p], keys + places.keys[start] + column);
-      if (adds >= 0 && add < kPairs) load_transposed(to.values[p], keys + places.values[add] + column);
+      if (starts >= 0 && start < kPairs) {
+        load_matrices(to.keys[p], keys + places.keys[start] + column);
+      }
+      if (adds >= 0 && add < kPairs) {
+        load_transposed(to.values[p], keys + places.values[add] + column);
+      }
     }
   };
   load(0, words[0]);
