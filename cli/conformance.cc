@@ -116,7 +116,8 @@ Gradients run_backward(vecina_context* context, const vecina_problem& problem, c
 
 // By which the rule judges.
 int32_t judged_dtype(const vecina_problem& problem) {
-  return problem.query_key_dtype == VECINA_E4M3 ? VECINA_E4M3 : problem.dtype;
+  const bool is_half = problem.dtype == VECINA_F16 || problem.dtype == VECINA_BF16;
+  return is_half && problem.query_key_dtype == VECINA_E4M3 ? VECINA_E4M3 : problem.dtype;
 }
 
 // How many draws of numbers say what plain maths errs by, before a result fails.

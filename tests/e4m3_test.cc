@@ -55,7 +55,9 @@ TEST(E4m3, EveryBackendIsRightOrSaysWhoTakesIt) {
   for (const std::string& backend : backend_names()) {
     if (backend == "reference") continue;
     cli::Checker checker(backend, 2);
-    for (const std::string& line : problem_lines()) {
+    const std::vector<std::string> lines = problem_lines();
+    ASSERT_FALSE(lines.empty());
+    for (const std::string& line : lines) {
       const vecina_problem problem = cli::parse_problem(line);
       const std::string why = checker.why_not(problem);
       if (!why.empty()) {

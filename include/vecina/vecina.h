@@ -126,11 +126,11 @@ typedef struct vecina_problem {
   int32_t lengths;           /* vecina_lengths */
   int32_t samples;           /* VECINA_LENGTHS_PACKED: how many */
   uint32_t flags;            /* vecina_flags; other bits are VECINA_INVALID_ARGUMENT */
-  /* 0: dtype. VECINA_E4M3, experimental, may change: query, key and additional_key are e4m3, all
-   * else as before. Forward only, on GPUs of compute capability 9.0 with dtype f16 or bf16 and a
-   * head_dim that is a multiple of 16 (docs/hopper.md); backend "reference" takes any. e4m3 rounds
-   * to 4 significant bits: on normal random numbers outputs err by 3 to 4% of their norm, where
-   * bf16 errs by 0.3%. */
+  /* 0 or dtype's: as dtype. VECINA_E4M3, experimental, may change: query, key and additional_key
+   * are e4m3, all else as before. Forward only, on GPUs of compute capability 9.0 with dtype f16 or
+   * bf16 and a head_dim that is a multiple of 16 (docs/hopper.md); backend "reference" takes any.
+   * e4m3 rounds to 4 significant bits: on normal random numbers outputs err by 3 to 4% of their
+   * norm, where bf16 errs by 0.3%. */
   int32_t query_key_dtype;
 } vecina_problem;
 
@@ -191,7 +191,8 @@ typedef struct vecina_forward_args {
   size_t workspace_bytes; /* smaller than needed: VECINA_INVALID_ARGUMENT */
   /* Optional, with query_key_dtype VECINA_E4M3: f32 (f64 for f64 problems), multiplies query . key
    * of each head besides scale; of tensors that were divided by a scale of their own before they
-   * were stored, the product of both. Finite and above 0; on the CPU: checked. */
+   * were stored, the product of both. Finite and above 0, which is checked on the CPU, in examples
+   * of plans too. */
   vecina_tensor head_scale;
 } vecina_forward_args;
 

@@ -44,10 +44,11 @@ Status check_enums(const vecina_problem& p) {
     return invalid(fmt::format("flags {:#x} holds unknown bits {:#x}; known are {:#x}.", p.flags,
                                p.flags & ~kKnownFlags, kKnownFlags));
   }
-  if (p.query_key_dtype != 0 && p.query_key_dtype != VECINA_E4M3) {
-    return invalid(fmt::format("query_key_dtype {} ({}) is not 0 (as dtype) or {} (e4m3).",
-                               p.query_key_dtype, dtype_name(p.query_key_dtype),
-                               static_cast<int>(VECINA_E4M3)));
+  if (p.query_key_dtype != 0 && p.query_key_dtype != p.dtype && p.query_key_dtype != VECINA_E4M3) {
+    return invalid(
+        fmt::format("query_key_dtype {} ({}) is not 0 (as dtype), dtype's {} ({}) or {} (e4m3).",
+                    p.query_key_dtype, dtype_name(p.query_key_dtype), p.dtype, dtype_name(p.dtype),
+                    static_cast<int>(VECINA_E4M3)));
   }
   return {};
 }

@@ -579,6 +579,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       } else if constexpr (kManyQueries > 6 && kTwins == 1) {  // twins are added up four at a time
         if (shortest >= 5) {
           done = end / 6 * 6;
+          if (done > 0 && (end - done) % 4 >= 2) done -= 6;  // fours leave fewer alone
           weigh<Sharing::stairs, kTwins, 6>(row, arguments, is_last, begin, done);
         }
       }

@@ -226,7 +226,9 @@ TEST(HopperTiling, E4m3HalvesQueriesAndKeys) {
         "2d 64x64 kernel_size 20 heads 8 head_dim_value 128 dtype f16 query_key_dtype e4m3 "
         "head_dim " +
         std::to_string(head_dim));
-    for (const HopperChoice& choice : rank_hopper_tilings(problem, DeviceFacts(), 8)) {
+    const std::vector<HopperChoice> choices = rank_hopper_tilings(problem, DeviceFacts(), 8);
+    ASSERT_FALSE(choices.empty());
+    for (const HopperChoice& choice : choices) {
       const auto layout = vecina::cuda::hopper_layout(choice.config);
       EXPECT_EQ(choice.config.head_dim, (head_dim + 31) / 32 * 32);
       EXPECT_EQ(layout.query % 1024, 0);

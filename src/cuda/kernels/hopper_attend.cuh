@@ -43,14 +43,20 @@ VECINA_DEVICE void find_scales(const HopperParams& params, const Work& work, int
   scales[0] = scales[1] = params.scale;
   if constexpr (kConfig.query_key_dtype == kE4m3) {
     if (params.head_scale == nullptr) return;
+    // Not 0, also where the product has no such number: infinite logits times 0 would be NaN.
+    constexpr float kLeast = 1.17549435e-38f;
+    const auto of_head = [&](int head) {
+      const float scale = params.scale * params.head_scale[head];
+      return fabsf(scale) < kLeast ? kLeast : scale;
+    };
     if constexpr (kConfig.packed_heads == 1) {
-      scales[0] = scales[1] = params.scale * params.head_scale[work.head];
+      scales[0] = scales[1] = of_head(work.head);
     } else {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = (thread >> 5) * 16 + ((thread & 31) >> 2) + 8 * h;
         const int packed = na_min(row / kLayout.query_tokens, kConfig.packed_heads - 1);
-        scales[h] = params.scale * params.head_scale[work.head + packed];
+        scales[h] = of_head(work.head + packed);
       }
     }
   }
