@@ -79,7 +79,7 @@ int registers_of(const HaloConfig& config, HaloKernel kernel) {
   const int tiles = tiles_of(config), columns = config.head_dim;
   switch (kernel) {
     case HaloKernel::forward:
-      return 45 + 4 * tiles + columns * 3 / 4;
+      return columns == kLongColumns ? 240 : 45 + 4 * tiles + columns * 3 / 4;
     case HaloKernel::gradient_query:
       return 80 + 8 * tiles + columns;
     case HaloKernel::gradient_key:
