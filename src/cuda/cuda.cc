@@ -28,28 +28,6 @@ using cuda::DeviceFacts;
 using cuda::DeviceState;
 using nlohmann::ordered_json;
 
-// A typical device of a compute capability, to plan for one that is not here.
-DeviceFacts imagined_facts(int compute_capability) {
-  DeviceFacts facts;
-  facts.compute_capability = compute_capability;
-  switch (compute_capability) {
-    case 80:
-    case 87:
-      facts.shared_bytes_per_block = 163 * 1024;
-      facts.multiprocessors = 108;
-      break;
-    case 86:
-    case 89:
-    case 120:
-    case 121:
-      facts.shared_bytes_per_block = 99 * 1024;
-      break;
-    default:
-      break;
-  }
-  return facts;
-}
-
 ordered_json describe_entry(const cuda::CacheEntry& entry) {
   return {{"kernel", entry.file},
           {"config", entry.config},
@@ -116,7 +94,7 @@ class CudaBackend : public Backend {
 
   Status build_kernels(int compute_capability, const Problem& problem, const KernelParts& parts,
                        std::string* json) const override {
-    DeviceFacts facts = imagined_facts(compute_capability);
+    DeviceFacts facts = cuda::imagined_facts(compute_capability);
     facts.nvrtc = cuda::nvrtc_version(cache_);
     if (compute_capability == 0) {
       std::shared_ptr<const DeviceState> state;

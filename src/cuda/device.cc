@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <string_view>
@@ -31,6 +32,27 @@ Status read_facts(DeviceHandle device, DeviceFacts* facts) {
 
 }  // namespace
 
+DeviceFacts imagined_facts(int compute_capability) {
+  DeviceFacts facts;
+  facts.compute_capability = compute_capability;
+  switch (compute_capability) {
+    case 80:
+    case 87:
+      facts.shared_bytes_per_block = 163 * 1024;
+      facts.multiprocessors = 108;
+      break;
+    case 86:
+    case 89:
+    case 120:
+    case 121:
+      facts.shared_bytes_per_block = 99 * 1024;
+      break;
+    default:
+      break;
+  }
+  return facts;
+}
+
 Status read_target(std::string_view text, int own, int* target) {
   int number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -49,6 +71,15 @@ Status read_target(std::string_view text, int own, int* target) {
   }
   *target = number;
   return {};
+}
+
+void set_target(int target, DeviceFacts* facts) {
+  constexpr int kLittle = 100 * 1024;
+  facts->compute_capability = target;
+  const int shared_bytes = imagined_facts(target).shared_bytes_per_block;
+  if (shared_bytes <= kLittle) {
+    facts->shared_bytes_per_block = std::min(facts->shared_bytes_per_block, shared_bytes);
+  }
 }
 
 Status Device::open(int index, std::unique_ptr<Device>* device) {
@@ -73,8 +104,9 @@ Status Device::open(int index, std::unique_ptr<Device>* device) {
   opened->compute_capability_ = opened->facts_.compute_capability;
   const char* wanted = std::getenv("VECINA_CUDA_TARGET");
   if (wanted != nullptr && *wanted != '\0') {
-    VECINA_RETURN_IF_ERROR(
-        read_target(wanted, opened->compute_capability_, &opened->facts_.compute_capability));
+    int target = 0;
+    VECINA_RETURN_IF_ERROR(read_target(wanted, opened->compute_capability_, &target));
+    set_target(target, &opened->facts_);
   }
   VECINA_CUDA_RETURN_IF_ERROR(driver, cuDevicePrimaryCtxRetain,
                               (&opened->context_, opened->handle_));

@@ -13,9 +13,15 @@
 
 namespace vecina::internal::cuda {
 
+// A typical device of a compute capability, to plan for one that is not here.
+DeviceFacts imagined_facts(int compute_capability);
+
 // What VECINA_CUDA_TARGET names, on a GPU of compute capability `own`: that of a GPU whose kernels
 // run on it too, for tests.
 Status read_target(std::string_view text, int own, int* target);
+// Problems are planned as for a GPU of that compute capability: one with little shared memory has
+// no more here either, for long rows have other shapes there; others have the device's own.
+void set_target(int target, DeviceFacts* facts);
 
 class Device {
  public:
@@ -27,7 +33,7 @@ class Device {
   int index() const { return index_; }
   const std::string& name() const { return name_; }
   // By which problems are planned: those of the device, but for the compute capability where
-  // VECINA_CUDA_TARGET names an older one.
+  // VECINA_CUDA_TARGET names an older one: set_target().
   const DeviceFacts& facts() const { return facts_; }
   int compute_capability() const { return compute_capability_; }
 

@@ -28,5 +28,19 @@ TEST(CudaTarget, IsAGpuWhoseKernelsRunOnThisOneToo) {
   EXPECT_EQ(target, 100);
 }
 
+TEST(CudaTarget, HasLittleSharedMemoryWhereSuchGpusHave) {
+  DeviceFacts facts;
+  const int own = facts.shared_bytes_per_block;
+  set_target(80, &facts);
+  EXPECT_EQ(facts.compute_capability, 80);
+  EXPECT_EQ(facts.shared_bytes_per_block, own);
+  set_target(86, &facts);
+  EXPECT_EQ(facts.compute_capability, 86);
+  EXPECT_EQ(facts.shared_bytes_per_block, 99 * 1024);
+  facts.shared_bytes_per_block = 48 * 1024;  // less than that
+  set_target(89, &facts);
+  EXPECT_EQ(facts.shared_bytes_per_block, 48 * 1024);
+}
+
 }  // namespace
 }  // namespace vecina::internal::cuda

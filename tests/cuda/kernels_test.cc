@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "core/problem.h"
 #include "core/tensor.h"
 #include "cuda/compiler.h"
+#include "cuda/device.h"
 #include "cuda/families.h"
 #include "cuda/parsed_problem.h"
 #include "cuda/small_plan.h"
@@ -72,6 +74,23 @@ void add_merges(int32_t dtype, const DeviceFacts& facts, Sources* sources) {
   add_merge(MergeBackwardArgs{2, outputs, lses, &output, &lse, outputs, lses}, facts, sources);
 }
 
+void add_passes(const char* line, const DeviceFacts& facts, Sources* sources) {
+  add_sources(parsed(line), vecina_forward_args{}, facts, sources);
+  add_sources(parsed(line), vecina_backward_args{}, facts, sources);
+}
+std::vector<KernelSource> list_of(const Sources& sources) {
+  std::vector<KernelSource> list;
+  for (const auto& [name, source] : sources) list.push_back(source);
+  return list;
+}
+
+// Whose tiles have few partners where a block has little shared memory.
+constexpr const char* kLongRows[] = {
+    "2d 40x44 kernel_size 15 heads 2 head_dim 256 dtype bf16",
+    "2d 40x44 kernel_size 15 heads 2 head_dim 160 head_dim_value 104 dtype f16",
+    "2d 40x44 kernel_size 15 dilation 1x2 bias heads 2 head_dim 256 dtype bf16",
+};
+
 std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
   Sources sources;
   for (const tests::Case& row : tests::all_cases()) {
@@ -93,21 +112,17 @@ std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
         "1d 900 kernel_size 90 output_stride 2 dilation 3 heads 2 head_dim 64 additional 70 bias "
         "lengths packed:4 dtype bf16",
         "attention 700x1500 causal heads 2 head_dim 128 dtype bf16"}) {
-    add_sources(parsed(line), vecina_forward_args{}, facts, &sources);
-    add_sources(parsed(line), vecina_backward_args{}, facts, &sources);
+    add_passes(line, facts, &sources);
   }
+  for (const char* line : kLongRows) add_passes(line, facts, &sources);
   for (const int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
     add_merges(dtype, facts, &sources);
   }
-  std::vector<KernelSource> list;
-  for (const auto& [name, source] : sources) list.push_back(source);
-  return list;
+  return list_of(sources);
 }
 
-void compile_all(const Compiler& compiler, int compute_capability) {
-  DeviceFacts facts;
-  facts.compute_capability = compute_capability;
-  const std::vector<KernelSource> sources = sources_for(facts);
+void compile_all(const Compiler& compiler, int compute_capability,
+                 const std::vector<KernelSource>& sources) {
   ASSERT_FALSE(sources.empty());
   std::vector<std::string> lines(sources.size());
   std::atomic<size_t> next{0};
@@ -139,9 +154,26 @@ class KernelsTest : public testing::Test {
   const Compiler* compiler_ = nullptr;
 };
 
-TEST_F(KernelsTest, Ampere) { compile_all(*compiler_, 80); }
-TEST_F(KernelsTest, Hopper) { compile_all(*compiler_, 90); }
-TEST_F(KernelsTest, Newest) { compile_all(*compiler_, compiler_->facts().capabilities.back()); }
+TEST_F(KernelsTest, Ampere) { compile_all(*compiler_, 80, sources_for(imagined_facts(80))); }
+TEST_F(KernelsTest, Hopper) { compile_all(*compiler_, 90, sources_for(imagined_facts(90))); }
+TEST_F(KernelsTest, Newest) {
+  const int newest = compiler_->facts().capabilities.back();
+  compile_all(*compiler_, newest, sources_for(imagined_facts(newest)));
+}
+
+TEST_F(KernelsTest, LongRowsInLittleSharedMemory) {
+  Sources sources;
+  for (const char* line : kLongRows) add_passes(line, imagined_facts(86), &sources);
+  std::set<std::string> of_few_partners;
+  for (const auto& [name, source] : sources) {
+    if (source.config.find(".partners = 16,") != std::string::npos) {
+      of_few_partners.insert(source.entry);
+    }
+  }
+  EXPECT_EQ(of_few_partners,
+            (std::set<std::string>{"tiles_forward", "tiles_gradient_key", "tiles_gradient_query"}));
+  compile_all(*compiler_, 86, list_of(sources));
+}
 
 TEST_F(KernelsTest, AKernelThatDoesNotCompileSaysWhere) {
   KernelSource source = sources_for({}).front();

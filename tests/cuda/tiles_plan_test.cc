@@ -15,6 +15,7 @@
 #include "cli/random.h"
 #include "core/arguments.h"
 #include "core/problem.h"
+#include "cuda/device.h"
 #include "cuda/families.h"
 #include "cuda/gradient_plan.h"
 #include "cuda/owners.h"
@@ -26,7 +27,7 @@ namespace {
 
 DeviceFacts facts_of(int compute_capability) {
   DeviceFacts facts;
-  facts.compute_capability = compute_capability;
+  set_target(compute_capability, &facts);
   return facts;
 }
 

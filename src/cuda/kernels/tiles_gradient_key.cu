@@ -21,8 +21,8 @@ static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are ke
 constexpr int kGradientsAt = kRowsEnd;
 constexpr int kGradientRowBytes = 2 * kPartners + 16;  // of a key
 constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile, of two
-constexpr int kGroups = kPartners / 32;
-constexpr int kWarpsOfGroup = kBoxes / na_max(kGroups, 1);
+constexpr int kGroups = na_max(kPartners / 32, 1);
+constexpr int kWarpsOfGroup = kBoxes / kGroups;
 static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups == 0), "");
 
 // What a warp holds of its rows.
