@@ -413,7 +413,7 @@ std::string unsuitable(const Problem& problem) {
 std::string unsuitable_gradients(const Problem& problem) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (columns_of_sums(problem, TilesKernel::gradient_query) > kMaxColumns) {
-    return "few keys in a window, and a head_dim above 128";
+    return "few keys in a window, or attention with lengths, and a head_dim above 128";
   }
   return {};
 }

@@ -369,6 +369,7 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
            "2d 56x56 kernel_size 20 heads 2 head_dim 264 dtype f16",                   // columns
            "2d 56x56 kernel_size 7 heads 2 head_dim 136 dtype f16",                    // few keys
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
+           "attention 500x700 heads 2 head_dim 136 lengths packed:2 dtype f16",        // any keys
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }
