@@ -63,6 +63,31 @@ std::vector<std::vector<bool>> visibility(const vecina_problem& problem) {
   return sees;
 }
 
+// Where each pair stands in a head's bias: [output token][key token], -1 where it is not seen.
+std::vector<std::vector<int64_t>> bias_places(const vecina_problem& problem) {
+  std::vector<int64_t> num_queries;
+  for (int a = 0; a < problem.rank; ++a) {
+    num_queries.push_back(static_cast<int64_t>(query_tokens(axis_rule(problem, a)).size()));
+  }
+  const auto queries = positions_of(num_queries);
+  const auto keys = positions_of({problem.extent, problem.extent + problem.rank});
+  std::vector<std::vector<int64_t>> places(queries.size(), std::vector<int64_t>(keys.size()));
+  const auto sees = visibility(problem);
+  for (size_t q = 0; q < queries.size(); ++q) {
+    for (size_t k = 0; k < keys.size(); ++k) {
+      int64_t place = 0;
+      for (int a = 0; a < problem.rank; ++a) {
+        const auto i = static_cast<size_t>(a);
+        const AxisRule axis = axis_rule(problem, a);
+        place = place * (2 * axis.kernel_size - 1) +
+                bias_index(axis, queries[q][i] * axis.output_stride, keys[k][i]);
+      }
+      places[q][k] = sees[q][k] ? place : -1;
+    }
+  }
+  return places;
+}
+
 class Containment : public testing::TestWithParam<std::string> {
  protected:
   // Plants `value` in one element of the tensor, runs, and takes it out again.
@@ -319,9 +344,12 @@ TEST_P(Containment, PermutedStrides) {
 
 using Bits = std::vector<std::vector<uint64_t>>;  // of each gradient that there is
 
-constexpr cli::HostTensor cli::Gradients::*kGradients[] = {
-    &cli::Gradients::query, &cli::Gradients::key, &cli::Gradients::value,
-    &cli::Gradients::additional_key, &cli::Gradients::additional_value};
+constexpr cli::HostTensor cli::Gradients::*kGradients[] = {&cli::Gradients::query,
+                                                           &cli::Gradients::key,
+                                                           &cli::Gradients::value,
+                                                           &cli::Gradients::additional_key,
+                                                           &cli::Gradients::additional_value,
+                                                           &cli::Gradients::bias};
 
 Bits gradient_bits(const cli::Gradients& gradients) {
   Bits bits;
@@ -336,7 +364,8 @@ TEST_P(Containment, GradientsDependOnNothingElse) {
   const cli::ContextPtr one = cli::make_context(GetParam(), 1);
   const cli::ContextPtr seven = cli::make_context(GetParam(), 7);
   std::vector<std::string> lines(std::begin(kSizes), std::end(kSizes));
-  lines.insert(lines.end(), {"2d 33x40 kernel_size 7 heads 1 head_dim 32",  // one head: is cut
+  lines.insert(lines.end(), {"2d 23x19 kernel_size 7x10 batch 3 heads 3 head_dim 64 bias",
+                             "2d 33x40 kernel_size 7 heads 1 head_dim 32",  // one head: is cut
                              "1d 700 kernel_size 12 dilation 2 heads 1 head_dim 16 additional 3",
                              "attention 200x90 heads 1 head_dim 20 head_dim_value 36"});
   for (const char* dtype : {"f32", "f64", "f16", "bf16"}) {
@@ -376,6 +405,7 @@ TEST_P(Containment, GradientsDependOnNothingElse) {
 // Whose gradients a GPU computes on tensor cores, where masked pairs are multiplied too: halos of
 // one plane and of many, tiles with and without products of warpgroups, and sums in any order.
 constexpr const char* kGradientsOnTensorCores[] = {
+    "2d 23x19 kernel_size 7x10 batch 3 heads 3 head_dim 64 bias dtype bf16",
     "2d 9x13 kernel_size 5x4 stride 2x1 batch 2 heads 2 head_dim 32 dtype bf16",
     "3d 4x5x6 kernel_size 3x3x3 causal 1x0x0 heads 2 heads_kv 1 head_dim 64 dtype f16",
     "2d 9x11 kernel_size 5 dilation 1x2 heads 2 head_dim 48 dtype bf16",
@@ -409,6 +439,9 @@ TEST_P(Containment, NonFiniteTokensReachGradientsOfTheirWindowsOnly) {
     const cli::Outputs outputs = run_forward(context_.get(), problem_, inputs_);
     const cli::Gradients clean = run_backward(context_.get(), problem_, inputs_, outputs);
     const auto sees = visibility(problem_);
+    const bool has_bias = clean.bias.given();
+    const auto places =
+        has_bias ? bias_places(problem_) : std::vector<std::vector<int64_t>>(sees.size());
     const auto num_queries = static_cast<int64_t>(sees.size());
     const auto num_keys = static_cast<int64_t>(sees[0].size());
     const int64_t heads_kv = problem_.heads_kv, group = problem_.heads / heads_kv;
@@ -471,6 +504,25 @@ TEST_P(Containment, NonFiniteTokensReachGradientsOfTheirWindowsOnly) {
       };
       expect_unchanged("grad_key", clean.key, actual.key, heads_kv, key_may_change);
       expect_unchanged("grad_value", clean.value, actual.value, heads_kv, key_may_change);
+      if (!has_bias) return;
+      // Of the head, or heads: what queries that the NaN reaches use. Samples share a bias.
+      const int64_t of_head = clean.bias.size() / problem_.heads;
+      std::vector<bool> is_used(static_cast<size_t>(of_head));
+      for (int64_t q = 0; q < num_queries; ++q) {
+        if (!reached[static_cast<size_t>(q)]) continue;
+        for (int64_t place : places[static_cast<size_t>(q)]) {
+          if (place >= 0) is_used[static_cast<size_t>(place)] = true;
+        }
+      }
+      const std::vector<uint64_t> before = bits_of(clean.bias), after = bits_of(actual.bias);
+      for (int64_t i = 0; i < clean.bias.size(); ++i) {
+        const int64_t h = i / of_head;
+        const bool is_of_head = one_head ? h == query_head : h / group == head;
+        const auto at = static_cast<size_t>(i);
+        if (is_of_head && is_used[static_cast<size_t>(i % of_head)]) continue;
+        ASSERT_EQ(before[at], after[at])
+            << "grad_bias head " << h << " relative position " << i % of_head;
+      }
     };
 
     cli::Random random(29);
