@@ -9,6 +9,7 @@
 #include <fstream>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cases.h"
@@ -373,6 +374,32 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }
+}
+
+// Problems that every test of the table runs, also with guards around the workspace.
+TEST(TilesPlan, TheTableReachesSumsOfParts) {
+  std::set<std::pair<std::string, int32_t>> of_parts;  // kernels and dtypes
+  for (const tests::Case& row : tests::all_cases()) {
+    Problem problem;
+    ASSERT_TRUE(Problem::make(row.problem, &problem).ok()) << row.line;
+    vecina_backward_args example;
+    imagine_arguments(problem, VECINA_CUDA, &example);
+    std::vector<BackwardLaunch> launches;
+    if (!gradient_why_not(problem, Pass::backward, facts_of(80)).empty()) continue;
+    ASSERT_TRUE(gradient_plan_backward(problem, example, facts_of(80), &launches).ok());
+    for (const BackwardLaunch& launch : launches) {
+      if (launch.source.file == "gradient_key.cu" && launch.grid[1] > 1) {
+        of_parts.insert({launch.source.file, problem.dtype()});
+      }
+      if (launch.source.file == "gradient_bias_sum.cu" && tiles_bias_parts(problem) > 1) {
+        of_parts.insert({launch.source.file, problem.dtype()});
+      }
+    }
+  }
+  for (const int32_t dtype : {VECINA_F32, VECINA_F64}) {
+    EXPECT_EQ(of_parts.count({"gradient_key.cu", dtype}), 1u) << dtype;
+  }
+  EXPECT_EQ(of_parts.count({"gradient_bias_sum.cu", VECINA_BF16}), 1u);
 }
 
 // Warps take 17 and 22 steps of 16 partners; before, with {1, 4, 4} and {8, 1, 2}, 19 and 24.
