@@ -114,43 +114,6 @@ void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config)
   config->shares_key = sums / 2 + key / 4 > kMaxRegisters;
 }
 
-TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
-  TilesConfig config = {};
-  config.dtype = problem.dtype();
-  config.rank = problem.rank();
-  config.head_dim = problem.head_dim();
-  config.head_dim_value = problem.head_dim_value();
-  config.of_keys = is_of_keys(kernel);
-  config.adds_queries = kernel == TilesKernel::gradient_all;
-  config.is_delta_given = kernel == TilesKernel::gradient_query && gives_delta(problem);
-  config.heads = 1;
-  config.head_group = problem.head_group();
-  config.items_of_block = 1;
-  config.partners = shape.partners;
-  for (int a = 0; a < 3; ++a) {
-    const auto i = static_cast<size_t>(a);
-    const Axis axis = small_axis(problem, a);
-    config.box[a] = shape.box[i];
-    config.boxes[a] = shape.boxes[i];
-    config.partner_box[a] = shape.partner_box[i];
-    config.kernel_size[a] = static_cast<int>(axis.kernel_size);
-    config.stride[a] = static_cast<int>(axis.stride);
-    config.dilation[a] = static_cast<int>(axis.dilation);
-    config.output_stride[a] = static_cast<int>(axis.output_stride);
-    config.is_causal[a] = axis.is_causal;
-  }
-  config.has_bias = problem.has_bias();
-  config.lengths = problem.lengths();
-  config.is_attention = problem.is_attention() && has_own_queries(problem);
-  config.of_bias = kernel == TilesKernel::gradient_bias;
-  config.adds_key = config.of_keys && kernel != TilesKernel::gradient_value_alone;
-  config.adds_value = config.of_keys && kernel != TilesKernel::gradient_key_alone;
-  share_rows(problem, kernel, &config);
-  config.additional_tokens =
-      config.of_keys || config.of_bias ? 0 : static_cast<int>(problem.additional_tokens());
-  return config;
-}
-
 int boxes_of(const TilesConfig& config) {
   return config.boxes[0] * config.boxes[1] * config.boxes[2];
 }
@@ -195,6 +158,45 @@ int shared_bytes(const TilesConfig& config) {
          // Gradients of logits of two tiles.
          (config.adds_queries ? owners_of(config) * 2 * (2 * config.partners + 16) : 0);
 }
+
+TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesShape& shape) {
+  TilesConfig config = {};
+  config.dtype = problem.dtype();
+  config.rank = problem.rank();
+  config.head_dim = problem.head_dim();
+  config.head_dim_value = problem.head_dim_value();
+  config.of_keys = is_of_keys(kernel);
+  config.adds_queries = kernel == TilesKernel::gradient_all;
+  config.is_delta_given = kernel == TilesKernel::gradient_query && gives_delta(problem);
+  config.heads = 1;
+  config.head_group = problem.head_group();
+  config.items_of_block = 1;
+  config.partners = shape.partners;
+  for (int a = 0; a < 3; ++a) {
+    const auto i = static_cast<size_t>(a);
+    const Axis axis = small_axis(problem, a);
+    config.box[a] = shape.box[i];
+    config.boxes[a] = shape.boxes[i];
+    config.partner_box[a] = shape.partner_box[i];
+    config.kernel_size[a] = static_cast<int>(axis.kernel_size);
+    config.stride[a] = static_cast<int>(axis.stride);
+    config.dilation[a] = static_cast<int>(axis.dilation);
+    config.output_stride[a] = static_cast<int>(axis.output_stride);
+    config.is_causal[a] = axis.is_causal;
+  }
+  config.has_bias = problem.has_bias();
+  config.lengths = problem.lengths();
+  config.is_attention = problem.is_attention() && has_own_queries(problem);
+  config.of_bias = kernel == TilesKernel::gradient_bias;
+  config.adds_key = config.of_keys && kernel != TilesKernel::gradient_value_alone;
+  config.adds_value = config.of_keys && kernel != TilesKernel::gradient_key_alone;
+  share_rows(problem, kernel, &config);
+  config.shared_bytes = shared_bytes(config);
+  config.additional_tokens =
+      config.of_keys || config.of_bias ? 0 : static_cast<int>(problem.additional_tokens());
+  return config;
+}
+
 int table_bytes(const TilesConfig& config) {
   constexpr int kOwnQueriesBytes = 36, kSampleBytes = sizeof(HaloParams) + 12;
   return kTableBytes + 24 * owners_of(config) + (has_own_queries(config) ? kOwnQueriesBytes : 0) +
@@ -388,16 +390,15 @@ std::string print(const TilesConfig& c) {
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
       ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
       ".output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
-      ".shares_key = {}, .shares_value = {}, .blocks = {}, .has_grad_lse = {}, .has_bias = {}, "
-      ".lengths = {}, "
-      ".is_attention = {}, "
+      ".shares_key = {}, .shares_value = {}, .shared_bytes = {}, .blocks = {}, .has_grad_lse = {}, "
+      ".has_bias = {}, .lengths = {}, .is_attention = {}, "
       ".is_delta_given = {}, .adds_key = {}, .adds_value = {}, .adds_queries = {}, .of_bias = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
       c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
       ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
-      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key, c.shares_value, c.blocks,
-      c.has_grad_lse, c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_key,
-      c.adds_value, c.adds_queries, c.of_bias);
+      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key, c.shares_value,
+      c.shared_bytes, c.blocks, c.has_grad_lse, c.has_bias, c.lengths, c.is_attention,
+      c.is_delta_given, c.adds_key, c.adds_value, c.adds_queries, c.of_bias);
 }
 
 std::string unsuitable(const Problem& problem) {
@@ -506,7 +507,7 @@ KernelLaunch<Args> make_launch(const Problem& problem, const Args& example, cons
                    print(config)};
   launch.grid[0] = static_cast<uint32_t>(blocks);
   launch.block[0] = static_cast<uint32_t>(32 * warps_of(config));
-  launch.shared_bytes = static_cast<uint32_t>(shared_bytes(config));
+  launch.shared_bytes = static_cast<uint32_t>(config.shared_bytes);
   launch.is_programmatic = facts.compute_capability >= 90;
   launch.params_bytes = sizeof(HaloParams);
   launch.fill = fill_params<Args>(params);

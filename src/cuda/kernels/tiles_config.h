@@ -24,7 +24,8 @@ struct TilesConfig {
   int additional_tokens;
   // An owner's row of head_dim columns, of head_dim_value ones: in shared memory, not in registers.
   bool shares_key, shares_value;
-  int blocks;  // that a multiprocessor shall hold
+  int shared_bytes;  // that a block of a launch has, beside tables
+  int blocks;        // that a multiprocessor shall hold
   bool has_grad_lse;
   bool has_bias;
   int lengths;        // vecina_lengths

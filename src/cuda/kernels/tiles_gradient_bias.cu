@@ -53,6 +53,8 @@ struct Shared {
   float sums[2][kBoxes][kOfWarp.count];
   PairsOfDifference pairs[kOfWarp.count];
 };
+static_assert(kStages * kStageBytes + static_cast<int>(sizeof(Shared)) == kConfig.shared_bytes,
+              "what the launch asks for");
 VECINA_DEVICE Shared& shared_sums() {
   extern __shared__ uint4 shared[];
   return *reinterpret_cast<Shared*>(reinterpret_cast<char*>(shared) + kStages * kStageBytes);

@@ -21,6 +21,8 @@ static_assert(kConfig.of_keys && kAdditional == 0 && kRows == 16, "owners are ke
 constexpr int kGradientsAt = kRowsEnd;
 constexpr int kGradientRowBytes = 2 * kPartners + 16;  // of a key
 constexpr int kGradientBytes = kRows * kBoxes * kGradientRowBytes;  // of a tile, of two
+static_assert(kRowsEnd + (kConfig.adds_queries ? 2 * kGradientBytes : 0) == kConfig.shared_bytes,
+              "what the launch asks for");
 constexpr int kGroups = na_max(kPartners / 32, 1);
 constexpr int kWarpsOfGroup = kBoxes / kGroups;
 static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups == 0), "");
