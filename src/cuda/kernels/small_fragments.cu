@@ -217,8 +217,8 @@ VECINA_DEVICE Sums attend(const Params& params, const Box& box, const Row (&rows
     load_values(values, box, value);
   } else {
     load_keys(keys, box, key);
-    // Values are asked for when the query is there: of a warp's six counters of loads in flight some
-    // are free again, so that waiting for a key does not mean waiting for values.
+    // Values are asked for when the query is there: of a warp's six counters of loads in flight
+    // some are free again, so that waiting for a key does not mean waiting for values.
     const unsigned zero = opaque_zero() & (query[0][0] ^ query[1][0]);
     const int column = 4 * g * kBytes + static_cast<int>(zero);
     const Rows values[2] = {Rows(box.value, box, 2 * q, column),

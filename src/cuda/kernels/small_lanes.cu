@@ -47,7 +47,8 @@ constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
 // How the loads of all keys and values at once are held above the products: by a barrier of the
 // block, after which keys are waited for alone, or by a fence. Which is faster was measured.
 constexpr bool kHasBarrier =
-    kHeads == 1 && (sizeof(Element) == 2 || (kConfig.additional_tokens > 0 && kConfig.dtype == kF32));
+    kHeads == 1 &&
+    (sizeof(Element) == 2 || (kConfig.additional_tokens > 0 && kConfig.dtype == kF32));
 
 template <int kVectors, int kVector, int kPiece, int kCount>
 VECINA_DEVICE void load_part(const char* row, int first, bool is_visible, Real* part) {
