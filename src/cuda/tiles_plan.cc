@@ -78,12 +78,10 @@ bool has_own_queries(const Problem& problem) {
   return is_longer || has_output_stride;
 }
 
-// Columns that a thread of a gradient's kernel has sums of.
+// Columns that a thread of a gradient's kernel has sums of in registers.
 int columns_of_sums(const Problem& problem, TilesKernel kernel) {
   const int key = padded(problem.head_dim()), value = padded(problem.head_dim_value());
   switch (kernel) {
-    case TilesKernel::forward:
-      return value;
     case TilesKernel::gradient_query:
       return gives_delta(problem) ? key : 2 * key;
     case TilesKernel::gradient_key:
@@ -93,11 +91,13 @@ int columns_of_sums(const Problem& problem, TilesKernel kernel) {
       return key;
     case TilesKernel::gradient_value_alone:
       return value;
+    case TilesKernel::forward:
     case TilesKernel::gradient_bias:
       return 0;
   }
   return 0;
 }
+
 // Which of an owner's rows shall leave their registers to sums: so that nothing is spilled.
 void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config) {
   constexpr int kMaxColumnsOfRows = 160;  // of both, beside many sums
@@ -613,7 +613,8 @@ namespace {
 
 // Of what other kernels of tensor cores refuse: 8,192 queries with 25 and 49 keys took twice as
 // long as row by row, 2,048 of 64x64 with an output_stride of 2 2.4 times, 100,352 with 49 keys 0.8
-// (benchmarks/results/h200-tiles-fields.json).
+// (benchmarks/results/h200-tiles-fields.json). Measured of fields alone: that
+// it holds of head dims above 128 too is a guess.
 bool is_faster_by_row(const Problem& problem) {
   constexpr double kLeastKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
   const double work =

@@ -12,7 +12,8 @@
 // (lse, rounded, is not read) and leaves them to the others as QueryFacts.
 //
 // Each gradient is gathered by the warp (the block, for additional tokens and bias) that owns its
-// row.
+// row. Of additional tokens that many queries see, each part of the queries has a block of its own,
+// and gradient_key_sum.cu adds up the parts.
 #ifndef VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 #define VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 

@@ -25,7 +25,7 @@ struct HaloParams {
   HaloRows query, key, value, additional_key, additional_value;
   HaloRows output, lse, grad_output, grad_lse, grad_query, grad_key, grad_value;
   char* facts;            // QueryFacts of every query: [batch, heads, tokens...]
-  long long facts_bytes;  // after them, where queries are added to: sums of their gradients
+  long long facts_bytes;  // after them: sums of gradients, of queries or of the bias
   HaloAxis axes[3];
   // Blocks are numbered by part of the items, tiles of axes 0, 1 and 2.
   Divider items_of_sample;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What the kernels for small problems are given at run time. Included by the host and by NVRTC.
-// Three axes always, outermost first; those before the problem's first have one token.
+// Where there are three axes always, those before the problem's first have one token; SmallParams
+// has the problem's own, innermost first.
 //
 // What every problem needs comes first and is small: a kernel of 2 us feels each line that the
 // constant cache must fetch.

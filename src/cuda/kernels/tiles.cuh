@@ -497,6 +497,10 @@ struct RowBias<true> {
 //   work.multiply<true, true>(stage, step, factors, next step, pairs)
 //                                  adds to sums, while the next step's products fill the waits;
 //                                  one after the other where registers do not suffice for that
+// Where tiles leave sums (kHasTileSums), also, by all warps:
+//   work.begin_tile(..., tile's number, steps)  before the first product, after a barrier
+//   work.end_tile(number)          after the last
+//   work.add_tile(number)          what warps share of a tile, a barrier later: of the tile before
 template <class Pairs, class Factors, class Work>
 VECINA_DEVICE void walk_partners(const HaloParams& params, const Tile& tile, const Tables& tables,
                                  int batch, int head, bool is_cleaned, Work& work) {
