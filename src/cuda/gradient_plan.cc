@@ -116,16 +116,13 @@ void set_pointers(const vecina_backward_args& args, const Written& written,
 class LaunchList {
  public:
   LaunchList(const GradientConfig& config, const GradientParams& params, const DeviceFacts& facts,
-             size_t workspace_bytes, std::vector<BackwardLaunch>* launches)
-      : config_(config),
-        params_(params),
-        facts_(facts),
-        workspace_bytes_(workspace_bytes),
-        launches_(launches) {}
+             std::vector<BackwardLaunch>* launches)
+      : config_(config), params_(params), facts_(facts), launches_(launches) {}
 
-  // `parts`: of the queries, each with blocks and sums of its own.
+  // `sums_bytes`: that it leaves or reads after the facts. `parts`: of the queries, each with
+  // blocks and sums of its own.
   void add(const char* kernel, double rows, int rows_of_block, const Written& written,
-           bool of_additional = false, int parts = 1) {
+           size_t sums_bytes = 0, bool of_additional = false, int parts = 1) {
     if (rows == 0.0) return;
     GradientConfig config = config_;
     config.of_part = parts > 1;
@@ -146,16 +143,18 @@ class LaunchList {
     launch.block[0] = static_cast<uint32_t>(32 * config.warps);
     launch.is_programmatic = facts_.compute_capability >= 90;
     launch.params_bytes = sizeof(GradientParams);
-    launch.workspace_bytes = workspace_bytes_;
+    launch.workspace_bytes = static_cast<size_t>(params.facts_bytes) + sums_bytes;
     launch.fill = [params, written](const vecina_backward_args& args, void* memory) -> Status {
       GradientParams filled = params;
       set_pointers(args, written, &filled);
       std::memcpy(memory, &filled, sizeof filled);
       return {};
     };
-    launch.description =
-        fmt::format(R"("rows": {}, "threads_per_row": {}, "why": "takes every problem")",
-                    params.geometry.num_rows, of_additional ? 32 * config.warps : 32);
+    const int threads_per_row = std::max(32 * config.warps / rows_of_block, 1);
+    launch.description = fmt::format(
+        R"("rows": {}, "threads_per_row": {}, "why": "{}")", params.geometry.num_rows,
+        threads_per_row,
+        threads_per_row == 1 ? "adds up what parts of the queries left" : "takes every problem");
     launches_->push_back(std::move(launch));
   }
 
@@ -163,7 +162,6 @@ class LaunchList {
   const GradientConfig& config_;
   const GradientParams& params_;
   const DeviceFacts& facts_;
-  const size_t workspace_bytes_;
   std::vector<BackwardLaunch>* launches_;
 };
 
@@ -196,11 +194,13 @@ void add_additional(const Problem& problem, const vecina_backward_args& example,
   const Written written = {.key = &Args::grad_additional_key,
                            .value = &Args::grad_additional_value};
   const int parts = additional_parts(problem);
+  const size_t sums_bytes = additional_bytes(problem);
   params->parts = parts;
-  list->add("gradient_key", count_rows(problem).additional, 1, written, /*of_additional=*/true,
-            parts);
+  list->add("gradient_key", count_rows(problem).additional, 1, written, sums_bytes,
+            /*of_additional=*/true, parts);
   if (parts == 1) return;
-  list->add("gradient_key_sum", additional_elements(problem), 32 * kGatherWarps, written);
+  list->add("gradient_key_sum", additional_elements(problem), 32 * kGatherWarps, written,
+            sums_bytes);
 }
 
 }  // namespace
@@ -230,7 +230,7 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   const GradientConfig config = make_config(problem, example);
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
-  LaunchList list(config, params, facts, gradient_workspace_bytes(problem), launches);
+  LaunchList list(config, params, facts, launches);
   const bool is_of_halos = plan_halo_backward(problem, example, facts, launches).empty();
   const bool is_of_tiles =
       !is_of_halos && plan_tiles_backward(problem, example, facts, launches).empty();
@@ -249,7 +249,8 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   if (given(example.grad_bias)) {
     if (is_of_tiles && plan_tiles_bias(problem, example, facts, launches).empty()) {
       params.parts = tiles_bias_parts(problem);
-      list.add("gradient_bias_sum", rows.bias, 32 * kGatherWarps, {.bias = &Args::grad_bias});
+      list.add("gradient_bias_sum", rows.bias, 32 * kGatherWarps, {.bias = &Args::grad_bias},
+               tiles_bias_bytes(problem));
     } else {
       list.add("gradient_bias", rows.bias, 1, {.bias = &Args::grad_bias});
     }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -373,6 +374,34 @@ TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
            "attention 500x700 heads 2 head_dim 136 lengths packed:2 dtype f16",        // any keys
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
+  }
+}
+
+TEST(TilesPlan, LaunchesAskForTheirOwnSumsAlone) {
+  const Problem problem =
+      parsed("1d 3000 kernel_size 70 heads 2 head_dim 64 additional 3 bias dtype bf16");
+  const size_t facts_bytes = gradient_facts_bytes(problem);
+  vecina_backward_args example;
+  imagine_arguments(problem, VECINA_CUDA, &example);
+  std::map<std::string, std::pair<size_t, std::string>> launched;
+  std::vector<BackwardLaunch> launches;
+  ASSERT_TRUE(gradient_plan_backward(problem, example, facts_of(80), &launches).ok());
+  for (const BackwardLaunch& launch : launches) {
+    launched[launch.source.file] = {launch.workspace_bytes, launch.description};
+  }
+  EXPECT_EQ(launched["tiles_gradient_query.cu"].first, facts_bytes);
+  EXPECT_EQ(launched["tiles_gradient_key.cu"].first, facts_bytes);
+  const size_t bias_bytes = facts_bytes + tiles_bias_bytes(problem);
+  EXPECT_EQ(launched["tiles_gradient_bias.cu"].first, bias_bytes);
+  EXPECT_EQ(launched["gradient_bias_sum.cu"].first, bias_bytes);
+  const size_t key_bytes = launched["gradient_key_sum.cu"].first;
+  EXPECT_GT(key_bytes, facts_bytes);
+  EXPECT_EQ(launched["gradient_key.cu"].first, key_bytes);
+  EXPECT_EQ(gradient_workspace_bytes(problem), std::max(key_bytes, bias_bytes));
+  for (const char* file : {"gradient_bias_sum.cu", "gradient_key_sum.cu"}) {
+    const std::string& description = launched[file].second;
+    EXPECT_NE(description.find(R"("threads_per_row": 1, "why": "adds up)"), std::string::npos)
+        << description;
   }
 }
 
