@@ -152,6 +152,12 @@ if begins large; then
     --backward
   VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
     $vecina check --backend cuda $aligned
+  grep -E ' head_dim(_value)? (1[3-9]|2[0-9])[0-9]( |$)' "$problems/large_problems.txt" \
+    > "$out/long_rows.txt"
+  for pass in "" --backward; do
+    VECINA_CUDA_TARGET=86 check_each "long-rows-little-memory$pass" "$out/long_rows.txt" \
+      $vecina check --backend cuda $aligned $pass
+  done
   check_each lengths-large "$problems/lengths_problems.txt" $vecina check --backend cuda $aligned
   check_each lengths-large--backward "$problems/lengths_problems.txt" \
     $vecina check --backend cuda $aligned --backward
