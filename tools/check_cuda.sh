@@ -168,6 +168,8 @@ if begins large; then
   check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
   check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned \
     --backward
+  VECINA_CUDA_TARGET=80 check_each halo-without-hopper "$problems/halo_problems.txt" \
+    $vecina check --backend cuda $aligned
 fi
 
 if begins sanitizers && command -v compute-sanitizer > /dev/null; then
