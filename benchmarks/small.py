@@ -310,9 +310,8 @@ def measure_windows(libraries, natten, names):
                 row[kind][label]["ms"].append(hopper.steady_ms(call))
                 if not theirs:
                     continue
-                pairs = [(call.output, theirs.out)]
-                if kind == "backward":
-                    pairs = zip(call.gradients, peers[kind].gradients)
+                pairs = (zip(call.gradients, peers[kind].gradients) if kind == "backward" else
+                         [(call.output, theirs.out)])
                 if kind == "forward" or peers[kind].is_right:
                     row[kind][label]["relative_difference"] = [hopper.error(*p) for p in pairs]
             print_window(row, kind)

@@ -323,12 +323,13 @@ std::string print(const HopperConfig& c) {
       ".has_heads_for_batch = {}, "
       ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
       ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
-      ".is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = {}, "
+      ".keeps_shift = {}, .is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = "
+      "{}, "
       ".has_lengths = {}}}",
       c.dtype, c.query_key_dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns,
       c.has_heads_for_batch, c.warpgroups, c.pair_axis, braces(c.query_box), c.packed_heads,
-      braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_chained, c.is_causal,
-      c.is_strided, c.is_dilated, c.has_additional, c.has_lengths);
+      braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_chained, c.keeps_shift,
+      c.is_causal, c.is_strided, c.is_dilated, c.has_additional, c.has_lengths);
 }
 
 Problem with_longest_samples(const Problem& problem) {

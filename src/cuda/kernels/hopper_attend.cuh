@@ -107,9 +107,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   };
 
   constexpr int kLogits = kKeys / 2;
-  // Where logits are kept until it is sure that the shift may stay: not for so wide values. Half of
-  // them at a time, where registers are short.
-  constexpr bool kMayKeepShift = kHeadDimValue <= 128;
+  // With kept shifts logits become weights half at a time, where registers are short.
   constexpr int kMostSums = kWarpgroups == 3 ? 110 : 150;
   constexpr int kHalf =
       kKeys * 3 / 4 + kHeadDimValue / 2 > kMostSums ? kLogits / 16 * 8 : kLogits;
@@ -196,7 +194,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     pin(logits);
     give_keys_back(is_last);
     if (is_partial) hide(words, logits);
-    if constexpr (kMayKeepShift) {
+    if constexpr (kConfig.keeps_shift) {
       end_values();
       weigh_next_to<Element, 0, kHalf>(logits, scales, rows, weights, sums);
       if constexpr (kHalf < kLogits) {

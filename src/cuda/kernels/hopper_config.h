@@ -33,8 +33,9 @@ struct HopperConfig {
   // the output buffer or straight from registers (head_dim_value a multiple of 32). Not with
   // additional tokens.
   bool is_chained;
-  bool is_causal;   // along some axis; which, comes with the run
-  bool is_strided;  // queries share windows
+  bool keeps_shift;  // a tile's maximum is looked for only if the last shift does not do
+  bool is_causal;    // along some axis; which, comes with the run
+  bool is_strided;   // queries share windows
   bool is_dilated;
   bool has_additional;  // tokens
   bool has_lengths;     // samples of different length
