@@ -28,7 +28,7 @@ constexpr int kMaxDims = 6;
 constexpr int64_t kAlignment = 16;              // what plans remember of a pointer
 constexpr uintptr_t kWorkspaceAlignment = 256;  // vecina.h
 // Aligned for everything, far from both ends of the address space, never followed.
-constexpr uintptr_t kImaginedAddress = uintptr_t{1} << 40;
+constexpr uintptr_t kImaginedAddress = uintptr_t{1} << (8 * sizeof(uintptr_t) - 24);
 
 // With every large stride a multiple of `period`, a tensor touches only the bytes
 // [offset, offset + width) modulo the period. Returns 0 if that does not hold.

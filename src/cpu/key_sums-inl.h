@@ -154,8 +154,8 @@ class KeySums {
     const auto lanes_from = [&](int begin, int end) {
       return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
     };
-    int common = row.num_queries,
-        common_end = 0;  // the first lane that sees the keys before common_end
+    int common = row.num_queries;  // the first lane that sees the keys before common_end
+    int common_end = 0;
     for (int j = 0; j < run.count; ++j) {
       T* to = sums + ptrdiff_t{j} * pitch;
       walk.weight_offset = ptrdiff_t{j} * kLanes;

@@ -27,7 +27,7 @@ using std::chrono::microseconds;
 constexpr microseconds kSpin(50);
 // A worker that has nothing left to do in a job waits awake for the others: a chunk often takes
 // longer than kSpin, and one that slept then would be late for the next job, and idle at its end
-// again.
+// again. The price: with more threads than free cores it takes a core from one that has chunks.
 constexpr microseconds kSpinInJob(500);
 
 // Calls below the first are over before another thread has joined in. Up from the second waking a
@@ -112,7 +112,7 @@ struct ThreadPool::Workers {
     done.store(0, std::memory_order_release);
     caller_core.store(current_core(), std::memory_order_relaxed);
     ticket.store((changing + 1) << 32, std::memory_order_seq_cst);
-    return changing + 1;
+    return (changing + 1) & 0xffffffffu;  // what the ticket holds of it
   }
 
   // Wakes one parked worker if there is one.
@@ -172,8 +172,9 @@ struct ThreadPool::Workers {
         if (!has_job()) wake.wait(calls, std::memory_order_acquire);
         parked.fetch_sub(1, std::memory_order_relaxed);
       }
-      if (stop.load(std::memory_order_relaxed)) return;
+      // In this order: who sees the ticket that ends the pool also sees `stop`.
       const uint64_t number = ticket.load(std::memory_order_acquire) >> 32;
+      if (stop.load(std::memory_order_relaxed)) return;
       if (number == last || number % 2 != 0) continue;
       last = number;
       run_chunks(number, /*is_worker=*/true);
@@ -214,19 +215,21 @@ void ThreadPool::forget_parent() {
   busy_.store(false, std::memory_order_release);
 }
 
-ThreadPool::Call::Call(ThreadPool* pool, double microseconds)
-    : pool_(*pool), microseconds_(microseconds) {
-  if (microseconds < kLeastShared) return;
+ThreadPool::Call::Call(ThreadPool* pool, double expected_us)
+    : pool_(*pool), expected_us_(expected_us) {
+  if (expected_us < kLeastShared) return;
   if (pool_.options_.parallel_for != nullptr) {
     is_shared_ = true;
     return;
   }
   pool_.forget_parent();
-  if (pool_.threads_ <= 1 || pool_.busy_.load(std::memory_order_relaxed)) return;
+  if (pool_.threads_ <= 1) return;
+  // A long call of several jobs looks again at each.
+  if (expected_us < kLeastToWake && pool_.busy_.load(std::memory_order_relaxed)) return;
   const Workers* workers = pool_.workers_.load(std::memory_order_acquire);
   const int parked = workers == nullptr ? 0 : workers->parked.load(std::memory_order_relaxed);
-  wakes_ = microseconds >= kLeastToWake;
-  if (parked > 0 && !wakes_ && microseconds >= kLeastToWakeInTurn) {
+  wakes_ = expected_us >= kLeastToWake;
+  if (parked > 0 && !wakes_ && expected_us >= kLeastToWakeInTurn) {
     const int64_t pause = now_nanoseconds() - pool_.last_end_.load(std::memory_order_relaxed);
     wakes_ = pause <= std::chrono::nanoseconds(kSpin).count();
   }
@@ -234,7 +237,7 @@ ThreadPool::Call::Call(ThreadPool* pool, double microseconds)
 }
 
 ThreadPool::Call::~Call() {
-  if (microseconds_ < kLeastToWakeInTurn || pool_.threads_ <= 1) return;
+  if (expected_us_ < kLeastToWakeInTurn || pool_.threads_ <= 1) return;
   pool_.last_end_.store(now_nanoseconds(), std::memory_order_relaxed);
 }
 
@@ -257,7 +260,8 @@ void ThreadPool::Call::parallel_for(int64_t count, Body body, void* user_body) c
   }
   const auto total = static_cast<int32_t>(count);
   const uint64_t number = workers->publish(total, wakes_, body, user_body);
-  if (wakes_) workers->wake_one();
+  if (wakes_ && !has_woken_) workers->wake_one();
+  has_woken_ = true;
   workers->run_chunks(number, /*is_worker=*/false);
   workers->wait(total);
   pool_.busy_.store(false, std::memory_order_release);

@@ -31,10 +31,10 @@ class ThreadPool {
   // How many may work at once, the caller included.
   int threads() const { return threads_; }
 
-  // A call of one job or several in turn. `microseconds`: about what one thread takes for all.
+  // A call of one job or several in turn. expected_us: about what one thread takes for all.
   class Call {
    public:
-    Call(ThreadPool* pool, double microseconds);
+    Call(ThreadPool* pool, double expected_us);
     ~Call();
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
@@ -48,8 +48,9 @@ class ThreadPool {
 
    private:
     ThreadPool& pool_;
-    const double microseconds_;
+    const double expected_us_;
     bool is_shared_ = false, wakes_ = false;
+    mutable bool has_woken_ = false;
   };
 
  private:

@@ -207,6 +207,21 @@ TEST(HopperTiling, BoxesEndWithTheAxesThatThereAre) {
   }
 }
 
+TEST(HopperTiling, KeepsShiftsWhereThatIsFaster) {
+  const auto keeps = [](const std::string& line) {
+    return choose_hopper_tiling(parsed(line), DeviceFacts()).config.keeps_shift;
+  };
+  EXPECT_TRUE(keeps("2d 128x128 kernel_size 20 heads 8 head_dim 128 dtype bf16"));
+  EXPECT_FALSE(keeps("2d 128x128 kernel_size 20 heads 8 head_dim 192 dtype bf16"));
+  EXPECT_FALSE(
+      keeps("2d 128x128 kernel_size 20 heads 8 head_dim 64 dtype f16 query_key_dtype e4m3"));
+  const std::string video = "3d 16x32x32 kernel_size 8 heads 8 dtype bf16 ";
+  EXPECT_TRUE(keeps(video + "head_dim 64"));
+  EXPECT_FALSE(keeps(video + "head_dim 128"));
+  EXPECT_TRUE(keeps(video + "head_dim 128 stride 1x4x4"));
+  EXPECT_TRUE(keeps(video + "head_dim 128 heads_kv 2"));
+}
+
 // Bytes of queries and keys: half as long, so that more of them fit, and each in its swizzled
 // place.
 TEST(HopperTiling, E4m3HalvesQueriesAndKeys) {

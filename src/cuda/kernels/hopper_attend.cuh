@@ -201,7 +201,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         weigh_next_to<Element, kHalf, kLogits>(logits, scales, rows, weights, sums);
       }
     } else {
-      exponentiate<0, kLogits>(logits, scales, rows);
+      exponentiate<0, kLogits>(logits, scales, {kLag, kLag}, rows);
       end_values();
       pack_rows<Element, 0, kLogits>(logits, weights);
       if (is_any_raised(rows)) scale_rows(sums, rows);

@@ -7,22 +7,24 @@
 
 namespace vecina::cuda {
 
-// What a thread's weights of a row and tile may sum up to with the shift there is. So far the shift
-// may lag behind the maximum, which need then not be known, nor sums be scaled anew.
-inline constexpr float kMostWeights = 256.0f;
+// The shift may lag behind the maximum, so that sums need rarely be scaled anew: by so many powers
+// of two where maxima are known, else as far as a thread's weights of a row and tile sum up to no
+// more than this.
+inline constexpr float kLag = 8.0f, kMostWeights = 256.0f;
 
 struct RunningSum {
   float maximum = -infinity();  // that exponentials are taken from, in units of logits
   float sum = 0.0f;             // of this thread's exponentials
   float kept = 1.0f;            // what the last tile's maximum leaves of earlier sums
 
-  // Returns the shift, in powers of two.
-  VECINA_DEVICE float raise(float tile_maximum, float scale) {
+  // Returns the shift, in powers of two. It moves if the maximum is further from it than `lag`.
+  VECINA_DEVICE float raise(float tile_maximum, float scale, float lag) {
     tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(0xffffffffu, tile_maximum, 1));
     tile_maximum = fmaxf(tile_maximum, __shfl_xor_sync(0xffffffffu, tile_maximum, 2));
     tile_maximum = fmaxf(tile_maximum, maximum);
-    kept = tile_maximum > maximum ? power_of_two((maximum - tile_maximum) * scale) : 1.0f;
-    maximum = tile_maximum;
+    const bool is_far = (tile_maximum - maximum) * scale > lag;
+    kept = is_far ? power_of_two((maximum - tile_maximum) * scale) : 1.0f;
+    maximum = is_far ? tile_maximum : maximum;
     sum *= kept;
     // Where nothing but -infinity was seen, exponentials are 0 and not NaN.
     return maximum == -infinity() ? 0.0f : maximum * scale;
@@ -33,10 +35,10 @@ struct RunningSum {
   }
 };
 
-// Logits from kBegin to kEnd become exponentials. scales: of each row.
+// Logits from kBegin to kEnd become exponentials. scales, lags: of each row.
 template <int kBegin, int kEnd, int kCount>
 VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2],
-                                RunningSum (&rows)[2]) {
+                                const float (&lags)[2], RunningSum (&rows)[2]) {
   float n0 = fmaxf(logits[kBegin], logits[kBegin + 1]);
   float n1 = fmaxf(logits[kBegin + 2], logits[kBegin + 3]);
   if constexpr (kEnd - kBegin > 4) {
@@ -52,7 +54,8 @@ VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2
     n0 = fmaxf(n0, n2);
     n1 = fmaxf(n1, n3);
   }
-  const float shift0 = rows[0].raise(n0, scales[0]), shift1 = rows[1].raise(n1, scales[1]);
+  const float shift0 = rows[0].raise(n0, scales[0], lags[0]);
+  const float shift1 = rows[1].raise(n1, scales[1], lags[1]);
   float sum0 = 0.0f, sum1 = 0.0f;
 #pragma unroll
   for (int i = kBegin; i < kEnd; i += 4) {
@@ -60,45 +63,57 @@ VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2
     logits[i + 1] = power_of_two(logits[i + 1] * scales[0] - shift0);
     logits[i + 2] = power_of_two(logits[i + 2] * scales[1] - shift1);
     logits[i + 3] = power_of_two(logits[i + 3] * scales[1] - shift1);
-    rows[0].sum += logits[i];
-    sum0 += logits[i + 1];
-    rows[1].sum += logits[i + 2];
-    sum1 += logits[i + 3];
+    sum0 += logits[i] + logits[i + 1];
+    sum1 += logits[i + 2] + logits[i + 3];
   }
   rows[0].sum += sum0;
   rows[1].sum += sum1;
 }
 
-// The same where the shift stays as it is, straight to weights in 16 bits. False: they sum up to
-// too much in some thread of the warp, or a row has seen nothing yet and has no shift; then nothing
-// but `weights` has changed.
+// Of some of the four threads that share a row.
+VECINA_DEVICE bool is_any_of_row(bool is) {
+  unsigned found = is;
+  found |= __shfl_xor_sync(0xffffffffu, found, 1);
+  found |= __shfl_xor_sync(0xffffffffu, found, 2);
+  return found != 0;
+}
+
+// The same where shifts stay as they are, straight to weights in 16 bits. False: some row of the
+// warp has weights that sum up to too much, or has seen nothing yet, so that they are no numbers.
+// Then nothing but `weights` has changed, and lags are 0 for such rows and endless for the others,
+// whose bits must not depend on them.
 template <class Element, int kBegin, int kEnd, int kCount>
 VECINA_DEVICE bool exponentiate_unshifted(const float (&logits)[kCount], const float (&scales)[2],
-                                          RunningSum (&rows)[2], unsigned (&weights)[kCount / 2]) {
-  const bool has_none = rows[0].maximum == -infinity() || rows[1].maximum == -infinity();
-  if (__any_sync(0xffffffffu, has_none)) return false;
+                                          RunningSum (&rows)[2], unsigned (&weights)[kCount / 2],
+                                          float (&lags)[2]) {
   float shift0 = rows[0].maximum * scales[0], shift1 = rows[1].maximum * scales[1];
-  float sum0 = 0.0f, sum1 = 0.0f, before = 0.0f;
-  // An exponential waits for one of those so many before it: else the assembler would begin them
-  // all, for which there are no registers. Where the weight is infinite, so is the sum, or NaN.
-  constexpr int kAhead = 16;
+  float sum0 = 0.0f, sum1 = 0.0f, before0 = 0.0f, before1 = 0.0f;
+  constexpr int kAhead = 16;  // else the assembler begins all, for which it has no registers
 #pragma unroll
   for (int i = kBegin; i < kEnd; i += 4) {
     if ((i - kBegin) % kAhead == 0 && i > kBegin) {
-      shift0 = fmaf(before, 0.0f, shift0);
-      shift1 = fmaf(before, 0.0f, shift1);
+      shift0 = fmaf(before0, 0.0f, shift0);
+      shift1 = fmaf(before1, 0.0f, shift1);
     }
     const float w0 = power_of_two(logits[i] * scales[0] - shift0);
     const float w1 = power_of_two(logits[i + 1] * scales[0] - shift0);
     const float w2 = power_of_two(logits[i + 2] * scales[1] - shift1);
     const float w3 = power_of_two(logits[i + 3] * scales[1] - shift1);
-    if ((i - kBegin) % kAhead == 0) before = w0;
+    if ((i - kBegin) % kAhead == 0) {
+      before0 = w0;
+      before1 = w2;
+    }
     sum0 += w0 + w1;
     sum1 += w2 + w3;
     weights[i / 2] = pack(Element{}, w0, w1);
     weights[i / 2 + 1] = pack(Element{}, w2, w3);
   }
-  if (!__all_sync(0xffffffffu, sum0 <= kMostWeights && sum1 <= kMostWeights)) return false;
+  const bool is_low0 = sum0 <= kMostWeights, is_low1 = sum1 <= kMostWeights;
+  if (!__all_sync(0xffffffffu, is_low0 && is_low1)) {
+    lags[0] = is_any_of_row(!is_low0) ? 0.0f : infinity();
+    lags[1] = is_any_of_row(!is_low1) ? 0.0f : infinity();
+    return false;
+  }
   rows[0].sum += sum0;
   rows[1].sum += sum1;
   return true;
@@ -143,18 +158,21 @@ VECINA_DEVICE bool is_any_raised(const RunningSum (&rows)[2]) {
 
 // Weights of the logits from kBegin to kEnd, whatever came before.
 template <class Element, int kBegin, int kEnd, int kCount>
-VECINA_DEVICE void weigh(float (&logits)[kCount], const float (&scales)[2],
-                         RunningSum (&rows)[2], unsigned (&weights)[kCount / 2]) {
-  exponentiate<kBegin, kEnd>(logits, scales, rows);
+VECINA_DEVICE void weigh(float (&logits)[kCount], const float (&scales)[2], RunningSum (&rows)[2],
+                         unsigned (&weights)[kCount / 2]) {
+  exponentiate<kBegin, kEnd>(logits, scales, {kLag, kLag}, rows);
   pack_rows<Element, kBegin, kEnd>(logits, weights);
 }
 
 // The same next to the weights up to kBegin and to sums, which are scaled anew if need be.
 template <class Element, int kBegin, int kEnd, int kCount, int kSums>
 VECINA_DEVICE void weigh_next_to(float (&logits)[kCount], const float (&scales)[2],
-                                 RunningSum (&rows)[2], unsigned (&weights)[kCount / 2], float (&sums)[kSums]) {
-  if (exponentiate_unshifted<Element, kBegin, kEnd>(logits, scales, rows, weights)) return;
-  weigh<Element, kBegin, kEnd>(logits, scales, rows, weights);
+                                 RunningSum (&rows)[2], unsigned (&weights)[kCount / 2],
+                                 float (&sums)[kSums]) {
+  float lags[2];
+  if (exponentiate_unshifted<Element, kBegin, kEnd>(logits, scales, rows, weights, lags)) return;
+  exponentiate<kBegin, kEnd>(logits, scales, lags, rows);
+  pack_rows<Element, kBegin, kEnd>(logits, weights);
   if (!is_any_raised(rows)) return;
   scale_rows(sums, rows);
   scale_weights<Element, kBegin>(weights, rows);
