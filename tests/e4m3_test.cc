@@ -85,6 +85,21 @@ TEST(E4m3, HasNeitherGradientsNorTheSplitForm) {
   expect_last_error({"e4m3", "forward only", "split form"});
 }
 
+TEST(E4m3, DtypeOfTheProblemIsAsNone) {
+  vecina_problem problem = cli::parse_problem("1d 9 kernel_size 3 heads 2 head_dim 4 dtype bf16");
+  const auto text = [&](int32_t query_key_dtype) {
+    problem.query_key_dtype = query_key_dtype;
+    char line[200] = "";
+    vecina_problem_print(&problem, line, sizeof(line));
+    return std::string(line);
+  };
+  EXPECT_EQ(text(VECINA_BF16), text(0));
+  EXPECT_NE(text(VECINA_E4M3), text(0));
+  problem.query_key_dtype = VECINA_F16;
+  EXPECT_EQ(vecina_problem_check(&problem), VECINA_INVALID_ARGUMENT);
+  expect_last_error({"query_key_dtype", "f16", "bf16", "e4m3"});
+}
+
 // The C++ interface, on spans.
 TEST(E4m3, SpansOfTheCppInterface) {
   const Problem problem =
