@@ -40,6 +40,7 @@ constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory 
 // steady-state times on an H200 (docs/hopper.md says how to fit it again).
 constexpr double kFlopsPerCycle = 4096.0;  // what the tensor cores do at most
 constexpr double kProductCycles = 1.142;
+constexpr double kProductCyclesOfKeptShifts = 1.015;  // maxima are not in the way of products
 // Of a product in e4m3, as a share of one in 16 bits: half the cycles at the peak, but the clock
 // follows the power (set by hand to five problems measured on an H200).
 constexpr double kE4m3Cycles = 0.6;
@@ -176,7 +177,9 @@ double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
   const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
   const double tiles = work.tiles / (work.blocks * config.warpgroups);
   const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
-  const double tile = kProductCycles * product + softmax_cycles(config, keys) + kCyclesPerTile;
+  const double tile =
+      (config.keeps_shift ? kProductCyclesOfKeptShifts : kProductCycles) * product +
+      softmax_cycles(config, keys) + kCyclesPerTile;
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
                        (tiles < kFewTiles ? kCyclesPerFirstKey * keys : 0.0) -
                        (hides_output(config) ? hidden : 0.0) +
