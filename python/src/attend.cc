@@ -30,6 +30,7 @@ enum Argument {
   kBias,
   kLengths,
   kQueryLengths,
+  kHeadScale,
   kRank,
   kKernelSize,
   kStride,
@@ -149,7 +150,7 @@ struct Framework {
   Question is_grad_enabled;
   Attribute requires_grad;
   nb::object empty_like;     // makes an output from a prototype
-  nb::object new_prototype;  // (query, shape, is_lse) -> a tensor like the output, without memory
+  nb::object new_prototype;  // (value, shape, is_lse) -> a tensor like the output, without memory
   nb::object new_memory;     // (query, bytes) -> a tensor of so many bytes, or a few more
 };
 Framework* framework = nullptr;
@@ -178,7 +179,7 @@ bool is_watched(Arguments arguments, size_t count) {
 // Of tensors of known types.
 bool needs_gradient(Arguments arguments) {
   if (!framework->is_grad_enabled.is_true()) return false;
-  for (int i = 0; i <= kBias; ++i) {
+  for (int i = 0; i < kNumTensors; ++i) {
     if (arguments[i] == Py_None) continue;
     PyObject* value = framework->requires_grad.of(arguments[i]);
     if (value == nullptr) throw nb::python_error();
@@ -247,7 +248,8 @@ constexpr std::array<vecina_tensor vecina_forward_args::*, kNumTensors> kInputs 
     &vecina_forward_args::additional_value,
     &vecina_forward_args::bias,
     &vecina_forward_args::lengths,
-    &vecina_forward_args::query_lengths};
+    &vecina_forward_args::query_lengths,
+    &vecina_forward_args::head_scale};
 
 uint64_t hash_of(Arguments arguments, const vecina_forward_args& args) {
   uint64_t hash = 0xcbf29ce484222325u;
@@ -312,7 +314,7 @@ nb::object prototype_of(Arguments arguments, const vecina_problem& problem,
     set(d, (query.shape[d] + step - 1) / step);
   }
   if (!is_lse) set(query.ndim - 1, problem.head_dim_value);
-  PyObject* made = PyObject_CallFunctionObjArgs(framework->new_prototype.ptr(), arguments[kQuery],
+  PyObject* made = PyObject_CallFunctionObjArgs(framework->new_prototype.ptr(), arguments[kValue],
                                                 shape.ptr(), is_lse ? Py_True : Py_False, nullptr);
   if (made == nullptr) throw nb::python_error();
   return nb::steal(made);
@@ -386,15 +388,15 @@ nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_forwa
 template <typename Watch>
 nb::object attend_plain(Arguments arguments, Watch* watch) {
   static constexpr const char* kNames[] = {
-      "query", "key",     "value",        "additional_keys", "additional_values",
-      "bias",  "lengths", "query_lengths"};
+      "query", "key",     "value",         "additional_keys", "additional_values",
+      "bias",  "lengths", "query_lengths", "head_scale"};
   Tensors tensors;
   vecina_forward_args args = {};
   args.struct_size = sizeof(args);
   for (size_t i = 0; i < kNumTensors; ++i) {
     if (arguments[i] != Py_None) args.*kInputs[i] = tensors.read(kNames[i], arguments[i]);
   }
-  const int32_t bias_dtype = args.query.dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32;
+  const int32_t bias_dtype = args.value.dtype == VECINA_F64 ? VECINA_F64 : VECINA_F32;
   if (arguments[kBias] != Py_None && args.bias.dtype != bias_dtype) return nb::none();
   watch->end(kRead);
   const uint64_t hash = hash_of(arguments, args);
@@ -467,7 +469,7 @@ double time_release(nb::handle tensor, int calls) {
   return spent / calls;
 }
 
-// nanobind reads arguments by name and turns exceptions over; here there are 19 of them by place.
+// nanobind reads arguments by name and turns exceptions over; here there are 20 of them by place.
 template <nb::object (*run)(Arguments)>
 PyObject* entry_point(PyObject*, PyObject* const* arguments, Py_ssize_t count) noexcept {
   if (framework == nullptr || count != kNumArguments) {
@@ -537,7 +539,7 @@ void add_attend(nb::module_* module) {
       [](nb::args tensors) {
         std::array<PyObject*, kNumTensors> list;
         if (framework == nullptr || tensors.size() > list.size())
-          throw nb::type_error("8 tensors.");
+          throw nb::type_error("9 tensors.");
         for (size_t i = 0; i < tensors.size(); ++i) list[i] = tensors[i].ptr();
         return is_watched(list.data(), tensors.size());
       },

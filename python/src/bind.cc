@@ -64,9 +64,9 @@ Args make_args(const Inputs& inputs) {
 
 void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle additional_keys,
              nb::handle additional_values, nb::handle bias, nb::handle lengths,
-             nb::handle query_lengths, nb::handle output, nb::handle lse, int rank,
-             nb::handle kernel_size, nb::handle stride, nb::handle dilation, nb::handle is_causal,
-             nb::handle scale, nb::handle output_stride, nb::handle extents,
+             nb::handle query_lengths, nb::handle head_scale, nb::handle output, nb::handle lse,
+             int rank, nb::handle kernel_size, nb::handle stride, nb::handle dilation,
+             nb::handle is_causal, nb::handle scale, nb::handle output_stride, nb::handle extents,
              nb::handle query_extent, nb::handle backend) {
   Tensors tensors;
   Inputs inputs = read_inputs(&tensors, query, key, value, additional_keys, additional_values, bias,
@@ -75,6 +75,7 @@ void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle addi
       {rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent},
       &inputs);
   auto args = make_args<vecina_forward_args>(inputs);
+  args.head_scale = tensors.read("head_scale", head_scale);
   args.output = tensors.read("output", output, true);
   args.lse = tensors.read("lse", lse, true);
   const ContextPtr context = context_for(backend, inputs.query.device);
@@ -240,10 +241,10 @@ NB_MODULE(_vecina, m) {
   m.doc() = "The calls of the C interface for tensors of any framework; used by vecina's modules.";
   m.def("forward", &forward, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "additional_keys"_a.none(), "additional_values"_a.none(), "bias"_a.none(),
-        "lengths"_a.none(), "query_lengths"_a.none(), "output"_a.none(), "lse"_a.none(), "rank"_a,
-        "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(), "is_causal"_a.none(),
-        "scale"_a.none(), "output_stride"_a.none(), "extents"_a.none(), "query_extent"_a.none(),
-        "backend"_a.none());
+        "lengths"_a.none(), "query_lengths"_a.none(), "head_scale"_a.none(), "output"_a.none(),
+        "lse"_a.none(), "rank"_a, "kernel_size"_a.none(), "stride"_a.none(), "dilation"_a.none(),
+        "is_causal"_a.none(), "scale"_a.none(), "output_stride"_a.none(), "extents"_a.none(),
+        "query_extent"_a.none(), "backend"_a.none());
   m.def("backward", &backward, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "additional_keys"_a.none(), "additional_values"_a.none(), "bias"_a.none(),
         "lengths"_a.none(), "query_lengths"_a.none(), "output"_a.none(), "lse"_a.none(),

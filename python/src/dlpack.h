@@ -10,7 +10,7 @@
 namespace vecina::python::dlpack {
 
 enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kVulkan = 7, kMetal = 8 };
-enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kFloat8E4m3fn = 10 };
 
 struct Device {
   int32_t type;  // DeviceType

@@ -130,7 +130,9 @@ vecina_problem make_problem(const Parameters& parameters, Inputs* inputs) {
   vecina_problem_init(&problem, sizeof(problem), rank);
   const int heads = query.ndim - 2;
   problem.kind = is_attention ? VECINA_ATTENTION : VECINA_NEIGHBORHOOD;
-  problem.dtype = query.dtype;
+  const bool has_e4m3 = query.dtype == VECINA_E4M3;
+  problem.dtype = has_e4m3 ? value.dtype : query.dtype;
+  problem.query_key_dtype = has_e4m3 ? VECINA_E4M3 : 0;
   problem.batch = query.shape[0];
   problem.heads = narrow("heads", query.shape[heads]);
   problem.heads_kv = narrow("heads_kv", key.shape[heads]);

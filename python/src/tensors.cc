@@ -39,6 +39,8 @@ int32_t dtype_of(const char* name, const dlpack::DataType& type) {
         return VECINA_F16;
       case dlpack::kBfloat * 256 + 16:
         return VECINA_BF16;
+      case dlpack::kFloat8E4m3fn * 256 + 8:
+        return VECINA_E4M3;
       case dlpack::kInt * 256 + 32:
         return VECINA_I32;
       case dlpack::kInt * 256 + 64:
@@ -46,8 +48,8 @@ int32_t dtype_of(const char* name, const dlpack::DataType& type) {
     }
   }
   refuse(std::string(name) +
-         " has a dtype that is not float16, bfloat16, float32, float64, int32 "
-         "or int64.");
+         " has a dtype that is not float16, bfloat16, float32, float64, float8_e4m3fn, int32 or "
+         "int64.");
 }
 
 // Room of vecina_tensor.
@@ -94,14 +96,15 @@ int32_t dtype_of_torch(const char* name, const std::string& text) {
   static constexpr struct {
     const char* name;
     int32_t dtype;
-  } kRows[] = {{"torch.float32", VECINA_F32}, {"torch.float64", VECINA_F64},
-               {"torch.float16", VECINA_F16}, {"torch.bfloat16", VECINA_BF16},
-               {"torch.int32", VECINA_I32},   {"torch.int64", VECINA_I64}};
+  } kRows[] = {{"torch.float32", VECINA_F32},       {"torch.float64", VECINA_F64},
+               {"torch.float16", VECINA_F16},       {"torch.bfloat16", VECINA_BF16},
+               {"torch.int32", VECINA_I32},         {"torch.int64", VECINA_I64},
+               {"torch.float8_e4m3fn", VECINA_E4M3}};
   for (const auto& row : kRows) {
     if (text == row.name) return row.dtype;
   }
   refuse(std::string(name) + " has dtype " + text +
-         "; float16, bfloat16, float32, float64, int32 or int64.");
+         "; float16, bfloat16, float32, float64, float8_e4m3fn, int32 or int64.");
 }
 
 int32_t dtype_of_format(const char* name, const char* format, Py_ssize_t bytes) {
@@ -116,6 +119,8 @@ int32_t dtype_of_format(const char* name, const char* format, Py_ssize_t bytes) 
         return VECINA_F16;
       case 'H':
         return VECINA_BF16;
+      case 'B':
+        return VECINA_E4M3;
       case 'i':
       case 'l':
       case 'q':
@@ -124,8 +129,8 @@ int32_t dtype_of_format(const char* name, const char* format, Py_ssize_t bytes) 
     }
   }
   refuse(std::string(name) + " has elements of format '" + format +
-         "'; float16, float32, float64, int32, int64, or uint16 that holds bfloat16, in the "
-         "machine's byte order.");
+         "'; float16, float32, float64, int32, int64, uint16 that holds bfloat16 or uint8 that "
+         "holds float8_e4m3fn, in the machine's byte order.");
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ _FUNCTIONS = {
     "av": (vn.av_backward, "output", ("attention", "value", "additional_values")),
 }
 _WITHOUT_LSE = ("qk", "av")
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn")
 
 
 def _identity(value):

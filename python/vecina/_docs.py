@@ -20,6 +20,11 @@ _PARTS = {
         call; ``backend="reference"`` takes every one, slowly. Definition: Hassani et al.,
         arXiv:2504.16922.
     """,
+    "e4m3": """
+        Experimental: query, key and additional_keys may be float8_e4m3fn, with value and all else
+        as before and, to use that format's range, ``head_scale``. Forward only, on Hopper's GPUs
+        with value in float16 or bfloat16, and by ``backend="reference"``.
+    """,
     "window": """
         kernel_size: tokens of the window along each axis; kernel_size * dilation <= tokens.
         stride: so many queries share a window.
@@ -31,6 +36,8 @@ _PARTS = {
         bias: relative position bias ``[heads, 2 * kernel_size - 1, ...]``, float32 (float64 for
             float64).
         lengths: int32 or int64 ``[batch, rank]``: tokens of each sample; output beyond is 0.
+        head_scale: float32 (float64 for float64) ``[heads]``, above 0: multiplies ``query @ key``
+            besides scale; with query and key in float8_e4m3fn only.
         output_stride: only tokens 0, s, 2s, ... are queries.
         backend: a name of ``vecina.backends()``; None is the best for where the data lie.
     """,

@@ -11,6 +11,8 @@ or when the call runs, by a ``jax.errors.JaxRuntimeError`` with the words of vec
 do not have gradients.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
+
+{e4m3}
 """
 
 from __future__ import annotations
@@ -54,9 +56,10 @@ def _results_of(call: _calls.Call, arrays: tuple) -> tuple:
         more = named.get("additional_keys")
         shape = weights_shape(query.shape, size, step, None if more is None else more.shape)
         return (_like(shape, query.dtype),)
-    shape = output_shape(query.shape, named["value"].shape, step)
-    wide = np.float64 if query.dtype == np.float64 else np.float32
-    return _like(shape, query.dtype), _like(shape[:-1], wide)
+    value = named["value"]
+    shape = output_shape(query.shape, value.shape, step)
+    wide = np.float64 if value.dtype == np.float64 else np.float32
+    return _like(shape, value.dtype), _like(shape[:-1], wide)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,8 @@ def _run(call: _calls.Call, arrays: tuple) -> tuple:
 
 
 def _forward(call, arrays):
+    if arrays[0].dtype == jax.numpy.float8_e4m3fn:
+        raise NotImplementedError("query and key in float8_e4m3fn have no gradients.")
     found = _on_host(call, "forward", _results_of(call, arrays), arrays)
     return found, (arrays, found)
 

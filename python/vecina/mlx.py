@@ -9,6 +9,7 @@ at once: what a call needs is evaluated by it, and it cannot stand inside ``mx.c
 Gradients do not have gradients, and there is no ``mx.jvp``; NotImplementedError says so.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
+head_scale is refused, because MLX has no float8_e4m3fn.
 
 {errors}
 """

@@ -7,6 +7,9 @@
 dtypes: float16, float32, float64, and bfloat16 as ``ml_dtypes.bfloat16`` or as uint16. lse and its
 gradients are float32 (float64 for float64).
 
+{e4m3}
+Arrays of it are those of ``ml_dtypes``, or uint8.
+
 {errors}
 """
 
@@ -30,23 +33,28 @@ _ATTENTION = 0
 _INPUTS = ("query", "key", "value", "additional_keys", "additional_values", "bias")
 
 
+#: dtypes that the buffer protocol does not know -> what they are exported as
+_EXPORTED = {"bfloat16": np.uint16, "float8_e4m3fn": np.uint8}
+
+
 def _buffer(array):
-    """What the buffer protocol can export: bfloat16 as the uint16 that it is."""
+    """What the buffer protocol can export."""
     if array is None or not hasattr(array, "dtype"):
         return array
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+    exported = _EXPORTED.get(array.dtype.name)
+    return array if exported is None else array.view(exported)
 
 
 def _lse_dtype(array):
     return np.float64 if array.dtype == np.float64 else np.float32
 
 
-def _forward(rank, arrays, parameters, return_lse):
+def _forward(rank, arrays, head_scale, parameters, return_lse):
     query, value = np.asanyarray(arrays[0]), np.asanyarray(arrays[2])
     shape = output_shape(query.shape, value.shape, parameters[5])
-    output = np.empty(shape, query.dtype)
-    lse = np.empty(shape[:-1], _lse_dtype(query)) if return_lse else None
-    _vecina.forward(*map(_buffer, arrays), _buffer(output), lse, rank, *parameters)
+    output = np.empty(shape, value.dtype)
+    lse = np.empty(shape[:-1], _lse_dtype(value)) if return_lse else None
+    _vecina.forward(*map(_buffer, arrays), head_scale, _buffer(output), lse, rank, *parameters)
     return (output, lse) if return_lse else output
 
 
@@ -77,6 +85,7 @@ def neighborhood_attention(
     additional_values=None,
     bias=None,
     lengths=None,
+    head_scale=None,
     output_stride: Axes = 1,
     return_lse: bool = False,
     backend: str | None = None,
@@ -93,6 +102,7 @@ def neighborhood_attention(
     return _forward(
         rank,
         (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        head_scale,
         (kernel_size, stride, dilation, is_causal, scale, output_stride, None, None, backend),
         return_lse,
     )
@@ -173,6 +183,7 @@ def attention(
     *,
     additional_keys=None,
     additional_values=None,
+    head_scale=None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -182,6 +193,7 @@ def attention(
     return _forward(
         _ATTENTION,
         (query, key, value, additional_keys, additional_values, None, None, None),
+        head_scale,
         (None, 1, 1, is_causal, scale, 1, None, None, backend),
         return_lse,
     )
@@ -241,6 +253,7 @@ def neighborhood_attention_varlen(
     additional_keys=None,
     additional_values=None,
     bias=None,
+    head_scale=None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -259,6 +272,7 @@ def neighborhood_attention_varlen(
     return _forward(
         rank,
         (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        head_scale,
         (kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
         return_lse,
     )
@@ -309,6 +323,7 @@ def attention_varlen(
     query_lengths=None,
     additional_keys=None,
     additional_values=None,
+    head_scale=None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -329,6 +344,7 @@ def attention_varlen(
     return _forward(
         _ATTENTION,
         (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
+        head_scale,
         (None, 1, 1, is_causal, scale, 1, extents, query_extent, backend),
         return_lse,
     )

@@ -8,6 +8,8 @@ dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 f
 Gradients of output and lse flow to query, key, value, additional tokens and bias; they do not have
 gradients themselves.
 
+{e4m3}
+
 {errors}
 """
 
@@ -37,23 +39,25 @@ from vecina._windows import per_axis
 __doc__ = filled(__doc__ or "")
 
 _ATTENTION = 0
-# query, key, value, additional_keys, additional_values, bias, lengths, query_lengths
-_NUM_TENSORS = 8
+_E4M3 = torch.float8_e4m3fn
+# query, key, value, additional_keys, additional_values, bias, lengths, query_lengths, head_scale
+_NUM_TENSORS = 9
+_NUM_BACKWARD_TENSORS = 8  # without head_scale
 _NUM_GRADIENTS = 6
 # rank, kernel_size, stride, dilation, is_causal, scale, output_stride, extents, query_extent,
 # backend; extents are the largest ones of packed samples, else None
 _NUM_PARAMETERS = 10
 
 
-def _lse_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
+def _lse_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def _new_outputs(tensors, parameters):
-    query = tensors[0]
+    query, value = tensors[0], tensors[2]
     step = 1 if parameters[7] else parameters[6]  # packed: every token is a query
-    shape = output_shape(query.shape, tensors[2].shape, step)
-    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=_lse_dtype(query))
+    shape = output_shape(query.shape, value.shape, step)
+    return value.new_empty(shape), value.new_empty(shape[:-1], dtype=_lse_dtype(value))
 
 
 def _new_gradients(tensors):
@@ -63,9 +67,9 @@ def _new_gradients(tensors):
     ]
 
 
-def _prototype(query: Tensor, shape, is_lse: bool) -> Tensor:
+def _prototype(value: Tensor, shape, is_lse: bool) -> Tensor:
     """What empty_like() makes an output of: one element seen as many."""
-    return query.new_empty((1,), dtype=_lse_dtype(query) if is_lse else None).expand(shape)
+    return value.new_empty((1,), dtype=_lse_dtype(value) if is_lse else None).expand(shape)
 
 
 def _new_memory(query: Tensor, bytes: int) -> Tensor:
@@ -110,6 +114,13 @@ def is_nondeterministic_backward_allowed() -> bool:
     return _may_be_nondeterministic and not torch.are_deterministic_algorithms_enabled()
 
 
+def _refuse_gradients():
+    raise NotImplementedError(
+        "query and key in float8_e4m3fn have no gradients, nor has what goes with them. Call under "
+        "torch.no_grad()."
+    )
+
+
 def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
         grad_output = grad_output.contiguous()
@@ -135,7 +146,7 @@ _INPUTS = (
     "Tensor? bias, Tensor? lengths, Tensor? query_lengths"
 )
 _library = torch.library.Library("vecina", "DEF")
-_library.define(f"forward({_INPUTS}, {_PARAMETERS}) -> (Tensor, Tensor)")
+_library.define(f"forward({_INPUTS}, Tensor? head_scale, {_PARAMETERS}) -> (Tensor, Tensor)")
 _library.define(
     f"backward({_INPUTS}, Tensor output, Tensor lse, Tensor grad_output, Tensor? grad_lse, "
     f"{_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -165,14 +176,14 @@ def _or_empty(query, gradients):
 
 
 def _backward_op(*args):
-    results = args[_NUM_TENSORS:-_NUM_PARAMETERS]
+    results = args[_NUM_BACKWARD_TENSORS:-_NUM_PARAMETERS]
     parameters = _with_flags(args[-_NUM_PARAMETERS:], 4)
-    gradients = _run_backward(args[:_NUM_TENSORS], *results, parameters)
+    gradients = _run_backward(args[:_NUM_BACKWARD_TENSORS], *results, parameters)
     return _or_empty(args[0], gradients)
 
 
 def _backward_fake(*args):
-    return _or_empty(args[0], _new_gradients(args[:_NUM_TENSORS]))
+    return _or_empty(args[0], _new_gradients(args[:_NUM_BACKWARD_TENSORS]))
 
 
 def _new_like(tensor: Tensor) -> Tensor:
@@ -215,7 +226,9 @@ for _name, _op, _fake in (
 
 
 def _setup_forward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:_NUM_TENSORS], *output)
+    if inputs[0].dtype is _E4M3:
+        _refuse_gradients()
+    ctx.save_for_backward(*inputs[:_NUM_BACKWARD_TENSORS], *output)
     ctx.parameters = inputs[_NUM_TENSORS:]
     ctx.set_materialize_grads(False)
 
@@ -268,12 +281,13 @@ def _fold(tensor, dim, size: int):
 
 def _forward_vmap(info, in_dims, *args):
     # One call over a larger batch; autograd is below, so that gradients are one call too.
-    if in_dims[5] is not None:
-        raise NotImplementedError("vmap over a bias: not yet.")
+    for i, name in ((5, "a bias"), (8, "head_scale")):
+        if in_dims[i] is not None:
+            raise NotImplementedError(f"vmap over {name}: not yet.")
     if args[-3] is not None:
         raise NotImplementedError("vmap over packed samples: not yet; pack them all instead.")
     tensors = [
-        args[i] if i == 5 else _fold(args[i], in_dims[i], info.batch_size)
+        args[i] if i in (5, 8) else _fold(args[i], in_dims[i], info.batch_size)
         for i in range(_NUM_TENSORS)
     ]
     found = torch.ops.vecina.forward(*tensors, *args[_NUM_TENSORS:])
@@ -307,7 +321,7 @@ def _flops(query, value, key, additional, parameters) -> int:
 
 @register_flop_formula(torch.ops.vecina.forward)
 def _forward_flops(query, key, value, additional, *rest, out_shape=None, **_) -> int:
-    return _flops(query, value, key, additional, rest[4:])
+    return _flops(query, value, key, additional, rest[5:])
 
 
 @register_flop_formula(torch.ops.vecina.backward)
@@ -327,6 +341,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, return_lse, parameters, *tensors):
+        if tensors[0].dtype is _E4M3:
+            _refuse_gradients()
         missing = (None,) * (_NUM_TENSORS - len(tensors))
         output, lse = _attend_plain(*tensors, *missing, *parameters, True)
         ctx.save_for_backward(*tensors, output, lse)
@@ -343,9 +359,9 @@ class _Forward(torch.autograd.Function):
             if grad_lse is None:
                 return (None,) * (2 + count)
             grad_output = torch.zeros_like(output)
-        tensors += [None] * (_NUM_TENSORS - count)
+        tensors = (tensors + [None] * _NUM_TENSORS)[:_NUM_BACKWARD_TENSORS]
         gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, ctx.parameters)
-        return (None, None, *(gradients + [None, None])[:count])
+        return (None, None, *(gradients + [None] * 3)[:count])
 
 
 _apply_forward = _direct_apply(_Forward)
@@ -396,7 +412,9 @@ def decompose():
 
 
 def _composed(tensors, parameters, return_lse: bool):
-    query, key, value, additional_keys, additional_values, bias, lengths, _ = tensors
+    query, key, value, additional_keys, additional_values, bias, lengths, *_ = tensors
+    if query.dtype is _E4M3:
+        raise NotImplementedError("float8_e4m3fn inside decompose(): PyTorch has no products of it.")
     rank, kernel_size, stride, dilation, is_causal, scale, output_stride, *_ = parameters
     if lengths is not None:
         raise NotImplementedError("lengths inside decompose(): not yet.")
@@ -439,10 +457,11 @@ def _call(tensors, parameters, return_lse: bool):
         return (output, lse) if return_lse else output
     if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(query.device.type)
-        tensors = (*(None if t is None else t.to(dtype) for t in tensors[:5]), *tensors[5:])
+        cast = (t if t is None or t.dtype is _E4M3 else t.to(dtype) for t in tensors[:5])
+        tensors = (*cast, *tensors[5:])
     bias = tensors[5]
-    if bias is not None and bias.dtype != _lse_dtype(tensors[0]):
-        tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[0])), *tensors[6:])
+    if bias is not None and bias.dtype != _lse_dtype(tensors[2]):
+        tensors = (*tensors[:5], bias.to(_lse_dtype(tensors[2])), *tensors[6:])
     if _is_decomposing:
         return _composed(tensors, parameters, return_lse)
     if not _is_plain(tensors):
@@ -481,6 +500,7 @@ def neighborhood_attention(
     additional_values: Tensor | None = None,
     bias: Tensor | None = None,
     lengths: Tensor | None = None,
+    head_scale: Tensor | None = None,
     output_stride: Axes = 1,
     return_lse: bool = False,
     backend: str | None = None,
@@ -496,7 +516,8 @@ def neighborhood_attention(
     return _neighborhood_attention(
         query, key, value, kernel_size, stride, dilation, is_causal, scale,
         additional_keys=additional_keys, additional_values=additional_values, bias=bias,
-        lengths=lengths, output_stride=output_stride, return_lse=return_lse, backend=backend,
+        lengths=lengths, head_scale=head_scale, output_stride=output_stride, return_lse=return_lse,
+        backend=backend,
     )  # fmt: skip
 
 
@@ -518,6 +539,7 @@ def _of_rank(rank: int | None):
         additional_values: Tensor | None = None,
         bias: Tensor | None = None,
         lengths: Tensor | None = None,
+        head_scale: Tensor | None = None,
         output_stride: Axes = 1,
         return_lse: bool = False,
         backend: str | None = None,
@@ -527,8 +549,8 @@ def _of_rank(rank: int | None):
             try:
                 found = _attend(
                     query, key, value, additional_keys, additional_values, bias, lengths, None,
-                    rank, kernel_size, stride, dilation, is_causal, scale, output_stride, None,
-                    None, backend, return_lse,
+                    head_scale, rank, kernel_size, stride, dilation, is_causal, scale,
+                    output_stride, None, None, backend, return_lse,
                 )  # fmt: skip
             except RuntimeError:  # DLPack has no such device
                 if not query.is_meta:
@@ -546,11 +568,13 @@ def _of_rank(rank: int | None):
         )  # fmt: skip
         if (
             found is False
-            and bias is additional_keys is additional_values is lengths is None
+            and bias is additional_keys is additional_values is lengths is head_scale is None
             and not query.is_meta
         ):
             return _apply_forward(return_lse, parameters, query, key, value)
-        tensors = (query, key, value, additional_keys, additional_values, bias, lengths, None)
+        tensors = (
+            query, key, value, additional_keys, additional_values, bias, lengths, None, head_scale,
+        )  # fmt: skip
         return _call(tensors, parameters, return_lse)
 
     function.__name__ = function.__qualname__ = name
@@ -573,6 +597,7 @@ def attention(
     *,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
+    head_scale: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -580,7 +605,7 @@ def attention(
     {attention}
     """
     return _dispatch(
-        (query, key, value, additional_keys, additional_values, None, None, None),
+        (query, key, value, additional_keys, additional_values, None, None, None, head_scale),
         (_ATTENTION, None, 1, 1, is_causal, scale, 1, None, None, backend),
         return_lse,
     )
@@ -613,6 +638,7 @@ def neighborhood_attention_varlen(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     bias: Tensor | None = None,
+    head_scale: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -635,7 +661,7 @@ def neighborhood_attention_varlen(
         raise ValueError(f"lengths has {rank} columns; one, two or three axes are possible.")
     extents = _largest(lengths, max_lengths, "max_lengths")
     return _dispatch(
-        (query, key, value, additional_keys, additional_values, bias, lengths, None),
+        (query, key, value, additional_keys, additional_values, bias, lengths, None, head_scale),
         (rank, kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
         return_lse,
     )
@@ -654,6 +680,7 @@ def attention_varlen(
     max_query_length: int | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
+    head_scale: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ):
@@ -669,7 +696,8 @@ def attention_varlen(
     extents = _largest(lengths, max_length, "max_length")
     query_extent = _largest(query_lengths, max_query_length, "max_query_length")
     return _dispatch(
-        (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
+        (query, key, value, additional_keys, additional_values, None, lengths, query_lengths,
+         head_scale),
         (_ATTENTION, None, 1, 1, is_causal, scale, 1, extents, query_extent, backend),
         return_lse,
     )

@@ -481,3 +481,17 @@ def test_gradients_added_in_any_order(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0.02 * scale)
     for mine, theirs in zip(gradients(), wanted):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.skipif(torch.cuda.get_device_capability() != (9, 0), reason="Hopper's kernels")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_query_and_key_in_e4m3(dtype):
+    query, key, value = tensors(*[(1, 20, 24, 2, 64)] * 3, dtype=dtype)
+    given = [query.to(torch.float8_e4m3fn), key.to(torch.float8_e4m3fn), value]
+    scale = torch.tensor([0.5, 1.5])
+    for _ in range(3):  # the last ones with a held plan
+        scale *= 1.25
+        wanted = vt.na2d(*given, 7, head_scale=scale, return_lse=True, backend="reference")
+        found = vt.na2d(*(t.cuda() for t in given), 7, head_scale=scale.cuda(), return_lse=True)
+        for mine, theirs in zip(found, wanted):
+            torch.testing.assert_close(mine.cpu(), theirs, rtol=0.02, atol=0.02)

@@ -89,8 +89,8 @@ def measure_overhead(calls: int) -> dict:
 
     def with_arguments(
         query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, *,
-        additional_keys=None, additional_values=None, bias=None, lengths=None, output_stride=1,
-        return_lse=False, backend=None,
+        additional_keys=None, additional_values=None, bias=None, lengths=None, head_scale=None,
+        output_stride=1, return_lse=False, backend=None,
     ):  # fmt: skip
         return vt._is_compiling() or vt._is_decomposing
 
@@ -98,15 +98,15 @@ def measure_overhead(calls: int) -> dict:
 
     def with_extension(
         query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, *,
-        additional_keys=None, additional_values=None, bias=None, lengths=None, output_stride=1,
-        return_lse=False, backend=None,
+        additional_keys=None, additional_values=None, bias=None, lengths=None, head_scale=None,
+        output_stride=1, return_lse=False, backend=None,
     ):  # fmt: skip
         if not (vt._is_compiling() or vt._is_decomposing):
             try:
                 found = attend_nothing(
-                    query, key, value, additional_keys, additional_values, bias, lengths, None, 1,
-                    kernel_size, stride, dilation, is_causal, scale, output_stride, None, None,
-                    backend, return_lse,
+                    query, key, value, additional_keys, additional_values, bias, lengths, None,
+                    head_scale, 1, kernel_size, stride, dilation, is_causal, scale, output_stride,
+                    None, None, backend, return_lse,
                 )  # fmt: skip
             except RuntimeError:
                 raise
@@ -115,7 +115,7 @@ def measure_overhead(calls: int) -> dict:
 
     query, key, value = torch.randn(3, 1, 4, 1, 1).unbind()
     leaf, lse = query.clone().requires_grad_(), torch.zeros(1, 4, 1)
-    nothing, parameters = (None,) * 5, (1, 1, 1, 1, False, None, 1, None, None, None)
+    nothing, parameters = (None,) * 6, (1, 1, 1, 1, False, None, 1, None, None, None)
     ours, op = vt.na1d, torch.ops.vecina.forward
     of_op = (1, [1], [1], [1], [False], None, [1], None, None, None)
     empty, saving = vt._direct_apply(Empty), vt._direct_apply(Saving)
