@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: MIT
-// One table per call says which tensors there are, their shapes and dtypes; the checks walk it.
+// The checks walk the table of a call's expected tensors.
 #include "core/arguments.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
-#include <functional>
-#include <string_view>
 #include <vector>
 
+#include "core/arguments_table.h"
 #include "core/tensor.h"
 
 namespace vecina::internal {
@@ -24,11 +22,8 @@ std::string describe(const vecina_tensor& tensor) {
 
 namespace {
 
-constexpr int kMaxDims = 6;
 constexpr int64_t kAlignment = 16;              // what plans remember of a pointer
 constexpr uintptr_t kWorkspaceAlignment = 256;  // vecina.h
-// Aligned for everything, far from both ends of the address space, never followed.
-constexpr uintptr_t kImaginedAddress = uintptr_t{1} << (8 * sizeof(uintptr_t) - 24);
 
 // With every large stride a multiple of `period`, a tensor touches only the bytes
 // [offset, offset + width) modulo the period. Returns 0 if that does not hold.
@@ -96,34 +91,6 @@ bool fits_int64(const vecina_tensor& tensor) {
   }
   return reach * 8.0 < 0x1p60;
 }
-
-// A list of sizes that lives on the stack: a warm call allocates nothing.
-class Shape {
- public:
-  Shape() = default;
-  Shape(std::initializer_list<int64_t> sizes) { append(sizes); }
-  template <typename List>
-  void append(const List& sizes) {
-    for (const int64_t size : sizes) push_back(size);
-  }
-  void push_back(int64_t size) { sizes_[static_cast<size_t>(ndim_++)] = size; }
-  int size() const { return ndim_; }
-  const int64_t* begin() const { return sizes_.data(); }
-  const int64_t* end() const { return sizes_.data() + ndim_; }
-
- private:
-  std::array<int64_t, kMaxDims> sizes_ = {};
-  int ndim_ = 0;
-};
-
-struct Expected {
-  const char* name;
-  const vecina_tensor* tensor;
-  int32_t dtype;
-  Shape shape;
-  bool is_output = false;
-  bool is_optional = false;
-};
 
 Status check_tensor(const Expected& expected) {
   const vecina_tensor& tensor = *expected.tensor;
@@ -238,11 +205,6 @@ Status check_lengths(const Problem& problem, const char* name, const vecina_tens
   return {};
 }
 
-// Token counts of packed tensors; unused otherwise.
-struct Totals {
-  int64_t keys = 0, query_tokens = 0, outputs = 0;
-};
-
 // Where lengths are not read, packed tensors say what they add up to.
 template <typename Args>
 Totals totals_of_tensors(const Problem& problem, const Args& args) {
@@ -292,81 +254,6 @@ Status check_all_lengths(const Problem& problem, const Args& args, Totals* total
     return invalid("query_lengths is given, but only attention problems have them.");
   }
   return expect("query_lengths", args.query_lengths);
-}
-
-// The shapes of a problem's tensors.
-class Shapes {
- public:
-  Shapes(const Problem& problem, const Totals& totals) : problem_(problem), totals_(totals) {}
-
-  Shape query() const {
-    return tokens(totals_.query_tokens, &Axis::query_extent,
-                  {problem_.heads(), problem_.head_dim()});
-  }
-  Shape key(int head_dim) const {
-    return tokens(totals_.keys, &Axis::extent, {problem_.heads_kv(), head_dim});
-  }
-  Shape output() const {
-    return tokens(totals_.outputs, &Axis::num_queries,
-                  {problem_.heads(), problem_.head_dim_value()});
-  }
-  Shape lse() const { return tokens(totals_.outputs, &Axis::num_queries, {problem_.heads()}); }
-  Shape weights() const {
-    Shape shape = lse();
-    shape.push_back(problem_.num_slots());
-    return shape;
-  }
-  Shape additional(int head_dim) const {
-    return {problem_.num_samples(), problem_.additional_tokens(), problem_.heads_kv(), head_dim};
-  }
-  Shape bias() const {
-    Shape shape = {problem_.heads()};
-    for (int a = 0; a < problem_.rank(); ++a) shape.push_back(2 * problem_.axis(a).kernel_size - 1);
-    return shape;
-  }
-
- private:
-  template <typename Field>
-  Shape tokens(int64_t total, Field field, std::initializer_list<int> tail) const {
-    Shape shape = {problem_.batch()};
-    if (problem_.lengths() == VECINA_LENGTHS_PACKED) {
-      shape.push_back(total);
-    } else {
-      for (int a = 0; a < problem_.rank(); ++a) {
-        shape.push_back(std::invoke(field, problem_.axis(a)));
-      }
-    }
-    shape.append(tail);
-    return shape;
-  }
-
-  const Problem& problem_;
-  const Totals& totals_;
-};
-
-// What forward and backward both read.
-template <typename Args>
-Status expected_inputs(const Problem& problem, const Args& args, const Shapes& shapes,
-                       std::vector<Expected>* list) {
-  const int32_t dtype = problem.dtype(), query_key_dtype = problem.query_key_dtype();
-  list->push_back({"query", &args.query, query_key_dtype, shapes.query()});
-  list->push_back({"key", &args.key, query_key_dtype, shapes.key(problem.head_dim())});
-  list->push_back({"value", &args.value, dtype, shapes.key(problem.head_dim_value())});
-  if (problem.additional_tokens() > 0) {
-    list->push_back({"additional_key", &args.additional_key, query_key_dtype,
-                     shapes.additional(problem.head_dim())});
-    list->push_back({"additional_value", &args.additional_value, dtype,
-                     shapes.additional(problem.head_dim_value())});
-  } else if (given(args.additional_key) || given(args.additional_value)) {
-    return invalid(fmt::format("{} is given, but the problem has additional_tokens 0.",
-                               given(args.additional_key) ? "additional_key" : "additional_value"));
-  }
-  if (problem.has_bias()) {
-    list->push_back({"bias", &args.bias, lse_dtype(dtype), shapes.bias()});
-  } else if (given(args.bias)) {
-    return invalid("bias is given, but the problem has has_bias 0.");
-  }
-  return {};
 }
 
 // Kernels take maxima before they scale. Values on a device are not read from here.
@@ -532,114 +419,6 @@ int list_tensors(const SplitArgs& args, NamedTensor (&list)[kMaxTensors]) {
 
 namespace {
 
-// Of a tensor that the split form has under this name.
-Expected expected_tensor(const Problem& problem, const Shapes& shapes, const NamedTensor& named) {
-  const std::string_view whole = named.name;
-  const bool is_gradient = whole.starts_with("grad_");
-  const std::string_view name = is_gradient ? whole.substr(5) : whole;
-  Expected expected = {named.name, named.tensor,    problem.dtype(),
-                       {},         named.is_output, is_gradient && named.is_output};
-  if (!is_gradient && name.ends_with("key")) expected.dtype = problem.query_key_dtype();
-  if (!is_gradient && name == "query") expected.dtype = problem.query_key_dtype();
-  if (name == "query") expected.shape = shapes.query();
-  if (name == "key") expected.shape = shapes.key(problem.head_dim());
-  if (name == "value") expected.shape = shapes.key(problem.head_dim_value());
-  if (name == "additional_key") expected.shape = shapes.additional(problem.head_dim());
-  if (name == "additional_value") expected.shape = shapes.additional(problem.head_dim_value());
-  if (name == "weights") expected.shape = shapes.weights();
-  if (name == "output") expected.shape = shapes.output();
-  if (name == "bias") {
-    expected.shape = shapes.bias();
-    expected.dtype = lse_dtype(problem.dtype());
-  }
-  return expected;
-}
-
-// Empty, or what the problem lacks for this tensor.
-const char* missing_for(const Problem& problem, std::string_view name) {
-  if (name.ends_with("bias") && !problem.has_bias()) return "has_bias";
-  const bool is_additional = name.find("additional") != std::string_view::npos;
-  return is_additional && problem.additional_tokens() == 0 ? "additional_tokens" : "";
-}
-
-Status expected_tensors(const Problem& problem, const vecina_forward_args& args,
-                        const Totals& totals, std::vector<Expected>* expected) {
-  std::vector<Expected>& list = *expected;
-  const Shapes shapes(problem, totals);
-  VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
-  if (problem.has_e4m3()) {
-    list.push_back({"head_scale",
-                    &args.head_scale,
-                    lse_dtype(problem.dtype()),
-                    {problem.heads()},
-                    false,
-                    true});
-  } else if (given(args.head_scale)) {
-    return invalid("head_scale is given, but the problem's query_key_dtype is not e4m3.");
-  }
-  list.push_back({"output", &args.output, problem.dtype(), shapes.output(), true});
-  list.push_back({"lse", &args.lse, lse_dtype(problem.dtype()), shapes.lse(), true, true});
-  return {};
-}
-
-Status expected_tensors(const Problem& problem, const vecina_backward_args& args,
-                        const Totals& totals, std::vector<Expected>* expected) {
-  std::vector<Expected>& list = *expected;
-  const Shapes shapes(problem, totals);
-  VECINA_RETURN_IF_ERROR(expected_inputs(problem, args, shapes, &list));
-  const int32_t dtype = problem.dtype();
-  list.push_back({"output", &args.output, dtype, shapes.output()});
-  list.push_back({"lse", &args.lse, lse_dtype(dtype), shapes.lse()});
-  list.push_back({"grad_output", &args.grad_output, dtype, shapes.output()});
-  list.push_back({"grad_lse", &args.grad_lse, lse_dtype(dtype), shapes.lse(), false, true});
-  const struct {
-    const char* name;
-    const vecina_tensor* tensor;
-    bool has_input;
-  } additional[] = {
-      {"grad_additional_key", &args.grad_additional_key, problem.additional_tokens() > 0},
-      {"grad_additional_value", &args.grad_additional_value, problem.additional_tokens() > 0},
-      {"grad_bias", &args.grad_bias, problem.has_bias()},
-  };
-  for (const auto& row : additional) {
-    if (given(*row.tensor) && !row.has_input) {
-      return invalid(
-          fmt::format("{} is wanted, but the problem has no {}.", row.name, row.name + 5));
-    }
-  }
-  list.push_back({"grad_query", &args.grad_query, dtype, shapes.query(), true, true});
-  list.push_back({"grad_key", &args.grad_key, dtype, shapes.key(problem.head_dim()), true, true});
-  list.push_back(
-      {"grad_value", &args.grad_value, dtype, shapes.key(problem.head_dim_value()), true, true});
-  if (problem.additional_tokens() > 0) {
-    list.push_back({"grad_additional_key", &args.grad_additional_key, dtype,
-                    shapes.additional(problem.head_dim()), true, true});
-    list.push_back({"grad_additional_value", &args.grad_additional_value, dtype,
-                    shapes.additional(problem.head_dim_value()), true, true});
-  }
-  if (problem.has_bias()) {
-    list.push_back({"grad_bias", &args.grad_bias, lse_dtype(dtype), shapes.bias(), true, true});
-  }
-  return {};
-}
-
-Status expected_tensors(const Problem& problem, const SplitArgs& args, const Totals& totals,
-                        std::vector<Expected>* expected) {
-  NamedTensor tensors[kMaxTensors];
-  const int count = list_tensors(args, tensors);
-  const Shapes shapes(problem, totals);
-  for (int i = 0; i < count; ++i) {
-    const std::string_view missing = missing_for(problem, tensors[i].name);
-    if (missing.empty()) {
-      expected->push_back(expected_tensor(problem, shapes, tensors[i]));
-    } else if (given(*tensors[i].tensor)) {
-      return invalid(
-          fmt::format("{} is given, but the problem has {} 0.", tensors[i].name, missing));
-    }
-  }
-  return {};
-}
-
 template <typename Args>
 Status check_all(const Problem& problem, const Args& args) {
   Totals totals;
@@ -648,46 +427,6 @@ Status check_all(const Problem& problem, const Args& args) {
   VECINA_RETURN_IF_ERROR(expected_tensors(problem, args, totals, &list));
   VECINA_RETURN_IF_ERROR(check_list(list));
   return check_head_scale(args, args);
-}
-
-// Lets the tensors of a list, which belong to arguments that may be written, be what is expected.
-void imagine(const std::vector<Expected>& list, vecina_device device) {
-  for (const Expected& expected : list) {
-    auto& tensor = const_cast<vecina_tensor&>(*expected.tensor);
-    tensor.data = reinterpret_cast<void*>(kImaginedAddress);
-    tensor.dtype = expected.dtype;
-    tensor.device = device;
-    tensor.ndim = expected.shape.size();
-    std::copy(expected.shape.begin(), expected.shape.end(), tensor.shape);
-    int64_t stride = 1;
-    for (int d = tensor.ndim - 1; d >= 0; --d) {
-      tensor.strides[d] = stride;
-      stride *= tensor.shape[d];
-    }
-  }
-}
-
-template <typename Args>
-void imagine(const Problem& problem, vecina_device device, Args* imagined) {
-  Args& args = *imagined;
-  args = {};
-  args.struct_size = sizeof(args);
-  std::vector<Expected> list;
-  const int64_t samples = problem.num_samples();
-  int64_t query_tokens = samples;
-  for (int a = 0; a < problem.rank(); ++a) query_tokens *= problem.axis(a).query_extent;
-  const Totals totals = {samples * problem.num_keys(), query_tokens,
-                         samples * problem.num_queries()};
-  // Nothing is given that the problem lacks, so that nothing can be refused.
-  static_cast<void>(expected_tensors(problem, args, totals, &list).ok());
-  if (problem.lengths() != VECINA_LENGTHS_EQUAL) {
-    const Shape shape = {samples, problem.rank()};
-    list.push_back({"lengths", &args.lengths, VECINA_I32, shape});
-    if (problem.is_attention()) {
-      list.push_back({"query_lengths", &args.query_lengths, VECINA_I32, shape});
-    }
-  }
-  imagine(list, device);
 }
 
 }  // namespace
@@ -714,20 +453,6 @@ Status check_arguments(const Problem& problem, const SplitArgs& args) {
   std::vector<Expected> list;
   VECINA_RETURN_IF_ERROR(expected_tensors(problem, args, Totals(), &list));
   return check_list(list);
-}
-
-void imagine_arguments(const Problem& problem, vecina_device device, vecina_forward_args* args) {
-  imagine(problem, device, args);
-}
-void imagine_arguments(const Problem& problem, vecina_device device, vecina_backward_args* args) {
-  imagine(problem, device, args);
-}
-void imagine_arguments(const Problem& problem, vecina_device device, SplitArgs* args) {
-  args->c = {};
-  args->c.struct_size = sizeof(args->c);
-  std::vector<Expected> list;
-  static_cast<void>(expected_tensors(problem, *args, Totals(), &list).ok());
-  imagine(list, device);
 }
 
 Status check_workspace(size_t needed_bytes, const void* workspace, size_t workspace_bytes) {
