@@ -15,12 +15,13 @@ import argparse
 import itertools
 import json
 import math
-import os
 import sys
 
 import torch
 import vecina.torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+import gpu
 
 TILE = 128
 MAX_DIFFERENCE = 0.02  # of the largest number
@@ -29,24 +30,6 @@ PROBLEMS = (
     ((256, 256), (80, 80), (8, 16), 24, 128),
     ((30, 48, 80), (18, 24, 24), (2, 8, 8), 24, 128),
 )
-
-
-def steady_ms(call, seconds):
-    """Of one call, the second half of so many seconds."""
-
-    def elapsed(count):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end)
-
-    elapsed(1)
-    half = max(2, int(seconds * 500 / (elapsed(2) / 2)))
-    elapsed(half)
-    return elapsed(half) / half
 
 
 def tiled(tensor, tile):
@@ -130,7 +113,7 @@ def rows_of(tokens, window, tile, heads, head_dim, seconds):
         ]
         turns = {name: [] for name in attend}
         for name in (*attend, *attend):
-            turns[name].append(steady_ms(lambda: run(name), seconds))
+            turns[name].append(gpu.steady_ms(lambda: run(name), seconds))
         best = {name: min(ms) for name, ms in turns.items()}
         yield dict(tokens=tokens, window=window, heads=heads, head_dim=head_dim, dtype="bf16",
                    what=label, ratio=best["flex"] / best["vecina"], ms=turns,
@@ -142,10 +125,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.5)
     seconds = parser.parse_args().seconds
     rows = [row for problem in PROBLEMS for row in rows_of(*problem, seconds)]
-    device = torch.cuda.get_device_properties(0)
-    print(json.dumps(dict(device=f"{device.name} ({device.multi_processor_count} multiprocessors)",
-                          torch=torch.__version__, target=os.environ.get("VECINA_CUDA_TARGET"),
-                          rows=rows), indent=1))  # fmt: skip
+    print(json.dumps({**gpu.conditions(), "rows": rows}, indent=1))
     return any(difference > MAX_DIFFERENCE for row in rows for difference in row["differences"])
 
 

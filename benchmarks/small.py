@@ -16,17 +16,16 @@ by a tenth: medians of each place, of which the best and the median are printed.
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
 """
-import argparse
 import ctypes
 import json
 import math
 import os
 import statistics
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+import gpu
 import hopper
 
 CALLS, REPLAYS, TIMES = 20, 5, 31
@@ -49,7 +48,7 @@ WINDOWS = [
 
 class BackwardArgs(ctypes.Structure):  # vecina_backward_args
     _fields_ = [("struct_size", ctypes.c_size_t)] + [
-        (name, hopper.Tensor)
+        (name, gpu.Tensor)
         for name in ("query", "key", "value", "additional_key", "additional_value", "bias",
                      "lengths", "query_lengths", "output", "lse", "grad_output", "grad_lse",
                      "grad_query", "grad_key", "grad_value", "grad_additional_key",
@@ -72,7 +71,7 @@ class Backward:
              "grad_value"),
             (query, key, value, forward.output, forward.lse, grad_output, *self.gradients),
         ):  # fmt: skip
-            setattr(self.args, name, hopper.Tensor.of(tensor))
+            setattr(self.args, name, gpu.Tensor.of(tensor))
         self.plan = ctypes.c_void_p()
         self.check(self.c.vecina_plan_backward(library.context, forward.parsed,
                                                ctypes.byref(self.args), ctypes.byref(self.plan)))
@@ -80,7 +79,7 @@ class Backward:
         size = self.c.vecina_plan_workspace_bytes(self.plan)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=query.device)
         self.args.workspace, self.args.workspace_bytes = self.workspace.data_ptr(), size
-        self.description = hopper.description_of(library, self.plan)
+        self.description = gpu.description_of(library, self.plan)
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -201,13 +200,13 @@ class Merge:
 
     def __init__(self, library, line, tensors):
         self.library = library
-        self.parts = [hopper.Vecina(library, line, tensors) for _ in range(2)]
+        self.parts = [gpu.Vecina(library, line, tensors) for _ in range(2)]
         self.output = torch.full_like(self.parts[0].output, math.nan)
         self.lse = torch.full_like(self.parts[0].lse, math.nan)
-        of = lambda name: (hopper.Tensor * 2)(*(hopper.Tensor.of(getattr(part, name))
+        of = lambda name: (gpu.Tensor * 2)(*(gpu.Tensor.of(getattr(part, name))
                                                 for part in self.parts))
-        self.args = (of("output"), of("lse"), ctypes.byref(hopper.Tensor.of(self.output)),
-                     ctypes.byref(hopper.Tensor.of(self.lse)))
+        self.args = (of("output"), of("lse"), ctypes.byref(gpu.Tensor.of(self.output)),
+                     ctypes.byref(gpu.Tensor.of(self.lse)))
 
     def __call__(self):
         for part in self.parts:
@@ -230,17 +229,17 @@ def seed_rows():
         return json.load(file)["rows"]
 
 
-def measure_rows(libraries, driver, names):
+def measure_rows(libraries, driver, names, placements):
     rows = [row for row in seed_rows() if not names or row["name"] in names]
     compile_ahead(
-        [lambda row=row, library=library: hopper.Vecina(library, row["problem"],
+        [lambda row=row, library=library: gpu.Vecina(library, row["problem"],
                                                         row_tensors(row, 0)[1])
          for row in rows for library in libraries.values()])  # fmt: skip
     found, alive = [], []
     for row in rows:
         result = {"name": row["name"], "problem": row["problem"],
                   "us": {label: {"plain": [], "chained": []} for label in libraries}}
-        for place in range(options.placements):
+        for place in range(placements):
             torch.manual_seed(place)
             kept, tensors = row_tensors(row, 1536 * place * place)
             alive.append((kept, tensors))  # so that the next ones lie elsewhere
@@ -249,7 +248,7 @@ def measure_rows(libraries, driver, names):
                 if row["kind"] == "merge":
                     call = Merge(library, row["problem"], tensors)
                 else:
-                    call = hopper.Vecina(library, row["problem"], tensors,
+                    call = gpu.Vecina(library, row["problem"], tensors,
                                          has_lse=row["kind"] == "with_lse")
                 for kind in ("plain", "chained"):
                     graph = Graph(driver, call, CALLS, kind == "chained")
@@ -278,14 +277,15 @@ def print_seed_row(result, found):
         print(f"{name:24s} {label:12s} {text}  goal {goal or math.nan:.2f}", flush=True)
 
 
-def measure_windows(libraries, natten, names):
+def measure_windows(libraries, natten, names, seconds):
     found = []
+    steady_ms = lambda call: gpu.steady_ms(call, seconds)
     for p in WINDOWS:
         if names and p["name"] not in names:
             continue
         tensors = hopper.inputs(p)
         grad_output = torch.randn_like(tensors[0])
-        plan = lambda library: hopper.Vecina(library, hopper.line(p), tensors)
+        plan = lambda library: gpu.Vecina(library, hopper.line(p), tensors)
         compile_ahead([lambda library=library: Backward(plan(library), grad_output)
                        for library in libraries.values()])  # fmt: skip
         forwards = {label: plan(library) for label, library in libraries.items()}
@@ -300,20 +300,20 @@ def measure_windows(libraries, natten, names):
             for label, call in ours.items():
                 call()
                 torch.cuda.synchronize()
-                row[kind][label] = {"plan": call.description, "ms": [hopper.steady_ms(call)]}
+                row[kind][label] = {"plan": call.description, "ms": [steady_ms(call)]}
             if theirs:
                 peers[kind]()
-                row[kind]["natten"] = {"ms": [hopper.steady_ms(peers[kind])]}
-                row[kind]["natten_kernel"] = {"ms": [hopper.steady_ms(
+                row[kind]["natten"] = {"ms": [steady_ms(peers[kind])]}
+                row[kind]["natten_kernel"] = {"ms": [steady_ms(
                     theirs.attend if kind == "forward" else theirs.attend_backward)]}
             for label, call in ours.items():
-                row[kind][label]["ms"].append(hopper.steady_ms(call))
+                row[kind][label]["ms"].append(steady_ms(call))
                 if not theirs:
                     continue
                 pairs = (zip(call.gradients, peers[kind].gradients) if kind == "backward" else
                          [(call.output, theirs.out)])
                 if kind == "forward" or peers[kind].is_right:
-                    row[kind][label]["relative_difference"] = [hopper.error(*p) for p in pairs]
+                    row[kind][label]["relative_difference"] = [gpu.error(*p) for p in pairs]
             print_window(row, kind)
         found.append(row)
         torch.cuda.empty_cache()
@@ -332,42 +332,25 @@ def print_window(row, kind):
               f"{differences}", flush=True)
 
 
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main():
+    parser = gpu.parser_of(__doc__, seconds=0.3)
     parser.add_argument("--library", required=True, action="append", metavar="[LABEL=]PATH",
                         help="libvecina.so; more than one take turns")
-    parser.add_argument("--natten", help="folder of the module natten_hopper")
-    parser.add_argument("--json", help="where to write the raw figures")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a steady measurement")
     parser.add_argument("--placements", type=int, default=5, help="of the tensors of seed's rows")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="rows; default: all")
-    given = parser.parse_args()
-    unknown = set(given.names) - {row["name"] for row in [*seed_rows(), *WINDOWS]}
+    options = parser.parse_args()
+    unknown = set(options.names) - {row["name"] for row in [*seed_rows(), *WINDOWS]}
     if unknown:
         parser.error(f"no row is named {', '.join(sorted(unknown))}")
-    return given
-
-
-def main():
-    natten = None
-    if options.natten:
-        sys.path.insert(0, options.natten)
-        import natten_hopper as natten
     libraries = {}
     for given in options.library:
         label, _, path = given.rpartition("=")
-        libraries[label or "vecina"] = hopper.Library(os.path.abspath(path))
+        libraries[label or "vecina"] = gpu.Library(path)
     torch.cuda.init()
-    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__,
-              "target": os.environ.get("VECINA_CUDA_TARGET", "")}
-    result["rows"] = measure_rows(libraries, Driver(), options.names)
-    result["windows"] = measure_windows(libraries, natten, options.names)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    result = gpu.conditions()
+    result["rows"] = measure_rows(libraries, Driver(), options.names, options.placements)
+    result["windows"] = measure_windows(libraries, options.natten, options.names, options.seconds)
+    gpu.write(options.json, result)
 
 
 if __name__ == "__main__":
-    options = hopper.options = parse()
     main()
