@@ -77,11 +77,11 @@ void add(Verdict& sum, const Verdict& verdict) {
   sum.detail += verdict.detail;
 }
 
-HostTensor widened(const HostTensor& tensor) {
+HostTensor widened(const HostTensor& tensor, vecina_dtype dtype) {
   const bool is_integer = tensor.dtype() == VECINA_I32 || tensor.dtype() == VECINA_I64;
-  const bool is_kept = is_integer || tensor.dtype() == VECINA_F64 || tensor.dtype() == VECINA_E4M3;
+  const bool is_kept = is_integer || tensor.dtype() == dtype || tensor.dtype() == VECINA_E4M3;
   if (!tensor.given() || is_kept) return tensor;
-  HostTensor wide(tensor.shape(), VECINA_F64);
+  HostTensor wide(tensor.shape(), dtype);
   for (int64_t i = 0; i < tensor.size(); ++i) wide.set(i, tensor.get(i));
   return wide;
 }
@@ -169,19 +169,19 @@ void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& ten
 
 }  // namespace
 
-Inputs widened(const Inputs& inputs) {
+Inputs widened(const Inputs& inputs, vecina_dtype dtype) {
   Inputs wide;
   for (auto member :
        {&Inputs::query, &Inputs::key, &Inputs::value, &Inputs::additional_key,
         &Inputs::additional_value, &Inputs::bias, &Inputs::lengths, &Inputs::query_lengths,
         &Inputs::head_scale, &Inputs::grad_output, &Inputs::grad_lse}) {
-    wide.*member = widened(inputs.*member);
+    wide.*member = widened(inputs.*member, dtype);
   }
   return wide;
 }
 
-vecina_problem widened(vecina_problem problem) {
-  problem.dtype = VECINA_F64;
+vecina_problem widened(vecina_problem problem, vecina_dtype dtype) {
+  problem.dtype = dtype;
   problem.flags &= ~static_cast<uint32_t>(VECINA_ALLOW_TF32);
   return problem;
 }
@@ -301,14 +301,6 @@ Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
     placement.offset *= 16;
   }
   const Inputs inputs = random_inputs(problem, seed, placement);
-  const auto draw = [&](uint64_t other_seed) -> Yardsticks {
-    const Inputs others = random_inputs(problem, other_seed);
-    const Outputs exact =
-        run_forward(reference_.get(), widened(problem), widened(others), {}, /*with_lse=*/true);
-    const Outputs plain = run_forward(plain_.get(), problem, others, {}, /*with_lse=*/true);
-    return {named(exact, exact), named(plain, plain)};
-  };
-
   Results actual;
   try {
     actual = named(run_forward(actual_.get(), problem, inputs, placement, /*with_lse=*/true),
@@ -316,11 +308,30 @@ Verdict Checker::check_forward(const vecina_problem& problem, uint64_t seed) {
   } catch (const std::runtime_error& error) {
     return failed(error.what());
   }
-  Verdict verdict = judge(actual, seed, judged_dtype(problem), draw);
+  Verdict verdict = judge_forward(problem, seed, actual);
   for (const HostTensor* input : {&inputs.query, &inputs.key, &inputs.value}) {
     check_gaps(verdict, "an input", *input);
   }
   return verdict;
+}
+
+Verdict Checker::judge_forward(const vecina_problem& problem, uint64_t seed,
+                               const Results& actual) {
+  const int32_t dtype = judged_dtype(problem);
+  const HostTensor head_scale = random_inputs(problem, seed).head_scale;  // how large logits are
+  return judge(actual, seed, dtype, [&](uint64_t other_seed) -> Yardsticks {
+    Inputs others = random_inputs(problem, other_seed);
+    others.head_scale = head_scale;
+    const Outputs exact =
+        run_forward(reference_.get(), widened(problem), widened(others), {}, /*with_lse=*/true);
+    Outputs plain = run_forward(plain_.get(), problem, others, {}, /*with_lse=*/true);
+    if (dtype == VECINA_E4M3) {  // logits in 16 bits would hide what sums of products err by
+      plain.lse = run_forward(plain_.get(), widened(problem, VECINA_F32),
+                              widened(others, VECINA_F32), {}, /*with_lse=*/true)
+                      .lse;
+    }
+    return {named(exact, exact), named(plain, plain)};
+  });
 }
 
 Verdict Checker::check_backward(const vecina_problem& problem, uint64_t seed) {
@@ -352,7 +363,8 @@ Verdict Checker::check_split(const vecina_problem& problem, uint64_t seed) {
   return judge(named(actual), seed, problem.dtype, [&](uint64_t other_seed) -> Yardsticks {
     const Inputs others = random_inputs(problem, other_seed);
     const SplitInputs split = split_inputs(others, other_seed, {});
-    const SplitInputs wide = {widened(split.weights), widened(split.grad_weights), right_aligned};
+    const SplitInputs wide = {widened(split.weights, VECINA_F64),
+                              widened(split.grad_weights, VECINA_F64), right_aligned};
     return {named(run_split(reference_.get(), widened(problem), widened(others), wide)),
             named(run_split(plain_.get(), problem, others, split))};
   });

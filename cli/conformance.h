@@ -7,7 +7,8 @@
 // numbers: before a result fails, other numbers of the same problem say what it errs by. lse: 2e-6
 // * max(1, |lse|) for f32, 1e-12 for f64, 1e-5 for f16 and bf16; for f32 and f64 twice the plain
 // error where that is more: large logits that cancel in the logarithm cost every sum in the dtype
-// its last digits. So with e4m3, whose products tensor cores sum in fewer bits than f32 has.
+// its last digits. So with e4m3, where plain sums of products have the 14 bits that tensor cores
+// keep, and logits are not rounded further.
 #ifndef VECINA_CLI_CONFORMANCE_H_
 #define VECINA_CLI_CONFORMANCE_H_
 
@@ -57,9 +58,10 @@ Gradients make_gradients(const vecina_problem& problem, Placement placement = {}
 vecina_backward_args backward_args(const Inputs& inputs, const Outputs& outputs,
                                    const Gradients& gradients);
 
-// The same problem in f64, on the same numbers: what "exact" is computed from. e4m3 stays.
-vecina_problem widened(vecina_problem problem);
-Inputs widened(const Inputs& inputs);
+// The same problem in a wider dtype, on the same numbers: what "exact" is computed from. e4m3
+// stays.
+vecina_problem widened(vecina_problem problem, vecina_dtype dtype = VECINA_F64);
+Inputs widened(const Inputs& inputs, vecina_dtype dtype = VECINA_F64);
 
 struct Verdict {
   bool passed = false;
@@ -99,6 +101,8 @@ class Checker {
   // Forward, with and without lse, in the placement that the seed picks: outputs pre-filled with
   // NaN, guard pages, strided and shifted inputs.
   Verdict check_forward(const vecina_problem& problem, uint64_t seed);
+  // What it says of results that somebody else made of the numbers of that seed.
+  Verdict judge_forward(const vecina_problem& problem, uint64_t seed, const Results& actual);
   // Every gradient, in the placement that the seed picks; each backend starts from its own output
   // and lse. Throws Unsupported (errors.h) if the backend has no backward of this problem.
   Verdict check_backward(const vecina_problem& problem, uint64_t seed);

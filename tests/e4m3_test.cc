@@ -75,6 +75,66 @@ TEST(E4m3, EveryBackendIsRightOrSaysWhoTakesIt) {
   }
 }
 
+// The yardstick of lse: 14 bits of the largest product are added, and no more stay of a sum.
+TEST(E4m3, PlainSumsAsTensorCoresDo) {
+  const vecina_problem problem =
+      cli::parse_problem("attention 1x1 head_dim 40 scale 1 query_key_dtype e4m3");
+  const cli::ContextPtr context = cli::make_context("plain", 1);
+  cli::Inputs inputs = cli::random_inputs(problem, 2);
+  const auto sum_of = [&](const std::vector<double>& query) {
+    for (int64_t d = 0; d < 40; ++d) {
+      const auto at = static_cast<size_t>(d);
+      inputs.query.set(d, at < query.size() ? query[at] : 0.0);
+      inputs.key.set(d, 1.0);
+    }
+    return run_forward(context.get(), problem, inputs).lse.get(0);
+  };
+  EXPECT_EQ(sum_of({256.0, 0.0625, 0.03125}), 256.0 + 0.0625 + 0.03125);
+  EXPECT_EQ(sum_of({256.0, 0.046875, 0.015625, 0.015625, -0.015625}), 256.0 + 0.03125) << "cut";
+  EXPECT_EQ(sum_of({1.0, -0.015625, 0.001953125}), 1.0 - 0.015625 + 0.001953125);
+  std::vector<double> query(40, 0.0);
+  query[0] = 256.0, query[1] = -256.0, query[2] = 0.015625, query[32] = 0.015625;
+  EXPECT_EQ(sum_of(query), 0.015625) << "only the first 32 have a largest one";
+  query[1] = 256.0;
+  query[32] = 0.0625;
+  EXPECT_EQ(sum_of(query), 512.0 + 0.0625);
+  query[32] = 0.03125;
+  EXPECT_EQ(sum_of(query), 512.0) << "a sum has 14 bits, too";
+  EXPECT_EQ(sum_of({}), 0.0);
+  query[3] = NAN;
+  EXPECT_TRUE(std::isnan(sum_of(query)));
+}
+
+TEST(E4m3, AWrongLseFails) {
+  const cli::ContextPtr reference = cli::make_context("reference", 1);
+  cli::Checker checker("plain", 1);
+  for (const char* line : {
+           "2d 12x13 kernel_size 5x7 heads 2 head_dim 128 dtype bf16",
+           "3d 5x4x6 kernel_size 3 heads 4 heads_kv 2 head_dim 256 additional 3 dtype f16",
+           "attention 23x60 batch 2 heads 2 head_dim 64 lengths padded dtype bf16",
+           "1d 3 kernel_size 3 heads 2 head_dim 16 dtype bf16",
+       }) {
+    const vecina_problem problem = cli::parse_problem(std::string(line) + " query_key_dtype e4m3");
+    for (uint64_t seed : {1, 2}) {  // with head_scale, and without
+      SCOPED_TRACE(line + (" seed " + std::to_string(seed)));
+      const cli::Inputs inputs = cli::random_inputs(problem, seed);
+      cli::Outputs outputs = run_forward(reference.get(), problem, inputs);
+      const auto verdict = [&] {
+        return checker.judge_forward(problem, seed,
+                                     {{"output", outputs.output}, {"lse", outputs.lse}});
+      };
+      EXPECT_TRUE(verdict().passed) << verdict().detail;
+      const double right = outputs.lse.get(0);
+      ASSERT_TRUE(std::isfinite(right));
+      const double wrong = seed == 1 ? 0.02 : 0.005;
+      for (const double error : {wrong, -wrong}) {
+        outputs.lse.set(0, right + error);
+        EXPECT_FALSE(verdict().passed) << verdict().worst;
+      }
+    }
+  }
+}
+
 TEST(E4m3, HasNeitherGradientsNorTheSplitForm) {
   const vecina_problem problem =
       cli::parse_problem("1d 23 kernel_size 6 heads 2 head_dim 16 dtype bf16 query_key_dtype e4m3");

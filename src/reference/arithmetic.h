@@ -2,12 +2,14 @@
 // How the definition computes: in which type it sums, and what it rounds on the way.
 //
 // The loops of this folder are written once, over one of these. `Exact` is the oracle: everything
-// in double. `Plain` is what a straightforward program in the problem's own dtype would get; a fast
-// backend may not be much worse than it.
+// in double. `Plain` is what a straightforward program in the problem's own dtype would get, with
+// e4m3 one whose sums of products are the tensor cores'; a fast backend may not be much worse than
+// it.
 #ifndef VECINA_REFERENCE_ARITHMETIC_H_
 #define VECINA_REFERENCE_ARITHMETIC_H_
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -73,9 +75,42 @@ void store(const std::vector<Real>& row, Element* to) {
   for (size_t d = 0; d < row.size(); ++d) to[d] = convert<Element>(row[d]);
 }
 
+// sum_d row[d] * other[d] as tensor cores have it that take e4m3: of 32 products and the sum before
+// them 14 bits are added, counted from the largest, and 14 bits of their sum stay (DeepSeek-V3
+// Technical Report, arXiv:2412.19437, 3.5.2, of Hopper's).
+inline float dot_of_tensor_cores(const std::vector<float>& row, const float8_e4m3* other) {
+  constexpr size_t kStep = 32;
+  // The last of 14 bits of a number: products of e4m3 and their sums are far from subnormal.
+  const auto unit_of = [](float value) {
+    return std::bit_cast<float>((std::bit_cast<uint32_t>(value) & 0x7f800000u) - (13u << 23));
+  };
+  float sum = 0.0f;
+  std::array<float, kStep> products;
+  for (size_t begin = 0; begin < row.size(); begin += kStep) {
+    const size_t count = std::min(kStep, row.size() - begin);
+    float largest = std::abs(sum);
+    for (size_t i = 0; i < count; ++i) {
+      products[i] = row[begin + i] * convert<float>(other[begin + i]);
+      if (std::isnan(products[i])) return products[i];
+      largest = std::max(largest, std::abs(products[i]));
+    }
+    if (largest == 0.0f) continue;
+    const float unit = unit_of(largest), units = 1.0f / unit;
+    auto total = static_cast<int32_t>(sum * units);  // what is below is cut
+    for (size_t i = 0; i < count; ++i) total += static_cast<int32_t>(products[i] * units);
+    const float whole = static_cast<float>(total);
+    const float last = total == 0 ? 1.0f : std::max(unit_of(whole), 1.0f);
+    sum = static_cast<float>(static_cast<int32_t>(whole / last)) * last * unit;
+  }
+  return sum;
+}
+
 // sum_d row[d] * other[d]
 template <class Real, class Element>
 Real dot(const std::vector<Real>& row, const Element* other) {
+  if constexpr (std::is_same_v<Real, float> && std::is_same_v<Element, float8_e4m3>) {
+    return dot_of_tensor_cores(row, other);
+  }
   Real sum = 0;
   for (size_t d = 0; d < row.size(); ++d) sum += row[d] * convert<Real>(other[d]);
   return sum;
