@@ -22,39 +22,67 @@
 
 namespace vecina {
 
+inline namespace v0 {
+namespace detail {
+
+// Conversions of a small float in the lowest bits of a word: a sign, exponents biased as IEEE's, a
+// mantissa. Without infinities the last code is NaN, and what is too large becomes the largest.
+template <int kWidth, int kMantissaBits, bool kHasInfinity>
+struct SmallFloat {
+  static constexpr uint32_t kSign = 1u << (kWidth - 1);
+  static constexpr uint32_t kInfinity = kSign - (1u << kMantissaBits);  // where there is one
+  static constexpr uint32_t kMost = kHasInfinity ? kInfinity : kSign - 2;
+  static constexpr uint32_t kNan = kHasInfinity ? kInfinity | 1u << (kMantissaBits - 1) : kSign - 1;
+  static constexpr int kBias = static_cast<int>(kSign >> (kMantissaBits + 1)) - 1;
+  static constexpr int kShift = 23 - kMantissaBits;
+
+  static constexpr uint32_t exponent(int power) { return static_cast<uint32_t>(127 + power) << 23; }
+  static constexpr uint32_t kRebias = exponent(-kBias);
+  static constexpr uint32_t kLeastNormal = exponent(1 - kBias);
+
+  static float widen(uint32_t bits) {
+    const uint32_t sign = (bits & kSign) << (32 - kWidth), magnitude = bits & (kSign - 1);
+    if (magnitude > kMost || (kHasInfinity && magnitude == kInfinity)) {
+      const uint32_t mantissa = kHasInfinity ? (magnitude << kShift) & 0x7fffffu : 0x400000u;
+      return std::bit_cast<float>(sign | 0x7f800000u | mantissa);
+    }
+    if (magnitude >> kMantissaBits != 0) {
+      return std::bit_cast<float>(sign | ((magnitude << kShift) + kRebias));
+    }
+    const auto least = std::bit_cast<float>(exponent(1 - kBias - kMantissaBits));
+    const float value = static_cast<float>(magnitude) * least;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+  }
+
+  // To nearest even.
+  static uint32_t round(float value) {
+    const uint32_t word = std::bit_cast<uint32_t>(value);
+    const uint32_t sign = (word >> (32 - kWidth)) & kSign, magnitude = word & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return sign | kNan;  // NaN stays NaN
+    if (magnitude < kLeastNormal) {
+      // Subnormal: adding this power of two lines the result's last bit up with the float's.
+      constexpr uint32_t kAligner = exponent(1 - kBias + kShift);
+      const float shifted = std::bit_cast<float>(magnitude) + std::bit_cast<float>(kAligner);
+      return sign | (std::bit_cast<uint32_t>(shifted) - kAligner);
+    }
+    const uint32_t odd = (magnitude >> kShift) & 1u, half = 1u << (kShift - 1);
+    return sign | std::min((magnitude - kRebias + half - 1u + odd) >> kShift, kMost);
+  }
+};
+
+}  // namespace detail
+}  // namespace v0
+
 // IEEE binary16 as it lies in memory; converts by rounding to nearest even.
 struct float16 {
   uint16_t bits = 0;
 
   float16() = default;
-  explicit float16(float value) : bits(round(value)) {}
-  explicit operator float() const {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-    const uint32_t exponent = (bits >> 10) & 0x1fu;
-    const uint32_t mantissa = bits & 0x3ffu;
-    if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-    if (exponent != 0) {
-      return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-    }
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
-  }
+  explicit float16(float value) : bits(static_cast<uint16_t>(Format::round(value))) {}
+  explicit operator float() const { return Format::widen(bits); }
 
  private:
-  static uint16_t round(float value) {
-    const uint32_t word = std::bit_cast<uint32_t>(value);
-    const uint16_t sign = static_cast<uint16_t>((word >> 16) & 0x8000u);
-    const uint32_t magnitude = word & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return sign | 0x7e00u;   // NaN stays NaN
-    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and above round to infinity
-    if (magnitude < 0x38800000u) {
-      // Subnormal: adding 0.5 lines the result's last bit up with the float's last bit.
-      const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-      return sign | static_cast<uint16_t>(std::bit_cast<uint32_t>(shifted) - 0x3f000000u);
-    }
-    const uint32_t odd = (magnitude >> 13) & 1u;
-    return sign | static_cast<uint16_t>((magnitude - 0x38000000u + 0xfffu + odd) >> 13);
-  }
+  using Format = detail::SmallFloat<16, 10, true>;
 };
 
 // The upper half of an IEEE binary32; converts by rounding to nearest even.
@@ -81,34 +109,11 @@ struct float8_e4m3 {
   uint8_t bits = 0;
 
   float8_e4m3() = default;
-  explicit float8_e4m3(float value) : bits(round(value)) {}
-  explicit operator float() const {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
-    const uint32_t exponent = (bits >> 3) & 0xfu;
-    const uint32_t mantissa = bits & 0x7u;
-    if ((bits & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
-    if (exponent != 0) {
-      return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
-    }
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-9f;
-    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
-  }
+  explicit float8_e4m3(float value) : bits(static_cast<uint8_t>(Format::round(value))) {}
+  explicit operator float() const { return Format::widen(bits); }
 
  private:
-  static uint8_t round(float value) {
-    const uint32_t word = std::bit_cast<uint32_t>(value);
-    const uint8_t sign = static_cast<uint8_t>((word >> 24) & 0x80u);
-    const uint32_t magnitude = word & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return sign | 0x7fu;   // NaN stays NaN
-    if (magnitude >= 0x43e00000u) return sign | 0x7eu;  // 448 and above
-    if (magnitude < 0x3c800000u) {
-      // Subnormal: adding 2^14 lines the result's last bit, 2^-9, up with the float's last bit.
-      const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
-      return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - 0x46800000u);
-    }
-    const uint32_t odd = (magnitude >> 20) & 1u;
-    return sign | static_cast<uint8_t>((magnitude - 0x3c000000u + 0x7ffffu + odd) >> 20);
-  }
+  using Format = detail::SmallFloat<8, 3, false>;
 };
 
 // In the symbols' names: code that was compiled with a later, different header stays apart.
