@@ -340,8 +340,11 @@ TEST_F(Cli, KernelsAreListedBuiltAndCleared) {
 
 TEST_F(Cli, TuneSaysWhereThereIsNothingToMeasure) {
   // Too small for the kernels that have a choice, with a GPU and without.
-  expect_usage_error("tune 1d 9 kernel_size 3 head_dim 4",
-                     {"nothing to tune: cpu: its plans follow rules", "cuda: "});
+  for (const char* lengths : {"", " lengths packed:3", " lengths padded"}) {
+    expect_usage_error(std::string("tune 1d 9 kernel_size 3 head_dim 4") + lengths,
+                       {"nothing to tune: cpu: its plans follow rules", "cuda: "});
+  }
+  EXPECT_NE(run("tune --help").out.find("padded or packed"), std::string::npos);
 }
 
 TEST_F(Cli, TunedIsCleared) {

@@ -303,10 +303,10 @@ VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecin
  *   "tune COUNT LINE"   measures, on the device of the context, the COUNT ways to compute a problem
  *                       line's forward that are predicted fastest, and variants of the best; keeps
  *                       the fastest on disk, beside the kernels, and later plans of the same
- *                       problem on a device of the same name take it (COUNT to 100; each call
- *                       measures, so offer a large text at once): {"problem", "device",
- *                       "file", "cuts": [{..., "predicted_ms", "measured_ms", "registers",
- *                       "spill_bytes", "is_planned", "is_kept"}]}
+ *                       problem on a device of the same name take it, also those with lengths
+ *                       (COUNT to 100; each call measures, so offer a large text at once):
+ *                       {"problem", "device", "file", "cuts": [{..., "predicted_ms", "measured_ms",
+ *                       "registers", "spill_bytes", "is_planned", "is_kept"}]}
  *   "tune clear"        forgets what was kept: {"folder", "removed"} */
 VECINA_API size_t vecina_info(vecina_context* context, const char* what, char* text, size_t size);
 /* Runs a plan on given arguments `repeats` times and writes JSON: whose clock, best and median time
