@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cli/conformance.h"
+#include "cuda/hopper_cases.h"
 #include "definition.h"
 #include "results.h"
 #include "vecina/vecina.h"
@@ -224,6 +225,51 @@ TEST_P(Containment, NonFiniteQueriesReachThemselvesOnly) {
       expect_reaches(clean, run_with(inputs_.query, row * problem_.head_dim, kInfinity), -1, false,
                      is_reached);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// Of tiles that many queries meet as a whole: on Hopper, where a value is not kept apart.
+TEST_P(Containment, NonFiniteQueriesAndKeysOfLargeTilesReachTheirWindowsOnly) {
+  if (GetParam() == "reference") GTEST_SKIP() << "minutes, of what others are compared with";
+  for (const char* line : internal::cuda::kSmallest) {
+    problem_ = cli::parse_problem(line);
+    SCOPED_TRACE(GetParam() + ": " + line);
+    inputs_ = cli::random_inputs(problem_, 30);
+    const cli::Outputs clean = run_forward(context_.get(), problem_, inputs_);
+    const auto sees = visibility(problem_);
+    const auto num_queries = static_cast<int64_t>(sees.size());
+    const auto num_keys = static_cast<int64_t>(sees[0].size());
+    const int64_t heads = problem_.heads, heads_kv = problem_.heads_kv;
+    cli::Random random(31);
+    const auto any_of = [&](int i, int64_t count) {  // the first and the last, then any
+      return i == 0 ? 0 : i == 1 ? count - 1 : random.integer(0, count - 1);
+    };
+    for (int i = 0; i < 4; ++i) {
+      const int64_t sample = random.integer(0, problem_.batch - 1);
+      const int64_t column = random.integer(0, problem_.head_dim - 1);
+      const int64_t key = any_of(i, num_keys), head_kv = random.integer(0, heads_kv - 1);
+      const int64_t query = any_of(i, num_queries), head = random.integer(0, heads - 1);
+      const auto sees_key = [&](int64_t b, int64_t t, int64_t h) {
+        return b == sample && h / (heads / heads_kv) == head_kv &&
+               sees[static_cast<size_t>(t)][static_cast<size_t>(key)];
+      };
+      const auto is_query = [&](int64_t b, int64_t t, int64_t h) {
+        return b == sample && h == head && t == query;
+      };
+      const int64_t key_row = (sample * num_keys + key) * heads_kv + head_kv;
+      const int64_t query_row = (sample * num_queries + query) * heads + head;
+      for (double value : {double{NAN}, kInfinity, -kInfinity}) {
+        SCOPED_TRACE(std::to_string(value) + " in key " + std::to_string(key) + " of head " +
+                     std::to_string(head_kv) + ", query " + std::to_string(query) + " of head " +
+                     std::to_string(head));
+        expect_reaches(clean, run_with(inputs_.key, key_row * problem_.head_dim + column, value),
+                       -1, std::isnan(value), sees_key);
+        expect_reaches(clean,
+                       run_with(inputs_.query, query_row * problem_.head_dim + column, value), -1,
+                       std::isnan(value), is_query);
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }

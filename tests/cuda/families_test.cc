@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/arguments.h"
+#include "cuda/hopper_cases.h"
 #include "cuda/parsed_problem.h"
 
 namespace vecina::internal::cuda {
@@ -42,6 +43,11 @@ TEST(Families, AnOldCompilerLeavesLengthsToOtherKernels) {
   EXPECT_NE(old.description.find("NVRTC 12.3"), std::string::npos) << old.description;
   EXPECT_NE(old.description.find("12.2"), std::string::npos) << old.description;
   EXPECT_EQ(choose(kLarge, 1202).family, "hopper");
+}
+
+// containment_test.cc counts on it.
+TEST(Families, HopperTakesTheSmallest) {
+  for (const char* line : kSmallest) EXPECT_EQ(choose(line, 0).family, "hopper") << line;
 }
 
 TEST(Families, APlanSaysWhoWasPassedOver) {

@@ -72,5 +72,16 @@ inline constexpr Chosen kChosen[] = {
      0.8},
 };
 
+// The smallest that they take, of each kind: tests look at every pair of a query and a key.
+inline constexpr const char* kSmallest[] = {
+    "1d 1200 kernel_size 300 heads 2 head_dim 128 dtype bf16",
+    "1d 1300 kernel_size 256 dilation 2 heads 2 head_dim 128 additional 3 dtype f16",
+    "1d 1100 kernel_size 400 causal heads 4 heads_kv 2 head_dim 64 dtype bf16",
+    "2d 40x44 kernel_size 17x18 batch 2 heads 2 heads_kv 1 head_dim 64 dtype bf16",
+    "2d 48x40 kernel_size 20 stride 4x1 causal 0x1 heads 2 head_dim 128 dtype f16",
+    "3d 8x16x16 kernel_size 5x9x9 heads 2 head_dim 128 dtype bf16",
+    "attention 900x1000 causal heads 2 head_dim 128 head_dim_value 64 dtype bf16",
+};
+
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_TESTS_CUDA_HOPPER_CASES_H_
