@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <utility>
+#include <vector>
 
 #include "cuda/halo_plan.h"
 #include "cuda/small_common.h"
@@ -14,6 +15,19 @@
 #include "cuda/tiles_plan.h"
 
 namespace vecina::internal::cuda {
+namespace {
+
+// A form of one launch.
+template <auto plan>
+std::string plan_one(const Problem& problem, const vecina_forward_args& example,
+                     const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
+  ForwardLaunch launch;
+  std::string why = plan(problem, example, facts, &launch);
+  if (why.empty()) launches->push_back(std::move(launch));
+  return why;
+}
+
+}  // namespace
 
 std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& /*facts*/) {
   if (pass == Pass::backward) return "gradients: not yet";
@@ -30,26 +44,25 @@ Status small_plan_forward(const Problem& problem, const vecina_forward_args& exa
                           const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (problem.batch() == 0) return {};
   using PlanForm = std::string (*)(const Problem&, const vecina_forward_args&, const DeviceFacts&,
-                                   ForwardLaunch*);
+                                   std::vector<ForwardLaunch>*);
   const bool is_halo_first = pays_for_halo(problem);
-  std::array<PlanForm, 3> forms = {is_halo_first ? plan_halo_forward : plan_fragments,
-                                   is_halo_first ? plan_fragments : plan_halo_forward,
-                                   plan_tiles_forward};
+  std::array<PlanForm, 3> forms = {
+      is_halo_first ? plan_one<plan_halo_forward> : plan_one<plan_fragments>,
+      is_halo_first ? plan_one<plan_fragments> : plan_one<plan_halo_forward>, plan_tiles_forward};
   if (pays_for_tiles(problem)) std::rotate(forms.begin(), forms.end() - 1, forms.end());
-  ForwardLaunch launch;
   std::string sentences;
   bool is_planned = false;
   for (const PlanForm plan : forms) {
-    const std::string why = plan(problem, example, facts, &launch);
+    const std::string why = plan(problem, example, facts, launches);
     is_planned = why.empty();
     if (is_planned) break;
     sentences += fmt::format(R"({}"{}")", sentences.empty() ? "" : ", ", why);
   }
   if (!is_planned) {
-    launch = plan_lanes(problem, example, facts);
+    ForwardLaunch launch = plan_lanes(problem, example, facts);
     launch.description += fmt::format(R"(, "why_not_tensor_cores": [{}])", sentences);
+    launches->push_back(std::move(launch));
   }
-  launches->push_back(std::move(launch));
   return {};
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "cuda/kernels/tiles_config.h"
 #include "cuda/owners.h"
 #include "cuda/small_common.h"
+#include "cuda/value_parts.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -27,6 +29,7 @@ constexpr int kStages = 2;        // of tiles in shared memory
 constexpr int kMaxPartners = 64;  // of a tile: bits of a mask
 constexpr int kRowsOfWarpgroup = 64;
 constexpr int kMaxColumns = 256;  // whose sums fit a thread's registers
+constexpr int kMaxRow = 512;      // columns; longer ones leave shared memory too few partners
 constexpr int kTableBytes = 64 * 16 + 3 * 65 * 8 + 72 + 1100;  // and 24 for each owner
 
 // The cost model, in cycles of a multiprocessor, fitted by hand to nine times of large
@@ -78,17 +81,24 @@ bool has_own_queries(const Problem& problem) {
   return is_longer || has_output_stride;
 }
 
+// Of head_dim, in a gradient's kernel. Where delta is not given, two sums make that of query.
+int part_of_key(const Problem& problem, TilesKernel kernel) {
+  const bool has_two = kernel == TilesKernel::gradient_query && !gives_delta(problem);
+  return part_of(problem.head_dim(), has_two ? kMaxColumns / 2 : kMaxColumns);
+}
+
 // Columns that a thread of a gradient's kernel has sums of in registers.
 int columns_of_sums(const Problem& problem, TilesKernel kernel) {
   const int key = padded(problem.head_dim()), value = padded(problem.head_dim_value());
+  const int part = padded(part_of_key(problem, kernel));
   switch (kernel) {
     case TilesKernel::gradient_query:
-      return gives_delta(problem) ? key : 2 * key;
+      return gives_delta(problem) ? part : 2 * part;
     case TilesKernel::gradient_key:
     case TilesKernel::gradient_all:
       return key + value;
     case TilesKernel::gradient_key_alone:
-      return key;
+      return part;
     case TilesKernel::gradient_value_alone:
       return value;
     case TilesKernel::forward:
@@ -111,7 +121,10 @@ void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config)
   const bool has_many_sums = config->of_keys || (!config->is_delta_given && !config->of_bias);
   config->shares_value = kernel != TilesKernel::gradient_value_alone && !config->of_bias &&
                          key + value > (has_many_sums ? kMaxColumnsOfRows : 256);
-  config->shares_key = sums / 2 + key / 4 > kMaxRegisters;
+  const bool is_part = config->adds_key || !config->of_keys
+                           ? part_of_key(problem, kernel) < problem.head_dim()
+                           : false;
+  config->shares_key = sums / 2 + key / 4 > kMaxRegisters || key > kMaxColumns || is_part;
 }
 
 int boxes_of(const TilesConfig& config) {
@@ -165,6 +178,7 @@ TilesConfig make_config(const Problem& problem, TilesKernel kernel, const TilesS
   config.rank = problem.rank();
   config.head_dim = problem.head_dim();
   config.head_dim_value = problem.head_dim_value();
+  config.end_column = config.head_dim;
   config.of_keys = is_of_keys(kernel);
   config.adds_queries = kernel == TilesKernel::gradient_all;
   config.is_delta_given = kernel == TilesKernel::gradient_query && gives_delta(problem);
@@ -386,35 +400,37 @@ std::vector<std::array<int, 3>> partner_boxes(const Problem& problem, bool of_ke
 std::string print(const TilesConfig& c) {
   const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
-      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
+      "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .first_column = {}, "
+      ".end_column = {}, .of_keys = {}, "
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
       ".partner_box = {}, .partners = {}, .kernel_size = {}, .stride = {}, .dilation = {}, "
       ".output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".shares_key = {}, .shares_value = {}, .shared_bytes = {}, .blocks = {}, .has_grad_lse = {}, "
       ".has_bias = {}, .lengths = {}, .is_attention = {}, "
       ".is_delta_given = {}, .adds_key = {}, .adds_value = {}, .adds_queries = {}, .of_bias = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
-      c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box), c.partners,
-      ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride), c.is_causal[0],
-      c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key, c.shares_value,
-      c.shared_bytes, c.blocks, c.has_grad_lse, c.has_bias, c.lengths, c.is_attention,
-      c.is_delta_given, c.adds_key, c.adds_value, c.adds_queries, c.of_bias);
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.first_column, c.end_column, c.of_keys,
+      c.heads, c.head_group, c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box),
+      c.partners, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
+      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key,
+      c.shares_value, c.shared_bytes, c.blocks, c.has_grad_lse, c.has_bias, c.lengths,
+      c.is_attention, c.is_delta_given, c.adds_key, c.adds_value, c.adds_queries, c.of_bias);
 }
 
 std::string unsuitable(const Problem& problem) {
   if (std::string why = unsuitable_owners(problem); !why.empty()) return why;
   for (const int columns : {problem.head_dim(), problem.head_dim_value()}) {
-    if (columns % 8 != 0 || columns > kMaxColumns) {
-      return fmt::format("head_dim or head_dim_value is not a multiple of 8 up to {}", kMaxColumns);
+    if (columns % 8 != 0 || columns > kMaxRow) {
+      return fmt::format("head_dim or head_dim_value is not a multiple of 8 up to {}", kMaxRow);
     }
   }
   return {};
 }
 
-std::string unsuitable_gradients(const Problem& problem) {
+// Of what its kernel holds in registers.
+std::string unsuitable_bias_gradient(const Problem& problem) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
-  if (columns_of_sums(problem, TilesKernel::gradient_query) > kMaxColumns) {
-    return "few keys in a window, or attention with lengths, and a head_dim above 128";
+  if (std::max(problem.head_dim(), problem.head_dim_value()) > kMaxColumns) {
+    return fmt::format("head_dim or head_dim_value above {}", kMaxColumns);
   }
   return {};
 }
@@ -628,7 +644,7 @@ bool is_faster_by_row(const Problem& problem) {
 }  // namespace
 
 std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
-                               const DeviceFacts& facts, ForwardLaunch* launch) {
+                               const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
   if (is_faster_by_row(problem)) return "few queries with few keys";
@@ -641,16 +657,25 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
   if (why.empty()) why = unsuitable_offsets(problem, {&example.lse});
   if (why.empty()) why = unsuitable_bias(problem, example.bias);
   if (!why.empty()) return why;
-  const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
-  if (shape.partners == 0) return "rows that shared memory cannot hold";
-  *launch = tiles_forward_launch(problem, example, facts, shape);
-  return {};
+  std::vector<ForwardLaunch> parts;
+  for_value_parts(problem, example, kMaxColumns,
+                  [&](const Problem& part, const vecina_forward_args& args, int first) {
+                    const TilesShape shape = choose_tiles_shape(part, TilesKernel::forward, facts);
+                    if (shape.partners == 0) why = "rows that shared memory cannot hold";
+                    if (!why.empty()) return;
+                    parts.push_back(tiles_forward_launch(part, args, facts, shape));
+                    fill_of_value_columns(part, first, &parts.back());
+                  });
+  if (why.empty()) std::move(parts.begin(), parts.end(), std::back_inserter(*launches));
+  return why;
 }
 
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const vecina_backward_args& example, const DeviceFacts& facts,
-                                     const TilesShape& shape) {
+                                     const TilesShape& shape, int first_column) {
   TilesConfig config = make_config(problem, kernel, shape);
+  config.first_column = first_column;
+  config.end_column = std::min(first_column + part_of_key(problem, kernel), problem.head_dim());
   config.blocks = blocks_of(problem, config, kernel, facts);
   config.has_grad_lse = given(example.grad_lse);
   const char* file = has_warpgroups(config) ? "hopper_gradient"
@@ -705,7 +730,7 @@ size_t tiles_sums_bytes(const Problem& problem) {
 
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
-  if (std::string why = unsuitable_gradients(problem); !why.empty()) return why;
+  if (std::string why = unsuitable(problem); !why.empty()) return why;
   std::string why = unsuitable_strides(problem,
                                        {&example.query, &example.key, &example.additional_key,
                                         &example.grad_query, &example.grad_key},
@@ -730,37 +755,44 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
       return {};
     }
   }
-  const TilesShape of_query = choose_tiles_shape(problem, TilesKernel::gradient_query, facts);
-  std::vector<std::pair<TilesKernel, TilesShape>> of_keys;
-  if (columns_of_sums(problem, TilesKernel::gradient_key) <= kMaxColumns) {
-    if (is_of_key) of_keys.push_back({TilesKernel::gradient_key, {}});
-  } else {
-    if (given(example.grad_key)) of_keys.push_back({TilesKernel::gradient_key_alone, {}});
-    if (given(example.grad_value)) of_keys.push_back({TilesKernel::gradient_value_alone, {}});
-  }
-  bool has_shapes = of_query.partners != 0;
-  for (auto& [kernel, shape] : of_keys) {
-    shape = choose_tiles_shape(problem, kernel, facts);
+  std::vector<BackwardLaunch> found;
+  bool has_shapes = true;
+  const auto add = [&](const Problem& part, TilesKernel kernel, const vecina_backward_args& args,
+                       bool is_whole) {
+    const TilesShape shape = choose_tiles_shape(part, kernel, facts);
     has_shapes = has_shapes && shape.partners != 0;
+    const int columns = part_of_key(part, kernel);
+    for (int first = 0; has_shapes && first < (is_whole ? part.head_dim() : 1); first += columns) {
+      found.push_back(tiles_gradient_launch(part, kernel, args, facts, shape, first));
+    }
+  };
+  add(problem, TilesKernel::gradient_query, example, given(example.grad_query));
+  // With facts from a kernel of their own, that of the gradient is wanted for the gradient alone.
+  if (has_shapes && found.front().source.is_architecture_specific) {
+    if (!given(example.grad_query)) found.clear();
+    found.insert(found.begin(), make_rows_launch(problem, "tiles_gradient_facts",
+                                                 TilesKernel::gradient_query, example, facts));
+  }
+  if (columns_of_sums(problem, TilesKernel::gradient_key) <= kMaxColumns) {
+    if (is_of_key) add(problem, TilesKernel::gradient_key, example, true);
+  } else {
+    if (given(example.grad_key)) add(problem, TilesKernel::gradient_key_alone, example, true);
+    if (given(example.grad_value)) {
+      for_value_parts(problem, example, kMaxColumns,
+                      [&](const Problem& part, const vecina_backward_args& args, int first) {
+                        add(part, TilesKernel::gradient_value_alone, args, false);
+                        if (has_shapes) fill_of_value_columns(part, first, &found.back());
+                      });
+    }
   }
   if (!has_shapes) return "rows that shared memory cannot hold";
-  const BackwardLaunch query =
-      tiles_gradient_launch(problem, TilesKernel::gradient_query, example, facts, of_query);
-  // With facts from a kernel of their own, that of the gradient is wanted for the gradient alone.
-  const bool has_facts_before = query.source.is_architecture_specific;
-  if (has_facts_before) {
-    launches->push_back(make_rows_launch(problem, "tiles_gradient_facts",
-                                         TilesKernel::gradient_query, example, facts));
-  }
-  if (!has_facts_before || given(example.grad_query)) launches->push_back(query);
-  for (const auto& [kernel, shape] : of_keys) {
-    launches->push_back(tiles_gradient_launch(problem, kernel, example, facts, shape));
-  }
+  std::move(found.begin(), found.end(), std::back_inserter(*launches));
   return {};
 }
 
 std::string plan_tiles_bias(const Problem& problem, const vecina_backward_args& example,
                             const DeviceFacts& facts, std::vector<BackwardLaunch>* launches) {
+  if (std::string why = unsuitable_bias_gradient(problem); !why.empty()) return why;
   const TilesShape shape = choose_tiles_shape(problem, TilesKernel::gradient_bias, facts);
   if (shape.partners == 0) return "rows that shared memory cannot hold";
   launches->push_back(
@@ -779,7 +811,7 @@ int tiles_bias_parts(const Problem& problem) {
 }
 
 size_t tiles_bias_bytes(const Problem& problem) {
-  if (!problem.has_bias() || !unsuitable_gradients(problem).empty()) return 0;
+  if (!problem.has_bias() || !unsuitable_bias_gradient(problem).empty()) return 0;
   return static_cast<size_t>(tiles_bias_parts(problem)) *
          static_cast<size_t>(count_rows(problem).bias) * sizeof(float);
 }

@@ -37,21 +37,23 @@ TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel, const 
 
 // The forward is faster than the forms for small windows, if it takes the problem.
 bool pays_for_tiles(const Problem& problem);
-// Or says why the form does not take the problem with these strides.
+// Adds the launches of the forward: of many columns of values, one for each part of them, which
+// finds the weights anew. Or says why the form does not take the problem with these strides.
 std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args& example,
-                               const DeviceFacts& facts, ForwardLaunch* launch);
+                               const DeviceFacts& facts, std::vector<ForwardLaunch>* launches);
 ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_args& example,
                                    const DeviceFacts& facts, const TilesShape& shape);
 
 // Adds the launches of the gradients of query, key and value; the first leaves the facts of each
-// query in the workspace, as gradient_query does. Where the problem allows that its bits differ
+// query in the workspace, as gradient_query does. Gradients of many columns are added up in parts,
+// each by a launch. Where the problem allows that its bits differ
 // from run to run, and that of query and another are wanted: one kernel, between two small ones. Or
 // says why the form does not take the problem with these strides.
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
                                      const vecina_backward_args& example, const DeviceFacts& facts,
-                                     const TilesShape& shape);
+                                     const TilesShape& shape, int first_column = 0);
 // Device memory that such a kernel adds in, if the problem allows it; else 0.
 size_t tiles_sums_bytes(const Problem& problem);
 

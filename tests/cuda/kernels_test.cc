@@ -175,6 +175,19 @@ TEST_F(KernelsTest, LongRowsInLittleSharedMemory) {
   compile_all(*compiler_, 86, list_of(sources));
 }
 
+// Of rows whose sums a thread has no registers for.
+TEST_F(KernelsTest, SumsOfManyColumnsInParts) {
+  for (const int capability : {80, 90}) {
+    Sources sources;
+    for (const char* line : {"2d 40x44 kernel_size 15 heads 2 head_dim 512 dtype bf16",
+                             "1d 900 kernel_size 30 bias heads 2 head_dim 192 head_dim_value 328 "
+                             "additional 2 lengths packed:3 dtype f16"}) {
+      add_passes(line, imagined_facts(capability), &sources);
+    }
+    compile_all(*compiler_, capability, list_of(sources));
+  }
+}
+
 TEST_F(KernelsTest, AKernelThatDoesNotCompileSaysWhere) {
   KernelSource source = sources_for({}).front();
   source.config = "{.no_such_field = 1}";

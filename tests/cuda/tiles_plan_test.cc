@@ -20,9 +20,11 @@
 #include "cuda/device.h"
 #include "cuda/families.h"
 #include "cuda/gradient_plan.h"
+#include "cuda/kernels/halo_params.h"
 #include "cuda/owners.h"
 #include "cuda/parsed_problem.h"
 #include "cuda/small_common.h"
+#include "cuda/value_parts.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -145,7 +147,9 @@ std::string forward_file(const Problem& problem, const vecina_forward_args& exam
   const char* family = nullptr;
   std::vector<ForwardLaunch> launches;
   EXPECT_TRUE(plan_launches(problem, example, facts, &family, &launches).ok());
-  return launches.size() == 1 ? launches.front().source.file : "";
+  std::set<std::string> files;
+  for (const ForwardLaunch& launch : launches) files.insert(launch.source.file);
+  return files.size() == 1 ? *files.begin() : "";
 }
 std::string forward_file(const Problem& problem, const DeviceFacts& facts) {
   vecina_forward_args example;
@@ -283,7 +287,9 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
       EXPECT_NE(file, "small_lanes.cu") << line;
       if (may_be_small(problem)) continue;
       EXPECT_EQ(file, "tiles_forward.cu") << line;
-      const TilesShape shape = choose_tiles_shape(problem, TilesKernel::forward, facts);
+      const Problem part =
+          with_value_columns(problem, part_of(problem.head_dim_value(), /*most=*/256));
+      const TilesShape shape = choose_tiles_shape(part, TilesKernel::forward, facts);
       rows.insert(shape.box[0] * shape.box[1] * shape.box[2]);
     }
     EXPECT_EQ(rows, (std::set<int>{16, 32})) << gpu.capability;
@@ -315,7 +321,7 @@ TEST(TilesPlan, OffsetsOfLseFit31Bits) {
 TEST(TilesPlan, LeavesTheForwardToOthers) {
   for (const char* line : {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
-           "2d 56x56 kernel_size 30 heads 2 head_dim 264 dtype f16",                   // columns
+           "2d 56x56 kernel_size 30 heads 2 head_dim 520 dtype f16",                   // columns
            "2d 56x56 kernel_size 30 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
            "1d 4096 kernel_size 7 heads 2 head_dim 48 dtype f16",                      // few keys
        }) {
@@ -365,13 +371,125 @@ TEST(TilesPlan, LongRowsHaveTheirGradientsOneByOne) {
             (std::vector<std::string>{three[0], three[1]}));
 }
 
+// Columns `first` to `end` of the launches' sums, in order.
+using Columns = std::vector<std::pair<int, int>>;
+Columns columns_of(const std::vector<BackwardLaunch>& launches, const std::string& file,
+                   const std::string& what) {
+  const auto number = [](const std::string& config, const std::string& field) {
+    return std::stoi(config.substr(config.find(field) + field.size()));
+  };
+  Columns columns;
+  for (const BackwardLaunch& launch : launches) {
+    const std::string& config = launch.source.config;
+    if (launch.source.file != file || config.find(what) == std::string::npos) continue;
+    columns.push_back({number(config, ".first_column = "), number(config, ".end_column = ")});
+  }
+  return columns;
+}
+
+// Where a thread lacks registers for sums of a row, each part of its columns has a launch.
+TEST(TilesPlan, SumsOfManyColumnsHaveLaunchesForParts) {
+  struct Row {
+    const char* line;
+    Columns query, key;
+    size_t value_launches;
+  };
+  for (const Row& row : {
+           Row{"2d 56x56 kernel_size 20 heads 2 head_dim 512 dtype bf16",
+               {{0, 256}, {256, 512}},
+               {{0, 256}, {256, 512}},
+               2},
+           {"2d 56x56 kernel_size 20 heads 2 head_dim 264 head_dim_value 64 dtype bf16",
+            {{0, 160}, {160, 264}},
+            {{0, 160}, {160, 264}},
+            1},
+           // Two sums make the gradient of query where few keys may be seen.
+           {"2d 56x56 kernel_size 7 heads 2 head_dim 136 dtype f16",
+            {{0, 96}, {96, 136}},
+            {{0, 136}},
+            1},
+           {"attention 500x700 heads 2 head_dim 256 lengths packed:2 dtype f16",
+            {{0, 128}, {128, 256}},
+            {{0, 256}},
+            1},
+       }) {
+    const Problem problem = parsed(row.line);
+    vecina_backward_args example;
+    imagine_arguments(problem, VECINA_CUDA, &example);
+    for (const int capability : {80, 90}) {
+      std::vector<BackwardLaunch> launches;
+      ASSERT_TRUE(gradient_plan_backward(problem, example, facts_of(capability), &launches).ok());
+      EXPECT_EQ(columns_of(launches, "tiles_gradient_query.cu", "{"), row.query) << row.line;
+      EXPECT_EQ(columns_of(launches, "tiles_gradient_key.cu", ".adds_key = true"), row.key)
+          << row.line;
+      EXPECT_EQ(columns_of(launches, "tiles_gradient_key.cu", ".adds_key = false").size(),
+                row.value_launches)
+          << row.line;
+    }
+    example.grad_query = {};  // facts of queries alone
+    std::vector<BackwardLaunch> launches;
+    ASSERT_TRUE(gradient_plan_backward(problem, example, facts_of(80), &launches).ok());
+    EXPECT_EQ(columns_of(launches, "tiles_gradient_query.cu", "{"), Columns{row.query.front()});
+  }
+}
+
+TEST(TilesPlan, PartsOfValuesAreGivenTheirColumnsOfTensors) {
+  const Problem problem = parsed(
+      "1d 300 kernel_size 100 heads 2 head_dim 64 head_dim_value 264 additional 3 dtype bf16");
+  std::vector<char> memory(16);
+  const auto offset = [first = memory.data()](const vecina::cuda::HaloRows& rows) {
+    return rows.data == nullptr ? -1 : static_cast<int>(rows.data - first);
+  };
+  vecina_forward_args forward;
+  imagine_arguments(problem, VECINA_CUDA, &forward);
+  for (vecina_tensor* tensor : {&forward.query, &forward.key, &forward.value,
+                                &forward.additional_value, &forward.output, &forward.lse}) {
+    tensor->data = memory.data();
+    tensor->byte_offset = 0;
+  }
+  std::vector<ForwardLaunch> launches;
+  ASSERT_EQ(plan_tiles_forward(problem, forward, facts_of(80), &launches), "");
+  ASSERT_EQ(launches.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    vecina::cuda::HaloParams params = {};
+    ASSERT_TRUE(launches[i].fill(forward, &params).ok());
+    const int first = i == 0 ? 0 : 160 * 2;
+    EXPECT_EQ(offset(params.query), 0);
+    EXPECT_EQ(offset(params.value), first);
+    EXPECT_EQ(offset(params.additional_value), first);
+    EXPECT_EQ(offset(params.output), first);
+    EXPECT_EQ(offset(params.lse), i == 0 ? 0 : -1) << "of the first part alone";
+    EXPECT_NE(launches[i].source.config.find(i == 0 ? ".head_dim_value = 160,"
+                                                    : ".head_dim_value = 104,"),
+              std::string::npos);
+  }
+
+  vecina_backward_args backward;
+  imagine_arguments(problem, VECINA_CUDA, &backward);
+  for (vecina_tensor* tensor : {&backward.query, &backward.grad_output, &backward.grad_value}) {
+    tensor->data = memory.data();
+    tensor->byte_offset = 0;
+  }
+  backward.grad_query = backward.grad_key = {};
+  std::vector<BackwardLaunch> gradients;
+  ASSERT_EQ(plan_tiles_backward(problem, backward, facts_of(80), &gradients), "");
+  ASSERT_EQ(gradients.size(), 3u);
+  for (size_t i = 1; i < 3; ++i) {
+    vecina::cuda::HaloParams params = {};
+    ASSERT_TRUE(gradients[i].fill(backward, &params).ok());
+    const int first = i == 1 ? 0 : 160 * 2;
+    EXPECT_EQ(offset(params.query), 0);
+    EXPECT_EQ(offset(params.grad_output), first);
+    EXPECT_EQ(offset(params.grad_value), first);
+    EXPECT_EQ(offset(params.grad_key), -1);
+  }
+}
+
 TEST(TilesPlan, LeavesToOthersWhatItDoesNotTake) {
   for (const char* line : {
            "2d 56x56 kernel_size 20 heads 2 head_dim 64",                              // f32
-           "2d 56x56 kernel_size 20 heads 2 head_dim 264 dtype f16",                   // columns
-           "2d 56x56 kernel_size 7 heads 2 head_dim 136 dtype f16",                    // few keys
+           "2d 56x56 kernel_size 20 heads 2 head_dim 520 dtype f16",                   // columns
            "2d 56x56 kernel_size 20 heads 2 head_dim 64 head_dim_value 60 dtype f16",  // columns
-           "attention 500x700 heads 2 head_dim 136 lengths packed:2 dtype f16",        // any keys
        }) {
     EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
   }

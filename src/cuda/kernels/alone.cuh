@@ -16,22 +16,26 @@ struct SpreadRow {
   static constexpr int kCount = (kSize + 31) / 32;
   float columns[kCount];
 
+  // Or only of columns kFirst to kEnd - 1, the others 0.
+  template <int kFirst = 0, int kEnd = kSize>
   VECINA_DEVICE void load(const char* row, bool& is_good) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
       columns[m] = 0.0f;
-      if (32 * m + lane < kSize) {
+      if (32 * m >= kFirst && 32 * m + lane < kEnd) {
         vecina::cuda::load<Element, 1>(row + (32 * m + lane) * 2, columns + m);
       }
     }
     is_good = is_good && is_finite();
   }
+  template <int kFirst = 0, int kEnd = kSize>
   VECINA_DEVICE void store(char* row) const {
+    static_assert(kFirst % 32 == 0);
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int m = 0; m < kCount; ++m) {
-      if (32 * m + lane < kSize) {
+      if (32 * m >= kFirst && 32 * m + lane < kEnd) {
         vecina::cuda::store<Element, 1>(columns + m, row + (32 * m + lane) * 2);
       }
     }

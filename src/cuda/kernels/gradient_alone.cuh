@@ -9,7 +9,8 @@
 namespace vecina::cuda {
 
 // Stores gradient and facts of the query if anything that it sees, or what was stored, is not
-// finite.
+// finite. Of some columns of the gradient: the facts with the first.
+template <int kFirst = 0, int kEnd = kKeyColumns>
 VECINA_DEVICE void differentiate_query_alone(const HaloParams& params, int batch, int head,
                                        const int (&token)[3]) {
   const int head_kv = head / kConfig.head_group;
@@ -65,18 +66,19 @@ VECINA_DEVICE void differentiate_query_alone(const HaloParams& params, int batch
   if (params.grad_query.data != nullptr) {
     stored = row_at(params.grad_query, batch, head, token);
     KeyRow before;
-    before.load(stored, is_good);
+    before.load<kFirst, kEnd>(stored, is_good);
   }
   if (__all_sync(0xffffffffu, is_good)) return;
-  if (stored != nullptr) products.store(stored);
-  if (threadIdx.x % 32 == 0) {
+  if (stored != nullptr) products.store<kFirst, kEnd>(stored);
+  if (kFirst == 0 && threadIdx.x % 32 == 0) {
     head_facts(params, batch, head)[token_number(params, token)] =
         make_facts(maximum, total, delta, dot);
   }
 }
 
 // Stores the gradients of the key if anything of the queries that see it, or what was stored, is
-// not finite.
+// not finite. Or of some columns of that of key.
+template <int kFirst = 0, int kEnd = kKeyColumns>
 VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, int head_kv,
                                        const int (&token)[3]) {
   bool is_good = true;
@@ -108,7 +110,7 @@ VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, 
   is_good = is_good && grad_key.is_finite() && grad_value.is_finite();
   if (params.grad_key.data != nullptr) {
     KeyRow before;
-    before.load(row_at(params.grad_key, batch, head_kv, token), is_good);
+    before.load<kFirst, kEnd>(row_at(params.grad_key, batch, head_kv, token), is_good);
   }
   if (params.grad_value.data != nullptr) {
     ValueRow before;
@@ -116,7 +118,7 @@ VECINA_DEVICE void differentiate_key_alone(const HaloParams& params, int batch, 
   }
   if (__all_sync(0xffffffffu, is_good)) return;
   if (params.grad_key.data != nullptr) {
-    grad_key.store(row_at(params.grad_key, batch, head_kv, token));
+    grad_key.store<kFirst, kEnd>(row_at(params.grad_key, batch, head_kv, token));
   }
   if (params.grad_value.data != nullptr) {
     grad_value.store(row_at(params.grad_value, batch, head_kv, token));

@@ -189,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   }
   __syncthreads();
   wait_for_previous();
-  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_key_alone<>>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, table, numbers, is_cleaned);
   });
 }

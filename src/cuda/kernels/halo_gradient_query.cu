@@ -271,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
   clear_missing<kStageBytes>(table, shared);
   __syncthreads();
   wait_for_previous();
-  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_query_alone<>>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, table, is_cleaned);
   });
 }

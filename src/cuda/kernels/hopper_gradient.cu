@@ -376,9 +376,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, kConfig.blocks)
     return differentiate_block(params, tables, memory, is_cleaned);
   };
   if constexpr (kConfig.of_keys) {
-    compute_block<differentiate_key_alone>(params, differentiate);
+    compute_block<differentiate_key_alone<>>(params, differentiate);
   } else {
-    compute_block<differentiate_query_alone>(params, differentiate);
+    compute_block<differentiate_query_alone<>>(params, differentiate);
   }
 }
 

@@ -330,21 +330,30 @@ VECINA_DEVICE void clear_shared(uint4* shared, int bytes) {
   }
 }
 
-// A thread's part of two rows in global memory, as first factor of products over columns.
+// A thread's part of two rows in global memory, as first factor of products over columns: of step
+// k, or of all.
 template <int kColumns>
-VECINA_DEVICE void load_rows(const char* row, const char* next_row,
-                             unsigned (&words)[Side<kColumns>::kSteps][4]) {
+VECINA_DEVICE void load_step(const char* row, const char* next_row, int k, unsigned (&words)[4]) {
   const int q = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int k = 0; k < Side<kColumns>::kSteps; ++k) {
-    load_words<4>(row + 32 * k + 4 * q, &words[k][0]);
-    load_words<4>(next_row + 32 * k + 4 * q, &words[k][1]);
-    words[k][2] = words[k][3] = 0;
-    if (16 * k + 8 < kColumns) {
-      load_words<4>(row + 32 * k + 16 + 4 * q, &words[k][2]);
-      load_words<4>(next_row + 32 * k + 16 + 4 * q, &words[k][3]);
-    }
+  load_words<4>(row + 32 * k + 4 * q, &words[0]);
+  load_words<4>(next_row + 32 * k + 4 * q, &words[1]);
+  words[2] = words[3] = 0;
+  if (16 * k + 8 < kColumns) {
+    load_words<4>(row + 32 * k + 16 + 4 * q, &words[2]);
+    load_words<4>(next_row + 32 * k + 16 + 4 * q, &words[3]);
   }
+}
+template <int kColumns, int kSteps>
+VECINA_DEVICE void load_rows(const char* row, const char* next_row, unsigned (&words)[kSteps][4]) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) load_step<kColumns>(row, next_row, k, words[k]);
+}
+
+// Of head_dim: whose sums the launch has, in steps of 16.
+inline constexpr int kFirstStep = kConfig.first_column / 16;
+inline constexpr int kStepsOfSums = (kConfig.end_column - kConfig.first_column + 15) / 16;
+VECINA_DEVICE constexpr bool has_sums(int step) {
+  return step >= kFirstStep && step < kFirstStep + kStepsOfSums;
 }
 
 // What a thread names of a side for load_matrices (products over columns) and load_transposed
@@ -369,17 +378,35 @@ inline constexpr int kKeyRowsAt =
 inline constexpr int kRowsEnd =
     kKeyRowsAt + (kHasKeyRows ? kRows * kBoxes * KeySide::kRowBytes : 0);
 template <class Side>
-VECINA_DEVICE void share_rows(const unsigned (&words)[Side::kSteps][4], int place) {
+VECINA_DEVICE void share_step(const unsigned (&words)[4], int k, int place) {
   extern __shared__ uint4 shared[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   char* rows = reinterpret_cast<char*>(shared) + place +
                (16 * warp + lane / 4) * Side::kRowBytes + lane % 4 * 4;
 #pragma unroll
-  for (int k = 0; k < Side::kSteps; ++k) {
+  for (int w = 0; w < 4; ++w) {
+    store_words<4>(rows + w % 2 * 8 * Side::kRowBytes + w / 2 * 16 + 32 * k, &words[w]);
+  }
+}
+template <class Side, int kSteps>
+VECINA_DEVICE void share_rows(const unsigned (&words)[kSteps][4], int place) {
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      store_words<4>(rows + w % 2 * 8 * Side::kRowBytes + w / 2 * 16 + 32 * k, &words[k][w]);
-    }
+  for (int k = 0; k < kSteps; ++k) share_step<Side>(words[k], k, place);
+  __syncwarp();
+}
+// Of gradients: owners' rows that are never in registers as a whole.
+inline constexpr int kLongColumns = 256;
+inline constexpr bool kHasLongKeys = kKeyColumns > kLongColumns;
+inline constexpr bool kHasLongValues = kValueColumns > kLongColumns;
+// From global memory, a few steps at a time.
+inline constexpr int kStepsAtOnce = 2;
+template <int kColumns>
+VECINA_DEVICE void copy_rows(const char* row, const char* next_row, int place) {
+#pragma unroll kStepsAtOnce
+  for (int k = 0; k < Side<kColumns>::kSteps; ++k) {
+    unsigned words[4];
+    load_step<kColumns>(row, next_row, k, words);
+    share_step<Side<kColumns>>(words, k, place);
   }
   __syncwarp();
 }

@@ -10,15 +10,18 @@ struct TilesConfig {
   int dtype;  // vecina_dtype: 16 bits
   int rank;
   int head_dim, head_dim_value;  // multiples of 8
-  bool of_keys;                  // owners are keys
-  int heads;                     // query heads among a warp's rows: 1
-  int head_group;                // query heads of a key head
-  int items_of_block;            // which a block walks: 1
-  int box[3];                    // owners among a warp's rows: 16; of the forward, also 32. Of a
-                                 // warpgroup's (hopper_gradient.cu): 64
-  int boxes[3];                  // of a block along each axis
-  int partner_box[3];            // partners of a tile in shared memory
-  int partners;                  // of a tile with what pads it: a multiple of 16, at most 64
+  // Of head_dim, from the first to before the end: whose sums the launch has, of the gradient of
+  // query or key. More than a thread has registers for have a launch for each part.
+  int first_column, end_column;
+  bool of_keys;        // owners are keys
+  int heads;           // query heads among a warp's rows: 1
+  int head_group;      // query heads of a key head
+  int items_of_block;  // which a block walks: 1
+  int box[3];          // owners among a warp's rows: 16; of the forward, also 32. Of a
+                       // warpgroup's (hopper_gradient.cu): 64
+  int boxes[3];        // of a block along each axis
+  int partner_box[3];  // partners of a tile in shared memory
+  int partners;        // of a tile with what pads it: a multiple of 16, at most 64
   int kernel_size[3], stride[3], dilation[3], output_stride[3];
   bool is_causal[3];
   int additional_tokens;

@@ -27,11 +27,15 @@ constexpr int kGroups = na_max(kPartners / 32, 1);
 constexpr int kWarpsOfGroup = kBoxes / kGroups;
 static_assert(!kConfig.adds_queries || (kPartners % 32 == 0 && kBoxes % kGroups == 0), "");
 
+static_assert((!kHasLongKeys || kConfig.shares_key) && (!kHasLongValues || kConfig.shares_value),
+              "");
+
 // What a warp holds of its rows.
 struct KeyWork {
-  unsigned key[KeySide::kSteps][4], value[ValueSide::kSteps][4];
+  unsigned key[kHasLongKeys ? 1 : KeySide::kSteps][4];
+  unsigned value[kHasLongValues ? 1 : ValueSide::kSteps][4];
   float scale;  // of logits
-  float grad_key[kConfig.adds_key ? 2 * KeySide::kSteps : 1][4];
+  float grad_key[kConfig.adds_key ? 2 * kStepsOfSums : 1][4];
   float grad_value[kConfig.adds_value ? 2 * ValueSide::kSteps : 1][4];
   unsigned query_place, output_place, query_rows, output_rows, facts_place, key_rows, value_rows;
   unsigned gradients;  // where the thread leaves those of logits
@@ -69,7 +73,7 @@ struct KeyWork {
         if (kConfig.adds_value && c < ValueSide::kSteps) {
           load_transposed(to.outputs, outputs + 32 * c);
         }
-        if (kConfig.adds_key && c < KeySide::kSteps) load_transposed(to.queries, queries + 32 * c);
+        if (kConfig.adds_key && has_sums(c)) load_transposed(to.queries, queries + 32 * c);
       }
     };
     constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
@@ -81,11 +85,11 @@ struct KeyWork {
       __syncwarp();
       if constexpr (kStarts) {
         if (c < KeySide::kSteps) {
-          add_columns(columns_of<kConfig.shares_key>(now.key, key[c]), now.next_queries,
+          add_columns(columns_of<kConfig.shares_key>(now.key, key[kHasLongKeys ? 0 : c]), now.next_queries,
                       pairs.logits);
         }
         if (kConfig.adds_key && c < ValueSide::kSteps) {
-          add_columns(columns_of<kConfig.shares_value>(now.value, value[c]), now.next_outputs,
+          add_columns(columns_of<kConfig.shares_value>(now.value, value[kHasLongValues ? 0 : c]), now.next_outputs,
                       pairs.differences);
         }
       }
@@ -93,8 +97,8 @@ struct KeyWork {
         if (kConfig.adds_value && c < ValueSide::kSteps) {
           add_rows(factors.weights, now.outputs, c, grad_value);
         }
-        if (kConfig.adds_key && c < KeySide::kSteps) {
-          add_rows(factors.gradients, now.queries, c, grad_key);
+        if (kConfig.adds_key && has_sums(c)) {
+          add_rows(factors.gradients, now.queries, c - kFirstStep, grad_key);
         }
       }
     }
@@ -227,13 +231,21 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     const auto at = [&](const HaloRows& tensor, int i) {
       return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
     };
-    load_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), work.key);
-    if constexpr (kConfig.adds_key) {
+    if constexpr (kHasLongKeys) {
+      copy_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), kKeyRowsAt);
+    } else {
+      load_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), work.key);
+    }
+    if constexpr (kConfig.adds_key && kHasLongValues) {
+      copy_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), kValueRowsAt);
+    } else if constexpr (kConfig.adds_key) {
       load_rows<kValueColumns>(at(params.value, 0), at(params.value, 1), work.value);
     }
   }
-  if constexpr (kConfig.shares_value) share_rows<ValueSide>(work.value, kValueRowsAt);
-  if constexpr (kHasKeyRows) share_rows<KeySide>(work.key, kKeyRowsAt);
+  if constexpr (kConfig.shares_value && !kHasLongValues) {
+    share_rows<ValueSide>(work.value, kValueRowsAt);
+  }
+  if constexpr (kHasKeyRows && !kHasLongKeys) share_rows<KeySide>(work.key, kKeyRowsAt);
   work.is_adding = !is_cleaned;  // once
   work.key_rows = place_of_shared_rows<KeySide>(kKeyRowsAt);
   work.value_rows = place_of_shared_rows<ValueSide>(kValueRowsAt);
@@ -257,8 +269,9 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     };
     if constexpr (kConfig.adds_key) {
       if (params.grad_key.data != nullptr) {
-        is_good = store_row<kKeyColumns / 8>(work.grad_key, i, params.scale, at(params.grad_key),
-                                             row.is_owner) &&
+        is_good = store_row<(kConfig.end_column - kConfig.first_column) / 8>(
+                      work.grad_key, i, params.scale,
+                      at(params.grad_key) + 2 * kConfig.first_column, row.is_owner) &&
                   is_good;
       }
     }
@@ -282,7 +295,7 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   clear_shared(shared, kStages * kStageBytes);
   __syncthreads();
   wait_for_previous();
-  compute_block<differentiate_key_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_key_alone<kConfig.first_column, kConfig.end_column>>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
 }

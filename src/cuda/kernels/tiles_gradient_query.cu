@@ -16,25 +16,24 @@ namespace vecina::cuda {
 namespace {
 
 static_assert(!kConfig.of_keys && kRows == 16, "owners are queries");
-constexpr int kTiles = 2 * KeySide::kSteps;  // of 8 columns
+constexpr int kTiles = 2 * kStepsOfSums;  // of 8 columns
 
-VECINA_DEVICE float dot_rows(const unsigned (&a)[ValueSide::kSteps][4],
-                             const unsigned (&b)[ValueSide::kSteps][4], int i) {
-  float sum = 0.0f;
+// The thread's part of a . b, of one of its rows.
+VECINA_DEVICE void add_dot(const unsigned (&a)[4], const unsigned (&b)[4], int i, float& sum) {
 #pragma unroll
-  for (int k = 0; k < ValueSide::kSteps; ++k) {
-#pragma unroll
-    for (int w = i; w < 4; w += 2) {
-      sum = fmaf(unpack_low(Element{}, a[k][w]), unpack_low(Element{}, b[k][w]), sum);
-      sum = fmaf(unpack_high(Element{}, a[k][w]), unpack_high(Element{}, b[k][w]), sum);
-    }
+  for (int w = i; w < 4; w += 2) {
+    sum = fmaf(unpack_low(Element{}, a[w]), unpack_low(Element{}, b[w]), sum);
+    sum = fmaf(unpack_high(Element{}, a[w]), unpack_high(Element{}, b[w]), sum);
   }
-  return over_quad(sum, true);
 }
+
+static_assert((!kHasLongKeys || kConfig.shares_key) && (!kHasLongValues || kConfig.shares_value),
+              "");
 
 // What a warp holds of its rows.
 struct QueryWork {
-  unsigned query[KeySide::kSteps][4], grad_output[ValueSide::kSteps][4];
+  unsigned query[kHasLongKeys ? 1 : KeySide::kSteps][4];
+  unsigned grad_output[kHasLongValues ? 1 : ValueSide::kSteps][4];
   float maximum[2], shift[2];  // of logits in powers of two; of differences
   float scale;                 // of logits
   float total[2], differences[2];  // for delta, unless it is given
@@ -70,7 +69,7 @@ struct QueryWork {
         }
       }
       if constexpr (kAdds) {
-        if (c < KeySide::kSteps) load_transposed(to.keys, rows + 32 * c);
+        if (has_sums(c)) load_transposed(to.keys, rows + 32 * c);
       }
     };
     constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
@@ -82,18 +81,20 @@ struct QueryWork {
       __syncwarp();
       if constexpr (kStarts) {
         if (c < KeySide::kSteps) {
-          add_columns(columns_of<kConfig.shares_key>(now.query, query[c]), now.next_keys,
+          add_columns(columns_of<kConfig.shares_key>(now.query, query[kHasLongKeys ? 0 : c]), now.next_keys,
                       pairs.logits);
         }
         if (c < ValueSide::kSteps) {
-          add_columns(columns_of<kConfig.shares_value>(now.grad_output, grad_output[c]),
+          add_columns(columns_of<kConfig.shares_value>(now.grad_output,
+                                                       grad_output[kHasLongValues ? 0 : c]),
                       now.next_values, pairs.differences);
         }
       }
       if constexpr (kAdds) {
-        if (c < KeySide::kSteps) {
-          if constexpr (!kConfig.is_delta_given) add_rows(factors.weights, now.keys, c, keys);
-          add_rows(factors.gradients, now.keys, c, products);
+        if (has_sums(c)) {
+          const int sum = c - kFirstStep;
+          if constexpr (!kConfig.is_delta_given) add_rows(factors.weights, now.keys, sum, keys);
+          add_rows(factors.gradients, now.keys, sum, products);
         }
       }
     }
@@ -137,14 +138,41 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
     const auto at = [&](const HaloRows& tensor, int i) {
       return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
     };
-    unsigned output[ValueSide::kSteps][4];
-    load_rows<kKeyColumns>(at(params.query, 0), at(params.query, 1), work.query);
-    load_rows<kValueColumns>(at(params.grad_output, 0), at(params.grad_output, 1),
-                             work.grad_output);
-    load_rows<kValueColumns>(at(params.output, 0), at(params.output, 1), output);
+    dot[0] = dot[1] = 0.0f;
+    if constexpr (kHasLongKeys) {
+      copy_rows<kKeyColumns>(at(params.query, 0), at(params.query, 1), kKeyRowsAt);
+    } else {
+      load_rows<kKeyColumns>(at(params.query, 0), at(params.query, 1), work.query);
+    }
+    if constexpr (kHasLongValues) {
+#pragma unroll kStepsAtOnce
+      for (int k = 0; k < ValueSide::kSteps; ++k) {
+        unsigned grad_output[4], output[4];
+        load_step<kValueColumns>(at(params.grad_output, 0), at(params.grad_output, 1), k,
+                                 grad_output);
+        load_step<kValueColumns>(at(params.output, 0), at(params.output, 1), k, output);
+        share_step<ValueSide>(grad_output, k, kValueRowsAt);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) add_dot(grad_output, output, i, dot[i]);
+      }
+      __syncwarp();
+    } else {
+      constexpr int kSteps = kHasLongValues ? 1 : ValueSide::kSteps;
+      unsigned output[kSteps][4];
+      load_rows<kValueColumns>(at(params.grad_output, 0), at(params.grad_output, 1),
+                               work.grad_output);
+      load_rows<kValueColumns>(at(params.output, 0), at(params.output, 1), output);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          add_dot(work.grad_output[k], output[k], i, dot[i]);
+        }
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      dot[i] = dot_rows(work.grad_output, output, i);
+      dot[i] = over_quad(dot[i], true);
       const float lse = *reinterpret_cast<const float*>(at(params.lse, i));
       work.maximum[i] = lse == -infinity() ? 0.0f : lse * static_cast<float>(1.0 / kLn2);
       if constexpr (kConfig.has_grad_lse) {
@@ -154,8 +182,10 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       work.total[i] = work.differences[i] = 0.0f;
     }
   }
-  if constexpr (kConfig.shares_key) share_rows<KeySide>(work.query, kKeyRowsAt);
-  if constexpr (kConfig.shares_value) share_rows<ValueSide>(work.grad_output, kValueRowsAt);
+  if constexpr (kConfig.shares_key && !kHasLongKeys) share_rows<KeySide>(work.query, kKeyRowsAt);
+  if constexpr (kConfig.shares_value && !kHasLongValues) {
+    share_rows<ValueSide>(work.grad_output, kValueRowsAt);
+  }
   work.scale = params.scale_to_powers;
   work.bias.begin(params, item.head);
   clear(work.keys);
@@ -184,16 +214,16 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
       }
     }
     const Row row = make_row(tile, box, lane / 4 + 8 * i);
-    if (row.is_owner && lane % 4 == 0) {
+    if (kFirstStep == 0 && row.is_owner && lane % 4 == 0) {
       head_facts(params, item.batch, item.head)[token_number(params, row.token)] =
           make_facts(work.maximum[i], sum, correction - grad_lse[i], dot[i]);
     }
     is_good = is_good && is_finite(correction + work.shift[i]);
     if (params.grad_query.data == nullptr) continue;
-    is_good = store_row<kKeyColumns / 8>(
+    is_good = store_row<(kConfig.end_column - kConfig.first_column) / 8>(
                   work.products, i, params.scale * inverse,
                   head_rows(params.grad_query, item.batch, item.head) +
-                      row_offset(params.grad_query, row),
+                      row_offset(params.grad_query, row) + 2 * kConfig.first_column,
                   row.is_owner) &&
               is_good;
   }
@@ -218,7 +248,7 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   if constexpr (kHasOutputStride && !kHasLengths) {
     clear_gradients(params, tile, params.num_outputs);
   }
-  compute_block<differentiate_query_alone>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_query_alone<kConfig.first_column, kConfig.end_column>>(params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
 }
