@@ -163,6 +163,7 @@ constexpr const char* kWindows[] = {
     "1d 220 kernel_size 70 output_stride 3 dilation 2 heads 2 head_dim 16",
     "2d 19x21 kernel_size 9x8 causal 0x1 heads 2 head_dim 24 additional 1 bias",
     "attention 40x80 heads 1 head_dim 16",
+    "1d 100 kernel_size 70 heads 2 head_dim 264 head_dim_value 272",
 };
 
 TEST_P(Containment, NonFiniteTokensReachTheirWindowsOnly) {
@@ -449,7 +450,8 @@ TEST_P(Containment, GradientsDependOnNothingElse) {
 }
 
 // Whose gradients a GPU computes on tensor cores, where masked pairs are multiplied too: halos of
-// one plane and of many, tiles with and without products of warpgroups, and sums in any order.
+// one plane and of many, tiles with and without products of warpgroups, and sums in any order, or
+// in parts of the columns.
 constexpr const char* kGradientsOnTensorCores[] = {
     "2d 23x19 kernel_size 7x10 batch 3 heads 3 head_dim 64 bias dtype bf16",
     "2d 9x13 kernel_size 5x4 stride 2x1 batch 2 heads 2 head_dim 32 dtype bf16",
@@ -458,6 +460,8 @@ constexpr const char* kGradientsOnTensorCores[] = {
     "2d 12x11 kernel_size 9x8 causal 1x0 heads 2 heads_kv 1 head_dim 120 dtype bf16",
     "1d 150 kernel_size 70 heads 2 head_dim 128 dtype bf16",
     "2d 13x11 kernel_size 9x8 heads 2 heads_kv 1 head_dim 64 head_dim_value 128 dtype f16",
+    "1d 100 kernel_size 70 heads 2 heads_kv 1 head_dim 272 head_dim_value 320 bias dtype f16",
+    "2d 12x11 kernel_size 5x7 heads 2 head_dim 168 dtype bf16",
     "2d 13x11 kernel_size 9x8 heads 2 head_dim 128 allow nondeterministic dtype bf16",
     "2d 12x11 kernel_size 9x8 heads 2 heads_kv 1 head_dim 120 allow nondeterministic dtype bf16",
 };
