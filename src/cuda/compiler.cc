@@ -22,7 +22,9 @@ namespace fs = std::filesystem;
 
 constexpr int kOldestMajor = 12;  // C++20, sm_90a
 constexpr const char* kSonames[] = {"libnvrtc.so.13", "libnvrtc.so.12"};
-constexpr const char* kOptions[] = {"--std=c++20", "--ptxas-options=-v"};
+// A lambda whose parameters are auto cannot say that it is for the device.
+constexpr const char* kOptions[] = {"--std=c++20", "--device-as-default-execution-space",
+                                    "--ptxas-options=-v"};
 
 using Program = struct _nvrtcProgram*;
 
@@ -233,7 +235,9 @@ Status Compiler::compile(const KernelSource& source, const std::string& architec
   (is_ptx ? nvrtc.ptx_size : nvrtc.cubin_size)(program, &bytes);
   compiled->image.resize(bytes);
   (is_ptx ? nvrtc.ptx : nvrtc.cubin)(program, compiled->image.data());
-  compiled->resources = resources_of(log_of(program));
+  const std::string log = log_of(program);
+  compiled->resources = resources_of(log);
+  compiled->serializes_products = log.find("instructions are serialized") != std::string::npos;
   nvrtc.destroy(&program);
   return {};
 }

@@ -22,6 +22,7 @@ struct Resources {
 struct Compiled {
   std::vector<char> image;  // a cubin, or PTX where the device is newer than the compiler
   Resources resources;
+  bool serializes_products = false;  // of a warpgroup: each waits for the one before
 };
 
 // What a cache must know of the compiler without loading it.

@@ -26,6 +26,7 @@ void expect_everything_in_registers(const Compiler& compiler, const KernelSource
              compiled.resources.spill_bytes, source.config);
   EXPECT_EQ(compiled.resources.spill_bytes, 0) << line;
   EXPECT_EQ(compiled.resources.stack_bytes, 0) << line;
+  EXPECT_FALSE(compiled.serializes_products) << line;
 }
 
 TEST(HopperKernels, KeepEverythingInRegisters) {
