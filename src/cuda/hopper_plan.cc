@@ -308,10 +308,11 @@ HopperChoice choose(const Problem& problem, const DeviceFacts& facts) {
 std::string describe_cut(const HopperConfig& config) {
   return fmt::format(
       R"("queries_per_warpgroup": [{}, {}, {}], "packed_heads": {}, "keys_per_tile": [{}, {}, {}], )"
+      R"("short_rows": {}, )"
       R"("warpgroups": {}, "pair_axis": {}, "stages": {}, "ping_pong": {}, "chained": {}, )"
       R"("output_buffer": {})",
       config.query_box[0], config.query_box[1], config.query_box[2], config.packed_heads,
-      config.key_box[0], config.key_box[1], config.key_box[2], config.warpgroups,
+      config.key_box[0], config.key_box[1], config.key_box[2], config.short_rows, config.warpgroups,
       config.pair_axis - (3 - config.rank), config.stages, config.is_ping_pong, config.is_chained,
       config.has_output_buffer);
 }
@@ -322,14 +323,15 @@ std::string print(const HopperConfig& c) {
       ".output_columns = {}, "
       ".has_heads_for_batch = {}, "
       ".warpgroups = {}, .pair_axis = {}, .query_box = {}, .packed_heads = {}, .key_box = {}, "
+      ".short_rows = {}, "
       ".stages = {}, .is_ping_pong = {}, .has_output_buffer = {}, .is_chained = {}, "
       ".keeps_shift = {}, .is_causal = {}, .is_strided = {}, .is_dilated = {}, .has_additional = "
       "{}, "
       ".has_lengths = {}}}",
       c.dtype, c.query_key_dtype, c.rank, c.head_dim, c.head_dim_value, c.output_columns,
       c.has_heads_for_batch, c.warpgroups, c.pair_axis, braces(c.query_box), c.packed_heads,
-      braces(c.key_box), c.stages, c.is_ping_pong, c.has_output_buffer, c.is_chained, c.keeps_shift,
-      c.is_causal, c.is_strided, c.is_dilated, c.has_additional, c.has_lengths);
+      braces(c.key_box), c.short_rows, c.stages, c.is_ping_pong, c.has_output_buffer, c.is_chained,
+      c.keeps_shift, c.is_causal, c.is_strided, c.is_dilated, c.has_additional, c.has_lengths);
 }
 
 Problem with_longest_samples(const Problem& problem) {

@@ -12,7 +12,10 @@
 namespace vecina::internal::cuda {
 namespace {
 
+using vecina::cuda::hopper_columns;
 using vecina::cuda::hopper_layout;
+using vecina::cuda::hopper_round_up;
+using vecina::cuda::kHopperDepth;
 using vecina::cuda::kHopperRows;
 
 constexpr int kMaxBox = 256;  // tokens that a copy may span along an axis
@@ -34,6 +37,10 @@ constexpr int kStoredColumns = 32;  // that four lanes store from registers
 constexpr double kManyTiles = 10.0;
 // Above, two stages and a buffer for output are slower than none, unless blocks are chained.
 constexpr double kOutputBufferTiles = 50.0;
+// Of the work on tiles: short ones that save less are not worth their code.
+constexpr double kLeastSaved = 0.005;
+// Of a warpgroup and box of queries, of which the last may be short.
+constexpr double kLeastTilesWithShort = 5.0;
 constexpr int kPackedTokens = 8;  // rows of the pattern in which shared memory is swizzled
 
 // The cost model: cycles of a multiprocessor, fitted by least squares of relative errors to
@@ -77,6 +84,8 @@ struct BlockKind {
 
 struct AxisSums {
   double blocks = 0, tiles = 0, whole = 0, loaded = 0, warpgroups = 0;
+  int short_rows = 0;      // as of HopperConfig, were this the pair axis
+  double short_tiles = 0;  // of `tiles`
 };
 
 // One axis, cut into boxes of `box` queries, `warpgroups` to a block.
@@ -111,8 +120,44 @@ std::vector<BlockKind> block_kinds(const Axis& axis, int box, int warpgroups) {
   return kinds;
 }
 
-AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box) {
+// A warpgroup's rows of its last tile; 0: that is its first, which is computed as a whole.
+int last_rows(const Seen& seen, int key_box) {
+  const int last = (seen.end - 1) / key_box;
+  return last > seen.begin / key_box ? seen.end - last * key_box : 0;
+}
+
+// As many rows of short tiles as leave out most.
+int best_short_rows(const std::vector<BlockKind>& kinds, int key_box) {
+  std::array<double, kMaxTileKeys + 1> tiles;  // with so many rows
+  std::array<int, kMaxTileKeys + 1> found;     // rows of some tiles
+  std::fill_n(tiles.begin(), key_box + 1, 0.0);
+  int count = 0;
+  for (const BlockKind& kind : kinds) {
+    for (const Seen& seen : kind.warpgroups) {
+      const int rows = last_rows(seen, key_box);
+      if (rows == 0) continue;
+      double& of_rows = tiles[static_cast<size_t>(rows)];
+      if (of_rows == 0) found[static_cast<size_t>(count++)] = rows;
+      of_rows += kind.blocks;
+    }
+  }
+  std::sort(found.begin(), found.begin() + count);
+  int best = 0;
+  double most = 0, up_to = 0;
+  for (int i = 0; i < count; ++i) {
+    const int rows = found[static_cast<size_t>(i)];
+    up_to += tiles[static_cast<size_t>(rows)];
+    if (up_to * (key_box - rows) > most) {
+      most = up_to * (key_box - rows);
+      best = rows;
+    }
+  }
+  return best;
+}
+
+AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box, int short_rows) {
   AxisSums sums;
+  sums.short_rows = short_rows;
   for (const BlockKind& kind : kinds) {
     int loaded = 0;
     for (const Seen& seen : kind.warpgroups) {
@@ -122,6 +167,8 @@ AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box) {
       sums.whole += kind.blocks *
                     std::max(0, seen.whole_end / key_box - divide_up(seen.whole_begin, key_box));
       sums.warpgroups += kind.blocks;
+      const int rows = last_rows(seen, key_box);
+      if (rows > 0 && rows <= short_rows) sums.short_tiles += kind.blocks;
     }
     sums.loaded += kind.blocks * loaded;
     sums.blocks += kind.blocks;
@@ -129,10 +176,23 @@ AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box) {
   return sums;
 }
 
+int tile_keys(const HopperConfig& config) {
+  return config.key_box[0] * config.key_box[1] * config.key_box[2];
+}
+int short_keys(const HopperConfig& config, int short_rows) {
+  return tile_keys(config) / config.key_box[config.pair_axis] * short_rows;
+}
+
+// Of a warpgroup's products with `keys` of a tile.
+double tile_flops(const HopperConfig& config, int keys) {
+  return 2.0 * kHopperRows *
+         (hopper_columns(config, keys) * config.head_dim +
+          hopper_round_up(keys, kHopperDepth) * config.head_dim_value);
+}
+
 HopperWork work_of(const Problem& problem, const HopperConfig& config,
-                   const std::array<int, 3>& key_box, const std::array<AxisSums, 3>& sums) {
-  const int key_rows = key_box[0] * key_box[1] * key_box[2];
-  const int tile_keys = vecina::cuda::hopper_round_up(key_rows, 16);
+                   const std::array<AxisSums, 3>& sums) {
+  const int keys = tile_keys(config), few_keys = short_keys(config, config.short_rows);
   const double packs = static_cast<double>(problem.batch()) * problem.heads() / config.packed_heads;
   const auto product = [&](double AxisSums::*member) {
     return packs * sums[0].*member * sums[1].*member * sums[2].*member;
@@ -141,16 +201,39 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
   work.launches = static_cast<double>(count_hopper_launches(problem));
   work.blocks = product(&AxisSums::blocks);
   work.tiles = product(&AxisSums::tiles);
-  work.whole_tiles = key_rows == tile_keys ? product(&AxisSums::whole) : 0.0;
+  work.whole_tiles = hopper_columns(config, keys) == keys ? product(&AxisSums::whole) : 0.0;
   work.loaded_tiles = product(&AxisSums::loaded);
+  if (config.short_rows > 0) {
+    const AxisSums& pair = sums[static_cast<size_t>(config.pair_axis)];
+    work.short_tiles = work.tiles / pair.tiles * pair.short_tiles;
+  }
   if (config.has_additional) {
-    const int tiles = divide_up(static_cast<int>(problem.additional_tokens()), key_rows);
+    const int tiles = divide_up(static_cast<int>(problem.additional_tokens()), keys);
     work.tiles += tiles * product(&AxisSums::warpgroups);
     work.loaded_tiles += tiles * work.blocks;
   }
-  work.flops =
-      work.tiles * 2.0 * kHopperRows * tile_keys * (config.head_dim + config.head_dim_value);
+  work.flops = (work.tiles - work.short_tiles) * tile_flops(config, keys) +
+               work.short_tiles * tile_flops(config, few_keys);
   return work;
+}
+
+// Only a tile's first rows can be multiplied alone. Measured on an H200 in steady state: short
+// tiles take 1 to 5% off problems with two and three axes, and add 2 to 10% to those with few tiles
+// and 2 to 3% to those with one axis. With additional tokens, shared heads and wide values
+// registers may be short. `work` is without short tiles.
+int useful_short_rows(const HopperConfig& config, const HopperWork& work, const AxisSums& pair) {
+  if (config.rank == 1 || pair.short_tiles == 0 || config.has_additional ||
+      config.packed_heads > 1 || config.head_dim_value > 128 ||
+      work.tiles < kLeastTilesWithShort * work.blocks * config.warpgroups) {
+    return 0;
+  }
+  for (int a = 0; a < config.pair_axis; ++a) {
+    if (config.key_box[a] > 1) return 0;
+  }
+  const double whole = tile_flops(config, tile_keys(config));
+  const double few = tile_flops(config, short_keys(config, pair.short_rows));
+  const double saved = pair.short_tiles * (whole - few);
+  return saved >= kLeastSaved * pair.tiles * whole ? pair.short_rows : 0;
 }
 
 // Of softmax that nothing hides, for a tile.
@@ -169,24 +252,32 @@ bool has_empty_rows(const HopperConfig& config) {
          kHopperRows;
 }
 
-double predict(const HopperConfig& config, const std::array<int, 3>& key_box,
-               const HopperWork& work, const DeviceFacts& facts) {
-  const double keys = vecina::cuda::hopper_round_up(key_box[0] * key_box[1] * key_box[2], 16);
+double predict(const HopperConfig& config, const HopperWork& work, const DeviceFacts& facts) {
+  const int tile_rows = tile_keys(config);
+  const double keys = hopper_columns(config, tile_rows);
   const bool is_e4m3 = config.query_key_dtype != config.dtype;
-  const double columns = config.head_dim * (is_e4m3 ? kE4m3Cycles : 1.0) + config.head_dim_value;
-  const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
+  const auto products = [&](int multiplied) {
+    const double columns = config.head_dim * (is_e4m3 ? kE4m3Cycles : 1.0);
+    return 2.0 * kHopperRows / kFlopsPerCycle *
+           (hopper_columns(config, multiplied) * columns +
+            hopper_round_up(multiplied, kHopperDepth) * config.head_dim_value);
+  };
   const double tiles = work.tiles / (work.blocks * config.warpgroups);
   const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
-  const double tile =
-      (config.keeps_shift ? kProductCyclesOfKeptShifts : kProductCycles) * product +
-      softmax_cycles(config, keys) + kCyclesPerTile;
+  const auto tile = [&](int multiplied) {
+    return (config.keeps_shift ? kProductCyclesOfKeptShifts : kProductCycles) *
+               products(multiplied) +
+           softmax_cycles(config, hopper_columns(config, multiplied)) + kCyclesPerTile;
+  };
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
                        (tiles < kFewTiles ? kCyclesPerFirstKey * keys : 0.0) -
                        (hides_output(config) ? hidden : 0.0) +
                        (hopper_frees_query_early(config) ? 0.0 : kCyclesPerWait);
-  const double cycles = work.tiles * tile + work.blocks * block +
+  const double cycles = (work.tiles - work.short_tiles) * tile(tile_rows) +
+                        work.short_tiles * tile(short_keys(config, config.short_rows)) +
+                        work.blocks * block +
                         (work.tiles - work.whole_tiles) * kCyclesPerMaskedKey * keys +
-                        work.loaded_tiles * kCyclesPerRow * key_box[0] * key_box[1];
+                        work.loaded_tiles * kCyclesPerRow * config.key_box[0] * config.key_box[1];
   const double rounds =
       work.launches * std::ceil(work.blocks / work.launches / facts.multiprocessors);
   const double launch = kLaunchMs + (has_empty_rows(config) ? kPaddingMs : 0.0);
@@ -395,7 +486,7 @@ class Search {
     const int least = std::min(kMinTileKeys, most);
     for (const Box& box : boxes) {
       const int keys = box[0] * box[1] * box[2];
-      const int padding = vecina::cuda::hopper_round_up(keys, 16) - keys;
+      const int padding = hopper_round_up(keys, 16) - keys;
       if (keys >= least && (padding <= kMaxPaddedKeys || keys == most)) kept.push_back(box);
     }
     return kept;
@@ -409,18 +500,21 @@ class Search {
     };
     SumsByKeyBox &sums0 = sums_of(0), &sums1 = sums_of(1), &sums2 = sums_of(2);
     for (const Box& key_box : key_boxes) {
-      const HopperWork work = work_of(problem_, base_, key_box,
-                                      {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])});
       HopperConfig config = base_;
       std::copy(key_box.begin(), key_box.end(), config.key_box);
+      const std::array sums = {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])};
+      HopperWork work = work_of(problem_, config, sums);
+      const AxisSums& pair = sums[static_cast<size_t>(config.pair_axis)];
+      config.short_rows = useful_short_rows(config, work, pair);
+      if (config.short_rows > 0) work = work_of(problem_, config, sums);
       config.has_output_buffer = config.is_chained = true;  // the least that it may cost
-      if (!is_better(predict(config, key_box, work, facts_))) continue;
+      if (!is_better(predict(config, work, facts_))) continue;
       if (!fits_registers(config)) continue;
       const double tiles = work.tiles / (work.blocks * config.warpgroups);
       // Measured on an H200: slower than two.
       if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
       if (!fit_memory(facts_, tiles, &config)) continue;
-      const double ms = predict(config, key_box, work, facts_);
+      const double ms = predict(config, work, facts_);
       if (is_better(ms)) keep({config, work, ms});
     }
   }
@@ -441,17 +535,23 @@ class Search {
     const AxisSums& operator()(int key_box) {
       if (sums_.size() <= static_cast<size_t>(key_box)) sums_.resize(kMaxTileKeys + 1);
       AxisSums& sums = sums_[static_cast<size_t>(key_box)];
-      if (sums.blocks == 0) sums = sum_kinds(kinds, key_box);
+      if (sums.blocks == 0) {
+        sums = sum_kinds(kinds, key_box, is_pair ? best_short_rows(kinds, key_box) : 0);
+      }
       return sums;
     }
     std::vector<BlockKind> kinds;
+    bool is_pair = false;  // or might be
 
    private:
     std::vector<AxisSums> sums_;
   };
   SumsByKeyBox& sums(size_t a, int box, int warpgroups) {
     SumsByKeyBox& sums = sums_[a][static_cast<size_t>(box)][static_cast<size_t>(warpgroups)];
-    if (sums.kinds.empty()) sums.kinds = block_kinds(axes_[a], box, warpgroups);
+    if (sums.kinds.empty()) {
+      sums.kinds = block_kinds(axes_[a], box, warpgroups);
+      sums.is_pair = warpgroups > 1;
+    }
     return sums;
   }
 
@@ -487,16 +587,16 @@ HopperWork count_hopper_work(const Problem& problem, const HopperConfig& config)
     sums[static_cast<size_t>(a)] =
         sum_kinds(block_kinds(hopper_axis(problem, a), config.query_box[a],
                               a == config.pair_axis ? config.warpgroups : 1),
-                  config.key_box[a]);
+                  config.key_box[a], a == config.pair_axis ? config.short_rows : 0);
   }
-  HopperWork work = work_of(problem, config, std::to_array(config.key_box), sums);
+  HopperWork work = work_of(problem, config, sums);
   add_useful_share(problem, &work);
   return work;
 }
 
 double predict_hopper_ms(const HopperConfig& config, const HopperWork& work,
                          const DeviceFacts& facts) {
-  return predict(config, std::to_array(config.key_box), work, facts);
+  return predict(config, work, facts);
 }
 
 HopperChoice hopper_choice(const Problem& problem, const DeviceFacts& facts,
@@ -569,6 +669,11 @@ bool apply_cut(const Problem& problem, const DeviceFacts& facts, const HopperCon
   config->is_ping_pong = cut.is_ping_pong;
   config->has_output_buffer = cut.has_output_buffer;
   config->is_chained = cut.is_chained;
+  const int pair_keys = cut.key_box[cut.pair_axis];
+  const std::vector<BlockKind> kinds = block_kinds(hopper_axis(problem, cut.pair_axis),
+                                                   cut.query_box[cut.pair_axis], cut.warpgroups);
+  const AxisSums pair = sum_kinds(kinds, pair_keys, best_short_rows(kinds, pair_keys));
+  config->short_rows = useful_short_rows(*config, count_hopper_work(problem, *config), pair);
   return fits_registers(*config) && (!config->is_chained || may_chain(*config)) &&
          hopper_layout(*config).bytes <= facts.shared_bytes_per_block;
 }

@@ -30,6 +30,7 @@ struct HopperWork {
   double tiles = 0;         // of keys, computed
   double whole_tiles = 0;   // of those, seen by all queries of the warpgroup: no mask
   double loaded_tiles = 0;  // once for each block
+  double short_tiles = 0;   // of those computed, multiplied in part
   double flops = 0;         // of all computed tiles
   double useful_share = 0;  // of those flops that visible pairs need
 };

@@ -52,9 +52,10 @@ BoxKeys keys_of_box(const tests::AxisRule& rule, const std::vector<int64_t>& que
 }
 
 struct AxisCount {
-  double blocks = 0, tiles = 0, whole = 0, loaded = 0;
+  double blocks = 0, tiles = 0, whole = 0, loaded = 0, short_tiles = 0;
 };
-AxisCount count_axis(const tests::AxisRule& rule, int box, int warpgroups, int key_box) {
+AxisCount count_axis(const tests::AxisRule& rule, int box, int warpgroups, int key_box,
+                     int short_rows) {
   AxisCount count;
   for (int64_t group = 0; group < rule.dilation; ++group) {
     std::vector<int64_t> queries;
@@ -69,14 +70,19 @@ AxisCount count_axis(const tests::AxisRule& rule, int box, int warpgroups, int k
       for (int w = 0; w < warpgroups; ++w) {
         const BoxKeys keys = keys_of_box(rule, queries, first + w * box, box);
         if (!keys.has_queries) continue;
+        int tiles = 0;
+        bool is_short = false;
         for (int64_t tile = origin; tile < keys.seen.end; tile += key_box) {
           if (tile + key_box <= keys.seen.begin) continue;
           ++count.tiles;
+          ++tiles;
+          is_short = keys.seen.end - tile <= short_rows;
           const bool sees_all =
               tile >= keys.seen_by_all.begin && tile + key_box <= keys.seen_by_all.end;
           if (sees_all) ++count.whole;
           last_loaded = std::max(last_loaded, (tile - origin) / key_box + 1);
         }
+        if (is_short && tiles > 1) ++count.short_tiles;
       }
       count.loaded += static_cast<double>(last_loaded);
     }
@@ -91,24 +97,42 @@ void expect_counts(const std::string& line, HopperConfig config) {
   config.head_dim_value = problem.head_dim_value();
   config.has_additional = problem.additional_tokens() > 0;
   const vecina_problem c = problem.to_c();
-  AxisCount product = {1, 1, 1, 1};
+  AxisCount product = {1, 1, 1, 1, 1};
   for (int a = 0; a < problem.rank(); ++a) {
     const int axis = a + 3 - problem.rank();
-    const AxisCount count =
-        count_axis(tests::axis_rule(c, a), config.query_box[axis],
-                   axis == config.pair_axis ? config.warpgroups : 1, config.key_box[axis]);
+    const AxisCount count = count_axis(tests::axis_rule(c, a), config.query_box[axis],
+                                       axis == config.pair_axis ? config.warpgroups : 1,
+                                       config.key_box[axis], config.short_rows);
     product.blocks *= count.blocks;
     product.tiles *= count.tiles;
     product.whole *= count.whole;
     product.loaded *= count.loaded;
+    product.short_tiles *= axis == config.pair_axis ? count.short_tiles : count.tiles;
   }
   const double packs = static_cast<double>(problem.batch()) * problem.heads() / config.packed_heads;
   const HopperWork work = count_hopper_work(problem, config);
   const auto layout = vecina::cuda::hopper_layout(config);
   EXPECT_EQ(work.blocks, packs * product.blocks) << line;
   EXPECT_EQ(work.tiles, packs * product.tiles) << line;
-  EXPECT_EQ(work.whole_tiles, layout.key_rows % 16 == 0 ? packs * product.whole : 0.0) << line;
+  EXPECT_EQ(work.whole_tiles,
+            layout.key_rows % (config.rank == 3 ? 16 : 8) == 0 ? packs * product.whole : 0.0)
+      << line;
   EXPECT_EQ(work.loaded_tiles, packs * product.loaded) << line;
+  if (config.short_rows > 0) {
+    EXPECT_EQ(work.short_tiles, packs * product.short_tiles) << line;
+    EXPECT_GT(work.short_tiles, 0) << line;
+  } else {
+    EXPECT_EQ(work.short_tiles, 0) << line;
+  }
+  const auto flops = [&](int keys) {
+    const int step = config.rank == 3 ? 16 : 8;
+    const int scores = std::max(16, (keys + step - 1) / step * step);
+    const int values = (keys + 15) / 16 * 16;
+    return 2.0 * 64 * (scores * config.head_dim + values * config.head_dim_value);
+  };
+  EXPECT_EQ(work.flops, (work.tiles - work.short_tiles) * flops(layout.key_rows) +
+                            work.short_tiles * flops(layout.short_keys))
+      << line;
 }
 
 HopperConfig cut(int warpgroups, int pair_axis, const std::array<int, 3>& query_box,
@@ -142,6 +166,49 @@ TEST(HopperTiling, CountsWhatTheDefinitionSays) {
                 cut(3, 0, {2, 4, 8}, {1, 4, 7}));
   expect_counts("attention 77x1024 causal heads 2 head_dim 64 dtype bf16",
                 cut(2, 2, {1, 1, 64}, {1, 1, 64}));
+}
+
+TEST(HopperTiling, CountsShortTilesAsTheDefinitionDoes) {
+  const auto expect_short = [](const std::string& line, HopperConfig config, int short_rows) {
+    config.short_rows = short_rows;
+    expect_counts(line, config);
+  };
+  for (const int rows : {6, 7}) {
+    expect_short("2d 128x128 kernel_size 31 heads 2 head_dim 128 dtype bf16",
+                 cut(2, 1, {1, 8, 8}, {1, 8, 20}), rows);
+  }
+  expect_short("1d 700 kernel_size 200 heads 2 head_dim 64 dtype bf16",
+               cut(2, 2, {1, 1, 64}, {1, 1, 128}), 80);
+  expect_short("1d 300 kernel_size 60 causal head_dim 64 dtype bf16",
+               cut(3, 2, {1, 1, 64}, {1, 1, 48}), 31);
+  expect_short("2d 61x45 kernel_size 24x30 stride 5x3 batch 2 head_dim 64 dtype bf16",
+               cut(2, 1, {1, 8, 8}, {1, 4, 16}), 2);
+  expect_short("3d 10x17x22 kernel_size 5x7x9 dilation 2x1x2 head_dim 64 dtype bf16",
+               cut(3, 0, {1, 4, 8}, {4, 2, 8}), 1);
+  expect_short("attention 77x1024 causal heads 2 head_dim 64 dtype bf16",
+               cut(2, 2, {1, 1, 64}, {1, 1, 64}), 63);
+}
+
+// Short tiles hold all that their warpgroups see there, and are taken where they save something.
+TEST(HopperTiling, TakesShortTilesWhereTheySave) {
+  const auto choose = [](const std::string& line) {
+    return choose_hopper_tiling(parsed(line), DeviceFacts());
+  };
+  for (const char* line : {"2d 128x128 kernel_size 31 batch 4 heads 8 head_dim 128 dtype bf16",
+                           "3d 30x48x80 kernel_size 18x24x24 heads 24 head_dim 128 dtype bf16"}) {
+    const HopperChoice choice = choose(line);
+    HopperConfig whole = choice.config;
+    whole.short_rows = 0;
+    const HopperChoice without = hopper_choice(parsed(line), DeviceFacts(), whole);
+    EXPECT_GT(choice.config.short_rows, 0) << line;
+    EXPECT_LT(choice.work.flops, without.work.flops * 0.995) << line;
+    EXPECT_LT(choice.predicted_ms, without.predicted_ms) << line;
+    EXPECT_EQ(choice.work.tiles, without.work.tiles) << line;
+  }
+  // Every tile is seen to its end.
+  EXPECT_EQ(choose("2d 256x256 kernel_size 80 stride 16 heads 24 head_dim 128 dtype bf16")
+                .config.short_rows,
+            0);
 }
 
 TEST(HopperTiling, AdditionalTokensAreTilesOfEveryWarpgroup) {

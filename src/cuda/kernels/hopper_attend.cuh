@@ -62,6 +62,14 @@ VECINA_DEVICE void find_scales(const HopperParams& params, const Work& work, int
   }
 }
 
+// How many of a tile's keys are multiplied: a type, so that a lambda may take it.
+template <int n>
+struct Keys {
+  static constexpr int kColumns = hopper_columns(kConfig, n);
+  static constexpr int kSteps = hopper_round_up(n, kHopperDepth) / kHopperDepth;
+  static constexpr bool kIsLastHalf = kColumns < kSteps * kHopperDepth;
+};
+
 VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpgroup) {
   constexpr int kKeys = kLayout.tile_keys;
   constexpr int kHeadDimValue = kConfig.head_dim_value;
@@ -106,12 +114,12 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     }
   };
 
-  constexpr int kLogits = kKeys / 2;
+  constexpr int kLogits = kLayout.score_keys / 2;
   // With kept shifts logits become weights half at a time, where registers are short.
   constexpr int kMostSums = kWarpgroups == 3 ? 110 : 150;
   constexpr int kHalf =
       kKeys * 3 / 4 + kHeadDimValue / 2 > kMostSums ? kLogits / 16 * 8 : kLogits;
-  float sums[kHeadDimValue / 2], logits[kLogits];
+  float sums[kHeadDimValue / 2], first_logits[kLogits];
   unsigned weights[kLogits / 2];
   RunningSum rows[2];
   float scales[2];  // of their logits
@@ -122,23 +130,25 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     wait(key_full + stage.index * 8, stage.parity);
     is_partial = (shared_word(interior + stage.index * 4) >> warpgroup & 1) == 0;
   };
-  const auto multiply_keys = [&] {
+  const auto multiply_keys = [&](auto of, auto& logits) {
     const unsigned tile = keys + stage.index * (kLayout.key_bytes >> 4);
 #pragma unroll
     for (int byte = 0; byte < kRowBytes; byte += kHopperDepthBytes) {
       const int box = byte / kBoxBytes, within = byte % kBoxBytes / 16;
-      Products<kKeys>::template shared<kConfig.query_key_dtype>(
+      Products<decltype(of)::kColumns>::template shared<kConfig.query_key_dtype>(
           logits, descriptor<kBoxBytes>(query + box * (kHopperRows * kBoxBytes / 16) + within),
           descriptor<kBoxBytes>(tile + box * (kKeys * kBoxBytes / 16) + within), byte > 0);
     }
     close_products();
   };
-  const auto multiply_values = [&] {
+  const auto multiply_values = [&](auto of) {
     const unsigned tile = values + before.index * (kLayout.value_bytes >> 4);
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
+    for (int k = 0; k < decltype(of)::kSteps; ++k) {
+      const bool is_half = decltype(of)::kIsLastHalf && k == decltype(of)::kSteps - 1;
       Products<kHeadDimValue>::template registers<kConfig.dtype>(
-          sums, weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3],
+          sums, weights[4 * k], weights[4 * k + 1], is_half ? 0u : weights[4 * k + 2],
+          is_half ? 0u : weights[4 * k + 3],
           descriptor<kBoxBytesValue>(tile + k * kBoxBytesValue));
     }
     close_products();
@@ -172,22 +182,25 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
   const auto weigh_first = [&](bool is_last) {
     load_words();
     wait_for_products<0>();
-    pin(logits);
+    pin(first_logits);
     give_keys_back(is_last);
-    if (is_partial) hide(words, logits);
-    weigh<Element, 0, kLogits>(logits, scales, rows, weights);
+    if (is_partial) hide(words, first_logits);
+    weigh<Element, 0, kLogits>(first_logits, scales, rows, weights);
   };
   // A tile's weights, beside the products with the values of the tile before it.
-  const auto weigh_next = [&](bool is_last) {
+  const auto weigh_next = [&](auto of, auto of_before, bool is_last) {
+    // Not those of the first tile: else ptxas may run short of registers for products in flight.
+    constexpr int kEnd = decltype(of)::kColumns / 2;
+    float logits[kEnd];
     wait_for_keys();
     turns.take();
     pin(logits);
     pin(sums);
     open_products();
-    multiply_keys();
+    multiply_keys(of, logits);
     wait(value_full + before.index * 8, before.parity);
     open_products();
-    multiply_values();
+    multiply_values(of_before);
     turns.pass();
     load_words();
     wait_for_products<1>();
@@ -195,25 +208,39 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
     give_keys_back(is_last);
     if (is_partial) hide(words, logits);
     if constexpr (kConfig.keeps_shift) {
+      constexpr int kMiddle = na_min(kHalf, kEnd);
       end_values();
-      weigh_next_to<Element, 0, kHalf>(logits, scales, rows, weights, sums);
-      if constexpr (kHalf < kLogits) {
-        weigh_next_to<Element, kHalf, kLogits>(logits, scales, rows, weights, sums);
+      weigh_next_to<Element, 0, kMiddle>(logits, scales, rows, weights, sums);
+      if constexpr (kMiddle < kEnd) {
+        weigh_next_to<Element, kMiddle, kEnd>(logits, scales, rows, weights, sums);
       }
     } else {
-      exponentiate<0, kLogits>(logits, scales, {kLag, kLag}, rows);
+      exponentiate<0, kEnd>(logits, scales, {kLag, kLag}, rows);
       end_values();
-      pack_rows<Element, 0, kLogits>(logits, weights);
+      pack_rows<Element, 0, kEnd>(logits, weights);
       if (is_any_raised(rows)) scale_rows(sums, rows);
     }
     if constexpr (!kConfig.is_chained) before = stage;
     stage.advance();
   };
-  const auto issue_last_values = [&] {
+  const auto issue_last_values = [&](auto of) {
     wait(value_full + before.index * 8, before.parity);
     pin(sums);
     open_products();
-    multiply_values();
+    multiply_values(of);
+  };
+  constexpr Keys<kLayout.key_rows> all;
+  constexpr Keys<kLayout.short_keys == 0 ? kLayout.key_rows : kLayout.short_keys> few;
+  // Tiles after the first, the last of them short.
+  const auto weigh_rest = [&](int tiles, int short_tiles, bool is_last) {
+#pragma unroll 1
+    for (; tiles > short_tiles; --tiles) weigh_next(all, all, is_last && tiles == 1);
+    if constexpr (kLayout.short_keys > 0) {
+      if (tiles == 0) return;
+      weigh_next(few, all, is_last && tiles == 1);
+#pragma unroll 1
+      while (--tiles > 0) weigh_next(few, few, is_last && tiles == 1);
+    }
   };
 
   if constexpr (kConfig.is_chained) {
@@ -273,9 +300,9 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
         wait_for_keys();
         turns.take();
       }
-      pin(logits);
+      pin(first_logits);
       open_products();
-      multiply_keys();
+      multiply_keys(all, first_logits);
       if (found != kNoMore) turns.pass();
     };
     look();
@@ -288,9 +315,12 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       weigh_first(work.tiles == 1);
       stage.advance();
       pass_over_values();
-#pragma unroll 1
-      for (int left = work.tiles - 1; left > 0; --left) weigh_next(left == 1);
-      issue_last_values();
+      weigh_rest(work.tiles - 1, work.short_tiles, true);
+      if (kLayout.short_keys > 0 && work.short_tiles > 0) {
+        issue_last_values(few);
+      } else {
+        issue_last_values(all);
+      }
       skipped = work.after;
       look();
       const bool is_far = skipped > kMostAhead || found == 0;
@@ -310,7 +340,7 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       store_output<Element>(params, work, output, warpgroup, thread, sums, rows, scales);
     }
     wait_for_products<0>();
-    pin(logits);
+    pin(first_logits);
     pass_over_values();
     turns.close();
   } else {
@@ -334,20 +364,23 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
 
       find_scales(params, work, thread, scales);
       // Tiles that follow one another. The first's keys and the last's values have no partner.
-      const auto attend_run = [&](int tiles, bool is_first_run, bool is_last_run) {
+      const auto attend_run = [&](int tiles, int short_tiles, bool is_first_run, bool is_last_run) {
         wait_for_keys();
         turns.take();
-        pin(logits);
+        pin(first_logits);
         open_products();
-        multiply_keys();
+        multiply_keys(all, first_logits);
         turns.pass();
         weigh_first(is_last_run && tiles == 1);
         if (!is_first_run && is_any_raised(rows)) scale_rows(sums, rows);
         before = stage;
         stage.advance();
-#pragma unroll 1
-        for (int left = tiles - 1; left > 0; --left) weigh_next(is_last_run && left == 1);
-        issue_last_values();
+        weigh_rest(tiles - 1, short_tiles, is_last_run);
+        if (kLayout.short_keys > 0 && short_tiles > 0) {
+          issue_last_values(few);
+        } else {
+          issue_last_values(all);
+        }
         wait_for_products<0>();
         pin(sums);
         give_values_back();
@@ -356,11 +389,12 @@ VECINA_DEVICE void attend(const HopperParams& params, unsigned shared, int warpg
       if constexpr (kConfig.has_additional) {
 #pragma unroll 1
         for (int run = 0; run < 2; ++run) {
-          attend_run(run == 0 ? work.tiles : params.additional_tiles, run == 0, run == 1);
+          attend_run(run == 0 ? work.tiles : params.additional_tiles,
+                     run == 0 ? work.short_tiles : 0, run == 0, run == 1);
           if (run == 0) pass_over(work.after);
         }
       } else {
-        attend_run(work.tiles, true, true);
+        attend_run(work.tiles, work.short_tiles, true, true);
       }
       rows[0].close();
       rows[1].close();

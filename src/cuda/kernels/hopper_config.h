@@ -24,10 +24,13 @@ struct HopperConfig {
   int warpgroups;
   int pair_axis;
   int query_box[3];
-  int packed_heads;   // query heads of one key head in a box; more than 1: a multiple of 8 tokens
-  int key_box[3];     // keys of a tile
-  int stages;         // tiles of key and of value in shared memory
-  bool is_ping_pong;  // warpgroups take turns at issuing their products
+  int packed_heads;  // query heads of one key head in a box; more than 1: a multiple of 8 tokens
+  int key_box[3];    // keys of a tile
+  // A warpgroup that sees no more than so many rows, along pair_axis, of its last tiles multiplies
+  // these alone, which are a tile's first keys; 0: all of every tile.
+  int short_rows;
+  int stages;              // tiles of key and of value in shared memory
+  bool is_ping_pong;       // warpgroups take turns at issuing their products
   bool has_output_buffer;  // else output leaves through the query's memory, or as below
   // The next queries' first products do not wait for the last ones' output, which leaves through
   // the output buffer or straight from registers (head_dim_value a multiple of 32). Not with
@@ -46,7 +49,8 @@ NA_FN bool hopper_frees_query_early(const HopperConfig& config) {
   return config.has_output_buffer || config.is_chained;
 }
 
-inline constexpr int kHopperRows = 64;  // of a warpgroup's product
+inline constexpr int kHopperRows = 64;   // of a warpgroup's product
+inline constexpr int kHopperDepth = 16;  // values that enter one product
 
 inline constexpr int kHopperDepthBytes = 32;  // of a row that enter one product
 inline constexpr int kHopperValueBytes = 2;   // of an element of value and output
@@ -65,10 +69,18 @@ NA_FN int hopper_box_bytes(int row_bytes) {
 }
 inline constexpr int kHopperSwizzledRows = 8;  // after which the pattern is repeated
 
+// Keys that are multiplied, for so many that are wanted: columns of a product. With three axes the
+// half of a step in depth that would be left takes registers that are not there.
+NA_FN int hopper_columns(const HopperConfig& config, int keys) {
+  return keys <= kHopperDepth ? kHopperDepth
+                              : hopper_round_up(keys, config.rank == 3 ? kHopperDepth : 8);
+}
+
 // Sizes and byte offsets of everything in a block's shared memory.
 struct HopperLayout {
   int query_tokens, query_rows, key_rows;  // of the boxes; rows are tokens of all packed heads
-  int tile_keys;                           // key_rows, padded to the instruction
+  int score_keys, tile_keys;               // key_rows, padded to columns of products; to depth
+  int short_keys;                          // of a short tile, not padded; 0: there are none
   int mask_words;                          // of a query's bits for the columns of one thread
   int table[3], table_words;               // of hopper_mask.cuh: where an axis' words begin; of all
   int place[3], places;                    // of queries along an axis: where they begin; of all
@@ -86,7 +98,9 @@ NA_FN HopperLayout hopper_layout(const HopperConfig& config) {
   layout.query_tokens = config.query_box[0] * config.query_box[1] * config.query_box[2];
   layout.query_rows = layout.query_tokens * config.packed_heads;
   layout.key_rows = config.key_box[0] * config.key_box[1] * config.key_box[2];
-  layout.tile_keys = hopper_round_up(layout.key_rows, 16);
+  layout.score_keys = hopper_columns(config, layout.key_rows);
+  layout.tile_keys = hopper_round_up(layout.key_rows, kHopperDepth);
+  layout.short_keys = layout.key_rows / config.key_box[config.pair_axis] * config.short_rows;
   layout.mask_words = (layout.tile_keys / 4 + 31) / 32;
   for (int a = 3 - config.rank; a < 3; ++a) {
     layout.table[a] = layout.table_words;

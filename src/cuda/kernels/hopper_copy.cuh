@@ -88,7 +88,7 @@ VECINA_DEVICE int query_token(const HopperParams& params, const Block& block, in
 
 // Queries of every warpgroup, and what it is to know of its work: sixteen words.
 //   0 batch, head, tiles to compute (kNoMore: all work is done), tiles to pass over before them
-//   4 tiles to pass over after them
+//   4 tiles to pass over after them; how many of those to compute are short, the last
 //   8 first query along each axis; 12 dilation group along each axis
 inline constexpr int kNoMore = -1;
 
@@ -105,7 +105,7 @@ VECINA_DEVICE void load_queries(const HopperParams& params, unsigned shared) {
       const int after = block.window_tiles() - before - tiles;
       const unsigned words = shared + kLayout.tiles + w * 64;
       set_shared_quad(words, make_uint4(block.batch, block.head, tiles, before));
-      set_shared_quad(words + 16, make_uint4(after, 0, 0, 0));
+      set_shared_quad(words + 16, make_uint4(after, block.has_short[w] ? inner : 0, 0, 0));
       set_shared_quad(words + 32,
                       make_uint4(block.query(0, w), block.query(1, w), block.query(2, w), 0));
       if constexpr (kConfig.is_dilated) {

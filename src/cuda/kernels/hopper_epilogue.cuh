@@ -15,6 +15,7 @@ namespace vecina::cuda {
 struct Work {
   int batch, head;           // the first of the packed heads
   int tiles, before, after;  // tiles of keys to compute; to pass over before and after them
+  int short_tiles;           // of those to compute, the last
   int query[3], group[3];
 
   VECINA_DEVICE explicit Work(unsigned words) {
@@ -24,6 +25,10 @@ struct Work {
     tiles = static_cast<int>(w0.z);
     before = static_cast<int>(w0.w);
     after = static_cast<int>(shared_word(words + 16));
+    short_tiles = 0;
+    if constexpr (kConfig.short_rows > 0) {
+      short_tiles = static_cast<int>(shared_word(words + 20));
+    }
     query[0] = static_cast<int>(w2.x);
     query[1] = static_cast<int>(w2.y);
     query[2] = static_cast<int>(w2.z);

@@ -19,7 +19,7 @@ namespace vecina::cuda {
 inline constexpr int kMaskWords = kLayout.mask_words;  // of one thread and query
 inline constexpr int kMaskBytes = 16 * kMaskWords;     // of a query, along one axis
 inline constexpr int kMaskStageBytes = kLayout.places * kMaskBytes;
-inline constexpr bool kIsPadded = kLayout.key_rows < kLayout.tile_keys;
+inline constexpr bool kIsPadded = kLayout.key_rows < kLayout.score_keys;
 
 // By all threads, before anything else.
 VECINA_DEVICE void write_mask_tables(unsigned shared) {
@@ -130,7 +130,7 @@ VECINA_DEVICE void write_masks(const HopperParams& params, unsigned shared) {
         const int count =
             na_min(params.additional_tokens - tile * kLayout.key_rows, kLayout.key_rows);
         wait(shared + kLayout.key_empty + stage.index * 8, stage.parity ^ 1);
-        const bool is_whole = count == kLayout.tile_keys;
+        const bool is_whole = count == kLayout.score_keys;
         if (lane == 0) {
           set_shared_word(shared + kLayout.interior + stage.index * 4, is_whole ? ~0u : 0u);
         }
@@ -196,12 +196,12 @@ struct MaskedRows {
 };
 
 // Logits that are not to be seen become -infinity.
-VECINA_DEVICE void hide(const unsigned (&words)[2][kMaskWords],
-                        float (&logits)[kLayout.tile_keys / 2]) {
+template <int kCount>
+VECINA_DEVICE void hide(const unsigned (&words)[2][kMaskWords], float (&logits)[kCount]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
-    for (int entry = 0; entry < kLayout.tile_keys / 4; ++entry) {
+    for (int entry = 0; entry < kCount / 2; ++entry) {
       const int i = (entry >> 1) * 4 + h * 2 + (entry & 1);
       logits[i] = words[h][entry >> 5] & 1u << (entry & 31) ? logits[i] : -infinity();
     }

@@ -48,6 +48,7 @@ VECINA_DEVICE void exponentiate(float (&logits)[kCount], const float (&scales)[2
     for (int i = kBegin + 8; i < kEnd; i += 8) {
       n0 = fmaxf(n0, fmaxf(logits[i], logits[i + 1]));
       n1 = fmaxf(n1, fmaxf(logits[i + 2], logits[i + 3]));
+      if (i + 4 == kEnd) break;
       n2 = fmaxf(n2, fmaxf(logits[i + 4], logits[i + 5]));
       n3 = fmaxf(n3, fmaxf(logits[i + 6], logits[i + 7]));
     }
@@ -82,9 +83,9 @@ VECINA_DEVICE bool is_any_of_row(bool is) {
 // warp has weights that sum up to too much, or has seen nothing yet, so that they are no numbers.
 // Then nothing but `weights` has changed, and lags are 0 for such rows and endless for the others,
 // whose bits must not depend on them.
-template <class Element, int kBegin, int kEnd, int kCount>
+template <class Element, int kBegin, int kEnd, int kCount, int kWords>
 VECINA_DEVICE bool exponentiate_unshifted(const float (&logits)[kCount], const float (&scales)[2],
-                                          RunningSum (&rows)[2], unsigned (&weights)[kCount / 2],
+                                          RunningSum (&rows)[2], unsigned (&weights)[kWords],
                                           float (&lags)[2]) {
   float shift0 = rows[0].maximum * scales[0], shift1 = rows[1].maximum * scales[1];
   float sum0 = 0.0f, sum1 = 0.0f, before0 = 0.0f, before1 = 0.0f;
@@ -120,8 +121,8 @@ VECINA_DEVICE bool exponentiate_unshifted(const float (&logits)[kCount], const f
 }
 
 // Exponentials from kBegin to kEnd in 16 bits, as the left matrix of the next product.
-template <class Element, int kBegin, int kEnd, int kCount>
-VECINA_DEVICE void pack_rows(const float (&values)[kCount], unsigned (&words)[kCount / 2]) {
+template <class Element, int kBegin, int kEnd, int kCount, int kWords>
+VECINA_DEVICE void pack_rows(const float (&values)[kCount], unsigned (&words)[kWords]) {
 #pragma unroll
   for (int i = kBegin; i < kEnd; i += 2) {
     words[i / 2] = pack(Element{}, values[i], values[i + 1]);
@@ -157,17 +158,17 @@ VECINA_DEVICE bool is_any_raised(const RunningSum (&rows)[2]) {
 }
 
 // Weights of the logits from kBegin to kEnd, whatever came before.
-template <class Element, int kBegin, int kEnd, int kCount>
+template <class Element, int kBegin, int kEnd, int kCount, int kWords>
 VECINA_DEVICE void weigh(float (&logits)[kCount], const float (&scales)[2], RunningSum (&rows)[2],
-                         unsigned (&weights)[kCount / 2]) {
+                         unsigned (&weights)[kWords]) {
   exponentiate<kBegin, kEnd>(logits, scales, {kLag, kLag}, rows);
   pack_rows<Element, kBegin, kEnd>(logits, weights);
 }
 
 // The same next to the weights up to kBegin and to sums, which are scaled anew if need be.
-template <class Element, int kBegin, int kEnd, int kCount, int kSums>
+template <class Element, int kBegin, int kEnd, int kCount, int kWords, int kSums>
 VECINA_DEVICE void weigh_next_to(float (&logits)[kCount], const float (&scales)[2],
-                                 RunningSum (&rows)[2], unsigned (&weights)[kCount / 2],
+                                 RunningSum (&rows)[2], unsigned (&weights)[kWords],
                                  float (&sums)[kSums]) {
   float lags[2];
   if (exponentiate_unshifted<Element, kBegin, kEnd>(logits, scales, rows, weights, lags)) return;

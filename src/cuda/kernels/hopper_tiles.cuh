@@ -54,6 +54,7 @@ struct Block {
   // Along the pair axis, of each warpgroup:
   bool is_idle[kWarpgroups];  // all its queries lie beyond the last
   int first_tile[kWarpgroups], last_tile[kWarpgroups];
+  bool has_short[kWarpgroups];  // the last tiles
   Range pair_whole[kWarpgroups];
 
   VECINA_DEVICE int inner_tiles() const { return count[kOuter] * count[kInner]; }
@@ -151,6 +152,7 @@ VECINA_DEVICE Block block_of(const HopperParams& params, HopperTurn turn) {
       block.is_idle[w] = query >= block.num_queries[a] || (w > 0 && turn.box != kHopperAllBoxes);
       block.first_tile[w] = 0;
       block.last_tile[w] = -1;
+      block.has_short[w] = false;
       block.pair_whole[w] = {0, 0};
       if (!block.is_idle[w]) {
         const Range low = keys_along(axis, block.extent[a], block.num_queries[a], query);
@@ -158,6 +160,9 @@ VECINA_DEVICE Block block_of(const HopperParams& params, HopperTurn turn) {
         block.first_tile[w] = (low.begin - first.begin) / kConfig.key_box[a];
         const int last = high.end - first.begin - 1;
         block.last_tile[w] = (kMayCoverSamples ? na_max(last, 0) : last) / kConfig.key_box[a];
+        block.has_short[w] =
+            block.last_tile[w] > block.first_tile[w] &&
+            last - block.last_tile[w] * kConfig.key_box[a] < kConfig.short_rows;
         block.pair_whole[w] = {high.begin - first.begin, low.end - first.begin};
         block.count[a] = block.last_tile[w] + 1;
       }
