@@ -46,9 +46,9 @@ ForwardLaunch tiles_forward_launch(const Problem& problem, const vecina_forward_
 
 // Adds the launches of the gradients of query, key and value; the first leaves the facts of each
 // query in the workspace, as gradient_query does. Gradients of many columns are added up in parts,
-// each by a launch. Where the problem allows that its bits differ
-// from run to run, and that of query and another are wanted: one kernel, between two small ones. Or
-// says why the form does not take the problem with these strides.
+// each by a launch. Where the problem allows that its bits differ from run to run, and that of
+// query and another are wanted: one kernel, between two small ones. Or says why the form does not
+// take the problem with these strides.
 std::string plan_tiles_backward(const Problem& problem, const vecina_backward_args& example,
                                 const DeviceFacts& facts, std::vector<BackwardLaunch>* launches);
 BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,

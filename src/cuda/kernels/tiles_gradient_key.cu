@@ -85,12 +85,12 @@ struct KeyWork {
       __syncwarp();
       if constexpr (kStarts) {
         if (c < KeySide::kSteps) {
-          add_columns(columns_of<kConfig.shares_key>(now.key, key[kHasLongKeys ? 0 : c]), now.next_queries,
-                      pairs.logits);
+          add_columns(columns_of<kConfig.shares_key>(now.key, key[kHasLongKeys ? 0 : c]),
+                      now.next_queries, pairs.logits);
         }
         if (kConfig.adds_key && c < ValueSide::kSteps) {
-          add_columns(columns_of<kConfig.shares_value>(now.value, value[kHasLongValues ? 0 : c]), now.next_outputs,
-                      pairs.differences);
+          add_columns(columns_of<kConfig.shares_value>(now.value, value[kHasLongValues ? 0 : c]),
+                      now.next_outputs, pairs.differences);
         }
       }
       if constexpr (kAdds) {
@@ -295,7 +295,8 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   clear_shared(shared, kStages * kStageBytes);
   __syncthreads();
   wait_for_previous();
-  compute_block<differentiate_key_alone<kConfig.first_column, kConfig.end_column>>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_key_alone<kConfig.first_column, kConfig.end_column>>(
+      params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
 }

@@ -81,8 +81,8 @@ struct QueryWork {
       __syncwarp();
       if constexpr (kStarts) {
         if (c < KeySide::kSteps) {
-          add_columns(columns_of<kConfig.shares_key>(now.query, query[kHasLongKeys ? 0 : c]), now.next_keys,
-                      pairs.logits);
+          add_columns(columns_of<kConfig.shares_key>(now.query, query[kHasLongKeys ? 0 : c]),
+                      now.next_keys, pairs.logits);
         }
         if (c < ValueSide::kSteps) {
           add_columns(columns_of<kConfig.shares_value>(now.grad_output,
@@ -248,7 +248,8 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   if constexpr (kHasOutputStride && !kHasLengths) {
     clear_gradients(params, tile, params.num_outputs);
   }
-  compute_block<differentiate_query_alone<kConfig.first_column, kConfig.end_column>>(params, [&](bool is_cleaned) {
+  compute_block<differentiate_query_alone<kConfig.first_column, kConfig.end_column>>(
+      params, [&](bool is_cleaned) {
     return differentiate_block(params, tile, box, tables, is_cleaned);
   });
 }
