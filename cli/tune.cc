@@ -117,8 +117,8 @@ Command add_tune(CLI::App& root) {
   app->footer(
       "What is kept lies beside the kernels (`vecina kernels --help`); `vecina plan` says "
       "\"tuned\"\n"
-      "where it is taken. Of a problem with lengths, padded or packed, as many samples are measured\n"
-      "that all have the longest extents, and what is kept serves all lengths.\n"
+      "where it is taken. Of a problem with lengths, padded or packed, as many samples are\n"
+      "measured that all have the longest extents; what is kept serves all lengths.\n"
       "\n"
       "Example:\n"
       "  vecina tune \"2d 256x256 kernel_size 32 heads 24 head_dim 128 dtype bf16\"");
