@@ -100,12 +100,15 @@ class DirectUnit {
  private:
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
+  // Queries whose values are loaded once for all of them, at most.
+  static constexpr int kMostTogether = kHasWideVectors ? 4 : 2;
   static constexpr int kTokensAhead = 8;  // that are fetched while those before are packed
   static constexpr double kLog2E = 1.44269504088896340736;
 
   // Neighbouring queries whose values are summed up in the same way.
   struct Run {
     enum Kind { same, shifted, single } kind;
+    int length;  // that share loads
     int first, last;
   };
 
@@ -128,13 +131,6 @@ class DirectUnit {
     output_ = tensor_at<Element>(pointers_.output, plan_.output, batch_, head);
     if (plan_.has_lse) lse_ = tensor_at<LseType>(pointers_.lse, plan_.lse, batch_, head);
     if (plan_.additional_tokens > 0) find_additional(head_kv);
-    if constexpr (std::is_same_v<T, Element>) {
-      keys_ = direct().in_place ? key_ : scratch_ + direct().keys;
-      values_ = direct().in_place ? value_ : scratch_ + direct().values;
-    } else {
-      keys_ = scratch_ + direct().keys;
-      values_ = scratch_ + direct().values;
-    }
   }
 
   void find_additional(int64_t head_kv) {
@@ -163,13 +159,19 @@ class DirectUnit {
     additional_value_pitch_ = plan_.value_pitch;
   }
 
+  // True if rows of `size` elements are taken in wide vectors, an even number of them.
+  static bool is_wide(int size) { return kHasWideVectors && size % (4 * kLanes) == 0; }
+
   static void pack_rows(const Element* from, int64_t stride, int64_t count, int size, int pitch,
                         T* to) {
     for (int64_t i = 0; i < count; i += kTokensAhead) {
       const int64_t some = std::min<int64_t>(kTokensAhead, count - i);
       for (int64_t k = i; k < i + some; ++k) prefetch(from + (k + kTokensAhead) * stride, size);
-      copy_rows_in_pairs(D(), from + i * stride, stride, some, static_cast<size_t>(size),
-                         static_cast<size_t>(pitch), to + i * pitch);
+      const auto copy = [&](auto d) {
+        copy_rows_in_pairs(d, from + i * stride, stride, some, static_cast<size_t>(size),
+                           static_cast<size_t>(pitch), to + i * pitch);
+      };
+      is_wide(size) ? copy(Wide<D>()) : copy(D());
     }
   }
 
@@ -230,18 +232,31 @@ class DirectUnit {
       block_.value_offsets[t] = (begins_[t] - begin_) * block_.value_stride;
     }
     num_runs_ = 0;
+    // The windows of that many queries from t on, whole ones, are `shift` keys apart.
+    const auto are_apart = [&](int t, int count, int shift) {
+      if (t + count > num_queries || (shift > 0 && block_.row_keys < count - 1)) return false;
+      for (int i = 0; i < count; ++i) {
+        if (counts_[t + i] != block_.row_keys || begins_[t + i] != begins_[t] + i * shift) {
+          return false;
+        }
+      }
+      return true;
+    };
     for (int t = 0, length; t < num_queries; t += length) {
-      // Blocks begin at even places, so where boxes are cut does not change who is whose pair.
-      const bool is_pair = t % 2 == 0 && t + 1 < num_queries && counts_[t] == block_.row_keys &&
-                           counts_[t + 1] == block_.row_keys && begins_[t + 1] <= begins_[t] + 1;
-      length = is_pair ? 2 : 1;
-      const auto kind = !is_pair                       ? Run::single
-                        : begins_[t + 1] == begins_[t] ? Run::same
-                                                       : Run::shifted;
-      if (num_runs_ > 0 && runs_[num_runs_ - 1].kind == kind) {
+      auto kind = Run::single;
+      length = 1;
+      // Blocks begin at even places, so where boxes are cut does not change who stands alone.
+      for (int count : {kMostTogether, 2}) {
+        if (t % 2 != 0 || length > 1) continue;
+        if (are_apart(t, count, 0)) kind = Run::same;
+        if (are_apart(t, count, 1)) kind = Run::shifted;
+        if (kind != Run::single) length = count;
+      }
+      if (num_runs_ > 0 && runs_[num_runs_ - 1].kind == kind &&
+          runs_[num_runs_ - 1].length == length) {
         runs_[num_runs_ - 1].last += length;
       } else {
-        runs_[num_runs_++] = {kind, t, t + length};
+        runs_[num_runs_++] = {kind, length, t, t + length};
       }
     }
   }
@@ -310,8 +325,13 @@ class DirectUnit {
     const AxisGroup& axis = row_axis();
     const int packed = direct().one_row ? begin_ : ranges_[2].begin;  // the first one
     const ptrdiff_t begin = begin_ - (direct().in_place ? 0 : packed);
-    block_.keys = keys_ + begin * block_.key_stride;
-    block_.values = values_ + begin * block_.value_stride;
+    if (direct().in_place) {
+      block_.keys = key_ + begin * block_.key_stride;
+      block_.values = value_ + begin * block_.value_stride;
+    } else {
+      block_.keys = scratch_ + direct().keys + begin * block_.key_stride;
+      block_.values = scratch_ + direct().values + begin * block_.value_stride;
+    }
     logits(query_ + head * plan_.query.head + query_offset_, query_step());
     if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
@@ -338,16 +358,30 @@ class DirectUnit {
                                              plan_.output.token[2] * axis.output_step,
                                              plan_.head_dim_value};
     ptrdiff_t column = 0;
+    if constexpr (kHasWideVectors) {
+      if (is_wide(plan_.head_dim_value)) {
+        for (; column < plan_.head_dim_value; column += 4 * kLanes) {
+          if constexpr (std::is_same_v<Element, bfloat16>) {
+            if (direct().in_place) {
+              sum_values<2, Element>(Wide<D>(), target, column);
+              continue;
+            }
+          }
+          sum_values<2, T>(Wide<D>(), target, column);
+        }
+        return;
+      }
+    }
     for (; column + 4 * kLanes <= plan_.head_dim_value; column += 4 * kLanes) {
-      sum_values<4>(target, column);
+      sum_values<4, T>(d, target, column);
     }
     if constexpr (std::is_same_v<Element, bfloat16>) {
       if (column + 2 * kLanes <= plan_.head_dim_value) {
-        sum_values<2>(target, column);
+        sum_values<2, T>(d, target, column);
         column += 2 * kLanes;
       }
     }
-    for (; column < plan_.head_dim_value; column += kLanes) sum_values<1>(target, column);
+    for (; column < plan_.head_dim_value; column += kLanes) sum_values<1, T>(d, target, column);
   }
 
   void logits(const Element* query, ptrdiff_t query_stride) {
@@ -355,6 +389,14 @@ class DirectUnit {
       if (plan_.head_dim == plan_.key_pitch) return packed_logits(query, query_stride);
     }
     if constexpr (std::is_same_v<Element, bfloat16>) {
+      if (direct().in_place) {
+        for (int j = 0; j < block_.row_keys; j += kLanes) {
+          const int keys = std::min(kLanes, block_.row_keys - j), vectors = plan_.head_dim / 32;
+          direct_dots(keys, vectors)(
+              block_, {query, query_stride, vectors, j, 0, block_.num_rows, scale()});
+        }
+        return;
+      }
       if (plan_.head_dim == kHeldVectors * kLanes && plan_.additional_tokens == 0) {
         return row_logits(query, query_stride);
       }
@@ -404,17 +446,24 @@ class DirectUnit {
     }
   }
 
-  template <size_t kVectors>
-  void sum_values(const DirectOutput<T, Element>& target, ptrdiff_t column) {
+  template <size_t kVectors, typename Stored, class W>
+  void sum_values(W w, const DirectOutput<T, Element>& target, ptrdiff_t column) {
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[i];
+      const auto sum = [&](auto shift) {
+        auto* together =
+            run.length == 2
+                ? &direct_together<shift, 2, kVectors, Stored, D, W, Element>
+                : &direct_together<shift, kMostTogether, kVectors, Stored, D, W, Element>;
+        together(D(), w, block_, target, run.first, run.last, column);
+      };
       if (run.kind == Run::same) {
-        direct_pairs<0, kVectors>(D(), block_, target, run.first, run.last, column);
+        sum(std::integral_constant<int, 0>());
       } else if (run.kind == Run::shifted) {
-        direct_pairs<1, kVectors>(D(), block_, target, run.first, run.last, column);
+        sum(std::integral_constant<int, 1>());
       } else {
         for (int t = run.first; t < run.last; ++t) {
-          direct_single<kVectors>(D(), block_, target, t, counts_[t], column);
+          direct_single<kVectors, Stored>(D(), w, block_, target, t, counts_[t], column);
         }
       }
     }
@@ -431,7 +480,6 @@ class DirectUnit {
   int64_t query_offset_, output_offset_, lse_offset_ = 0;
   Element* output_;
   LseType* lse_ = nullptr;
-  const T *keys_, *values_;  // of the head: position 0, or the first that is packed
   const T *additional_keys_, *additional_values_;
   ptrdiff_t additional_key_pitch_, additional_value_pitch_;
   DirectBlock<D> block_ = {};

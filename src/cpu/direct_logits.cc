@@ -43,7 +43,7 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
   const ptrdiff_t* HWY_RESTRICT key_offsets = block.key_offsets;
   const int64_t* HWY_RESTRICT key_rows = block.key_rows;
   const int* HWY_RESTRICT row_slots = block.row_slots;
-  const float* first = block.keys + arguments.first_key * stride;
+  const float* first = static_cast<const float*>(block.keys) + arguments.first_key * stride;
   const Query* HWY_RESTRICT query = arguments.queries;
   float* HWY_RESTRICT weights = block.weights + arguments.first_key;
   const int num_queries = block.num_queries;
@@ -100,6 +100,131 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
   }
 }
 
+#if HWY_TARGET == HWY_AVX3
+// With sixteen lanes: of two neighbouring queries at once, kHeld vectors each. Their sums are
+// brought together into the halves of one vector for each key, and go on across lanes beside the
+// products of the next two: added up right after their own products they would fill the scheduler,
+// waiting. Keys of bfloat16 are multiplied in pairs, with queries of the same type.
+template <int kKeys, int kHeld, typename Query, typename Key>
+struct PairLogits {
+  static constexpr bool kHasDots = std::is_same_v<Key, bfloat16>;
+  using W = hn::CappedTag<float, 2 * kMaxDirectLanes>;
+  using V = hn::Vec<W>;
+  static constexpr size_t kWide = hn::MaxLanes(W());
+
+  const Query* queries;
+  ptrdiff_t query_stride;
+  const Key* keys;  // the first one here of a window that begins with the block's
+  const ptrdiff_t* key_offsets;
+  ptrdiff_t key_stride, weights_pitch;
+  int num_queries;
+  V factor, hidden;
+
+  HWY_INLINE void load(int t, V (&held)[kHeld]) const {
+    const Query* from = queries + t * query_stride;
+    if constexpr (kHasDots) {
+      unroll<kHeld>([&](auto v) VECINA_INLINE { held[v] = load_words(from, v); });
+    } else if constexpr (std::is_same_v<Query, bfloat16>) {
+      unroll<kHeld / 2>([&](auto v) VECINA_INLINE {
+        load_pair(W(), from + 2 * v * kWide, &held[2 * v], &held[2 * v + 1]);
+      });
+    } else {
+      unroll<kHeld>([&](auto v) VECINA_INLINE { held[v] = hn::LoadU(W(), from + v * kWide); });
+    }
+  }
+  // Vector v of a row, two elements of bfloat16 in each lane.
+  static HWY_INLINE V load_words(const bfloat16* row, size_t v) {
+    return hn::LoadU(W(), reinterpret_cast<const float*>(row) + v * kWide);
+  }
+  // query . key, to be added up across lanes.
+  static HWY_INLINE V product(const V (&query)[kHeld], const Key* key) {
+    const W w;
+    V sum;
+    if constexpr (kHasDots) {
+      sum = hn::Zero(w);
+      unroll<kHeld>([&](auto v)
+                        VECINA_INLINE { sum = dot_pairs(w, query[v], load_words(key, v), sum); });
+    } else {
+      sum = hn::Mul(query[0], hn::LoadU(w, key));
+      unroll<kHeld - 1>([&](auto v) VECINA_INLINE {
+        sum = hn::MulAdd(query[v + 1], hn::LoadU(w, key + (v + 1) * kWide), sum);
+      });
+    }
+    return sum;
+  }
+
+  // Queries t and t + 1 into sums; what was there, of those before them, goes across lanes to `to`.
+  template <bool kHasNext, bool kHasBefore>
+  HWY_INLINE void step(int t, V (&sums)[kLanes], float* HWY_RESTRICT to) const {
+    const W w;
+    V a[kHeld], b[kHeld], next[kLanes], four[2];
+    const Key *key_a = nullptr, *key_b = nullptr;
+    if constexpr (kHasNext) {
+      const int u = HWY_MIN(t + 1, num_queries - 1);  // an odd last one stands for two
+      load(t, a);
+      load(u, b);
+      key_a = keys + key_offsets[t];
+      key_b = keys + key_offsets[u];
+    }
+    const auto add_four = [&](auto i) VECINA_INLINE {
+      const V some[4] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+      four[i] = across_four(w, some, AddLanes());
+    };
+    unroll<kLanes>([&](auto i) VECINA_INLINE {
+      constexpr int kKey = static_cast<int>(decltype(i)::value);
+      if constexpr (kHasNext && kKey >= kKeys) next[i] = hn::Zero(w);
+      if constexpr (kHasNext && kKey < kKeys) {
+        const V p = product(a, key_a), q = product(b, key_b);
+        next[i] = hn::Add(hn::ConcatUpperLower(w, q, p), hn::ConcatLowerUpper(w, q, p));
+        key_a += key_stride;
+        key_b += key_stride;
+      }
+      if constexpr (kHasBefore && kKey == 1) add_four(std::integral_constant<size_t, 0>());
+      if constexpr (kHasBefore && kKey == 3) add_four(std::integral_constant<size_t, 1>());
+      if constexpr (kHasBefore && kKey == 5) {
+        const V sum = hn::Add(hn::OddEvenBlocks(four[1], four[0]),
+                              hn::SwapAdjacentBlocks(hn::OddEvenBlocks(four[0], four[1])));
+        const V logits = kKeys == kLanes ? hn::Mul(factor, sum) : hn::MulAdd(factor, sum, hidden);
+        hn::Store(hn::LowerHalf(logits), D(), to);
+        hn::Store(hn::UpperHalf(D(), logits), D(), to + weights_pitch);
+      }
+    });
+    if constexpr (kHasNext) unroll<kLanes>([&](auto i) VECINA_INLINE { sums[i] = next[i]; });
+  }
+
+  HWY_INLINE void run(float* HWY_RESTRICT to) const {
+    V sums[kLanes];
+    step<true, false>(0, sums, to);
+    for (int t = 2; t < num_queries; t += 2, to += 2 * weights_pitch) {
+      step<true, true>(t, sums, to);
+    }
+    step<false, true>(0, sums, to);
+  }
+};
+
+template <int kKeys, int kHeld, typename Query, typename Key>
+__attribute__((aligned(64))) void pair_logits(const DirectBlock<D>& block,
+                                              const DirectLogitsArguments<Query>& arguments) {
+  const auto hidden = hn::IfThenElse(hn::FirstN(D(), size_t{kKeys}), hn::Zero(D()),
+                                     hn::Set(D(), -hwy::HighestValue<float>() * 2));
+  using Pairs = PairLogits<kKeys, kHeld, Query, Key>;
+  const typename Pairs::W w;
+  for (int row = arguments.first_row; row < arguments.last_row; ++row) {
+    const Pairs pairs = {arguments.queries,
+                         arguments.query_stride,
+                         static_cast<const Key*>(block.keys) + block.key_rows[row] +
+                             arguments.first_key * block.key_stride,
+                         block.key_offsets,
+                         block.key_stride,
+                         block.weights_pitch,
+                         block.num_queries,
+                         hn::Set(w, arguments.scale),
+                         hn::Combine(w, hidden, hidden)};
+    pairs.run(block.weights + arguments.first_key + block.row_slots[row]);
+  }
+}
+#endif
+
 // For every number of keys in a row.
 template <typename Query>
 using Table = std::array<DirectLogits<Query>, static_cast<size_t>(kLanes)>;
@@ -112,6 +237,13 @@ template <int kHeld, typename Query, int... kKeys>
 constexpr Table<Query> group_table(std::integer_sequence<int, kKeys...>) {
   return {&logits<kKeys + 1, grouped_rows(kKeys + 1, kLanes), kHeld, Query>...};
 }
+
+#if HWY_TARGET == HWY_AVX3
+template <int kHeld, typename Query, typename Key, int... kKeys>
+constexpr Table<Query> pair_table(std::integer_sequence<int, kKeys...>) {
+  return {&pair_logits<kKeys + 1, kHeld, Query, Key>...};
+}
+#endif
 
 // Of rows one at a time and in groups.
 template <int kHeld, typename Query>
@@ -126,11 +258,30 @@ struct Tables {
 template <typename Query>
 DirectLogits<Query> direct_logits(int keys, bool in_groups, int vectors) {
   const auto key = static_cast<size_t>(keys - 1);
+#if HWY_TARGET == HWY_AVX3
+  using AllKeys = std::make_integer_sequence<int, kLanes>;
+  static constexpr Table<Query> kShort = pair_table<2, Query, float>(AllKeys());
+  static constexpr Table<Query> kLong = pair_table<4, Query, float>(AllKeys());
+  if (!in_groups && vectors == 4) return kShort[key];
+  if (!in_groups && vectors == 8) return kLong[key];
+#endif
   if constexpr (std::is_same_v<Query, float>) {
     if (vectors != kHeldVectors) return Tables<0, Query>::kOf[in_groups][key];
   }
   return Tables<kHeldVectors, Query>::kOf[in_groups][key];
 }
+DirectLogits<bfloat16> direct_dots(int keys, int vectors) {
+#if HWY_TARGET == HWY_AVX3
+  using AllKeys = std::make_integer_sequence<int, kLanes>;
+  static constexpr Table<bfloat16> kOne = pair_table<1, bfloat16, bfloat16>(AllKeys());
+  static constexpr Table<bfloat16> kTwo = pair_table<2, bfloat16, bfloat16>(AllKeys());
+  return (vectors == 1 ? kOne : kTwo)[static_cast<size_t>(keys - 1)];
+#else
+  static_cast<void>(keys), static_cast<void>(vectors);
+  return nullptr;  // never planned
+#endif
+}
+
 template DirectLogits<float> direct_logits<float>(int, bool, int);
 template DirectLogits<bfloat16> direct_logits<bfloat16>(int, bool, int);
 

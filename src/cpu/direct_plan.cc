@@ -49,6 +49,13 @@ bool prefers_lanes(const Problem& problem, int lanes) {
   return lane_share(row, lanes) >= (shares_keys ? 0.85 : 0.9375);
 }
 
+// True if keys of bfloat16 may be multiplied in pairs where they lie, 32 elements of a query at
+// once and no more than stay in registers. Additional tokens have kernels for floats only.
+bool takes_pairs(const ForwardPlan& plan) {
+  return (plan.head_dim == 32 || plan.head_dim == 64) && plan.head_dim_value % 32 == 0 &&
+         plan.additional_tokens == 0;
+}
+
 int window_rows(const ForwardPlan& plan) {
   int rows = 1;
   for (size_t a = 0; a + 1 < kRank; ++a) {
@@ -172,7 +179,8 @@ void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t en
   plan->key_pitch = round_up(plan->head_dim, lanes);
   plan->value_pitch = round_up(plan->head_dim_value, lanes);
   direct.one_row = problem.rank() == 1;
-  direct.in_place = direct.one_row && problem.dtype() == VECINA_F32;
+  direct.in_place = direct.one_row && (problem.dtype() == VECINA_F32 ||
+                                       (kernel.has_pair_products && takes_pairs(*plan)));
   const int row_keys = plan->groups[kRank - 1].front().window.kernel_size;
   const int rows = window_rows(*plan);
   direct.grouped_rows = grouped_rows(row_keys, lanes);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The steps of a block of the direct form: logits, softmax, sums of values. Lanes run along
-// head_dim in both products; a block is one or two vectors of neighbouring queries of a row, and
+// head_dim in both products; a block is up to four vectors of neighbouring queries of a row, and
 // their softmax has one query in each lane where it goes across keys. Part of each
 // forward_*.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_DIRECT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -22,6 +23,13 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// With AVX-512 all steps but the additions across lanes take vectors of twice as many lanes, which
+// fill the machine with half as many instructions. Blocks have one row of keys there.
+inline constexpr bool kHasWideVectors = HWY_TARGET == HWY_AVX3;
+template <class D>
+using Wide =
+    hn::CappedTag<hn::TFromD<D>, kHasWideVectors ? 2 * kMaxDirectLanes : hn::MaxLanes(D())>;
+
 // The keys of one block's queries and room for their weights.
 template <class D>
 struct DirectBlock {
@@ -29,7 +37,7 @@ struct DirectBlock {
   static constexpr int kMaxQueries = kDirectVectors * static_cast<int>(hn::MaxLanes(D()));
 
   int num_queries;
-  const T *keys, *values;              // of one head
+  const void *keys, *values;           // of one head; of T, or bfloat16 where they lie
   ptrdiff_t key_offsets[kMaxQueries];  // of the first key of each query's window in row 0
   ptrdiff_t value_offsets[kMaxQueries];
   ptrdiff_t key_stride, value_stride;
@@ -109,6 +117,9 @@ inline constexpr int kHeldVectors = 4;
 // direct_logits.cc, for all element types.
 template <typename Query>
 DirectLogits<Query> direct_logits(int keys, bool in_groups, int vectors);
+// The same of keys and queries of bfloat16, both read where they lie and multiplied in pairs.
+// `vectors`: of 32 elements, one or two.
+DirectLogits<bfloat16> direct_dots(int keys, int vectors);
 extern template DirectLogits<float> direct_logits<float>(int, bool, int);
 extern template DirectLogits<bfloat16> direct_logits<bfloat16>(int, bool, int);
 
@@ -150,6 +161,27 @@ struct DirectSoftmax {
   HWY_ALIGN T inverse[kMaxQueries];  // one over the sum, 0 where a query sees nothing
 };
 
+// Turns logits into weights 2^(logit - base of their query), two queries of one vector each, or one
+// of two, at once. The weights of a block follow each other without gaps.
+template <class D>
+HWY_INLINE void exponentiate_wide(D d, const DirectBlock<D>& block, int slots,
+                                  const hn::TFromD<D>* HWY_RESTRICT bases) {
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  const Wide<D> wide;
+  hn::TFromD<D>* HWY_RESTRICT weights = block.weights;
+  const auto turn = [&](auto base) HWY_ATTR {
+    hn::StoreU(exp2_negative(wide, hn::Sub(hn::LoadU(wide, weights), base)), wide, weights);
+    weights += 2 * kLanes;
+  };
+  if (slots == kLanes) {
+    for (int t = 0; t < block.num_queries; t += 2) {
+      turn(hn::Combine(wide, hn::Set(d, bases[t + 1]), hn::Set(d, bases[t])));
+    }
+  } else {
+    for (int t = 0; t < block.num_queries; ++t) turn(hn::Set(wide, bases[t]));
+  }
+}
+
 // Turns the logits of a block into weights 2^(logit - maximum). `slots` of each query, `count`
 // additional tokens. Each step is done for all queries before the next: they wait less that way.
 template <class D>
@@ -183,33 +215,47 @@ HWY_NOINLINE void direct_softmax(D d, const DirectBlock<D>& block, int slots, in
     hn::Store(hn::IfThenZeroElse(is_empty(maximum), maximum), d, bases + first);
   }
   HWY_ALIGN T parts[kPitch * kLanes];
-  for (int first = 0; first < num_queries; first += kLanes) {
-    T* rows[kLanes];
-    hn::Vec<D> base[kLanes], sums[kLanes];
-    unroll<kLanes>([&](auto i) HWY_ATTR {
-      const int t = query(first + static_cast<int>(i));
-      rows[i] = weights + t * pitch;
-      base[i] = hn::Set(d, bases[t]);
-      sums[i] = hn::Zero(d);
-    });
-    for (int slot = 0; slot < slots; slot += kLanes) {
-      hn::Vec<D> w[kLanes];  // all are read before one is written: rows may be the same
-      unroll<kLanes>([&](auto i)
-                         HWY_ATTR { w[i] = hn::Sub(hn::Load(d, rows[i] + slot), base[i]); });
-      unroll<kLanes>([&](auto i) HWY_ATTR { w[i] = exp2_negative(d, w[i]); });
+  if constexpr (kHasWideVectors) {
+    exponentiate_wide(d, block, slots, bases);
+  } else {
+    for (int first = 0; first < num_queries; first += kLanes) {
+      T* rows[kLanes];
+      hn::Vec<D> base[kLanes], sums[kLanes];
       unroll<kLanes>([&](auto i) HWY_ATTR {
-        hn::Store(w[i], d, rows[i] + slot);
-        sums[i] = hn::Add(sums[i], w[i]);
+        const int t = query(first + static_cast<int>(i));
+        rows[i] = weights + t * pitch;
+        base[i] = hn::Set(d, bases[t]);
+        sums[i] = hn::Zero(d);
+      });
+      for (int slot = 0; slot < slots; slot += kLanes) {
+        hn::Vec<D> w[kLanes];  // all are read before one is written: rows may be the same
+        unroll<kLanes>([&](auto i)
+                           HWY_ATTR { w[i] = hn::Sub(hn::Load(d, rows[i] + slot), base[i]); });
+        unroll<kLanes>([&](auto i) HWY_ATTR { w[i] = exp2_negative(d, w[i]); });
+        unroll<kLanes>([&](auto i) HWY_ATTR {
+          hn::Store(w[i], d, rows[i] + slot);
+          sums[i] = hn::Add(sums[i], w[i]);
+        });
+      }
+      unroll<kLanes>([&](auto i) HWY_ATTR {
+        hn::Store(sums[i], d, parts + (first + static_cast<int>(i)) * kLanes);
       });
     }
-    unroll<kLanes>([&](auto i) HWY_ATTR {
-      hn::Store(sums[i], d, parts + (first + static_cast<int>(i)) * kLanes);
-    });
   }
   for (int first = 0; first < num_queries; first += kLanes) {
     const auto base = hn::Load(d, bases + first);
     auto sum = across_lanes(d, AddLanes(), [&](size_t t) HWY_ATTR {
-      return hn::Load(d, parts + (first + static_cast<int>(t)) * kLanes);
+      const int at = first + static_cast<int>(t);
+      if constexpr (kHasWideVectors) {
+        const T* row = weights + query(at) * pitch;
+        auto all = hn::Load(d, row);
+        for (int slot = kLanes; slot < slots; slot += kLanes) {
+          all = hn::Add(all, hn::Load(d, row + slot));
+        }
+        return all;
+      } else {
+        return hn::Load(d, parts + at * kLanes);
+      }
     });
     for (int64_t j = 0; j < count; ++j) {
       T* weight = additional + j * kPitch + first;
@@ -252,33 +298,53 @@ HWY_INLINE void direct_store(D d, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D>
   }
 }
 
-// Adds one value to sums, weighted.
-template <size_t kVectors, class D>
-HWY_INLINE void direct_add(D d, hn::TFromD<D> weight, const hn::TFromD<D>* value,
-                           hn::Vec<D> (&sums)[kVectors]) {
-  const auto w = hn::Set(d, weight);
-  unroll<kVectors>([&](auto v) HWY_ATTR {
-    sums[v] = hn::MulAdd(w, hn::LoadU(d, value + v * hn::MaxLanes(D())), sums[v]);
-  });
+// kVectors vectors of one value; of bfloat16 in pairs of even and odd elements.
+template <size_t kVectors, class W, typename Stored>
+HWY_INLINE void load_value(W w, const Stored* from, hn::Vec<W> (&value)[kVectors]) {
+  constexpr size_t kLanes = hn::MaxLanes(W());
+  if constexpr (std::is_same_v<Stored, bfloat16>) {
+    unroll<kVectors / 2>([&](auto v) VECINA_INLINE {
+      load_pair(w, from + 2 * v * kLanes, &value[2 * v], &value[2 * v + 1]);
+    });
+  } else {
+    unroll<kVectors>([&](auto v) VECINA_INLINE { value[v] = hn::LoadU(w, from + v * kLanes); });
+  }
 }
-// The same value to the sums of two queries: it is loaded once.
-template <size_t kVectors, class D>
-HWY_INLINE void direct_add_both(D d, hn::TFromD<D> weight_a, hn::TFromD<D> weight_b,
-                                const hn::TFromD<D>* value, hn::Vec<D> (&a)[kVectors],
-                                hn::Vec<D> (&b)[kVectors]) {
-  const auto p = hn::Set(d, weight_a), r = hn::Set(d, weight_b);
-  unroll<kVectors>([&](auto v) HWY_ATTR {
-    const auto x = in_register(hn::LoadU(d, value + v * hn::MaxLanes(D())));
-    a[v] = hn::MulAdd(p, x, a[v]);
-    b[v] = hn::MulAdd(r, x, b[v]);
+// Adds one value to sums, weighted.
+template <size_t kVectors, class W, typename Stored>
+HWY_INLINE void direct_add(W w, hn::TFromD<W> weight, const Stored* from,
+                           hn::Vec<W> (&sums)[kVectors]) {
+  const auto factor = hn::Set(w, weight);
+  hn::Vec<W> value[kVectors];
+  load_value<kVectors>(w, from, value);
+  unroll<kVectors>([&](auto v) HWY_ATTR { sums[v] = hn::MulAdd(factor, value[v], sums[v]); });
+}
+// The same value to the sums of queries kFirst, kFirst + 1, ... up to kLast, whose weights are
+// `apart`: it is loaded once.
+template <size_t kFirst, size_t kLast, size_t kVectors, class W, typename Stored, size_t kSums>
+HWY_INLINE void direct_add_all(W w, const hn::TFromD<W>* weight, ptrdiff_t apart,
+                               const Stored* from, hn::Vec<W> (&sums)[kSums]) {
+  hn::Vec<W> factors[kLast - kFirst], value[kVectors];
+  unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
+    factors[i] = hn::Set(w, weight[static_cast<ptrdiff_t>(kFirst + i) * apart]);
+  });
+  load_value<kVectors>(w, from, value);
+  unroll<kVectors>([&](auto v) VECINA_INLINE {
+    if constexpr (kLast - kFirst > 1) value[v] = in_register(value[v]);
+    unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
+      constexpr size_t kSum = (kFirst + i) * kVectors + v;
+      sums[kSum] = hn::MulAdd(factors[i], value[v], sums[kSum]);
+    });
   });
 }
 
-// Queries first, first + 1, ... up to `last` in pairs whose windows are kShift keys apart.
-template <int kShift, size_t kVectors, class D, typename Output>
-HWY_NOINLINE void direct_pairs(D d, const DirectBlock<D>& block,
-                               const DirectOutput<hn::TFromD<D>, Output>& target, int first,
-                               int last, ptrdiff_t column) {
+// Queries first, first + 1, ... up to `last`, kQueries at once, whose windows are kShift keys
+// apart. Then they have at least kQueries - 1 keys in a row.
+template <int kShift, int kQueries, size_t kVectors, typename Stored, class D, class W,
+          typename Output>
+HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
+                                  const DirectOutput<hn::TFromD<D>, Output>& target, int first,
+                                  int last, ptrdiff_t column) {
   using T = hn::TFromD<D>;
   const int64_t* HWY_RESTRICT value_rows = block.value_rows;
   const int* HWY_RESTRICT row_slots = block.row_slots;
@@ -289,48 +355,59 @@ HWY_NOINLINE void direct_pairs(D d, const DirectBlock<D>& block,
   const ptrdiff_t left = target.head_dim - column, output_stride = target.output_stride;
   const int64_t num_additional = target.num_additional;
   Output* HWY_RESTRICT output = target.output + first * output_stride + column;
-  for (int t = first; t < last; t += 2, weights += 2 * pitch, inverse += 2) {
-    hn::Vec<D> a[kVectors], b[kVectors];
-    unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = b[v] = hn::Zero(d); });
-    const T* values = block.values + block.value_offsets[t] + column;
+  constexpr size_t kAll = kQueries, kRamp = kShift * (kQueries - 1);
+  for (int t = first; t < last; t += kQueries, weights += kQueries * pitch, inverse += kQueries) {
+    hn::Vec<W> sums[kAll * kVectors];
+    unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(w); });
+    const Stored* values =
+        static_cast<const Stored*>(block.values) + block.value_offsets[t] + column;
     for (ptrdiff_t row = 0; row < num_rows; ++row) {
-      const T* value = values + value_rows[row];
+      const Stored* value = values + value_rows[row];
       const T* p = weights + row_slots[row];
       const T* end = p + row_keys;
-      if constexpr (kShift == 1) {
-        direct_add(d, *p++, value, a);
+      const ptrdiff_t apart = pitch - kShift;
+      unroll<kRamp>([&](auto i) VECINA_INLINE {
+        direct_add_all<0, i + 1, kVectors>(w, p++, apart, value, sums);
         value += stride;
+      });
+      for (; p < end; ++p, value += stride) {
+        direct_add_all<0, kAll, kVectors>(w, p, apart, value, sums);
       }
-      const T* r = p + pitch - kShift;
-      for (; p < end; ++p, ++r, value += stride) direct_add_both(d, *p, *r, value, a, b);
-      if constexpr (kShift == 1) direct_add(d, *r, value, b);
+      unroll<kRamp>([&](auto i) VECINA_INLINE {
+        direct_add_all<i + 1, kAll, kVectors>(w, p++, apart, value, sums);
+        value += stride;
+      });
     }
     if (num_additional > 0) {
       const T* value = target.additional_values + column;
       const T* p = target.additional + t;
       for (int64_t j = 0; j < num_additional; ++j) {
-        direct_add_both(d, p[0], p[1], value, a, b);
+        direct_add_all<0, kAll, kVectors>(w, p, 1, value, sums);
         value += target.additional_pitch;
         p += DirectBlock<D>::kMaxQueries;
       }
     }
-    direct_store(d, a, hn::Set(d, inverse[0]), left, output);
-    direct_store(d, b, hn::Set(d, inverse[1]), left, output + output_stride);
-    output += 2 * output_stride;
+    unroll<kAll>([&](auto q) VECINA_INLINE {
+      hn::Vec<W> of[kVectors];
+      unroll<kVectors>([&](auto v) VECINA_INLINE { of[v] = sums[q * kVectors + v]; });
+      direct_store(w, of, hn::Set(w, inverse[q]), left, output);
+      output += output_stride;
+    });
   }
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.
-template <size_t kVectors, class D, typename Output>
-HWY_NOINLINE void direct_single(D d, const DirectBlock<D>& block,
+template <size_t kVectors, typename Stored, class D, class W, typename Output>
+HWY_NOINLINE void direct_single(D, W d, const DirectBlock<D>& block,
                                 const DirectOutput<hn::TFromD<D>, Output>& target, int t,
                                 int row_keys, ptrdiff_t column) {
   using T = hn::TFromD<D>;
   // Two sums each hide the latency of the multiply-add.
-  hn::Vec<D> a[kVectors], b[kVectors];
+  hn::Vec<W> a[kVectors], b[kVectors];
   unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = b[v] = hn::Zero(d); });
   for (int row = 0; row < block.num_rows; ++row) {
-    const T* value = block.values + block.value_offsets[t] + column + block.value_rows[row];
+    const Stored* value = static_cast<const Stored*>(block.values) + block.value_offsets[t] +
+                          column + block.value_rows[row];
     const T* p = block.weights + t * block.weights_pitch + block.row_slots[row];
     int j = 0;
     for (; j + 2 <= row_keys; j += 2, value += 2 * block.value_stride) {

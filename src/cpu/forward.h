@@ -203,7 +203,7 @@ struct BiasTable {
 // The direct form: the widest vector that it uses, the most vectors of queries of a block, and the
 // most weights of one query that it holds.
 inline constexpr int kMaxDirectLanes = 8;
-inline constexpr int kDirectVectors = 2;
+inline constexpr int kDirectVectors = 4;
 inline constexpr int kMaxDirectSlots = 256;
 // Rows of keys whose logits are computed together because one would leave vectors half empty.
 constexpr int grouped_rows(int row_keys, int lanes) {
@@ -217,7 +217,7 @@ int direct_slots(int row_keys, int num_rows, int grouped_rows, int lanes, int* r
 struct DirectForm {
   bool is_used = false;
   bool one_row = false;   // one dimension: all heads of a block of queries before the next block
-  bool in_place = false;  // then keys and values of float are read where they lie
+  bool in_place = false;  // then keys and values are read where they lie, of float or bfloat16
   int grouped_rows = 1;
   int block_queries = 0;               // neighbours in a row, computed together
   int64_t key_row = 0, value_row = 0;  // elements of one packed row; one_row: of a block's keys
@@ -235,11 +235,16 @@ struct ForwardPlan : Partition {
   bool values_in_place = false;  // away from the borders values are read where they lie
   BiasTable bias;
 
-  int key_pitch = 0;      // elements of one packed key (shared layout)
-  int value_pitch = 0;    // elements of one packed value row: head_dim_value, padded
-  int max_slots = 0;      // keys of a row whose logits are held at once
-  int weights_pitch = 0;  // elements from one vector's weights to the next one's
-  int queries_pitch = 0;  // elements of a vector of queries
+  // bfloat16 in pairs: logits take two entries of queries and keys at once, as they lie. Then
+  // key_words is half of head_dim.
+  bool has_pairs = false;
+  bool has_value_pairs = false;  // two neighbouring rows of values are packed side by side too
+  int key_words = 0;             // of a query or a key, that logits multiply
+  int key_pitch = 0;             // elements of one packed key (shared layout)
+  int value_pitch = 0;           // elements of one packed value row: head_dim_value, padded
+  int max_slots = 0;             // keys of a row whose logits are held at once
+  int weights_pitch = 0;         // elements from one vector's weights to the next one's
+  int queries_pitch = 0;         // elements of a vector of queries
   ForwardScratch scratch;
   DirectForm direct;
 };
@@ -304,10 +309,11 @@ using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers&
                                  int64_t unit, void* scratch);
 struct ForwardKernel {
   ForwardFunction run;
-  int lanes;           // elements of one vector
-  int direct_lanes;    // of the direct form; 0: this kernel has none
-  int element_bytes;   // of scratch and vectors
-  const char* target;  // instruction set, as Highway names it
+  int lanes;                       // elements of one vector
+  int direct_lanes;                // of the direct form; 0: this kernel has none
+  int element_bytes;               // of scratch and vectors
+  const char* target;              // instruction set, as Highway names it
+  bool has_pair_products = false;  // of bfloat16: dot products of pairs, in one instruction
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.
 ForwardKernel forward_kernel_f32();

@@ -13,7 +13,13 @@
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 static ForwardKernel f16_kernel() { return make_forward_kernel<float16>(); }
-static ForwardKernel bf16_kernel() { return make_forward_kernel<bfloat16>(); }
+static ForwardKernel bf16_kernel() {
+  ForwardKernel kernel = make_forward_kernel<bfloat16>();
+#if HWY_TARGET == HWY_AVX3
+  kernel.has_pair_products = __builtin_cpu_supports("avx512bf16");
+#endif
+  return kernel;
+}
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -82,6 +82,17 @@ HWY_INLINE V in_register(V v) {
   return v;
 }
 
+#if HWY_TARGET == HWY_AVX3
+// sums + a * b of pairs of bfloat16, one in each lane: two multiply-adds, each rounded to float;
+// numbers below its normal ones count as zero. For CPUs that have it
+// (ForwardKernel::has_pair_products).
+template <class D>
+HWY_INLINE hn::Vec<D> dot_pairs(D /*d*/, hn::Vec<D> a, hn::Vec<D> b, hn::Vec<D> sums) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums.raw) : "v"(a.raw), "vm"(b.raw));
+  return sums;
+}
+#endif
+
 // float for the 16-bit types and float, double for double.
 template <typename Element>
 struct ComputeType {
@@ -216,6 +227,27 @@ HWY_INLINE void copy_rows(D d, const Element* from, ptrdiff_t stride, int64_t co
   }
 }
 
+// One row of bfloat16 into the lower half of each element, zeros up to `pitch`, or beside what is
+// there into the upper.
+template <class D>
+HWY_INLINE void copy_halves(D /*d*/, const bfloat16* from, size_t count, size_t pitch,
+                            bool is_upper, hn::TFromD<D>* HWY_RESTRICT to) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<uint32_t, D> d32;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  const auto* bits = reinterpret_cast<const uint16_t*>(from);
+  auto* words = reinterpret_cast<uint32_t*>(to);
+  HWY_ALIGN uint16_t rest[kLanes] = {};
+  for (size_t i = 0; i < pitch; i += kLanes) {
+    if (i + kLanes > count) {
+      for (size_t k = i; k < count; ++k) rest[k - i] = bits[k];
+    }
+    const auto half = hn::PromoteTo(d32, hn::LoadU(d16, i + kLanes > count ? rest : bits + i));
+    const auto both = is_upper ? hn::Or(hn::ShiftLeft<16>(half), hn::LoadU(d32, words + i)) : half;
+    hn::StoreU(both, d32, words + i);
+  }
+}
+
 // bfloat16 may be packed in pairs of vectors, elements 0, 2, 4, ... in the first and 1, 3, 5, ...
 // in the second: two instructions for both, and none moves between lanes, neither here nor on the
 // way back.
@@ -312,6 +344,16 @@ struct RegularRows {
   }
 };
 
+// Rows of bfloat16 as words of two elements each.
+template <class Rows>
+struct InWords {
+  const Rows rows;
+  template <size_t kLane>
+  const float* row() const {
+    return reinterpret_cast<const float*>(rows.template row<kLane>());
+  }
+};
+
 // A vector of d made of 128-bit blocks, block b from row kFirst + kStep * b, at `offset`.
 template <class D, size_t kFirst, size_t kStep, class Rows>
 HWY_INLINE hn::Vec<D> load_blocks(D d, const Rows& rows, size_t offset) {
@@ -335,18 +377,29 @@ HWY_INLINE hn::Vec<D> load_blocks(D d, const Rows& rows, size_t offset) {
   }
 }
 
+// Instead of a scale: nothing is multiplied, so that any bits may be transposed.
+struct Unscaled {};
+
 // to[i * pitch + lane] = scale * row of lane [i] for i in [0, count). Blocks of 4x4 (double: 2x2)
 // are transposed in registers.
-template <class D, class Rows>
-HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch,
-                               hn::TFromD<D> scale, hn::TFromD<D>* HWY_RESTRICT to) {
+template <class D, class Rows, typename Scale>
+HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch, Scale scale,
+                               hn::TFromD<D>* HWY_RESTRICT to) {
   using T = hn::TFromD<D>;
-  const auto factor = hn::Set(d, scale);
+  const auto scaled = [&](auto v) VECINA_INLINE {
+    if constexpr (std::is_same_v<Scale, Unscaled>) {
+      return v;
+    } else if constexpr (std::is_same_v<decltype(v), T>) {
+      return static_cast<T>(scale) * v;
+    } else {
+      return hn::Mul(hn::Set(d, static_cast<T>(scale)), v);
+    }
+  };
   constexpr size_t kBlock = 16 / sizeof(T);
   size_t i = 0;
   for (; i + kBlock <= count; i += kBlock) {
     const auto write = [&](size_t k, hn::Vec<D> v)
-                           HWY_ATTR { hn::StoreU(hn::Mul(v, factor), d, to + (i + k) * pitch); };
+                           VECINA_INLINE { hn::StoreU(scaled(v), d, to + (i + k) * pitch); };
     if constexpr (kBlock == 4) {
       const auto r0 = load_blocks<D, 0, 4>(d, rows, i), r1 = load_blocks<D, 1, 4>(d, rows, i);
       const auto r2 = load_blocks<D, 2, 4>(d, rows, i), r3 = load_blocks<D, 3, 4>(d, rows, i);
@@ -366,7 +419,7 @@ HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch
   }
   for (; i < count; ++i) {
     unroll<hn::MaxLanes(d)>([&](auto lane) HWY_ATTR {
-      to[i * pitch + lane] = scale * to_compute(rows.template row<lane>()[i]);
+      to[i * pitch + lane] = scaled(to_compute(rows.template row<lane>()[i]));
     });
   }
 }
