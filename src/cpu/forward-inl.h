@@ -37,7 +37,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
  public:
   ForwardUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit, void* scratch)
       : Base(plan, pointers, unit, scratch),
-        key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.head_dim)
+        key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.key_words)
                                                       : ptrdiff_t{keys_.tokens()} * plan.key_pitch),
         output_(tensor_at<Element>(pointers.output, plan.output, batch_, head_)),
         lse_(tensor_at<LseType>(pointers.lse, plan.lse, batch_, head_)) {}
@@ -65,6 +65,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       Base::visible_keys;
   using Base::kLog2E, Base::kMaxLanes;
 
+  static constexpr bool kMayHavePairs = kHasPairs && std::is_same_v<Element, bfloat16>;
   static constexpr int kMaxRuns = kWeightBytes / (kMaxLanes * static_cast<int>(sizeof(T))) + 1;
 
   static constexpr int kMaxQueries = kMaxLanes * kMaxTwins;
@@ -73,7 +74,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   static constexpr int kManyQueries = HWY_TARGET == HWY_AVX3 ? 8 : 4;
   // With 16 registers and FMA two queries, four vectors each, take fewer loads, if they have so few
   // keys that their values stay in L1.
-  static constexpr bool kHasPairs = HWY_TARGET == HWY_AVX2;
+  static constexpr bool kSumsTwo = HWY_TARGET == HWY_AVX2;
   static constexpr int kFewKeys = 96;
   // AVX-512 is so fast that what comes from the third cache is to be asked for a tile ahead.
   static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
@@ -150,7 +151,14 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       keys_.copy(value, plan_.value, begin, end, plan_.head_dim_value, plan_.value_pitch,
                  scratch_ + plan_.scratch.values + row * keys_.tokens() * plan_.value_pitch);
     };
-    if (reads_in_place()) {
+    if (plan_.has_value_pairs) {
+      if constexpr (kMayHavePairs) {
+        keys_.copy_beside(
+            value, plan_.value, plan_.head_dim_value, plan_.value_pitch,
+            (y - keys_.range(1).begin) % 2 != 0,
+            scratch_ + plan_.scratch.values + value_row(z, y) * keys_.tokens() * plan_.value_pitch);
+      }
+    } else if (reads_in_place()) {
       const AxisGroup& axis = lane_axis();
       const int queries = kMaxLanes * axis.twins;
       for (int x = box_.begin[2]; x < box_.end[2]; x += queries) {
@@ -162,11 +170,26 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       copy_values(0, keys_.tokens());
     }
     T* keys = scratch_ + plan_.scratch.keys + row * key_row_;
-    if (keys_.layout() == KeyLayout::shifted) {
+    const bool is_shifted = keys_.layout() == KeyLayout::shifted;
+    if constexpr (kMayHavePairs) {
+      if (plan_.has_pairs) {
+        return is_shifted ? keys_.template transpose<true>(key, plan_.key, plan_.key_words, keys)
+                          : keys_.copy_words(key, plan_.key, plan_.key_words, keys);
+      }
+    }
+    if (is_shifted) {
       keys_.transpose(key, plan_.key, plan_.head_dim, keys);
     } else {
       keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch, keys);
     }
+  }
+
+  // The packed row of values at the given outer positions.
+  ptrdiff_t value_row(int z, int y) const {
+    if (!plan_.has_value_pairs) return keys_.row(z, y);
+    if (keys_.ring().axis == 1) return keys_.row(z, y) / 2;  // of an even number
+    const ptrdiff_t pairs = (keys_.range(1).size() + 1) / 2;
+    return (z - keys_.range(0).begin) % keys_.ring().rows * pairs + (y - keys_.range(1).begin) / 2;
   }
 
   bool reads_in_place() const {
@@ -236,9 +259,17 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     for (int t = 0; t < twins(); ++t) {
       row->states[static_cast<size_t>(t)] = empty_softmax(D());
       const auto transpose = [&](const auto& queries) {
+        const auto size = static_cast<size_t>(plan_.key_words);
+        if constexpr (kMayHavePairs) {
+          if (plan_.has_pairs) {
+            using Words = InWords<std::remove_cvref_t<decltype(queries)>>;
+            return transpose_rows(D(), Words{queries}, size, kMaxLanes, Unscaled(),
+                                  tile_queries(r, t));
+          }
+        }
         // Logits are powers of two's exponents from here on.
-        transpose_rows(D(), queries, static_cast<size_t>(plan_.head_dim), kMaxLanes,
-                       static_cast<T>(plan_.scale * kLog2E), tile_queries(r, t));
+        transpose_rows(D(), queries, size, kMaxLanes, static_cast<T>(plan_.scale * kLog2E),
+                       tile_queries(r, t));
       };
       if (row->num_queries == kMaxLanes * twins()) {
         transpose(RegularRows<Element>(query + t * query_stride(), twins() * query_stride()));
@@ -310,7 +341,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     const ptrdiff_t first = keys_.layout() == KeyLayout::shifted
                                 ? ptrdiff_t{x - box_.begin[2]} * axis.step
                                 : ptrdiff_t{0};
-    const ptrdiff_t row = keys_.row(key_z, key_y) * keys_.tokens() + first;
+    const ptrdiff_t row = value_row(key_z, key_y) * keys_.tokens() + first;
     return {scratch_ + plan_.scratch.values + row * plan_.value_pitch, plan_.value_pitch};
   }
 
@@ -395,7 +426,9 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
           .count = block.count,
           .first_key = block.j,
           .is_shared = keys_.layout() == KeyLayout::shared,
-          .is_window = true};
+          .is_window = true,
+          .begins_within = plan_.has_value_pairs && (y - keys_.range(1).begin) % 2 != 0,
+          .ends_within = false};
       if (plan_.bias.given) add_bias(block, y, next, *row);
       row->slots += (next - y) * block.count;
     }
@@ -447,7 +480,9 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
             .count = count,
             .first_key = 0,
             .is_shared = true,
-            .is_window = false};
+            .is_window = false,
+            .begins_within = false,
+            .ends_within = false};
         row.slots += count;
       }
     }
@@ -458,7 +493,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   LogitsArguments<T> logits_arguments(int j, int count) const {
     constexpr bool kIsShifted = kLayout == KeyLayout::shifted;
     LogitsArguments<T> arguments;
-    arguments.head_dim = plan_.head_dim;
+    arguments.head_dim = plan_.key_words;
     arguments.query_pitch = plan_.queries_pitch;
     arguments.key_offsets = kIsShifted ? keys_.key_offsets() + j : nullptr;
     arguments.key_pitch = plan_.key_pitch;
@@ -472,7 +507,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   template <KeyLayout kLayout>
   ptrdiff_t column_offset(int x, int j) const {
     return kLayout == KeyLayout::shared ? ptrdiff_t{j} * plan_.key_pitch
-                                        : keys_.column(x, plan_.head_dim);
+                                        : keys_.column(x, plan_.key_words);
   }
 
   // Of rows [r, r + count) of the tile, whose first vector's weights are given.
@@ -481,6 +516,12 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     arguments->queries = tile_queries(r, 0);
     for (int t = 1; t < twins(); ++t) {
       arguments->weights[t] = arguments->weights[0] + t * ptrdiff_t{plan_.weights_pitch};
+    }
+    if constexpr (kMayHavePairs) {
+      if (plan_.has_pairs) {
+        arguments->scale = static_cast<T>(plan_.scale * kLog2E);
+        return LogitsTable<kLayout, D, true>::run(count, twins(), keys, *arguments);
+      }
     }
     LogitsTable<kLayout, D>::run(count, twins(), keys, *arguments);
   }
@@ -509,6 +550,12 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
             softmax(d, static_cast<size_t>(row.slots),
                     before[static_cast<size_t>(r * kMaxTwins + t)], &state, weights);
         hn::Store(shrink, d, weights + shrink_offset<D>());
+        if constexpr (kMayHavePairs) {
+          if (plan_.has_value_pairs) {
+            pair_weights(d, hn::AllTrue(d, hn::Eq(state.sum, state.sum)), row.num_runs,
+                         row.runs.data(), weights);
+          }
+        }
         if (is_last) {
           const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),
                                                   hn::Div(hn::Set(d, T{1}), state.sum));
@@ -537,14 +584,16 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   }
 
   void weigh_queries(const Row& row, bool is_last) {
-    if (twins() == 1) {
+    if (plan_.has_value_pairs) {
+      if constexpr (kMayHavePairs) weigh_queries<1, true>(row, is_last);
+    } else if (twins() == 1) {
       weigh_queries<1>(row, is_last);
     } else {
       weigh_queries<kMaxTwins>(row, is_last);
     }
   }
 
-  template <int kTwins>
+  template <int kTwins, bool kArePairs = false>
   void weigh_queries(const Row& row, bool is_last) {
     const AxisGroup& axis = lane_axis();
     const bool has_views =
@@ -563,35 +612,36 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     const int begin = 0, end = row.num_queries;
     const int many = end / kManyQueries * kManyQueries, quads = end / 4 * 4;
     int done = 0;
-    if (kHasPairs && plan_.value_pitch % (4 * kMaxLanes) == 0 && !is_level && shortest > 0 &&
+    if (kSumsTwo && plan_.value_pitch % (4 * kMaxLanes) == 0 && !is_level && shortest > 0 &&
         row.slots <= kFewKeys) {
       const int pairs = end / 2 * 2;
-      weigh<Sharing::stairs, kTwins, 2, 4>(row, arguments, is_last, begin, pairs);
+      weigh<Sharing::stairs, kArePairs, kTwins, 2, 4>(row, arguments, is_last, begin, pairs);
       done = pairs;
     } else if (is_level) {
-      weigh<Sharing::level, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
-      weigh<Sharing::level, kTwins, 4>(row, arguments, is_last, many, quads);
+      weigh<Sharing::level, kArePairs, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
+      weigh<Sharing::level, kArePairs, kTwins, 4>(row, arguments, is_last, many, quads);
       done = quads;
     } else if (shortest >= 3) {
       if (shortest >= kManyQueries - 1) {
-        weigh<Sharing::stairs, kTwins, kManyQueries>(row, arguments, is_last, begin, many);
+        weigh<Sharing::stairs, kArePairs, kTwins, kManyQueries>(row, arguments, is_last, begin,
+                                                                many);
         done = many;
       } else if constexpr (kManyQueries > 6 && kTwins == 1) {  // twins are added up four at a time
         if (shortest >= 5) {
           done = end / 6 * 6;
           if (done > 0 && (end - done) % 4 >= 2) done -= 6;  // fours leave fewer alone
-          weigh<Sharing::stairs, kTwins, 6>(row, arguments, is_last, begin, done);
+          weigh<Sharing::stairs, kArePairs, kTwins, 6>(row, arguments, is_last, begin, done);
         }
       }
       const int left = (end - done) / 4 * 4;
-      weigh<Sharing::stairs, kTwins, 4>(row, arguments, is_last, done, done + left);
+      weigh<Sharing::stairs, kArePairs, kTwins, 4>(row, arguments, is_last, done, done + left);
       done += left;
     }
-    weigh<Sharing::none, kTwins, 1>(row, arguments, is_last, done, end);
+    weigh<Sharing::none, kArePairs, kTwins, 1>(row, arguments, is_last, done, end);
   }
 
   // Queries [begin, end) of a row, kQueries at a time.
-  template <Sharing kSharing, int kTwins, int kQueries, int kVectors = 2>
+  template <Sharing kSharing, bool kArePairs, int kTwins, int kQueries, int kVectors = 2>
   void weigh(const Row& row, const ValueArguments<T>& arguments, bool is_last, int begin, int end) {
     if (begin >= end) return;
     const auto target = [&](ptrdiff_t column) {
@@ -607,16 +657,16 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     constexpr ptrdiff_t kColumns = kVectors * kMaxLanes;
     for (; column + kColumns <= plan_.value_pitch; column += kColumns) {
       if (is_last && !row.has_sums && column + kColumns <= plan_.head_dim_value) {
-        weigh_values<kSharing, kTwins, kQueries, kVectors, true>(D(), arguments, begin, end, column,
-                                                                 target(column));
+        weigh_values<kSharing, kTwins, kQueries, kVectors, true, kArePairs>(
+            D(), arguments, begin, end, column, target(column));
       } else {
-        weigh_values<kSharing, kTwins, kQueries, kVectors, false>(D(), arguments, begin, end,
-                                                                  column, target(column));
+        weigh_values<kSharing, kTwins, kQueries, kVectors, false, kArePairs>(
+            D(), arguments, begin, end, column, target(column));
       }
     }
     if (column < plan_.value_pitch) {
-      weigh_values<kSharing, kTwins, kQueries, 1, false>(D(), arguments, begin, end, column,
-                                                         target(column));
+      weigh_values<kSharing, kTwins, kQueries, 1, false, kArePairs>(D(), arguments, begin, end,
+                                                                    column, target(column));
     }
   }
 

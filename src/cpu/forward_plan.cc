@@ -82,7 +82,7 @@ PackedRow packed_row(const ForwardPlan& plan, const Box& box) {
   const PackedBox packed = packed_box(plan, box, /*may_have_strips=*/true);
   const auto tokens = static_cast<size_t>(packed.ranges[2].size());
   const bool is_shifted = packed.runs.num_runs > 0;
-  return {is_shifted ? static_cast<size_t>(packed.runs.row(plan.head_dim))
+  return {is_shifted ? static_cast<size_t>(packed.runs.row(plan.key_words))
                      : tokens * static_cast<size_t>(plan.key_pitch),
           tokens * static_cast<size_t>(plan.value_pitch)};
 }
@@ -119,7 +119,7 @@ size_t packed_rows(const ForwardPlan& plan, const Box& box, const PackedRing& ri
 size_t packed_bytes(const ForwardPlan& plan, const Box& box, const PackedRing& ring,
                     int element_bytes) {
   const PackedRow row = packed_row(plan, box);
-  return packed_rows(plan, box, ring) * (row.keys + row.values) *
+  return packed_rows(plan, box, ring) * (row.keys + row.values / (plan.has_value_pairs ? 2 : 1)) *
          static_cast<size_t>(element_bytes);
 }
 
@@ -130,6 +130,10 @@ PackedRing packed_ring(const ForwardPlan& plan, const Box& box, int element_byte
   for (ring.band = num_queries(box, ring.axis);; ring.band -= std::max(1, ring.band / 8)) {
     ring.band = std::max(ring.band, least);
     ring.rows = rows_of_band(plan, box, ring.axis, ring.band);
+    if (plan.has_value_pairs && ring.axis == 1) {
+      // Whole pairs, and one row more, since the first of a pair overwrites what its second was.
+      ring.rows = round_up(ring.rows + 1, 2);
+    }
     if (ring.band == least || packed_bytes(plan, box, ring, element_bytes) <= kPackedBytes) {
       return ring;
     }
@@ -214,11 +218,36 @@ bool is_long_row(const ForwardPlan& plan, const Box& box) {
          box.end[2] - box.begin[2] > queries && 4 * axis.window.kernel_size <= queries * axis.step;
 }
 
+// Pairs of bfloat16 where the CPU multiplies them: whole blocks of a transpose, or whole vectors
+// where keys are copied. Additional tokens are packed as floats.
+void take_pairs(const Problem& problem, const ForwardKernel& kernel, ForwardPlan* plan) {
+  const bool is_copied =
+      std::any_of(plan->groups[2].begin(), plan->groups[2].end(),
+                  [](const AxisGroup& group) { return key_layout(group) == KeyLayout::shared; });
+  plan->has_pairs = kernel.has_pair_products && problem.dtype() == VECINA_BF16 &&
+                    plan->head_dim % (is_copied ? 2 * kernel.lanes : 8) == 0 &&
+                    plan->additional_tokens == 0;
+  plan->key_words = plan->has_pairs ? plan->head_dim / 2 : plan->head_dim;
+}
+
+// Windows of several rows, whose weights are kept row by row.
+bool takes_value_pairs(const ForwardPlan& plan) {
+  constexpr int kLeastRows = 3;
+  return plan.has_pairs &&
+         std::all_of(
+             plan.groups[1].begin(), plan.groups[1].end(),
+             [](const AxisGroup& group) { return group.window.kernel_size >= kLeastRows; }) &&
+         std::all_of(plan.groups[2].begin(), plan.groups[2].end(),
+                     [](const AxisGroup& group) { return group.twins == 1; });
+}
+
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
   size_t keys = 0, values = 0;  // the largest of any box
   for (const Box& box : plan->boxes) {
     PackedBox packed = packed_box(*plan, box, /*may_have_strips=*/true);
     packed.ring = packed_ring(*plan, box, element_bytes);
+    // The same rows are pairs wherever a box begins.
+    if (plan->has_value_pairs) packed.ranges[1].begin &= ~1;
     const PackedRow row = packed_row(*plan, box);
     const auto rows = static_cast<size_t>(packed.ring_rows());
     keys = std::max(keys, rows * row.keys);
@@ -458,7 +487,8 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     return plan;
   }
 
-  plan.key_pitch = plan.head_dim;
+  take_pairs(problem, kernel, &plan);
+  plan.key_pitch = plan.key_words;
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
   // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
   plan.values_in_place = rank == 1 && !problem.is_attention() &&
@@ -471,6 +501,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
     choose_twins(plan.lanes, query_rows, &group);
   }
+  plan.has_value_pairs = takes_value_pairs(plan);
   // Of twins half as many: what one sum reads of their values then stays in L1 too.
   plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes) / 2;
   plan.weights_pitch = twin_pitch(plan.lanes, kernel.element_bytes);

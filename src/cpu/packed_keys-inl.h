@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -98,17 +99,42 @@ class PackedKeys {
     }
   }
 
-  // A row's tokens, transposed.
+  // All tokens of a row of bfloat16, side by side with the row before or after, which is there if
+  // this `is_second`: one of them in each half of an element.
+  void copy_beside(const Element* from, const Strides& strides, int size, int pitch, bool is_second,
+                   T* to) const {
+    const ptrdiff_t stride = position_stride(strides);
+    for (int p = range(2).begin; p < range(2).end; ++p, to += pitch) {
+      if ((p - range(2).begin) % kLanes == 0) {
+        prefetch_tokens(from, stride, p + kLanes, kLanes, 1, size);
+      }
+      copy_halves(D(), row_at(from, stride, p), static_cast<size_t>(size),
+                  static_cast<size_t>(pitch), is_second, to);
+    }
+  }
+
+  // A row's tokens of bfloat16 as words of two elements each, `size` of them.
+  void copy_words(const Element* from, const Strides& strides, int size, T* to) const {
+    const ptrdiff_t stride = position_stride(strides);
+    for (int p = range(2).begin; p < range(2).end; ++p, to += size) {
+      copy_row(D(), reinterpret_cast<const T*>(row_at(from, stride, p)), static_cast<size_t>(size),
+               static_cast<size_t>(size), to);
+    }
+  }
+
+  // A row's tokens, transposed; kInWords: `size` words of two elements each.
+  template <bool kInWords = false>
   void transpose(const Element* from, const Strides& strides, int size, T* to) const {
     const KeyRuns& runs = packed_.runs;
     const ptrdiff_t stride = position_stride(strides);
     if (runs.strips == 0) {
-      return transpose_strip(from, stride, size, range(2).begin, tokens(), to);
+      return transpose_strip<kInWords>(from, stride, size, range(2).begin, tokens(), to);
     }
     const int step = lane_axis().step, queries = kLanes * lane_axis().twins;
     const int count = step * (queries - 1) + lane_axis().window.kernel_size;
     for (int strip = 0; strip < runs.strips; ++strip) {
-      transpose_strip(from, stride, size, range(2).begin + strip * step * queries, count, to);
+      transpose_strip<kInWords>(from, stride, size, range(2).begin + strip * step * queries, count,
+                                to);
       to += ptrdiff_t{runs.pitch} * size;
     }
   }
@@ -153,6 +179,7 @@ class PackedKeys {
   }
 
   // `count` positions from `first` on.
+  template <bool kInWords>
   void transpose_strip(const Element* from, ptrdiff_t stride, int size, int first, int count,
                        T* strip) const {
     const int runs = packed_.runs.num_runs;
@@ -164,29 +191,39 @@ class PackedKeys {
       int column = 0;
       for (; columns - column > kLanes / 2; column += kLanes) {
         const int here = first + column * runs + run, next = here + kLanes * runs;
-        prefetch_tokens(from, stride, next, kLanes, runs, size);
-        transpose_columns(D(), from, stride, size, here, to + column);
+        prefetch_tokens(from, stride, next, kLanes, runs, kInWords ? 2 * size : size);
+        transpose_columns<kInWords>(D(), from, stride, size, here, to + column);
       }
       if constexpr (kLanes > 2 * kFew) {
         const hn::CappedTag<T, 2 * kFew> half;
         for (; columns - column > kFew; column += 2 * kFew) {
-          transpose_columns(half, from, stride, size, first + column * runs + run, to + column);
+          transpose_columns<kInWords>(half, from, stride, size, first + column * runs + run,
+                                      to + column);
         }
       }
       for (; column < columns; column += kFew) {
-        transpose_columns(few, from, stride, size, first + column * runs + run, to + column);
+        transpose_columns<kInWords>(few, from, stride, size, first + column * runs + run,
+                                    to + column);
       }
     }
   }
 
   // A vector of positions from `first` on.
-  template <class Tag>
+  template <bool kInWords, class Tag>
   void transpose_columns(Tag tag, const Element* from, ptrdiff_t stride, int size, int first,
                          T* to) const {
     constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
     const int runs = packed_.runs.num_runs, last = first + (kColumns - 1) * runs;
     const auto transpose = [&](const auto& rows) {
-      transpose_rows(tag, rows, static_cast<size_t>(size), static_cast<size_t>(pitch()), T{1}, to);
+      const auto write = [&](const auto& of) VECINA_INLINE {
+        transpose_rows(tag, of, static_cast<size_t>(size), static_cast<size_t>(pitch()), Unscaled(),
+                       to);
+      };
+      if constexpr (kInWords) {
+        write(InWords<std::remove_cvref_t<decltype(rows)>>{rows});
+      } else {
+        write(rows);
+      }
     };
     if (first >= 0 && last < lane_axis().window.extent) {
       transpose(RegularRows<Element>(from + first * stride, runs * stride));

@@ -38,12 +38,14 @@ struct LogitsArguments {
   int rows;
   ptrdiff_t key_row, weight_row;  // from one row to the next
   T* weights[kMaxTwins];          // of each vector: those of key j begin at j * lanes
+  T scale = 1;                    // of pairs: what the products are multiplied with
 };
 
 // The first step of a tile for every number of rows of queries, twins and keys. Twins are a key
 // apart, so in the shifted layout key j of twin t is key j + t: keys + twins - 1 vectors serve
 // keys * twins logits. Compiled once, in tile_logits.cc, for all element types and both passes.
-template <KeyLayout kLayout, class D>
+// kArePairs: queries and keys are bfloat16, two entries in each lane, and head_dim counts pairs.
+template <KeyLayout kLayout, class D, bool kArePairs = false>
 class LogitsTable {
  public:
   using T = hn::TFromD<D>;
@@ -58,6 +60,11 @@ extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
 extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;
 extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<double>>;
 extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<double>>;
+inline constexpr bool kHasPairs = HWY_TARGET == HWY_AVX3;  // and some CPUs can multiply them
+#if HWY_TARGET == HWY_AVX3
+extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>, true>;
+extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>, true>;
+#endif
 
 // 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
 template <class D>
@@ -218,6 +225,9 @@ struct KeyRun {
   int first_key;   // of the window; what a QueryView counts from
   bool is_shared;  // all queries see the same keys
   bool is_window;  // queries may see part of it; additional tokens are seen by all
+  // Of pairs of rows (pair_weights()): the first row is the second of its pair, and the last one
+  // the first.
+  bool begins_within, ends_within;  // no defaults: a tile would write those of all its runs
 };
 
 // The keys of its window that one query sees: [begin, visible) and [wrapped, ...).

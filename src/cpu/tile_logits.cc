@@ -38,7 +38,7 @@ int take(int vectors, int keys) {
 }
 
 // `chunks` times kKeys keys of each row from first_key on; LogitsArguments says the rest.
-template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D>
+template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D, bool kArePairs>
 void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int chunks) {
   using T = hn::TFromD<D>;
   const D d;
@@ -81,11 +81,19 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
                 static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
             if constexpr (kKey >= 0 && kKey < kKeys) {
               constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
-              sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
+              if constexpr (kArePairs) {
+                sums[kSum] = dot_pairs(d, q[v], key, sums[kSum]);
+              } else {
+                sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
+              }
             }
           });
         });
         entry += key_step;
+      }
+      if constexpr (kArePairs) {
+        const auto scale = hn::Set(d, arguments.scale);
+        unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Mul(scale, sums[i]); });
       }
       unroll<kVectors>([&](auto v) VECINA_INLINE {
         T* HWY_RESTRICT weights = arguments.weights[v] + at;
@@ -101,7 +109,7 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
 }
 
 // For every number of keys.
-template <KeyLayout kLayout, class D>
+template <KeyLayout kLayout, class D, bool kArePairs>
 struct Tables {
   using Function = void (*)(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key,
                             int chunks);
@@ -112,7 +120,7 @@ struct Tables {
     if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
       return nullptr;  // never taken
     } else {
-      return &logits<kRows, kTwins, kKeys, kLayout, D>;
+      return &logits<kRows, kTwins, kKeys, kLayout, D, kArePairs>;
     }
   }
   template <int kRows, int kTwins, int... kKeys>
@@ -128,10 +136,10 @@ struct Tables {
 
 }  // namespace
 
-template <KeyLayout kLayout, class D>
-void LogitsTable<kLayout, D>::run(int rows, int twins, int keys,
-                                  const LogitsArguments<T>& arguments) {
-  using Functions = Tables<kLayout, D>;
+template <KeyLayout kLayout, class D, bool kArePairs>
+void LogitsTable<kLayout, D, kArePairs>::run(int rows, int twins, int keys,
+                                             const LogitsArguments<T>& arguments) {
+  using Functions = Tables<kLayout, D, kArePairs>;
   const auto& functions = twins > 1 ? Functions::kOfTwins : Functions::kOfRows[rows - 1];
   const int vectors = rows * twins, most = max_keys(vectors);
   for (int t = 0, taken, chunks; t < keys; t += taken * chunks) {
@@ -145,6 +153,10 @@ template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
 template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;
 template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<double>>;
 template class LogitsTable<KeyLayout::shared, hn::ScalableTag<double>>;
+#if HWY_TARGET == HWY_AVX3
+template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>, true>;
+template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>, true>;
+#endif
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -74,10 +74,27 @@ enum class Sharing {
   none,    // one query
 };
 
+// Of pairs of value rows: the bits of those that the queries see.
+template <class D, bool kArePairs>
+struct SeenBits {};
+template <class D>
+struct SeenBits<D, true> {
+  hn::Vec<D> seen;
+  // Row `row` of a run comes next.
+  HWY_INLINE void begin_row(const KeyRun<hn::TFromD<D>>& run, int row) {
+    const hn::RebindToUnsigned<D> bits;
+    const bool has_first = row > 0 || !run.begins_within;
+    const bool has_second = row + 1 < run.rows || !run.ends_within;
+    seen =
+        hn::BitCast(D(), hn::Set(bits, (has_first ? 0xffffu : 0) | (has_second ? 0xffff0000u : 0)));
+  }
+};
+
 // Sums of values of kQueries queries, kVectors vectors each, kept in registers within one function:
 // a function with several loops over them would spill.
-template <int kQueries, int kVectors, class D>
-struct ValueSums {
+// kArePairs: two rows of values at once, of bfloat16 side by side as their weights are.
+template <int kQueries, int kVectors, class D, bool kArePairs>
+struct ValueSums : SeenBits<D, kArePairs> {
   using T = hn::TFromD<D>;
   static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   static constexpr int kSums = kQueries * kVectors;
@@ -107,20 +124,64 @@ struct ValueSums {
     });
     unroll<kVectors>([&](auto k) VECINA_INLINE {
       auto v = hn::LoadU(D(), value + k * kLanes);
+      if constexpr (kArePairs) v = hn::And(this->seen, v);
       if constexpr (kCount > 1) v = in_register(v);
       unroll<kCount>([&](auto i) VECINA_INLINE {
         constexpr size_t kSum = (kFirst + i) * kVectors + k;
-        sums[kSum] = hn::MulAdd(w[i], v, sums[kSum]);
+        if constexpr (kArePairs) {
+          sums[kSum] = dot_pairs(D(), w[i], v, sums[kSum]);
+        } else {
+          sums[kSum] = hn::MulAdd(w[i], v, sums[kSum]);
+        }
       });
     });
   }
 };
 
+#if HWY_TARGET == HWY_AVX3
+template <class D>
+HWY_INLINE Bits32<D> rounded(D d, bool is_number, hn::Vec<D> v) {
+  return HWY_LIKELY(is_number) ? round_numbers(d, v) : round_any(d, v);
+}
+// Rounds the weights of a vector of queries to bfloat16 and puts those of each two rows of keys
+// side by side, in the place of both; the runs tell of pairs then.
+template <class D>
+void pair_weights(D d, bool are_numbers, int num_runs, KeyRun<hn::TFromD<D>>* runs,
+                  hn::TFromD<D>* HWY_RESTRICT weights) {
+  using T = hn::TFromD<D>;
+  const hn::Rebind<uint32_t, D> bits;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  int slots = 0;
+  for (int n = 0; n < num_runs; ++n) {
+    KeyRun<T>& run = runs[n];
+    const int pairs = (run.rows + run.begins_within + 1) / 2;
+    for (int pair = 0; pair < pairs; ++pair) {
+      const int row = 2 * pair - run.begins_within;
+      const T* from = weights + (run.slot + row * run.count) * kLanes;
+      T* to = weights + (slots + pair * run.count) * kLanes;
+      for (int j = 0; j < run.count; ++j, from += kLanes, to += kLanes) {
+        auto low = hn::Zero(bits), high = low;
+        if (row >= 0) low = rounded(d, are_numbers, hn::Load(d, from));
+        if (row + 1 < run.rows) {
+          high = rounded(d, are_numbers, hn::Load(d, from + run.count * kLanes));
+        }
+        const auto both = hn::Or(hn::ShiftRight<16>(low), hn::And(high, hn::Set(bits, 0xffff0000)));
+        hn::Store(hn::BitCast(d, both), d, to);
+      }
+    }
+    run.slot = slots;
+    run.ends_within = (run.rows + run.begins_within) % 2 != 0;
+    run.rows = pairs;
+    slots += pairs * run.count;
+  }
+}
+#endif
+
 // Queries whose windows move by one key each: count + kQueries - 1 value rows, each loaded once.
 // Runs of at least kQueries - 1 keys, seen by all.
-template <int kTwins, int kQueries, int kVectors, class D>
+template <int kTwins, int kQueries, int kVectors, class D, bool kArePairs>
 HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                           ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
+                           ptrdiff_t column, ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   constexpr size_t kRamp = kQueries - 1;
@@ -131,6 +192,7 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     const T* w = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
     const T* values = run.values + column + query * pitch;
     for (int row = 0; row < run.rows; ++row, values += run.row_step) {
+      if constexpr (kArePairs) sums->begin_row(run, row);
       const T* value = values;
       unroll<kRamp>([&](auto j) VECINA_INLINE {
         sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
@@ -149,9 +211,10 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
 }
 
 // Queries that see the same keys, or each the first so many of them.
-template <int kTwins, int kQueries, int kVectors, class D>
+template <int kTwins, int kQueries, int kVectors, class D, bool kArePairs>
 HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int first_run,
-                          int query, ptrdiff_t column, ValueSums<kQueries, kVectors, D>* sums) {
+                          int query, ptrdiff_t column,
+                          ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   for (int n = first_run; n < arguments.num_runs; ++n) {
@@ -165,6 +228,7 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
       common = HWY_MIN(common, ends[q]);
     }
     for (int row = 0; row < run.rows; ++row) {
+      if constexpr (kArePairs) sums->begin_row(run, row);
       const T* w = weights;
       const T* value = values;
       for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
@@ -187,7 +251,7 @@ template <int kTwins, int kQueries, int kVectors, class D>
 HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments,
                                   int first_run, int query, ptrdiff_t column,
                                   hn::TFromD<D>* HWY_RESTRICT buffer) {
-  ValueSums<kQueries, kVectors, D> sums;
+  ValueSums<kQueries, kVectors, D, /*kArePairs=*/false> sums;
   sums.load(buffer);
   add_level<kTwins>(d, arguments, first_run, query, column, &sums);
   sums.store(buffer);
@@ -195,12 +259,12 @@ HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& argu
 
 // One query, whatever it sees. Four keys at once, each with sums of its own, which are added up in
 // the end.
-template <int kTwins, int kVectors, class D>
+template <int kTwins, int kVectors, class D, bool kArePairs>
 HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                           ptrdiff_t column, ValueSums<1, kVectors, D>* total) {
+                           ptrdiff_t column, ValueSums<1, kVectors, D, kArePairs>* total) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  ValueSums<4, kVectors, D> sums;
+  ValueSums<4, kVectors, D, kArePairs> sums;
   for (int n = 0; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
@@ -209,6 +273,7 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
         run.values + column + (run.is_shared ? 0 : query * arguments.query_step * pitch);
     const QueryView view = seen_by(arguments, run, query);
     for (int row = 0; row < run.rows; ++row) {
+      if constexpr (kArePairs) sums.begin_row(run, row);
       for (int part = 0; part < 2; ++part) {
         int j = part == 0 ? 0 : view.wrapped;
         const int end = part == 0 ? view.visible : run.count;
@@ -233,15 +298,15 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
 
 // Values of the queries [begin, end), kVectors vectors of them from `column` on. kWhole: all keys
 // are there and all entries of the columns.
-template <Sharing kSharing, int kTwins, int kQueries, int kVectors, bool kWhole, typename Element,
-          class D>
+template <Sharing kSharing, int kTwins, int kQueries, int kVectors, bool kWhole, bool kArePairs,
+          typename Element, class D>
 HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& arguments, int begin,
                                int end, ptrdiff_t column,
                                const SumsTarget<hn::TFromD<D>, Element>& target) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   for (int query = begin; query < end; query += kQueries) {
-    ValueSums<kQueries, kVectors, D> sums;
+    ValueSums<kQueries, kVectors, D, kArePairs> sums;
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
     const T* factors = arguments.weights + weight_offset<D>(kTwins, query);
     if (!kWhole && target.has_kept) {
