@@ -50,6 +50,9 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch_, head_);
     grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch_, head_);
     grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch_, head_);
+    const int64_t head_kv = head_index_ % plan.heads_kv;
+    grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch_, head_kv);
+    grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch_, head_kv);
 
     T* shared = static_cast<T*>(pointers.shared);
     const auto units = static_cast<size_t>(plan.num_units()), index = static_cast<size_t>(unit);
@@ -87,6 +90,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         const int num_rows = std::min(kBackwardRows, rows - row);
         pack_rows(fresh, {packed_y, middle_keys(row + num_rows - 1).end});
         packed_y = std::max(packed_y, middle_keys(row + num_rows - 1).end);
+        const int written_end = row + num_rows < rows
+                                    ? std::min(packed_y, middle_keys(row + num_rows).begin)
+                                    : keys_.axis(1).window.extent;
+        reads_ = {fresh, {packed_y, middle_keys(std::min(row + 2 * kBackwardRows, rows) - 1).end}};
+        writes_ = {done, {written_y, written_end}};
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
           const bool is_last = x + step >= box_.end[2];
           next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + kBackwardRows : row,
@@ -94,11 +102,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
           run_tile(x, z, row, num_rows);
         }
         if (plan_.keeps_sums_apart) continue;
-        const int end = row + num_rows < rows
-                            ? std::min(packed_y, middle_keys(row + num_rows).begin)
-                            : keys_.axis(1).window.extent;
-        write_rows(gradients, done, {written_y, end});
-        written_y = std::max(written_y, end);
+        write_rows(gradients, done, {written_y, written_end});
+        written_y = std::max(written_y, written_end);
       }
       written_z = std::max(written_z, done.end);
     }
@@ -116,6 +121,10 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Base::kLog2E;
   static constexpr int kLanes = Base::kMaxLanes;
   static constexpr int kMaxRuns = 128;
+  // AVX-512 computes so fast that it waits for the third cache; what the next tile reads is as much
+  // as the first holds.
+  static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
+  static constexpr Fetch kFetch = kFetchesFar ? Fetch::far : Fetch::near;
 
   using Tile = BackwardTile<Element>;
   using Place = typename Tile::Place;
@@ -252,18 +261,37 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
     const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
     const int lanes = num_queries(place);
-    for (int lane = 0; lane < lanes; ++lane) {
-      prefetch(query + lane * query_step, plan_.head_dim);
-      prefetch(grad_output + lane * output_step, plan_.head_dim_value);
-    }
+    prefetch_rows<kFetch>(query, query_step, lanes, plan_.head_dim);
+    prefetch_rows<kFetch>(grad_output, output_step, lanes, plan_.head_dim_value);
   }
   // What row r of this tile writes last.
   void prefetch_grad_query(const Row& row) const {
     const int64_t step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
-    for (int lane = 0; lane < row.num_queries; ++lane) {
-      prefetch(row.grad_query + lane * step, plan_.head_dim);
-    }
+    prefetch_rows<kFetch>(row.grad_query, step, row.num_queries, plan_.head_dim);
+  }
+  // A share of the rows of keys that the next tiles pack, and of those that are written after
+  // these: what stands at row r's queries.
+  void prefetch_keys(const Row& row, int r) const {
+    const AxisGroup& axis = lane_axis();
+    const int first = axis.position(row.place.x);
+    const int count = std::min(kLanes * axis.step, axis.window.extent - first);
+    const auto fetch = [&](const Ahead& ahead, const Element* tensor, const Strides& strides,
+                           int size) {
+      if (tensor == nullptr) return;
+      const int64_t stride = axis.token_step * strides.token[2];
+      for (int z = ahead.planes.begin; z < ahead.planes.end; ++z) {
+        for (int y = ahead.rows.begin + r; y < ahead.rows.end; y += kBackwardRows) {
+          prefetch_rows<kFetch>(tensor + keys_.row_offset(strides, z, y) + first * stride, stride,
+                                count, size);
+        }
+      }
+    };
+    fetch(reads_, key_, plan_.key, plan_.head_dim);
+    fetch(reads_, value_, plan_.value, plan_.head_dim_value);
+    if (plan_.keeps_sums_apart) return;
+    fetch(writes_, grad_key_, plan_.grad_key, plan_.head_dim);
+    fetch(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value);
   }
 
   int64_t query_offset(const Strides& strides, const Place& place) const {
@@ -533,6 +561,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
       prefetch_next(r);
+      if (kFetchesFar && layout_ == KeyLayout::shifted) prefetch_keys(row, r);
       if (grad_query_ != nullptr) {
         add_to_queries(row, r);
         prefetch_grad_query(row);
@@ -710,6 +739,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
   T *sums_, *additional_sums_, *bias_sums_;
+  Element *grad_key_, *grad_value_;
+  // Rows of keys of some planes: packed for the next tiles, and written after these.
+  struct Ahead {
+    KeyRange planes, rows;
+  } reads_ = {}, writes_ = {};
   NextTile next_ = {};
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;

@@ -203,6 +203,9 @@ void merge_rows(const FoldedMerge& m, int64_t begin, int64_t end) {
       for (; at + 4 * lanes <= m.head_dim; at += 4 * lanes) {
         merge_columns<4>(d, branches, m.count, row, at, 0, weights + row, output.row(row));
       }
+      for (; at + 2 * lanes <= m.head_dim; at += 2 * lanes) {
+        merge_columns<2>(d, branches, m.count, row, at, 0, weights + row, output.row(row));
+      }
       for (; at < m.head_dim; at += lanes) {
         const auto left = static_cast<size_t>(std::min(lanes, m.head_dim - at));
         merge_columns<1>(d, branches, m.count, row, at, left, weights + row, output.row(row));
