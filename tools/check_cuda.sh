@@ -12,7 +12,8 @@
 #   large       problems for kernels that random ones seldom or never reach (large_problems.txt,
 #               lengths_problems.txt, small_problems.txt, halo_problems.txt and e4m3_problems.txt
 #               in PROBLEMS, else in tests/)
-#   sanitizers  compute-sanitizer on every row of the table, and on some of halo_problems.txt
+#   sanitizers  compute-sanitizer on every row of the table, on some of halo_problems.txt and on columns
+#               in parts
 #   python      test_cuda.py in PROBLEMS/python and the benchmark from PyTorch, with PYTHON (python3),
 #               which has vecina, torch and pytest
 set -u
@@ -54,6 +55,7 @@ run_tests() {
   shift 3
   shards=$("$build/tests/$program" --gtest_list_tests --gtest_filter="$filter" | grep -c '^  ')
   [ "$shards" -le "$processes" ] || shards=$processes
+  rm -f "$out/$label"[0-9]*.txt
   i=0
   while [ $i -lt "$shards" ]; do
     (
@@ -155,7 +157,7 @@ if begins large; then
     --backward
   VECINA_CUDA_TARGET=80 check_each large-without-hopper "$problems/large_problems.txt" \
     $vecina check --backend cuda $aligned
-  grep -E ' head_dim(_value)? (1[3-9]|2[0-9])[0-9]( |$)' "$problems/large_problems.txt" \
+  grep -E ' head_dim(_value)? (1[3-9]|[2-5][0-9])[0-9]( |$)' "$problems/large_problems.txt" \
     > "$out/long_rows.txt"
   for pass in "" --backward; do
     VECINA_CUDA_TARGET=86 check_each "long-rows-little-memory$pass" "$out/long_rows.txt" \
@@ -176,7 +178,8 @@ if begins large; then
 fi
 
 if begins sanitizers && command -v compute-sanitizer > /dev/null; then
-  head -n 8 "$problems/halo_problems.txt" > "$out/sanitized_problems.txt"
+  { head -n 8 "$problems/halo_problems.txt"; grep '^1d 100 ' "$problems/large_problems.txt"; } \
+    > "$out/sanitized_problems.txt"
   for tool in memcheck racecheck initcheck synccheck; do
     sanitizer="compute-sanitizer --error-exitcode 1 --tool $tool"
     # One lane of Hopper's warps arrives at a barrier for all, after a __syncwarp; racecheck takes

@@ -89,6 +89,7 @@ constexpr const char* kLongRows[] = {
     "2d 40x44 kernel_size 15 heads 2 head_dim 256 dtype bf16",
     "2d 40x44 kernel_size 15 heads 2 head_dim 160 head_dim_value 104 dtype f16",
     "2d 40x44 kernel_size 15 dilation 1x2 bias heads 2 head_dim 256 dtype bf16",
+    "2d 40x44 kernel_size 15 heads 2 head_dim 320 head_dim_value 264 dtype bf16",
 };
 
 std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
