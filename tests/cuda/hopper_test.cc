@@ -205,6 +205,13 @@ TEST(HopperTiling, TakesShortTilesWhereTheySave) {
     EXPECT_LT(choice.predicted_ms, without.predicted_ms) << line;
     EXPECT_EQ(choice.work.tiles, without.work.tiles) << line;
   }
+  // They took longer in 1-D and for few tiles, where they also made larger tiles look better.
+  EXPECT_EQ(choose("1d 32768 kernel_size 2048 heads 24 head_dim 128 dtype bf16").config.short_rows,
+            0);
+  const HopperChoice few =
+      choose("2d 128x128 kernel_size 13 batch 4 heads 8 head_dim 128 dtype bf16");
+  EXPECT_EQ(few.config.short_rows, 0);
+  EXPECT_EQ(few.config.key_box[1] * few.config.key_box[2], 80);
   // Every tile is seen to its end.
   EXPECT_EQ(choose("2d 256x256 kernel_size 80 stride 16 heads 24 head_dim 128 dtype bf16")
                 .config.short_rows,
