@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "core/tensor.h"
@@ -78,8 +79,12 @@ struct Seen {
 };
 // Blocks along one axis that are alike: what each warpgroup sees (one, but on the pair axis).
 struct BlockKind {
-  std::vector<Seen> warpgroups;  // without those that have no queries
+  std::array<Seen, 3> seen = {};
+  size_t count = 0;  // without those that have no queries
   double blocks = 0;
+
+  std::span<const Seen> warpgroups() const { return {seen.data(), count}; }
+  bool is_like(const BlockKind& other) const { return count == other.count && seen == other.seen; }
 };
 
 struct AxisSums {
@@ -110,10 +115,10 @@ std::vector<BlockKind> block_kinds(const Axis& axis, int box, int warpgroups) {
       BlockKind kind;
       for (int w = 0; w < warpgroups && first + w * box < queries; ++w) {
         const auto low = window(first + w * box), high = window(first + (w + 1) * box - 1);
-        kind.warpgroups.push_back(
-            {low.first - origin, high.second - origin, high.first - origin, low.second - origin});
+        kind.seen[kind.count++] = {low.first - origin, high.second - origin, high.first - origin,
+                                   low.second - origin};
       }
-      if (kinds.empty() || kinds.back().warpgroups != kind.warpgroups) kinds.push_back(kind);
+      if (kinds.empty() || !kinds.back().is_like(kind)) kinds.push_back(kind);
       kinds.back().blocks += groups;
     }
   }
@@ -133,7 +138,7 @@ int best_short_rows(const std::vector<BlockKind>& kinds, int key_box) {
   std::fill_n(tiles.begin(), key_box + 1, 0.0);
   int count = 0;
   for (const BlockKind& kind : kinds) {
-    for (const Seen& seen : kind.warpgroups) {
+    for (const Seen& seen : kind.warpgroups()) {
       const int rows = last_rows(seen, key_box);
       if (rows == 0) continue;
       double& of_rows = tiles[static_cast<size_t>(rows)];
@@ -160,7 +165,7 @@ AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box, int short_r
   sums.short_rows = short_rows;
   for (const BlockKind& kind : kinds) {
     int loaded = 0;
-    for (const Seen& seen : kind.warpgroups) {
+    for (const Seen& seen : kind.warpgroups()) {
       const int last = (seen.end - 1) / key_box;
       loaded = last + 1;
       sums.tiles += kind.blocks * (last - seen.begin / key_box + 1);
@@ -252,6 +257,10 @@ bool has_empty_rows(const HopperConfig& config) {
          kHopperRows;
 }
 
+double product_cycles(const HopperConfig& config) {
+  return config.keeps_shift ? kProductCyclesOfKeptShifts : kProductCycles;
+}
+
 double predict(const HopperConfig& config, const HopperWork& work, const DeviceFacts& facts) {
   const int tile_rows = tile_keys(config);
   const double keys = hopper_columns(config, tile_rows);
@@ -265,7 +274,7 @@ double predict(const HopperConfig& config, const HopperWork& work, const DeviceF
   const double tiles = work.tiles / (work.blocks * config.warpgroups);
   const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
   const auto tile = [&](int multiplied) {
-    return (config.keeps_shift ? kProductCyclesOfKeptShifts : kProductCycles) *
+    return product_cycles(config) *
                products(multiplied) +
            softmax_cycles(config, hopper_columns(config, multiplied)) + kCyclesPerTile;
   };
@@ -282,6 +291,19 @@ double predict(const HopperConfig& config, const HopperWork& work, const DeviceF
       work.launches * std::ceil(work.blocks / work.launches / facts.multiprocessors);
   const double launch = kLaunchMs + (has_empty_rows(config) ? kPaddingMs : 0.0);
   return work.launches * launch + rounds * cycles / work.blocks / kCyclesPerMs;
+}
+
+// No cut of this problem takes less that has so many blocks, tiles of so many keys, and products of
+// this share of them. Far quicker than to predict.
+double least_ms(const HopperConfig& config, double blocks, double tiles, double share, double keys,
+                const DeviceFacts& facts) {
+  const double columns =
+      config.head_dim * (config.query_key_dtype != config.dtype ? kE4m3Cycles : 1.0) +
+      config.head_dim_value;
+  const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
+  const double cycles = tiles * (product_cycles(config) * product * share + kCyclesPerTile) +
+                        blocks * (kCyclesPerBlock - kCyclesHidden);
+  return cycles / facts.multiprocessors / kCyclesPerMs;
 }
 
 int padded_head_dim(const Problem& problem) {
@@ -499,10 +521,25 @@ class Search {
                   a == base_.pair_axis ? base_.warpgroups : 1);
     };
     SumsByKeyBox &sums0 = sums_of(0), &sums1 = sums_of(1), &sums2 = sums_of(2);
+    const double packs =
+        static_cast<double>(problem_.batch()) * problem_.heads() / base_.packed_heads;
     for (const Box& key_box : key_boxes) {
+      const std::array<const AxisSums*, 3> axes = {&sums0(key_box[0]), &sums1(key_box[1]),
+                                                   &sums2(key_box[2])};
+      const auto product = [&](double AxisSums::*member) {
+        return packs * axes[0]->*member * axes[1]->*member * axes[2]->*member;
+      };
+      const AxisSums& pair_axis = *axes[static_cast<size_t>(base_.pair_axis)];
+      const double rows = key_box[static_cast<size_t>(base_.pair_axis)];
+      const double share =
+          1.0 - pair_axis.short_tiles / pair_axis.tiles * (1.0 - pair_axis.short_rows / rows);
+      if (!is_better(least_ms(base_, product(&AxisSums::blocks), product(&AxisSums::tiles), share,
+                              key_box[0] * key_box[1] * key_box[2], facts_))) {
+        continue;
+      }
       HopperConfig config = base_;
       std::copy(key_box.begin(), key_box.end(), config.key_box);
-      const std::array sums = {sums0(key_box[0]), sums1(key_box[1]), sums2(key_box[2])};
+      const std::array sums = {*axes[0], *axes[1], *axes[2]};
       HopperWork work = work_of(problem_, config, sums);
       const AxisSums& pair = sums[static_cast<size_t>(config.pair_axis)];
       config.short_rows = useful_short_rows(config, work, pair);
