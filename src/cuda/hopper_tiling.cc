@@ -222,13 +222,27 @@ HopperWork work_of(const Problem& problem, const HopperConfig& config,
   return work;
 }
 
+int count_sums(const HopperConfig& config) {
+  return hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
+}
+
+// Registers leave room for what is chained.
+bool may_chain(const HopperConfig& config) {
+  return !config.has_additional && config.packed_heads == 1 && config.head_dim_value <= 128 &&
+         config.head_dim_value % kStoredColumns == 0 &&
+         (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
+}
+
 // Only a tile's first rows can be multiplied alone. Measured on an H200 in steady state: short
 // tiles take 1 to 5% off problems with two and three axes, and add 2 to 10% to those with few tiles
 // and 2 to 3% to those with one axis. With additional tokens, shared heads and wide values
 // registers may be short. `work` is without short tiles.
 int useful_short_rows(const HopperConfig& config, const HopperWork& work, const AxisSums& pair) {
+  // ptxas serializes the products of some padded tiles whose blocks are not chained.
+  const bool may_serialize =
+      !may_chain(config) && hopper_round_up(tile_keys(config), kHopperDepth) != tile_keys(config);
   if (config.rank == 1 || pair.short_tiles == 0 || config.has_additional ||
-      config.packed_heads > 1 || config.head_dim_value > 128 ||
+      config.packed_heads > 1 || config.head_dim_value > 128 || may_serialize ||
       work.tiles < kLeastTilesWithShort * work.blocks * config.warpgroups) {
     return 0;
   }
@@ -345,17 +359,6 @@ HopperConfig base_config(const Problem& problem) {
   config.has_additional = problem.additional_tokens() > 0;
   config.keeps_shift = keeps_shift(problem, config);
   return config;
-}
-
-int count_sums(const HopperConfig& config) {
-  return hopper_layout(config).tile_keys * 3 / 4 + config.head_dim_value / 2;
-}
-
-// Registers leave room for what is chained.
-bool may_chain(const HopperConfig& config) {
-  return !config.has_additional && config.packed_heads == 1 && config.head_dim_value <= 128 &&
-         config.head_dim_value % kStoredColumns == 0 &&
-         (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 
 // As many stages as fit; false: fewer than `least` do.

@@ -189,7 +189,7 @@ TEST(HopperTiling, CountsShortTilesAsTheDefinitionDoes) {
                cut(2, 2, {1, 1, 64}, {1, 1, 64}), 63);
 }
 
-// Short tiles hold all that their warpgroups see there, and are taken where they save something.
+// Short tiles are taken where they save something.
 TEST(HopperTiling, TakesShortTilesWhereTheySave) {
   const auto choose = [](const std::string& line) {
     return choose_hopper_tiling(parsed(line), DeviceFacts());
