@@ -228,7 +228,7 @@ HWY_INLINE void copy_rows(D d, const Element* from, ptrdiff_t stride, int64_t co
 }
 
 // One row of bfloat16 into the lower half of each element, zeros up to `pitch`, or beside what is
-// there into the upper.
+// there into the upper, whatever that held.
 template <class D>
 HWY_INLINE void copy_halves(D /*d*/, const bfloat16* from, size_t count, size_t pitch,
                             bool is_upper, hn::TFromD<D>* HWY_RESTRICT to) {
@@ -243,7 +243,11 @@ HWY_INLINE void copy_halves(D /*d*/, const bfloat16* from, size_t count, size_t 
       for (size_t k = i; k < count; ++k) rest[k - i] = bits[k];
     }
     const auto half = hn::PromoteTo(d32, hn::LoadU(d16, i + kLanes > count ? rest : bits + i));
-    const auto both = is_upper ? hn::Or(hn::ShiftLeft<16>(half), hn::LoadU(d32, words + i)) : half;
+    auto both = half;
+    if (is_upper) {
+      const auto lower = hn::And(hn::LoadU(d32, words + i), hn::Set(d32, 0xffff));
+      both = hn::Or(hn::ShiftLeft<16>(half), lower);
+    }
     hn::StoreU(both, d32, words + i);
   }
 }
