@@ -52,18 +52,27 @@ HWY_INLINE void prefetch(const Element* from, int64_t count) {
 // The same of `count` rows at equal distances, which takes fewer instructions line by line. far:
 // into the second cache only.
 enum class Fetch { near, far };
+template <Fetch kFetch>
+HWY_INLINE void prefetch_line(const void* line) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(line, /*rw=*/0, kFetch == Fetch::near ? 3 : 2);
+#else
+  hwy::Prefetch(static_cast<const char*>(line));
+#endif
+}
 template <Fetch kFetch = Fetch::near, typename Element>
 HWY_INLINE void prefetch_rows(const Element* from, int64_t stride, int64_t count, int64_t size) {
   constexpr int64_t kLine = 64 / sizeof(Element);
   for (int64_t i = 0; i < size; i += kLine) {
     const Element* line = from + i;
-    for (int64_t row = 0; row < count; ++row, line += stride) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-      __builtin_prefetch(line, /*rw=*/0, kFetch == Fetch::near ? 3 : 2);
-#else
-      hwy::Prefetch(line);
-#endif
+    int64_t row = 0;
+    for (; row + 4 <= count; row += 4, line += 4 * stride) {
+      prefetch_line<kFetch>(line);
+      prefetch_line<kFetch>(line + stride);
+      prefetch_line<kFetch>(line + 2 * stride);
+      prefetch_line<kFetch>(line + 3 * stride);
     }
+    for (; row < count; ++row, line += stride) prefetch_line<kFetch>(line);
   }
 #if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
   asm volatile("" : : "r"(from));
@@ -384,11 +393,50 @@ HWY_INLINE hn::Vec<D> load_blocks(D d, const Rows& rows, size_t offset) {
 // Instead of a scale: nothing is multiplied, so that any bits may be transposed.
 struct Unscaled {};
 
+#if HWY_TARGET == HWY_AVX3
+// Sixteen entries of sixteen rows: a load takes all of a row's, and a line of the cache holds them.
+// write(i, v): v holds entry i of each row.
+template <class D, class Rows, class Write>
+HWY_INLINE void transpose_16x16(D d, const Rows& rows, size_t offset, const Write& write) {
+  hn::Vec<D> v[16], quads[16];
+  unroll<16>([&](auto lane)
+                 VECINA_INLINE { v[lane] = hn::LoadU(d, rows.template row<lane>() + offset); });
+  // In block b of quads[4 * e + q]: entry 4 * b + e of rows 4 * q to 4 * q + 3.
+  unroll<4>([&](auto q) VECINA_INLINE {
+    const auto even_low = hn::InterleaveLower(d, v[4 * q], v[4 * q + 2]);
+    const auto odd_low = hn::InterleaveLower(d, v[4 * q + 1], v[4 * q + 3]);
+    const auto even_high = hn::InterleaveUpper(d, v[4 * q], v[4 * q + 2]);
+    const auto odd_high = hn::InterleaveUpper(d, v[4 * q + 1], v[4 * q + 3]);
+    quads[q] = hn::InterleaveLower(d, even_low, odd_low);
+    quads[4 + q] = hn::InterleaveUpper(d, even_low, odd_low);
+    quads[8 + q] = hn::InterleaveLower(d, even_high, odd_high);
+    quads[12 + q] = hn::InterleaveUpper(d, even_high, odd_high);
+  });
+  unroll<4>([&](auto e) VECINA_INLINE {
+    const auto first_low = hn::ConcatLowerLower(d, quads[4 * e + 1], quads[4 * e]);
+    const auto first_high = hn::ConcatUpperUpper(d, quads[4 * e + 1], quads[4 * e]);
+    const auto last_low = hn::ConcatLowerLower(d, quads[4 * e + 3], quads[4 * e + 2]);
+    const auto last_high = hn::ConcatUpperUpper(d, quads[4 * e + 3], quads[4 * e + 2]);
+    const auto even_blocks = [](hn::Vec<D> a, hn::Vec<D> b) VECINA_INLINE {
+      return hn::Vec<D>{_mm512_shuffle_f32x4(a.raw, b.raw, 0x88)};
+    };
+    const auto odd_blocks = [](hn::Vec<D> a, hn::Vec<D> b) VECINA_INLINE {
+      return hn::Vec<D>{_mm512_shuffle_f32x4(a.raw, b.raw, 0xdd)};
+    };
+    write(e, even_blocks(first_low, last_low));
+    write(4 + e, odd_blocks(first_low, last_low));
+    write(8 + e, even_blocks(first_high, last_high));
+    write(12 + e, odd_blocks(first_high, last_high));
+  });
+}
+#endif
+
 // to[i * pitch + lane] = scale * row of lane [i] for i in [0, count). Blocks of 4x4 (double: 2x2)
-// are transposed in registers.
-template <class D, class Rows, typename Scale>
+// are transposed in registers. The first kAgain lanes go to `again` as well.
+template <size_t kAgain = 0, class D, class Rows, typename Scale>
 HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch, Scale scale,
-                               hn::TFromD<D>* HWY_RESTRICT to) {
+                               hn::TFromD<D>* HWY_RESTRICT to,
+                               hn::TFromD<D>* HWY_RESTRICT again = nullptr) {
   using T = hn::TFromD<D>;
   const auto scaled = [&](auto v) VECINA_INLINE {
     if constexpr (std::is_same_v<Scale, Unscaled>) {
@@ -401,9 +449,24 @@ HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch
   };
   constexpr size_t kBlock = 16 / sizeof(T);
   size_t i = 0;
+  const auto write = [&](size_t k, hn::Vec<D> v) VECINA_INLINE {
+    v = scaled(v);
+    hn::StoreU(v, d, to + (i + k) * pitch);
+    if constexpr (kAgain == hn::MaxLanes(d)) {
+      hn::StoreU(v, d, again + (i + k) * pitch);
+    } else if constexpr (kAgain > 0) {
+      const hn::Half<D> half;
+      static_assert(kAgain == hn::MaxLanes(half));
+      hn::StoreU(hn::LowerHalf(half, v), half, again + (i + k) * pitch);
+    }
+  };
+#if HWY_TARGET == HWY_AVX3
+  if constexpr (hn::MaxLanes(d) == 16 &&
+                std::is_same_v<decltype(rows.template row<0>()), const float*>) {
+    for (; i + 16 <= count; i += 16) transpose_16x16(d, rows, i, write);
+  }
+#endif
   for (; i + kBlock <= count; i += kBlock) {
-    const auto write = [&](size_t k, hn::Vec<D> v)
-                           VECINA_INLINE { hn::StoreU(scaled(v), d, to + (i + k) * pitch); };
     if constexpr (kBlock == 4) {
       const auto r0 = load_blocks<D, 0, 4>(d, rows, i), r1 = load_blocks<D, 1, 4>(d, rows, i);
       const auto r2 = load_blocks<D, 2, 4>(d, rows, i), r3 = load_blocks<D, 3, 4>(d, rows, i);
@@ -424,6 +487,7 @@ HWY_INLINE void transpose_rows(D d, const Rows& rows, size_t count, size_t pitch
   for (; i < count; ++i) {
     unroll<hn::MaxLanes(d)>([&](auto lane) HWY_ATTR {
       to[i * pitch + lane] = scaled(to_compute(rows.template row<lane>()[i]));
+      if constexpr (lane < kAgain) again[i * pitch + lane] = to[i * pitch + lane];
     });
   }
 }

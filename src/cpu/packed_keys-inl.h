@@ -82,21 +82,24 @@ class PackedKeys {
             T* to) const {
     const ptrdiff_t stride = position_stride(strides);
     to += ptrdiff_t{begin} * pitch;
-    const int last = range(2).begin + end;
-    for (int p = range(2).begin + begin; p < last; p += kLanes) {
-      const int count = std::min(kLanes, last - p);
-      prefetch_tokens(from, stride, p + kLanes, kLanes, 1, size);
-      if (are_inside(p, count, 1)) {
-        copy_rows(D(), from + p * stride, stride, count, static_cast<size_t>(size),
-                  static_cast<size_t>(pitch), to);
-      } else {
-        for (int i = 0; i < count; ++i) {
-          copy_row(D(), row_at(from, stride, p + i), static_cast<size_t>(size),
-                   static_cast<size_t>(pitch), to + ptrdiff_t{i} * pitch);
-        }
+    const int first = range(2).begin + begin, last = range(2).begin + end;
+    const int inside = std::clamp(0, first, last);  // before and behind, tokens are elsewhere
+    const int outside = std::clamp(lane_axis().window.extent, inside, last);
+    const auto copy_each = [&](int from_position, int to_position) {
+      for (int p = from_position; p < to_position; ++p, to += pitch) {
+        copy_row(D(), row_at(from, stride, p), static_cast<size_t>(size),
+                 static_cast<size_t>(pitch), to);
       }
+    };
+    copy_each(first, inside);
+    for (int p = inside; p < outside; p += kLanes) {
+      const int count = std::min(kLanes, outside - p);
+      prefetch_tokens(from, stride, p + kLanes, std::min(kLanes, outside - p - kLanes), 1, size);
+      copy_rows(D(), from + p * stride, stride, count, static_cast<size_t>(size),
+                static_cast<size_t>(pitch), to);
       to += ptrdiff_t{count} * pitch;
     }
+    copy_each(outside, last);
   }
 
   // All tokens of a row of bfloat16, side by side with the row before or after, which is there if
@@ -132,9 +135,14 @@ class PackedKeys {
     }
     const int step = lane_axis().step, queries = kLanes * lane_axis().twins;
     const int count = step * (queries - 1) + lane_axis().window.kernel_size;
+    // What a strip has beyond one vector begins the next strip too: transposed once.
+    const int beyond = (count + runs.num_runs - 1) / runs.num_runs - kLanes;
+    const bool ends_are_shared = beyond > 0 && beyond <= kLanes;
     for (int strip = 0; strip < runs.strips; ++strip) {
-      transpose_strip<kInWords>(from, stride, size, range(2).begin + strip * step * queries, count,
-                                to);
+      T* const before = strip > 0 && ends_are_shared ? to - ptrdiff_t{runs.pitch} * size : nullptr;
+      const bool is_whole = !ends_are_shared || strip + 1 == runs.strips;
+      transpose_strip<kInWords>(from, stride, size, range(2).begin + strip * step * queries,
+                                is_whole ? count : step * queries, to, before, beyond);
       to += ptrdiff_t{runs.pitch} * size;
     }
   }
@@ -178,17 +186,30 @@ class PackedKeys {
     return strides.token[2] * lane_axis().token_step;
   }
 
-  // `count` positions from `first` on.
+  // `count` positions from `first` on. The first vector of each run also goes behind that of the
+  // strip `before`, if one is given, which has `beyond` columns more.
   template <bool kInWords>
   void transpose_strip(const Element* from, ptrdiff_t stride, int size, int first, int count,
-                       T* strip) const {
+                       T* strip, T* before = nullptr, int beyond = 0) const {
     const int runs = packed_.runs.num_runs;
     const hn::CappedTag<T, 4> few;
     constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
     for (int run = 0; run < runs; ++run) {
       const int columns = (count - run + runs - 1) / runs;
-      T* to = strip + ptrdiff_t{run} * packed_.runs.columns;
+      const ptrdiff_t of_run = ptrdiff_t{run} * packed_.runs.columns;
+      T* to = strip + of_run;
       int column = 0;
+      if (before != nullptr) {
+        T* again = before + of_run + kLanes;
+        prefetch_tokens(from, stride, first + run + kLanes * runs, kLanes, runs,
+                        kInWords ? 2 * size : size);
+        if (beyond <= kLanes / 2) {
+          transpose_columns<kInWords, kLanes / 2>(D(), from, stride, size, first + run, to, again);
+        } else {
+          transpose_columns<kInWords, kLanes>(D(), from, stride, size, first + run, to, again);
+        }
+        column = kLanes;
+      }
       for (; columns - column > kLanes / 2; column += kLanes) {
         const int here = first + column * runs + run, next = here + kLanes * runs;
         prefetch_tokens(from, stride, next, kLanes, runs, kInWords ? 2 * size : size);
@@ -208,16 +229,16 @@ class PackedKeys {
     }
   }
 
-  // A vector of positions from `first` on.
-  template <bool kInWords, class Tag>
-  void transpose_columns(Tag tag, const Element* from, ptrdiff_t stride, int size, int first,
-                         T* to) const {
+  // A vector of positions from `first` on; the first kAgain of them also to `again`.
+  template <bool kInWords, int kAgain = 0, class Tag>
+  void transpose_columns(Tag tag, const Element* from, ptrdiff_t stride, int size, int first, T* to,
+                         T* again = nullptr) const {
     constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
     const int runs = packed_.runs.num_runs, last = first + (kColumns - 1) * runs;
     const auto transpose = [&](const auto& rows) {
       const auto write = [&](const auto& of) VECINA_INLINE {
-        transpose_rows(tag, of, static_cast<size_t>(size), static_cast<size_t>(pitch()), Unscaled(),
-                       to);
+        transpose_rows<kAgain>(tag, of, static_cast<size_t>(size), static_cast<size_t>(pitch()),
+                               Unscaled(), to, again);
       };
       if constexpr (kInWords) {
         write(InWords<std::remove_cvref_t<decltype(rows)>>{rows});
