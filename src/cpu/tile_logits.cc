@@ -37,6 +37,17 @@ int take(int vectors, int keys) {
   return keys == 6 && most == 7 ? 3 : keys;
 }
 
+#if HWY_TARGET == HWY_AVX3
+// The vector that begins at lane kFirst of the first of two neighbours.
+template <int kFirst, class D>
+HWY_INLINE hn::Vec<D> put_together(D d, hn::Vec<D> first, hn::Vec<D> second) {
+  const hn::Repartition<int32_t, D> d32;
+  constexpr int kFirst32 = kFirst * static_cast<int>(sizeof(hn::TFromD<D>)) / 4;
+  const auto a = hn::BitCast(d32, first), b = hn::BitCast(d32, second);
+  return hn::BitCast(d, hn::Vec<decltype(d32)>{_mm512_alignr_epi32(b.raw, a.raw, kFirst32)});
+}
+#endif
+
 // `chunks` times kKeys keys of each row from first_key on; LogitsArguments says the rest.
 template <int kRows, int kTwins, int kKeys, KeyLayout kLayout, class D, bool kArePairs>
 void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int chunks) {
@@ -62,8 +73,29 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
       });
       hn::Vec<D> sums[kVectors * kKeys];
       unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(d); });
-      ptrdiff_t entry = 0;
-      for (ptrdiff_t i = 0; i < size; i += kLanes) {
+      ptrdiff_t entry = 0, i = 0;
+#if HWY_TARGET == HWY_AVX3
+      // A single vector of queries loads a key for each multiply-add, and most of those loads cross
+      // a line of the cache. The first of keys side by side are put together from two vectors; more
+      // than these, and the permutations would be what it waits for.
+      constexpr int kPutTogether = 4;
+      if constexpr (kIsShifted && kVectors == 1 && kKeys > kPutTogether) {
+        for (; k[kKeys - 1] - k[0] == kKeys - 1 && i < size; i += kLanes, entry += key_step) {
+          const auto query = hn::Load(d, queries + i);
+          const auto near = hn::LoadU(d, k[0] + entry);
+          const auto next = hn::LoadU(d, k[0] + entry + kLanes);
+          unroll<kKeys>([&](auto j) VECINA_INLINE {
+            constexpr int kKey = static_cast<int>(j);
+            if constexpr (kKey < kPutTogether) {
+              sums[j] = hn::MulAdd(query, put_together<kKey>(d, near, next), sums[j]);
+            } else {
+              sums[j] = hn::MulAdd(query, hn::LoadU(d, k[j] + entry), sums[j]);
+            }
+          });
+        }
+      }
+#endif
+      for (; i < size; i += kLanes) {
         hn::Vec<D> q[kVectors];
         unroll<kVectors>([&](auto v) VECINA_INLINE {
           q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i);
