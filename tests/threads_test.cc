@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -91,6 +93,43 @@ void on_threads(int num_threads, const Body& body) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// Where tensors are larger than the caches, outputs that begin with a line are written past them.
+TEST(Threads, LargeProblemsAreTheirSamples) {
+  const vecina_problem problem =
+      cli::parse_problem("2d 40x44 kernel_size 5 batch 10 heads 4 head_dim 32");
+  const cli::Inputs inputs = cli::random_inputs(problem, /*seed=*/3);
+  const cli::ContextPtr context = cli::make_context("cpu", 2);
+  constexpr size_t kLine = 64;
+  const size_t size = size_t{40} * 44 * 4 * 32, samples = 10;
+  std::vector<float> storage(samples * size + kLine, 7.0f);
+  void* output = storage.data();
+  size_t space = storage.size() * sizeof(float);
+  ASSERT_NE(std::align(kLine, samples * size * sizeof(float), output, space), nullptr);
+  const cli::Outputs of_all = cli::make_outputs(problem);
+  vecina_forward_args all = cli::forward_args(inputs, of_all);
+  all.output.data = output;
+  all.output.byte_offset = 0;
+  ASSERT_EQ(vecina_forward(context.get(), &problem, &all, nullptr), VECINA_OK);
+
+  vecina_problem sample = problem;
+  sample.batch = 1;
+  const cli::Outputs outputs = cli::make_outputs(sample);
+  for (size_t b = 0; b < samples; ++b) {
+    vecina_forward_args args = cli::forward_args(inputs, outputs);
+    for (vecina_tensor* tensor : {&args.query, &args.key, &args.value}) {
+      tensor->byte_offset +=
+          static_cast<int64_t>(b) * tensor->strides[0] * static_cast<int64_t>(sizeof(float));
+      tensor->shape[0] = 1;
+    }
+    ASSERT_EQ(vecina_forward(context.get(), &sample, &args, nullptr), VECINA_OK);
+    const char* expected = static_cast<const char*>(args.output.data) + args.output.byte_offset;
+    EXPECT_EQ(
+        std::memcmp(static_cast<const float*>(output) + b * size, expected, size * sizeof(float)),
+        0)
+        << "sample " << b;
+  }
 }
 
 TEST(Threads, ShareAContext) {

@@ -40,6 +40,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
         key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.key_words)
                                                       : ptrdiff_t{keys_.tokens()} * plan.key_pitch),
         output_(tensor_at<Element>(pointers.output, plan.output, batch_, head_)),
+        streams_output_(kStreams && plan.streams_output && has_whole_vectors(output_, plan.output)),
         lse_(tensor_at<LseType>(pointers.lse, plan.lse, batch_, head_)) {}
 
   void run() {
@@ -56,11 +57,12 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       for (; packed < keys.end; ++packed) pack_rows(packed);
       for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) run_column(x, band);
     }
+    if (streams_output_) hwy::FlushStream();
   }
 
  private:
-  using Base::batch_, Base::box_, Base::head_, Base::key_, Base::keys_, Base::plan_, Base::query_,
-      Base::scratch_, Base::value_;
+  using Base::batch_, Base::box_, Base::head_, Base::head_index_, Base::key_, Base::keys_,
+      Base::plan_, Base::query_, Base::scratch_, Base::value_;
   using Base::causal_view, Base::lane_axis, Base::num_queries, Base::output_offset,
       Base::visible_keys;
   using Base::kLog2E, Base::kMaxLanes;
@@ -78,6 +80,20 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   static constexpr int kFewKeys = 96;
   // AVX-512 is so fast that what comes from the third cache is to be asked for a tile ahead.
   static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
+  // Logits of a row of keys for all rows of a tile before the next row's, or of all its rows of
+  // keys for as many rows as one call takes. The former has fewer calls that take one row only, in
+  // which loads are more than multiply-adds, but more calls.
+  static constexpr bool kTakesAllRows = HWY_TARGET == HWY_AVX3;
+
+  static bool has_whole_vectors(const Element* tensor, const Strides& strides) {
+    constexpr auto kBytes = static_cast<uintptr_t>(hn::MaxLanes(D())) * sizeof(T);
+    bool is_whole = reinterpret_cast<uintptr_t>(tensor) % kBytes == 0;
+    for (const int64_t stride :
+         {strides.batch, strides.head, strides.token[0], strides.token[1], strides.token[2]}) {
+      is_whole = is_whole && static_cast<uint64_t>(stride) % kMaxLanes == 0;
+    }
+    return is_whole;
+  }
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {
@@ -166,7 +182,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
         const int first = (x - box_.begin[2]) * axis.step;
         copy_values(first, first + axis.step * (queries - 1) + axis.window.kernel_size);
       }
-    } else {
+    } else if (!reads_shared_values_in_place()) {
       copy_values(0, keys_.tokens());
     }
     T* keys = scratch_ + plan_.scratch.keys + row * key_row_;
@@ -179,7 +195,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     }
     if (is_shifted) {
       keys_.transpose(key, plan_.key, plan_.head_dim, keys);
-    } else {
+    } else if (!plan_.keys_in_place) {
       keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch, keys);
     }
   }
@@ -196,6 +212,15 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     return plan_.values_in_place && keys_.layout() == KeyLayout::shifted;
   }
 
+  // Where keys are, values are read where they lie if few enough stay in L1 from one queries' sums
+  // to the next.
+  bool reads_shared_values_in_place() const {
+    constexpr int kMostBytes = 16 * 1024;
+    return plan_.keys_in_place && keys_.layout() == KeyLayout::shared &&
+           plan_.value_pitch == plan_.head_dim_value &&
+           keys_.tokens() * plan_.value_pitch * static_cast<int>(sizeof(T)) <= kMostBytes;
+  }
+
   // The next num_rows rows from *place on.
   void run_tile(int num_rows, Place* place) {
     const int x = place->x, z = place->z;
@@ -207,7 +232,8 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     const int begin_z = keys_.axis(0).begin(position_z), end_z = keys_.axis(0).end(position_z);
     const int num_keys = visible_keys(rows, num_rows);
     for (int first = 0, last; first < num_rows; first = last) {
-      last = first + LogitsTable<KeyLayout::shifted, D>::take_rows(num_rows - first);
+      const int left = num_rows - first;
+      last = first + (kTakesAllRows ? left : LogitsTable<KeyLayout::shifted, D>::take_rows(left));
       for (int key_z = begin_z; key_z < end_z; ++key_z) {
         add_plane(x, key_z, num_keys, &rows, num_rows, first, last);
       }
@@ -242,8 +268,11 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     row->output = output_ + output_offset(plan_.output, place);
     row->lse = lse_ + output_offset(plan_.lse, place);
     const Element* query = query_at(place, row->num_queries > 0 ? phase : 0);
-    prefetch_queries_after(place);
-    if constexpr (kFetchesFar) prefetch_far(place, *row);
+    if constexpr (!kFetchesFar) {
+      prefetch_queries_after(place);
+    } else if (plan_.fetches_far) {
+      prefetch_far(place, *row);
+    }
     if (axis.window.is_causal) {
       for (int i = 0; i < kMaxLanes * twins(); ++i) {
         row->views[static_cast<size_t>(i)] = causal_view(axis.position(x + i) + phase);
@@ -291,31 +320,62 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     prefetch_rows(query_at(place, place.phase), query_stride(), num_queries(place), plan_.head_dim);
   }
 
+  // From this unit's first head to the next one's; 0 if it is the last.
+  ptrdiff_t to_next_unit(const Strides& strides, int64_t heads) const {
+    if (plan_.boxes.size() > 1 || head_index_ + 1 == plan_.batch * plan_.heads_kv) return 0;
+    if ((head_index_ + 1) % plan_.heads_kv != 0) return heads * strides.head;
+    return strides.batch - heads * (plan_.heads_kv - 1) * strides.head;
+  }
+
   // Into the second cache: where the row's output goes, the queries of the next tile, and the keys
-  // and values that the next band packs.
+  // and values that the next band packs; behind the last of them those of the next unit, which
+  // follows on the same thread more often than not.
   void prefetch_far(const Place& place, const Row& row) const {
-    prefetch_rows<Fetch::far>(row.output, output_stride(), row.num_queries, plan_.head_dim_value);
-    Place next = place;
-    next.k += kTileRows / rows_of_query();
-    if (next.k > place.k && next.k < box_.end[1]) {
-      prefetch_rows<Fetch::far>(query_at(next, next.phase), query_stride(), num_queries(next),
-                                plan_.head_dim);
+    if (!streams_output_) {
+      prefetch_rows<Fetch::far>(row.output, output_stride(), row.num_queries, plan_.head_dim_value);
     }
+    prefetch_next_queries(place);
     if (place.phase > 0 || place.head > 0) return;
     const size_t axis = keys_.ring().axis == 0 ? 0 : 1;
+    const KeyRange& range = keys_.range(axis);
+    const int queries = std::min(keys_.ring().band, box_.end[axis] - box_.begin[axis]);
     int at[] = {row.position_z, row.position_y};
-    at[axis] = keys_.axis(axis).end(at[axis]) - 1 + keys_.ring().band * keys_.axis(axis).step;
+    at[axis] = keys_.axis(axis).end(at[axis]) - 1 + queries * keys_.axis(axis).step;
+    const bool is_behind = at[axis] >= range.end;
+    if (is_behind) at[axis] -= range.size();
     if (!keys_.box().has_row(at[0], at[1])) return;
     const int first = lane_axis().position(place.x);
     const int count =
         std::min(row.num_queries * lane_axis().step, lane_axis().window.extent - first);
     const auto fetch = [&](const Element* tensor, const Strides& strides, int size) {
+      const ptrdiff_t step = is_behind ? to_next_unit(strides, 1) : 0;
+      if (is_behind && step == 0) return;
       const ptrdiff_t stride = strides.token[2] * lane_axis().token_step;
-      prefetch_rows<Fetch::far>(tensor + keys_.row_offset(strides, at[0], at[1]) + first * stride,
-                                stride, count, size);
+      prefetch_rows<Fetch::far>(
+          tensor + step + keys_.row_offset(strides, at[0], at[1]) + first * stride, stride, count,
+          size);
     };
     fetch(key_, plan_.key, plan_.head_dim);
     fetch(value_, plan_.value, plan_.head_dim_value);
+  }
+
+  // Those of the row that stands at this place in the next tile.
+  void prefetch_next_queries(const Place& place) const {
+    Place next = place;
+    const int rows = box_.end[1] - box_.begin[1];
+    next.k += std::min(kTileRows / rows_of_query(), rows);
+    if (next.k == place.k) return;
+    ptrdiff_t step = 0;
+    if (next.k >= box_.end[1]) {
+      next.k -= rows;
+      if (++next.z == box_.end[0]) {
+        next.z = box_.begin[0];
+        step = to_next_unit(plan_.query, plan_.head_group);
+        if (step == 0) return;
+      }
+    }
+    prefetch_rows<Fetch::far>(query_at(next, next.phase) + step, query_stride(), num_queries(next),
+                              plan_.head_dim);
   }
 
   T* tile_queries(int r, int twin) const {
@@ -330,6 +390,10 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   ValueRows window_values(int x, int key_z, int key_y) const {
     const AxisGroup& axis = lane_axis();
     if constexpr (std::is_same_v<T, Element>) {
+      if (reads_shared_values_in_place()) {
+        return {value_ + keys_.row_offset(plan_.value, key_z, key_y),
+                plan_.value.token[2] * axis.token_step};
+      }
       if (reads_in_place() && is_inside(x)) {
         const int begin = borderless_begin(axis.window, axis.position(x));
         const T* values = value_ + token_offset(plan_.value, keys_.axis(0).to_token(key_z),
@@ -395,6 +459,13 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       if (begin >= end) continue;
       next = std::min(next, (*rows)[static_cast<size_t>(begin)].key_end);
       arguments.keys = scratch_ + plan_.scratch.keys + keys_.row(block.z, y) * key_row_ + queries;
+      if constexpr (kLayout == KeyLayout::shared && std::is_same_v<T, Element>) {
+        if (plan_.keys_in_place) {
+          arguments.key_pitch = plan_.key.token[2] * lane_axis().token_step;
+          arguments.keys =
+              key_ + keys_.row_offset(plan_.key, block.z, y) + block.j * arguments.key_pitch;
+        }
+      }
       arguments.rows = next - y;
       for (int r = begin, taken; r < end; r += taken) {
         taken = twins() > 1 ? 1 : LogitsTable<kLayout, D>::take_rows(end - r);
@@ -651,7 +722,8 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
                                     is_last,
                                     row.output + column,
                                     output_stride(),
-                                    plan_.head_dim_value - column};
+                                    plan_.head_dim_value - column,
+                                    streams_output_};
     };
     ptrdiff_t column = 0;
     constexpr ptrdiff_t kColumns = kVectors * kMaxLanes;
@@ -682,6 +754,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
 
   const ptrdiff_t key_row_;  // elements of one packed row of keys
   Element* const output_;
+  const bool streams_output_;
   LseType* const lse_;
 };
 

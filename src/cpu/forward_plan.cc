@@ -17,6 +17,18 @@ constexpr size_t kPackedBytes = 200 * 1024;
 
 constexpr int64_t kUnitsOfLargeWindows = 32;
 
+// Tensors of more bytes do not stay in L2 (1 MiB and more where this counts: AVX-512), and in no
+// cache that one call has for itself.
+constexpr int64_t kFarBytes = 1024 * 1024;
+constexpr int64_t kStreamedBytes = 32 * 1024 * 1024;
+// Keys that so many vectors of queries share are read where they lie: each is used a few times
+// only.
+constexpr int kVectorsOfKeysInPlace = 8;
+
+bool is_native(const Problem& problem) {
+  return problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64;
+}
+
 // The queries of dilation group `residue`: tokens that are multiples of output_stride as well.
 AxisGroup make_group(const Axis& axis, bool is_attention, int residue) {
   const int dilation = static_cast<int>(axis.dilation);
@@ -491,10 +503,20 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.key_pitch = plan.key_words;
   plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
   // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
-  plan.values_in_place = rank == 1 && !problem.is_attention() &&
-                         (problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64) &&
+  plan.values_in_place = rank == 1 && !problem.is_attention() && is_native(problem) &&
                          plan.value_pitch == plan.head_dim_value;
   const int query_rows = plan.groups[1].front().num_queries * plan.head_group;
+  const AxisGroup& lane_group = plan.groups[kRank - 1].front();
+  plan.keys_in_place =
+      (rank == 1 || dense) && is_native(problem) && key_layout(lane_group) == KeyLayout::shared &&
+      lane_group.num_queries * plan.head_group <= kVectorsOfKeysInPlace * plan.lanes;
+  int64_t bytes = 0;
+  for (const vecina_tensor* tensor :
+       {&example.query, &example.key, &example.value, &example.output}) {
+    bytes += num_elements(*tensor) * dtype_bytes(tensor->dtype);
+  }
+  plan.fetches_far = bytes > kFarBytes;
+  plan.streams_output = bytes > kStreamedBytes;
   plan.bias = bias_table(problem, example.bias);
   for (AxisGroup& group : plan.groups[kRank - 1]) {
     // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -38,7 +39,8 @@ struct SumsTarget {
   bool has_kept, is_last;
   Element* output;  // of query 0
   ptrdiff_t output_stride;
-  ptrdiff_t left;  // entries of a value row from the column on
+  ptrdiff_t left;            // entries of a value row from the column on
+  bool is_streamed = false;  // past the caches; output and its stride are whole vectors
 };
 
 // The weights of query i of a row are those of lane i / twins of vector i % twins.
@@ -66,6 +68,10 @@ HWY_INLINE QueryView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>
   const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
   return {0, visible, HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
 }
+
+// Where a vector is a line of the cache, large outputs are written past the caches: a line is then
+// not read before.
+inline constexpr bool kStreams = HWY_TARGET == HWY_AVX3;
 
 // How the queries of one call see their keys.
 enum class Sharing {
@@ -222,6 +228,16 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
     const ptrdiff_t pitch = run.pitch;
     const T* weights = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
     const T* values = run.values + column;
+    if (arguments.views == nullptr || !run.is_window) {  // no ends to find
+      for (int row = 0; row < run.rows; ++row, values += run.row_step) {
+        const T* value = values;
+        for (const T* end = weights + run.count * kLanes; weights < end; weights += kLanes) {
+          sums->template add<0, kQueries, kTwins>(value, weights);
+          value += pitch;
+        }
+      }
+      continue;
+    }
     int ends[kQueries], common = run.count;
     for (int q = 0; q < kQueries; ++q) {
       ends[q] = seen_by(arguments, run, query + q).visible;
@@ -343,20 +359,31 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
       continue;
     }
     Element* HWY_RESTRICT output = target.output + query * target.output_stride;
-    unroll<kQueries>([&](auto q) VECINA_INLINE {
-      constexpr ptrdiff_t kOffset = inverse_offset<D>() + weight_offset<D>(kTwins, q);
-      const auto factor = hn::Set(d, factors[kOffset]);
-      unroll<kVectors>([&](auto v) VECINA_INLINE {
-        constexpr ptrdiff_t kAt = ptrdiff_t{v} * kLanes;
-        const auto weighed = hn::Mul(factor, sums.sums[q * kVectors + v]);
-        if constexpr (kWhole) {
-          store(d, weighed, output + kAt);
-        } else if (kAt < target.left) {
-          store_some(d, weighed, static_cast<size_t>(target.left - kAt), output + kAt);
+    const auto write = [&](const auto& write_vector) VECINA_INLINE {
+      unroll<kQueries>([&](auto q) VECINA_INLINE {
+        constexpr ptrdiff_t kOffset = inverse_offset<D>() + weight_offset<D>(kTwins, q);
+        const auto factor = hn::Set(d, factors[kOffset]);
+        unroll<kVectors>([&](auto v) VECINA_INLINE {
+          write_vector(hn::Mul(factor, sums.sums[q * kVectors + v]), ptrdiff_t{v} * kLanes);
+        });
+        output += target.output_stride;
+      });
+    };
+    if constexpr (!kWhole) {
+      write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE {
+        if (at < target.left) {
+          store_some(d, v, static_cast<size_t>(target.left - at), output + at);
         }
       });
-      output += target.output_stride;
-    });
+    } else if constexpr (kStreams && std::is_same_v<T, Element>) {
+      if (target.is_streamed) {
+        write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { hn::Stream(v, d, output + at); });
+      } else {
+        write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { store(d, v, output + at); });
+      }
+    } else {
+      write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { store(d, v, output + at); });
+    }
   }
 }
 
