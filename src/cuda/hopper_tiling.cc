@@ -288,8 +288,7 @@ double predict(const HopperConfig& config, const HopperWork& work, const DeviceF
   const double tiles = work.tiles / (work.blocks * config.warpgroups);
   const double hidden = tiles < kManyTiles ? kCyclesHiddenOfFewTiles : kCyclesHidden;
   const auto tile = [&](int multiplied) {
-    return product_cycles(config) *
-               products(multiplied) +
+    return product_cycles(config) * products(multiplied) +
            softmax_cycles(config, hopper_columns(config, multiplied)) + kCyclesPerTile;
   };
   const double block = (config.is_dilated ? kCyclesPerDilatedBlock : kCyclesPerBlock) +
