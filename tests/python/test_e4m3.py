@@ -113,6 +113,20 @@ def test_jax_says_that_there_are_no_gradients():
         front.jax.grad(loss)(value)
 
 
+def test_numpy_says_that_there_are_no_gradients():
+    narrow = pytest.importorskip("ml_dtypes").float8_e4m3fn
+    query, value = doubles((1, 6, 2, 8))[0].astype(narrow), np.ones((1, 6, 2, 8), np.float32)
+    for q in (query, query.view(np.uint8)):
+        output, lse = vn.na1d(q, q, value, 3, **REFERENCE, return_lse=True)
+        for keys in (q, value):
+            with pytest.raises(NotImplementedError, match="float8_e4m3fn have no gradients"):
+                vn.neighborhood_attention_backward(
+                    keys, q, value, output, lse, value, 3, **REFERENCE
+                )
+        with pytest.raises(NotImplementedError, match="float8_e4m3fn have no gradients"):
+            vn.attention_backward(q, q, value, output, lse, value, **REFERENCE)
+
+
 @pytest.fixture
 def tensors():
     """(query, key, value) of PyTorch, in 8 and 16 bits."""
