@@ -17,8 +17,9 @@ import numpy as np
 from vecina import numpy as vn
 
 _SIDE = ("additional_keys", "additional_values", "bias")
-_WHOLE = ("query", "key", "value", *_SIDE)
-#: function -> (its backward function, the name of its result there, arrays that have gradients)
+# head_scale has no gradient: what it goes with, query and key in float8_e4m3fn, has none either.
+_WHOLE = ("query", "key", "value", *_SIDE, "head_scale")
+#: function -> (its backward function, the name of its result there, arrays that may be traced)
 _FUNCTIONS = {
     "neighborhood_attention": (vn.neighborhood_attention_backward, "output", _WHOLE),
     "neighborhood_attention_varlen": (vn.neighborhood_attention_varlen_backward, "output", _WHOLE),
@@ -41,11 +42,11 @@ def _identity(value):
 class Call:
     """What to compute on NumPy's arrays that are given later, in the order of names.
 
-    It holds none of the arrays that have gradients. Equal calls compute the same.
+    It holds none of the arrays that may be traced. Equal calls compute the same.
     """
 
     name: str
-    names: tuple[str, ...]  # of the arrays that have gradients
+    names: tuple[str, ...]  # of the arrays that may be traced
     given: dict = dataclasses.field(compare=False)  # the other arguments by name
     identity: tuple  # given, as what can be hashed; 1, 1.0 and True differ
 
@@ -57,6 +58,8 @@ class Call:
 
     def backward(self, values, results, gradients) -> list:
         """A gradient for each array, in their order."""
+        if "head_scale" in self.names:
+            raise NotImplementedError("query and key in float8_e4m3fn have no gradients.")
         function, result, _ = _FUNCTIONS[self.name]
         named = {f"grad_{result}": gradients[0]}
         if self.name not in _WITHOUT_LSE:
@@ -109,12 +112,12 @@ def functions(run: Callable, array_types: tuple, to_numpy: Callable, module: str
     def make(name):
         original = getattr(vn, name)
         signature = inspect.signature(original)
-        with_gradients = _FUNCTIONS[name][2]
+        traceable = _FUNCTIONS[name][2]
 
         @functools.wraps(original)
         def function(*args, **keywords):
             given = signature.bind(*args, **keywords).arguments
-            arrays = {n: given.pop(n) for n in with_gradients if n in given}
+            arrays = {n: given.pop(n) for n in traceable if n in given}
             arrays = {
                 n: array
                 for n, array in arrays.items()

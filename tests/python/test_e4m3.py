@@ -127,6 +127,27 @@ def test_numpy_says_that_there_are_no_gradients():
             vn.attention_backward(q, q, value, output, lse, value, **REFERENCE)
 
 
+def test_jax_takes_a_traced_head_scale():
+    front = Jax()
+    query = front.array(doubles((1, 6, 4, 8))[0], front.narrow)
+    value = front.array(doubles((1, 6, 4, 8), seed=1)[0], np.float32)
+    scale, traces = front.array(HEAD_SCALE, np.float32), []
+
+    @front.jax.jit
+    def call(query, value, scale):
+        traces.append(scale)
+        return front.module.na1d(query, query, value, 3, head_scale=scale, **REFERENCE)
+
+    for factor in (1, 2):
+        wanted = vn.na1d(query, query, value, 3, head_scale=factor * scale, **REFERENCE)
+        np.testing.assert_allclose(call(query, value, factor * scale), wanted, atol=1e-6)
+    assert len(traces) == 1
+    with pytest.raises(NotImplementedError, match="float8_e4m3fn have no gradients"):
+        front.jax.grad(lambda scale: call(query, value, scale).sum())(scale)
+    with pytest.raises(ValueError, match="head_scale is list"):
+        front.module.na1d(query, query, value, 3, head_scale=HEAD_SCALE, **REFERENCE)
+
+
 @pytest.fixture
 def tensors():
     """(query, key, value) of PyTorch, in 8 and 16 bits."""
