@@ -412,8 +412,10 @@ def decompose():
 
 
 def _composed(tensors, parameters, return_lse: bool):
-    query, key, value, additional_keys, additional_values, bias, lengths, *_ = tensors
-    if query.dtype is _E4M3:
+    query, key, value, additional_keys, additional_values, bias, lengths, _, head_scale = tensors
+    if head_scale is not None:
+        raise NotImplementedError("head_scale inside decompose(): it is for float8_e4m3fn alone.")
+    if any(t is not None and t.dtype is _E4M3 for t in tensors):
         raise NotImplementedError("float8_e4m3fn inside decompose(): PyTorch has no products of it.")
     rank, kernel_size, stride, dilation, is_causal, scale, output_stride, *_ = parameters
     if lengths is not None:

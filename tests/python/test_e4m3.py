@@ -200,8 +200,12 @@ def test_no_gradients(tensors):
     flops = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode(display=False)
     with flops, pytest.raises(NotImplementedError, match="no gradients"):  # by the op
         vt.na1d(query, key, leaf, 3, **REFERENCE)
-    with vt.decompose(), pytest.raises(NotImplementedError, match="decompose"):
-        vt.na1d(query, key, value, 3)
+    with vt.decompose():
+        for mixed in ((query, key), (value, key), (query, value)):
+            with pytest.raises(NotImplementedError, match="float8_e4m3fn inside decompose"):
+                vt.na1d(*mixed, value, 3)
+        with pytest.raises(NotImplementedError, match="head_scale inside decompose"):
+            vt.na1d(value, value, value, 3, head_scale=scale)
 
 
 def test_who_sees_ops(tensors):
