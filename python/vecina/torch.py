@@ -457,7 +457,8 @@ def _call(tensors, parameters, return_lse: bool):
             return _composed(tensors, parameters, return_lse)
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
         return (output, lse) if return_lse else output
-    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+    is_double = torch.float64 in (query.dtype, tensors[2].dtype)
+    if not is_double and torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         cast = (t if t is None or t.dtype is _E4M3 else t.to(dtype) for t in tensors[:5])
         tensors = (*cast, *tensors[5:])

@@ -214,6 +214,9 @@ def test_who_sees_ops(tensors):
     wanted = vt.na1d(query, key, value, 3, **REFERENCE)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # casts the value alone
         assert torch.equal(vt.na1d(query, key, value.float(), 3, **REFERENCE), wanted)
+        double = vt.na1d(query, key, value.double(), 3, **REFERENCE)
+    assert torch.equal(double, vt.na1d(query, key, value.double(), 3, **REFERENCE))
+    assert double.dtype == torch.float64
     meta = [tensor.to("meta") for tensor in tensors]
     output, lse = vt.na1d(*meta, 3, return_lse=True)
     assert output.dtype == torch.bfloat16 and lse.dtype == torch.float32
