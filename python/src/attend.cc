@@ -125,6 +125,27 @@ class Question {
   PyObject* self_ = nullptr;
 };
 
+// An integer that a module keeps, of its own dictionary; the name stays the same object.
+class Level {
+ public:
+  Level(nb::dict variables, nb::str name)
+      : variables_(std::move(variables)), name_(std::move(name)) {}
+  bool is_entered() const {
+    PyObject* level = PyDict_GetItemWithError(variables_.ptr(), name_.ptr());  // borrowed
+    if (level == nullptr) {
+      if (PyErr_Occurred()) throw nb::python_error();
+      return false;
+    }
+    const long value = PyLong_AsLong(level);
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    return value >= 0;
+  }
+
+ private:
+  nb::dict variables_;
+  nb::str name_;
+};
+
 // An attribute that the type computes; looked up once.
 class Attribute {
  public:
@@ -146,6 +167,7 @@ class Attribute {
 struct Framework {
   std::vector<nb::object> tensor_types;  // exact types that nobody overrides
   std::vector<Question> watchers;        // a true one: somebody watches
+  Level forward_mode;                    // entered: tensors may have tangents, which ops ask for
   Question is_autocasting;
   Question is_grad_enabled;
   Attribute requires_grad;
@@ -409,7 +431,7 @@ nb::object attend_plain(Arguments arguments, Watch* watch) {
 
 template <typename Watch>
 nb::object attend(Arguments arguments, Watch* watch) {
-  const bool is_seen = is_watched(arguments, kNumTensors);
+  const bool is_seen = framework->forward_mode.is_entered() || is_watched(arguments, kNumTensors);
   watch->end(kWatchers);
   if (is_seen || framework->is_autocasting.is_true()) return nb::none();
   watch->end(kAutocast);
@@ -510,26 +532,28 @@ void forget_held_plans() {
 void add_attend(nb::module_* module) {
   module->def(
       "set_framework",
-      [](nb::tuple tensor_types, nb::tuple watchers, nb::object is_autocasting,
-         nb::object is_grad_enabled, nb::object empty_like, nb::object new_prototype,
-         nb::object new_memory) {
+      [](nb::tuple tensor_types, nb::tuple watchers, nb::tuple forward_mode,
+         nb::object is_autocasting, nb::object is_grad_enabled, nb::object empty_like,
+         nb::object new_prototype, nb::object new_memory) {
         std::vector<Question> questions;
         for (nb::handle watcher : watchers) questions.emplace_back(nb::borrow(watcher));
-        auto* made = new Framework{items_of(tensor_types),
-                                   std::move(questions),
-                                   Question(is_autocasting),
-                                   Question(is_grad_enabled),
-                                   Attribute(tensor_types[0], "requires_grad"),
-                                   empty_like,
-                                   new_prototype,
-                                   new_memory};
+        auto* made = new Framework{
+            items_of(tensor_types),
+            std::move(questions),
+            Level(nb::cast<nb::dict>(forward_mode[0]), nb::cast<nb::str>(forward_mode[1])),
+            Question(is_autocasting),
+            Question(is_grad_enabled),
+            Attribute(tensor_types[0], "requires_grad"),
+            empty_like,
+            new_prototype,
+            new_memory};
         forget_held_plans();
         delete framework;
         framework = made;
       },
-      nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("is_autocasting"),
-      nb::arg("is_grad_enabled"), nb::arg("empty_like"), nb::arg("new_prototype"),
-      nb::arg("new_memory"), "What attend() asks of the framework.");
+      nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("forward_mode"),
+      nb::arg("is_autocasting"), nb::arg("is_grad_enabled"), nb::arg("empty_like"),
+      nb::arg("new_prototype"), nb::arg("new_memory"), "What attend() asks of the framework.");
   module->def("take_times", &take_times,
               "Nanoseconds of each part of timed_attend() since the last time, by name.");
   module->def("time_release", &time_release, nb::arg("tensor"), nb::arg("calls"),

@@ -19,6 +19,7 @@ from vecina import _vecina, _windows
 from vecina import torch as vt
 from vecina._docs import documented
 from vecina._shapes import Axes, Flags, rank_of, weights_shape
+from vecina._torch_derivatives import has_tangent, refuse_tangents, register_autograd
 
 # A compiler cannot look into the extension, so to it the tables are an op without tensors.
 _library = torch.library.Library("vecina", "FRAGMENT")
@@ -187,14 +188,14 @@ class _Half:
             _library.impl(f"{name}{suffix}", function, "CPU")
             _library.impl(f"{name}{suffix}", function, "CUDA")
             torch.library.register_fake(f"vecina::{name}{suffix}", fake_function, lib=_library)
-        torch.library.register_autograd(
-            f"vecina::{name}", gradients_of, setup_context=setup, lib=_library
-        )
+        register_autograd(_library, name, gradients_of, setup)
+        register_autograd(_library, f"{name}_backward")
         self.op = getattr(torch.ops.vecina, name)
         self.backward_op = getattr(torch.ops.vecina, f"{name}_backward")
 
     def gradients(self, tensors, gradient, parameters):
         if not torch.is_grad_enabled():
+            refuse_tangents((gradient, *tensors))
             return self.run_backward(tensors, gradient, parameters)
         # The gradient will be derived in turn.
         wanted = [t for t in tensors if t is not None and t.requires_grad]
@@ -260,20 +261,13 @@ class _Eager(torch.autograd.Function):
 _apply_eager = vt._direct_apply(_Eager)
 
 
-def _has_tangent(tensors) -> bool:
-    forward_ad = torch.autograd.forward_ad
-    return forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    )
-
-
 def _call(half, tensors, parameters):
     first, backend = tensors[0], parameters[-1]
     if vt._is_decomposing or (backend is None and first.device.type not in ("cpu", "cuda")):
         return half.composed(tensors, parameters)
     if torch.compiler.is_compiling():
         return _call_op(half, tensors, parameters)
-    if vt._has_transforms() or _has_tangent(tensors):
+    if vt._has_transforms() or has_tangent(tensors):
         return half.composed(tensors, parameters)
     if not vt._is_plain(tensors):
         return _call_op(half, tensors, parameters)

@@ -6,7 +6,7 @@
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
 Gradients of output and lse flow to query, key, value, additional tokens and bias; they do not have
-gradients themselves.
+gradients themselves, and there are no derivatives in forward mode.
 
 {e4m3}
 
@@ -34,6 +34,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vecina import _vecina
 from vecina._docs import documented, filled
 from vecina._shapes import Axes, Flags, output_shape, rank_of
+from vecina._torch_derivatives import forward_ad, refuse_tangents, register_autograd
 from vecina._windows import per_axis
 
 __doc__ = filled(__doc__ or "")
@@ -84,6 +85,7 @@ _vecina.set_framework(
         _has_transforms,
         torch._C._is_tracing,
     ),
+    (vars(forward_ad), "_current_level"),
     torch._C._is_any_autocast_enabled,
     torch.is_grad_enabled,
     torch.empty_like,
@@ -247,9 +249,8 @@ def _forward_gradients(ctx, grad_output, grad_lse):
     return (*gradients, *(None,) * rest)
 
 
-torch.library.register_autograd(
-    "vecina::forward", _forward_gradients, setup_context=_setup_forward, lib=_library
-)
+register_autograd(_library, "forward", _forward_gradients, _setup_forward)
+register_autograd(_library, "backward")
 
 
 def _setup_merge(ctx, inputs, output):
@@ -266,9 +267,8 @@ def _merge_gradients(ctx, grad_output, grad_lse):
     return gradients[: ctx.count], gradients[ctx.count :], None
 
 
-torch.library.register_autograd(
-    "vecina::merge", _merge_gradients, setup_context=_setup_merge, lib=_library
-)
+register_autograd(_library, "merge", _merge_gradients, _setup_merge)
+register_autograd(_library, "merge_backward")
 
 
 def _fold(tensor, dim, size: int):
@@ -354,6 +354,7 @@ class _Forward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output, grad_lse=None):
         *tensors, output, lse = ctx.saved_tensors
+        refuse_tangents((grad_output, grad_lse, *tensors))
         count = len(tensors)
         if grad_output is None:
             if grad_lse is None:
@@ -445,8 +446,10 @@ def _composed(tensors, parameters, return_lse: bool):
 
 
 def _is_plain(tensors) -> bool:
-    """True if nobody but autograd watches: no compiler, mode, transform or subclass."""
-    return not (_is_compiling() or _vecina.is_watched(*tensors))
+    """True if nobody but autograd watches: no compiler, mode, transform, subclass or tangents."""
+    return not (
+        _is_compiling() or forward_ad._current_level >= 0 or _vecina.is_watched(*tensors)
+    )
 
 
 def _call(tensors, parameters, return_lse: bool):

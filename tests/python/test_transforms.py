@@ -66,6 +66,76 @@ def test_vmap_of_every_function(name):
         torch.testing.assert_close(mine.grad, his.grad)
 
 
+QUERY = torch.randn(1, 6, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LENGTHS = torch.tensor([[2], [4]])
+#: name -> a function of one tensor that goes to an op
+OF_ONE = {
+    "na1d": lambda x: vt.na1d(QUERY, QUERY, x, 3),
+    "na1d with lse": lambda x: vt.na1d(x, QUERY, QUERY, 3, return_lse=True)[1],
+    "attention": lambda x: vt.attention(QUERY, x, QUERY),
+    "varlen": lambda x: vt.neighborhood_attention_varlen(QUERY, x, x, LENGTHS, 2, max_lengths=4),
+    "attention_varlen": lambda x: vt.attention_varlen(x, x, x, LENGTHS[:, 0], max_length=4),
+    "merge": lambda x: vt.merge_attentions([x, QUERY], [x.sum(-1), QUERY.sum(-1)])[0],
+    "op": lambda x: torch.ops.vecina.qk(
+        QUERY, x, None, None, [3], [1], [1], [0], [1], False, None, None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_forward_derivatives_say_no(name):
+    call, forward_ad = OF_ONE[name], torch.autograd.forward_ad
+    jvp = torch.func.jvp
+    says_no = pytest.raises(NotImplementedError, match="forward-mode derivatives: not yet")
+    for derive in (
+        lambda: jvp(call, (QUERY,), (QUERY,)),
+        lambda: jvp(lambda x: call(2 * x).sum(), (QUERY,), (QUERY,)),
+        lambda: torch.func.jacfwd(call)(QUERY),
+        lambda: jvp(torch.func.grad(lambda x: call(x).sum()), (QUERY,), (QUERY,)),
+    ):
+        with says_no:
+            derive()
+    wanted = call(QUERY)
+    with forward_ad.dual_level():
+        for leaf in (QUERY, QUERY.clone().requires_grad_()):
+            with says_no:
+                call(forward_ad.make_dual(leaf, QUERY))
+        assert torch.equal(call(QUERY), wanted)  # without tangents
+    assert torch.equal(call(QUERY), wanted)
+
+
+def test_forward_derivatives_of_gradients_say_no():
+    leaf, forward_ad = QUERY.clone().requires_grad_(), torch.autograd.forward_ad
+    for output in (
+        vt.na1d(leaf, leaf, leaf, 3),
+        vt.qk(leaf, leaf, 3),
+        vt.merge_attentions([leaf, leaf], [leaf.sum(-1), leaf.sum(-1)])[0],
+    ):
+        with forward_ad.dual_level():
+            slope = forward_ad.make_dual(torch.ones_like(output), torch.ones_like(output))
+            with pytest.raises(NotImplementedError, match="forward-mode derivatives: not yet"):
+                torch.autograd.grad(output, leaf, slope)
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_func_grad(name):
+    call, grad = OF_ONE[name], torch.func.grad
+    leaf = QUERY.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(call(leaf).square().sum(), leaf)
+
+    def loss(x):
+        return call(x).square().sum()
+
+    torch.testing.assert_close(grad(loss)(QUERY), wanted)
+    with pytest.raises(NotImplementedError, match="gradients of gradients: not yet"):
+        grad(lambda x: grad(loss)(x).square().sum())(QUERY)
+    if name in ("na1d", "attention"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the gradients are one call each
+            found = torch.vmap(grad(loss))(torch.stack([QUERY, QUERY]))
+        torch.testing.assert_close(found, torch.stack([wanted, wanted]))
+
+
 def test_vmap_over_a_bias_says_no():
     query, key, value = leaves(1, 7, 2, 4)
     bias = torch.zeros(3, 2, 5)
