@@ -125,7 +125,7 @@ class Question {
   PyObject* self_ = nullptr;
 };
 
-// An integer that a module keeps, of its own dictionary; the name stays the same object.
+// An integer that a module keeps, -1 as long as nobody has entered a level.
 class Level {
  public:
   Level(nb::dict variables, nb::str name)
@@ -136,6 +136,7 @@ class Level {
       if (PyErr_Occurred()) throw nb::python_error();
       return false;
     }
+    if (level == none_.ptr()) return false;
     const long value = PyLong_AsLong(level);
     if (value == -1 && PyErr_Occurred()) throw nb::python_error();
     return value >= 0;
@@ -144,6 +145,7 @@ class Level {
  private:
   nb::dict variables_;
   nb::str name_;
+  nb::int_ none_{-1};  // Python keeps one object for it
 };
 
 // An attribute that the type computes; looked up once.
