@@ -5,9 +5,9 @@
 
 The arguments are those of vecina.numpy. vecina's CPU backend computes, in a callback on the host,
 from JAX's memory into JAX's memory; arrays of other devices are brought there and back. ``vmap``
-calls it for one after another. lengths must be known when a function is traced; head_scale need not be.
-An array of a wrong type or dtype is refused at once by a ValueError; what else does not fit is said
-by one too, or when the call runs, by a ``jax.errors.JaxRuntimeError`` with the words of
+calls it for one after another. lengths must be known when a function is traced; head_scale need not
+be. An array of a wrong type or dtype is refused at once by a ValueError; what else does not fit is
+said by one too, or when the call runs, by a ``jax.errors.JaxRuntimeError`` with the words of
 vecina.numpy. Gradients do not have gradients.
 
 dtypes: float16, bfloat16, float32, float64. lse and bias are float32 (float64 for float64).
