@@ -79,7 +79,7 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
       // a line of the cache. The first of keys side by side are put together from two vectors; more
       // than these, and the permutations would be what it waits for.
       constexpr int kPutTogether = 4;
-      if constexpr (kIsShifted && kVectors == 1 && kKeys > kPutTogether) {
+      if constexpr (!kArePairs && kIsShifted && kVectors == 1 && kKeys > kPutTogether) {
         for (; k[kKeys - 1] - k[0] == kKeys - 1 && i < size; i += kLanes, entry += key_step) {
           const auto query = hn::Load(d, queries + i);
           const auto near = hn::LoadU(d, k[0] + entry);
@@ -125,7 +125,7 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
       }
       if constexpr (kArePairs) {
         const auto scale = hn::Set(d, arguments.scale);
-        unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Mul(scale, sums[i]); });
+        unroll<kVectors * kKeys>([&](auto n) VECINA_INLINE { sums[n] = hn::Mul(scale, sums[n]); });
       }
       unroll<kVectors>([&](auto v) VECINA_INLINE {
         T* HWY_RESTRICT weights = arguments.weights[v] + at;

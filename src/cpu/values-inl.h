@@ -230,6 +230,7 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
     const T* values = run.values + column;
     if (arguments.views == nullptr || !run.is_window) {  // no ends to find
       for (int row = 0; row < run.rows; ++row, values += run.row_step) {
+        if constexpr (kArePairs) sums->begin_row(run, row);
         const T* value = values;
         for (const T* end = weights + run.count * kLanes; weights < end; weights += kLanes) {
           sums->template add<0, kQueries, kTwins>(value, weights);
