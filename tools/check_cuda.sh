@@ -169,6 +169,8 @@ if begins large; then
   VECINA_CUDA_TARGET=80 check_each lengths-large-without-hopper "$problems/lengths_problems.txt" \
     $vecina check --backend cuda $aligned
   check_each small "$problems/small_problems.txt" $vecina check --backend cuda $aligned
+  check_each small--backward "$problems/small_problems.txt" $vecina check --backend cuda $aligned \
+    --backward
   check_each e4m3 "$problems/e4m3_problems.txt" $vecina check --backend cuda $aligned --cases 2
   check_each halo "$problems/halo_problems.txt" $vecina check --backend cuda $aligned
   check_each halo--backward "$problems/halo_problems.txt" $vecina check --backend cuda $aligned \

@@ -238,9 +238,9 @@ bool may_chain(const HopperConfig& config) {
 // and 2 to 3% to those with one axis. With additional tokens, shared heads and wide values
 // registers may be short. `work` is without short tiles.
 int useful_short_rows(const HopperConfig& config, const HopperWork& work, const AxisSums& pair) {
-  // ptxas serializes the products of some padded tiles whose blocks are not chained.
-  const bool may_serialize =
-      !may_chain(config) && hopper_round_up(tile_keys(config), kHopperDepth) != tile_keys(config);
+  // ptxas serializes the products of some padded tiles in 2-D whose blocks are not chained.
+  const bool may_serialize = config.rank == 2 && !may_chain(config) &&
+                             hopper_round_up(tile_keys(config), kHopperDepth) != tile_keys(config);
   if (config.rank == 1 || pair.short_tiles == 0 || config.has_additional ||
       config.packed_heads > 1 || config.head_dim_value > 128 || may_serialize ||
       work.tiles < kLeastTilesWithShort * work.blocks * config.warpgroups) {
