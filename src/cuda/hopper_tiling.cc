@@ -233,10 +233,10 @@ bool may_chain(const HopperConfig& config) {
          (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 
-// Only a tile's first rows can be multiplied alone. Measured on an H200 in steady state: short
-// tiles take 1 to 5% off problems with two and three axes, and add 2 to 10% to those with few tiles
-// and 2 to 3% to those with one axis. With additional tokens, shared heads and wide values
-// registers may be short. `work` is without short tiles.
+// Only a tile's first rows can be multiplied alone. Measured on an H200 in steady state, with keys
+// in steps of eight: up to 7% less time with two and three axes, of which short tiles are a part; 2
+// to 10% more with few tiles, 2 to 3% more with one axis. With additional tokens, shared heads and
+// wide values registers may be short. `work` is without short tiles.
 int useful_short_rows(const HopperConfig& config, const HopperWork& work, const AxisSums& pair) {
   // ptxas serializes the products of some padded tiles in 2-D whose blocks are not chained.
   const bool may_serialize = config.rank == 2 && !may_chain(config) &&
