@@ -42,14 +42,18 @@ def tiled(tensor, tile):
     return tensor.reshape(*tensor.shape[:2], math.prod(tokens), tensor.shape[-1]).contiguous()
 
 
-def block_mask(tokens, window, tile):
+def block_mask(tokens, window, tile, stride=None):
+    stride = stride or (1,) * len(tokens)
+
     def position(index, axis):  # of a token along an axis, from its place among the tiles
         inner = index % TILE // math.prod(tile[axis + 1:]) % tile[axis]
         tiles = [n // t for n, t in zip(tokens, tile)]
         return index // TILE // math.prod(tiles[axis + 1:]) % tiles[axis] * tile[axis] + inner
 
     def sees(query, key, axis):
-        begin = (query - window[axis] // 2).clamp(0, tokens[axis] - window[axis])
+        leader = query // stride[axis] * stride[axis] + stride[axis] // 2
+        begin = leader.clamp(max=tokens[axis] - 1) - window[axis] // 2
+        begin = begin.clamp(0, tokens[axis] - window[axis])
         return (begin <= key) & (key < begin + window[axis])
 
     def mask_mod(batch, head, query, key):
@@ -71,6 +75,24 @@ def block_mask(tokens, window, tile):
 
     return BlockMask.from_kv_blocks(*listed(some & ~every), *listed(every), BLOCK_SIZE=TILE,
                                     mask_mod=mask_mod)  # fmt: skip
+
+
+def call(tensors, window, stride=None):
+    """The forward of query, key and value; None if the tokens make no whole tiles of TILE."""
+    tokens = tensors[0].shape[1:-2]
+    tile = {1: (TILE,), 2: (8, 16), 3: (2, 8, 8)}[len(tokens)]
+    if any(n % t for n, t in zip(tokens, tile)):
+        return None
+    torch._dynamo.reset()  # else it stops compiling after some problems
+    flex = torch.compile(flex_attention, dynamic=False)
+    mask = block_mask(tokens, window, tile, stride)
+    query, key, value = (tiled(tensor, tile) for tensor in tensors)
+
+    def run():
+        return flex(query, key, value, block_mask=mask)
+
+    run.tiled = lambda tensor: tiled(tensor, tile)
+    return run
 
 
 def rows_of(tokens, window, tile, heads, head_dim, seconds):

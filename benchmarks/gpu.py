@@ -4,13 +4,13 @@ steady times, arguments and results.
 """
 import argparse
 import ctypes
-import importlib
 import json
 import math
 import os
-import sys
 
 import torch
+
+import natten_hopper
 
 GRAPH_MS = 4.0  # of launches in a graph, where one takes less than SHORT_MS
 SHORT_MS = 0.5
@@ -136,18 +136,12 @@ def parser_of(doc, seconds):
     """Of the arguments that the benchmarks share; seconds: of a measurement, if none are given."""
     parser = argparse.ArgumentParser(description=doc,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--natten", type=natten_of, metavar="FOLDER",
-                        help="folder of the module natten_hopper")
+    parser.add_argument("--natten", type=natten_hopper.Library, metavar="LIBRARY",
+                        help="NATTEN's kernels, made by natten/build.py")
     parser.add_argument("--json", help="where to write the raw figures")
     parser.add_argument("--seconds", type=float, default=seconds, help="of a steady measurement")
     parser.add_argument("names", nargs="*", metavar="NAME", help="problems; default: all")
     return parser
-
-
-def natten_of(folder):
-    """NATTEN's kernels: the module natten_hopper in that folder."""
-    sys.path.insert(0, folder)
-    return importlib.import_module("natten_hopper")
 
 
 def conditions():
@@ -159,3 +153,8 @@ def write(path, result):
     if path:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Times Vecina's forward on a Hopper GPU beside NATTEN's Hopper kernels and cuDNN, in one process.
+"""Times Vecina's forward on a Hopper GPU beside NATTEN's Hopper kernels, FlexAttention and cuDNN,
+in one process.
 
-    python benchmarks/hopper.py --library build/libvecina.so [--natten FOLDER] [NAME...]
+    python benchmarks/hopper.py --library build/libvecina.so [--natten LIBRARY] [--flex] [NAME...]
+    python benchmarks/hopper.py --from rows.json --plot rows.svg
 
-Needs PyTorch with CUDA; the library is called through its C interface. FOLDER holds a module
-``natten_hopper`` with ``Problem(query, key, value, kernel_size, stride, schedule)`` whose
-``forward()`` runs NATTEN's kernels end to end, with its permutations of query, key, value and
-output: ``schedule`` 0 and 1 are two of its kernels, of which the faster counts.
+Needs PyTorch with CUDA; the library is called through its C interface. LIBRARY is made by
+natten/build.py: NATTEN's kernels, end to end, with its copies of query, key, value and output into
+the order of tiles and back, but for lse; of two schedules the faster counts. FlexAttention gets its
+tokens in tiles (reordering them is not timed) and is compiled for each problem; cuDNN has the dense
+row. --plot, which needs matplotlib, draws the ratios; with --from those of a run before.
 
 Steady state: each side runs back to back for half a second, of which the second half counts, ours
 before and after NATTEN's. What takes less than half a millisecond runs in CUDA graphs. Short
@@ -17,6 +20,7 @@ import math
 
 import torch
 
+import flex_attention
 import gpu
 
 
@@ -56,6 +60,7 @@ PROBLEMS = [
     problem("2d-w80-f16", FLUX, (80, 80), 24, dtype="f16"),
     problem("3d-gqa8", VIDEO, (18, 24, 24), 24, heads_kv=3),
 ]
+PEERS = ("natten", "flex", "cudnn")
 
 
 def line(p):
@@ -88,19 +93,29 @@ def inputs(p):
     return tensors
 
 
+def has_peers(p):
+    """Whether it has nothing that the others are not called with here."""
+    more = ("causal", "dilation", "tokens", "head_dim_value", "heads_kv", "dtype")
+    return not any(word in p for word in more)
+
+
 def natten_call(natten, p, tensors):
-    """The faster of its two kernels; None if it has none."""
-    if any(word in p for word in ("causal", "dilation", "tokens", "head_dim_value", "heads_kv",
-                                  "dtype")):
-        return None
-    try:
-        runs = [natten.Problem(*tensors, p["kernel_size"], p["stride"], i) for i in (0, 1)]
-    except KeyError:  # not built for this rank and head_dim
-        return None
-    return min(runs, key=lambda run: gpu.steady_ms(run.forward, 0.15))
+    """The faster of its schedules; None if it has no kernel."""
+    runs = natten.forwards(tensors, p["kernel_size"], p["stride"]) if has_peers(p) else []
+    return min(runs, key=lambda run: gpu.steady_ms(run, 0.15), default=None)
 
 
-def measure(library, natten, p, seconds):
+def cudnn_call(tensors):
+    query, key, value = (t.transpose(1, 2) for t in tensors)
+
+    def call():
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    return call
+
+
+def measure(library, natten, with_flex, p, seconds):
     tensors = inputs(p)
     ours = gpu.Vecina(library, line(p), tensors)
     ours()
@@ -110,21 +125,22 @@ def measure(library, natten, p, seconds):
     first = gpu.steady_ms(ours, seconds)
     theirs = natten_call(natten, p, tensors) if natten else None
     if theirs:
-        row["natten_ms"] = gpu.steady_ms(theirs.forward, seconds)
-        row["natten_kernel"] = theirs.fwd
-        row["relative_difference"] = gpu.error(ours.output, theirs.forward()[0])
-    if p["name"] == "dense":
-        query, key, value = (t.transpose(1, 2) for t in tensors)
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
-            row["cudnn_ms"] = gpu.steady_ms(
-                lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value),
-                seconds)
+        row["natten_ms"] = gpu.steady_ms(theirs, seconds)
+        row["natten_kernel"] = theirs.kernel.name
+        row["relative_difference"] = gpu.error(ours.output, theirs.output)
+    flex = flex_attention.call(tensors, p["kernel_size"], p["stride"]) if (
+        with_flex and has_peers(p)) else None
+    if flex:
+        row["flex_ms"] = gpu.steady_ms(flex, seconds)
+        row["relative_difference_flex"] = gpu.error(flex.tiled(ours.output), flex())
+    if p["kernel_size"] == p["shape"]:
+        row["cudnn_ms"] = gpu.steady_ms(cudnn_call(tensors), seconds)
     row["ms"] = [first, gpu.steady_ms(ours, seconds)]
     mean = sum(row["ms"]) / 2
     useful = 2 * p["batch"] * p["heads"] * math.prod(p["shape"]) * math.prod(p["kernel_size"]) * (
         p["head_dim"] + p.get("head_dim_value", p["head_dim"]))
     row["useful_tflops"] = useful / mean / 1e9  # without what causality hides
-    for peer in ("natten", "cudnn"):
+    for peer in PEERS:
         if peer + "_ms" in row:
             row["times_" + peer] = row[peer + "_ms"] / mean
     return row
@@ -133,7 +149,7 @@ def measure(library, natten, p, seconds):
 def print_row(row):
     mean = sum(row["ms"]) / 2
     text = f"{row['name']:22s} {mean:9.4f} ms {row['useful_tflops']:5.0f} useful TFLOP/s"
-    for peer in ("natten", "cudnn"):
+    for peer in PEERS:
         if peer + "_ms" in row:
             text += f"  {peer} {row[peer + '_ms']:9.4f} ms {row['times_' + peer]:5.2f}x"
     kernel = row["plan"]["details"]["kernels"][0]
@@ -142,17 +158,52 @@ def print_row(row):
     print(text, flush=True)
 
 
+def plot(path, rows):
+    """Bars: how many times as fast as each peer."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if any("times_" + peer in row for peer in PEERS)]
+    figure = Figure(figsize=(8, 0.34 * len(rows) + 1), layout="constrained")
+    bars = figure.subplots()
+    drawn = [peer for peer in PEERS if any("times_" + peer in row for row in rows)]
+    for i, peer in enumerate(drawn):
+        times = {at + 0.26 * i: row.get("times_" + peer) for at, row in enumerate(rows)}
+        times = {place: ratio for place, ratio in times.items() if ratio}
+        container = bars.barh(list(times), list(times.values()), 0.26, label=peer)
+        bars.bar_label(container, fmt="%.2f", padding=2, fontsize=7)
+    bars.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    bars.axvline(1, color="black", linewidth=0.8)
+    bars.invert_yaxis()
+    bars.set_xlabel("times as fast, end to end")
+    bars.legend()
+    figure.savefig(path)
+
+
 def main():
     parser = gpu.parser_of(__doc__, seconds=0.5)
-    parser.add_argument("--library", required=True, help="libvecina.so")
+    parser.add_argument("--library", help="libvecina.so")
+    parser.add_argument("--flex", action="store_true", help="beside FlexAttention, too")
+    parser.add_argument("--from", dest="source", metavar="JSON", help="rows of a run before")
+    parser.add_argument("--plot", metavar="FILE", help="where to draw the ratios")
     options = parser.parse_args()
+    if options.source:
+        result = gpu.read(options.source)
+    elif options.library:
+        result = measure_all(options)
+    else:
+        parser.error("--library or --from is missing")
+    if options.plot:
+        plot(options.plot, result["rows"])
+
+
+def measure_all(options):
     library = gpu.Library(options.library)
     result = {**gpu.conditions(), "rows": []}
     for p in PROBLEMS:
         if options.names and p["name"] not in options.names:
             continue
         try:
-            row = measure(library, options.natten, p, options.seconds)
+            row = measure(library, options.natten, options.flex, p, options.seconds)
         except RuntimeError as failure:
             print(f"{p['name']:22s} failed: {failure}", flush=True)
             continue
@@ -160,6 +211,7 @@ def main():
         result["rows"].append(row)
         torch.cuda.empty_cache()
         gpu.write(options.json, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT
 """Times small problems on a GPU: the seed's rows, and small windows at real sizes beside NATTEN.
 
-    python benchmarks/small.py --library build/libvecina.so [--natten FOLDER] [NAME...]
+    python benchmarks/small.py --library build/libvecina.so [--natten LIBRARY] [NAME...]
 
 Needs PyTorch with CUDA. --library may be given more than once, as LABEL=PATH: the libraries take
-turns on the same tensors. FOLDER is that of hopper.py; VECINA_CUDA_TARGET=80 asks for kernels
+turns on the same tensors. LIBRARY is that of hopper.py; VECINA_CUDA_TARGET=80 asks for kernels
 without Hopper's instructions.
 
 The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the one before (plain)
@@ -84,31 +84,6 @@ class Backward:
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         self.check(self.c.vecina_run_backward(self.plan, ctypes.byref(self.args), stream))
-
-
-class NattenBackward:
-    """NATTEN's backward end to end, on the output and lse of its own forward.
-
-    Lse stays in the order of the forward's tiles. Where the backward has others its gradients are
-    wrong, which its time does not depend on.
-    """
-
-    def __init__(self, run, grad_output):
-        self.run, self.is_right = run, run.qt == run.bqt
-        output, lse = run.forward()
-        run.prepare_backward(grad_output, output, lse)
-        tensors = (run.q, run.k, run.v, output.clone(), grad_output)
-        tiles = (run.bqt, run.bkt, run.bkt, run.bqt, run.bqt)
-        self.read = list(zip(tensors, (*run.b, run.gp), tiles))
-        self.gradients = [torch.empty_like(t) for t in (run.q, run.k, run.v)]
-
-    def __call__(self):
-        run = self.run
-        for source, target, tile in self.read:
-            run._move(source, target, tile, "perm")
-        run.attend_backward()
-        for source, target, tile in zip(run.grads, self.gradients, (run.bqt, run.bkt, run.bkt)):
-            run._move(source, target, tile, "unperm")
 
 
 class KernelNode(ctypes.Structure):  # CUDA_KERNEL_NODE_PARAMS_v2
@@ -295,7 +270,8 @@ def measure_windows(libraries, natten, names, seconds):
         row = {"name": p["name"], "problem": hopper.line(p), "forward": {}, "backward": {}}
         theirs = hopper.natten_call(natten, p, tensors) if natten else None
         if theirs:
-            peers = {"forward": theirs.forward, "backward": NattenBackward(theirs, grad_output)}
+            theirs()
+            peers = {"forward": theirs, "backward": natten.backward(theirs, grad_output)}
         for kind, ours in (("forward", forwards), ("backward", backwards)):
             for label, call in ours.items():
                 call()
@@ -304,16 +280,14 @@ def measure_windows(libraries, natten, names, seconds):
             if theirs:
                 peers[kind]()
                 row[kind]["natten"] = {"ms": [steady_ms(peers[kind])]}
-                row[kind]["natten_kernel"] = {"ms": [steady_ms(
-                    theirs.attend if kind == "forward" else theirs.attend_backward)]}
+                row[kind]["natten_kernel"] = {"ms": [steady_ms(peers[kind].attend)]}
             for label, call in ours.items():
                 row[kind][label]["ms"].append(steady_ms(call))
                 if not theirs:
                     continue
                 pairs = (zip(call.gradients, peers[kind].gradients) if kind == "backward" else
-                         [(call.output, theirs.out)])
-                if kind == "forward" or peers[kind].is_right:
-                    row[kind][label]["relative_difference"] = [gpu.error(*p) for p in pairs]
+                         [(call.output, theirs.output)])
+                row[kind][label]["relative_difference"] = [gpu.error(*p) for p in pairs]
             print_window(row, kind)
         found.append(row)
         torch.cuda.empty_cache()

@@ -282,7 +282,9 @@ uint64_t hash_of(Arguments arguments, const vecina_forward_args& args) {
   for (const vecina_tensor* tensor : {&args.query, &args.key, &args.value, &args.additional_key}) {
     for (int d = 0; d < tensor->ndim; ++d) add(static_cast<uint64_t>(tensor->shape[d]));
   }
-  add(static_cast<uint64_t>(args.query.dtype * 16 + args.query.device));
+  uint64_t given = 0;
+  for (const auto input : kInputs) given = given * 2 + ((args.*input).ndim != 0 ? 1 : 0);
+  add(given * 256 + static_cast<uint64_t>(args.query.dtype * 16 + args.query.device));
   return hash ^ (hash >> 32);
 }
 
