@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <span>
+#include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/tensor.h"
-#include "core/window.h"
+#include "cuda/hopper_counts.h"
 
 namespace vecina::internal::cuda {
 namespace {
@@ -21,7 +21,6 @@ using vecina::cuda::kHopperRows;
 
 constexpr int kMaxBox = 256;  // tokens that a copy may span along an axis
 constexpr int kMinStages = 2, kMaxStages = 4;
-constexpr int kMaxTileKeys = 192;
 constexpr int kMinTileKeys = 48;
 constexpr int kMaxPaddedKeys = 12;  // of a tile
 constexpr int kMinQueries = 48;     // of a box, where the problem has as many
@@ -70,116 +69,6 @@ constexpr int kNarrowHead = 64, kWideTile = 128;
 constexpr double kFewTiles = 4.0;
 
 int divide_up(int n, int d) { return (n + d - 1) / d; }
-
-// Keys from a block's first on: those that some query of a box sees, and those that all see.
-struct Seen {
-  int begin, end;
-  int whole_begin, whole_end;
-  friend bool operator==(const Seen&, const Seen&) = default;
-};
-// Blocks along one axis that are alike: what each warpgroup sees (one, but on the pair axis).
-struct BlockKind {
-  std::array<Seen, 3> seen = {};
-  size_t count = 0;  // without those that have no queries
-  double blocks = 0;
-
-  std::span<const Seen> warpgroups() const { return {seen.data(), count}; }
-  bool is_like(const BlockKind& other) const { return count == other.count && seen == other.seen; }
-};
-
-struct AxisSums {
-  double blocks = 0, tiles = 0, whole = 0, loaded = 0, warpgroups = 0;
-  int short_rows = 0;      // as of HopperConfig, were this the pair axis
-  double short_tiles = 0;  // of `tiles`
-};
-
-// One axis, cut into boxes of `box` queries, `warpgroups` to a block.
-std::vector<BlockKind> block_kinds(const Axis& axis, int box, int warpgroups) {
-  std::vector<BlockKind> kinds;
-  const auto dilation = static_cast<int>(axis.dilation);
-  const int shortest = static_cast<int>(axis.extent) / dilation;
-  for (int extent = shortest; extent <= shortest + 1; ++extent) {
-    const int longer = static_cast<int>(axis.extent) % dilation;
-    const int groups = extent == shortest ? dilation - longer : longer;
-    if (groups == 0) continue;
-    const int queries = dilation > 1 ? extent : static_cast<int>(axis.num_queries());
-    const NaAxis dense = {extent, static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
-                          axis.is_causal};
-    const auto window = [&](int query) {
-      const int i =
-          na_query_to_axis(std::min(query, queries - 1), static_cast<int>(axis.output_stride));
-      return std::pair{na_window_begin(dense, i), std::min(na_window_end(dense, i), extent)};
-    };
-    for (int first = 0; first < queries; first += box * warpgroups) {
-      const int origin = window(first).first;
-      BlockKind kind;
-      for (int w = 0; w < warpgroups && first + w * box < queries; ++w) {
-        const auto low = window(first + w * box), high = window(first + (w + 1) * box - 1);
-        kind.seen[kind.count++] = {low.first - origin, high.second - origin, high.first - origin,
-                                   low.second - origin};
-      }
-      if (kinds.empty() || !kinds.back().is_like(kind)) kinds.push_back(kind);
-      kinds.back().blocks += groups;
-    }
-  }
-  return kinds;
-}
-
-// A warpgroup's rows of its last tile; 0: that is its first, which is computed as a whole.
-int last_rows(const Seen& seen, int key_box) {
-  const int last = (seen.end - 1) / key_box;
-  return last > seen.begin / key_box ? seen.end - last * key_box : 0;
-}
-
-// As many rows of short tiles as leave out most.
-int best_short_rows(const std::vector<BlockKind>& kinds, int key_box) {
-  std::array<double, kMaxTileKeys + 1> tiles;  // with so many rows
-  std::array<int, kMaxTileKeys + 1> found;     // rows of some tiles
-  std::fill_n(tiles.begin(), key_box + 1, 0.0);
-  int count = 0;
-  for (const BlockKind& kind : kinds) {
-    for (const Seen& seen : kind.warpgroups()) {
-      const int rows = last_rows(seen, key_box);
-      if (rows == 0) continue;
-      double& of_rows = tiles[static_cast<size_t>(rows)];
-      if (of_rows == 0) found[static_cast<size_t>(count++)] = rows;
-      of_rows += kind.blocks;
-    }
-  }
-  std::sort(found.begin(), found.begin() + count);
-  int best = 0;
-  double most = 0, up_to = 0;
-  for (int i = 0; i < count; ++i) {
-    const int rows = found[static_cast<size_t>(i)];
-    up_to += tiles[static_cast<size_t>(rows)];
-    if (up_to * (key_box - rows) > most) {
-      most = up_to * (key_box - rows);
-      best = rows;
-    }
-  }
-  return best;
-}
-
-AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box, int short_rows) {
-  AxisSums sums;
-  sums.short_rows = short_rows;
-  for (const BlockKind& kind : kinds) {
-    int loaded = 0;
-    for (const Seen& seen : kind.warpgroups()) {
-      const int last = (seen.end - 1) / key_box;
-      loaded = last + 1;
-      sums.tiles += kind.blocks * (last - seen.begin / key_box + 1);
-      sums.whole += kind.blocks *
-                    std::max(0, seen.whole_end / key_box - divide_up(seen.whole_begin, key_box));
-      sums.warpgroups += kind.blocks;
-      const int rows = last_rows(seen, key_box);
-      if (rows > 0 && rows <= short_rows) sums.short_tiles += kind.blocks;
-    }
-    sums.loaded += kind.blocks * loaded;
-    sums.blocks += kind.blocks;
-  }
-  return sums;
-}
 
 int tile_keys(const HopperConfig& config) {
   return config.key_box[0] * config.key_box[1] * config.key_box[2];
@@ -233,16 +122,21 @@ bool may_chain(const HopperConfig& config) {
          (config.rank < 3 || count_sums(config) <= kMaxSumsOfChainedWithThreeAxes);
 }
 
+// Whether there are short tiles for some tile. With additional tokens, shared heads and wide values
+// registers may be short.
+bool may_be_short(const HopperConfig& config) {
+  return config.rank > 1 && !config.has_additional && config.packed_heads == 1 &&
+         config.head_dim_value <= 128;
+}
+
 // Only a tile's first rows can be multiplied alone. Measured on an H200 in steady state, with keys
 // in steps of eight: up to 7% less time with two and three axes, of which short tiles are a part; 2
-// to 10% more with few tiles, 2 to 3% more with one axis. With additional tokens, shared heads and
-// wide values registers may be short. `work` is without short tiles.
+// to 10% more with few tiles, 2 to 3% more with one axis. `work` is without short tiles.
 int useful_short_rows(const HopperConfig& config, const HopperWork& work, const AxisSums& pair) {
   // ptxas serializes the products of some padded tiles in 2-D whose blocks are not chained.
   const bool may_serialize = config.rank == 2 && !may_chain(config) &&
                              hopper_round_up(tile_keys(config), kHopperDepth) != tile_keys(config);
-  if (config.rank == 1 || pair.short_tiles == 0 || config.has_additional ||
-      config.packed_heads > 1 || config.head_dim_value > 128 || may_serialize ||
+  if (!may_be_short(config) || pair.short_tiles == 0 || may_serialize ||
       work.tiles < kLeastTilesWithShort * work.blocks * config.warpgroups) {
     return 0;
   }
@@ -304,19 +198,6 @@ double predict(const HopperConfig& config, const HopperWork& work, const DeviceF
       work.launches * std::ceil(work.blocks / work.launches / facts.multiprocessors);
   const double launch = kLaunchMs + (has_empty_rows(config) ? kPaddingMs : 0.0);
   return work.launches * launch + rounds * cycles / work.blocks / kCyclesPerMs;
-}
-
-// No cut of this problem takes less that has so many blocks, tiles of so many keys, and products of
-// this share of them. Far quicker than to predict.
-double least_ms(const HopperConfig& config, double blocks, double tiles, double share, double keys,
-                const DeviceFacts& facts) {
-  const double columns =
-      config.head_dim * (config.query_key_dtype != config.dtype ? kE4m3Cycles : 1.0) +
-      config.head_dim_value;
-  const double product = 2.0 * kHopperRows * keys * columns / kFlopsPerCycle;
-  const double cycles = tiles * (product_cycles(config) * product * share + kCyclesPerTile) +
-                        blocks * (kCyclesPerBlock - kCyclesHidden);
-  return cycles / facts.multiprocessors / kCyclesPerMs;
 }
 
 int padded_head_dim(const Problem& problem) {
@@ -402,6 +283,44 @@ bool fits_registers(const HopperConfig& config) {
                                                                : kMaxSumsOfThree);
 }
 
+// Of a tile, whatever its shape.
+int most_keys_in_registers(HopperConfig config) {
+  config.key_box[0] = config.key_box[1] = 1;
+  int& keys = config.key_box[2];
+  for (keys = kMaxTileKeys; keys > kHopperDepth && !fits_registers(config);) keys -= kHopperDepth;
+  return keys;
+}
+
+// For cuts that differ in their tiles alone, of at most `tile_keys`: no more than predict
+// says, and far quicker.
+class LeastTime {
+ public:
+  LeastTime(const HopperConfig& config, double blocks, int tile_keys, const DeviceFacts& facts)
+      : block_cycles_(blocks * (kCyclesPerBlock - kCyclesHidden)),
+        ms_per_cycle_(1.0 / facts.multiprocessors / kCyclesPerMs) {
+    const double columns =
+        config.head_dim * (config.query_key_dtype != config.dtype ? kE4m3Cycles : 1.0) +
+        config.head_dim_value;
+    key_cycles_ = product_cycles(config) * 2.0 * kHopperRows * columns / kFlopsPerCycle +
+                  softmax_cycles(config, 1.0);
+    key_cycles_in_tiles_ = key_cycles_ + kCyclesPerTile / tile_keys;
+  }
+  // Of `keys` in `tiles`; masked ones; rows of loaded tiles.
+  double operator()(double keys, double tiles, double masked_keys, double rows) const {
+    return (block_cycles_ + keys * key_cycles_ + tiles * kCyclesPerTile +
+            masked_keys * kCyclesPerMaskedKey + rows * kCyclesPerRow) *
+           ms_per_cycle_;
+  }
+  // Keys, of which this share is masked, that take so long: more take longer.
+  double most_keys(double ms, double masked) const {
+    return (ms / ms_per_cycle_ - block_cycles_) /
+           (key_cycles_in_tiles_ + masked * kCyclesPerMaskedKey);
+  }
+
+ private:
+  double block_cycles_, ms_per_cycle_, key_cycles_, key_cycles_in_tiles_;
+};
+
 // Boxes of tokens, outermost axis first, with at least `least` and at most `most` of them, no
 // longer along an axis than `longest`.
 void add_boxes(int a, int least, int most, const std::array<int, 3>& longest,
@@ -432,6 +351,8 @@ void add_useful_share(const Problem& problem, HopperWork* work) {
 }
 
 class Search {
+  using Box = std::array<int, 3>;
+
  public:
   Search(const Problem& problem, const DeviceFacts& facts)
       : problem_(problem), facts_(facts), base_(base_config(problem)) {
@@ -443,13 +364,14 @@ class Search {
     count_ = count;
     const int widest = std::max(problem_.head_dim(), problem_.head_dim_value());
     const bool may_have_three = widest <= (problem_.rank() == 1 ? 2 * kNarrowHead : kNarrowHead);
-    const std::vector<Box> key_boxes = list_key_boxes();
     base_.packed_heads = most_packed_heads(problem_.head_group());
+    may_be_short_ = may_be_short(base_);
+    find_key_boxes();
     for (const Box& query_box : list_query_boxes()) {
       for (base_.warpgroups = 2; base_.warpgroups <= (may_have_three ? 3 : 2); ++base_.warpgroups) {
         for (base_.pair_axis = 3 - problem_.rank(); base_.pair_axis < 3; ++base_.pair_axis) {
           std::copy(query_box.begin(), query_box.end(), base_.query_box);
-          consider(key_boxes);
+          consider();
         }
       }
     }
@@ -458,8 +380,6 @@ class Search {
   }
 
  private:
-  using Box = std::array<int, 3>;
-
   // Those that see the fewest keys for their number of queries.
   std::vector<Box> list_query_boxes() {
     Box longest = {};
@@ -485,7 +405,7 @@ class Search {
     for (const Box& box : boxes) {
       if (base_.packed_heads > 1 && box[0] * box[1] * box[2] % kPackedTokens != 0) continue;
       double seen = 1.0;
-      for (size_t a = 0; a < 3; ++a) seen *= sums(a, box[a], 1)(1).tiles;
+      for (size_t a = 0; a < 3; ++a) seen *= counts(a, box[a], 1).seen;
       ranked.emplace_back(seen, box);
     }
     std::sort(ranked.begin(), ranked.end());
@@ -495,71 +415,97 @@ class Search {
     return boxes;
   }
 
-  std::vector<Box> list_key_boxes() const {
-    Box longest = {};
+  void find_key_boxes() {
     for (size_t a = 0; a < 3; ++a) {
       const Axis& axis = axes_[a];
       const int64_t extent =
           divide_up(static_cast<int>(axis.extent), static_cast<int>(axis.dilation));
-      longest[a] = static_cast<int>(std::min(extent, kMaxBox / axis.dilation));
+      longest_keys_[a] = static_cast<int>(
+          std::min({extent, kMaxBox / axis.dilation, static_cast<int64_t>(kMaxTileKeys)}));
     }
-    std::vector<Box> boxes, kept;
-    add_boxes(0, 1, kMaxTileKeys, longest, {1, 1, 1}, &boxes);
-    int most = 0;
-    for (const Box& box : boxes) most = std::max(most, box[0] * box[1] * box[2]);
-    const int least = std::min(kMinTileKeys, most);
-    for (const Box& box : boxes) {
-      const int keys = box[0] * box[1] * box[2];
-      const int padding = hopper_round_up(keys, 16) - keys;
-      if (keys >= least && (padding <= kMaxPaddedKeys || keys == most)) kept.push_back(box);
+    for (int i = 1; i <= longest_keys_[0]; ++i) {
+      for (int j = 1; j <= std::min(longest_keys_[1], kMaxTileKeys / i); ++j) {
+        const int k = std::min(longest_keys_[2], kMaxTileKeys / (i * j));
+        most_keys_ = std::max(most_keys_, i * j * k);
+      }
     }
-    return kept;
+    least_keys_ = std::min(kMinTileKeys, most_keys_);
+  }
+  bool may_have(int keys) const {  // a tile
+    return hopper_round_up(keys, kHopperDepth) - keys <= kMaxPaddedKeys || keys == most_keys_;
   }
 
-  // The rest of base_ is set.
-  void consider(const std::vector<Box>& key_boxes) {
-    const auto sums_of = [&](int a) -> SumsByKeyBox& {
-      return sums(static_cast<size_t>(a), base_.query_box[a],
-                  a == base_.pair_axis ? base_.warpgroups : 1);
+  // Every tile for the rest of base_.
+  void consider() {
+    const auto axis = [&](size_t a) -> AxisCounts& {
+      const bool is_pair = static_cast<int>(a) == base_.pair_axis;
+      return counts(a, base_.query_box[a], is_pair ? base_.warpgroups : 1);
     };
-    SumsByKeyBox &sums0 = sums_of(0), &sums1 = sums_of(1), &sums2 = sums_of(2);
+    AxisCounts &axis0 = axis(0), &axis1 = axis(1), &axis2 = axis(2);
     const double packs =
         static_cast<double>(problem_.batch()) * problem_.heads() / base_.packed_heads;
-    for (const Box& key_box : key_boxes) {
-      const std::array<const AxisSums*, 3> axes = {&sums0(key_box[0]), &sums1(key_box[1]),
-                                                   &sums2(key_box[2])};
-      const auto product = [&](double AxisSums::*member) {
-        return packs * axes[0]->*member * axes[1]->*member * axes[2]->*member;
-      };
-      const AxisSums& pair_axis = *axes[static_cast<size_t>(base_.pair_axis)];
-      const double rows = key_box[static_cast<size_t>(base_.pair_axis)];
-      const double share =
-          1.0 - pair_axis.short_tiles / pair_axis.tiles * (1.0 - pair_axis.short_rows / rows);
-      if (!is_better(least_ms(base_, product(&AxisSums::blocks), product(&AxisSums::tiles), share,
-                              key_box[0] * key_box[1] * key_box[2], facts_))) {
-        continue;
+    const double blocks = packs * axis0.blocks * axis1.blocks * axis2.blocks;
+    const int tile_keys = most_keys_in_registers(base_);
+    const LeastTime least(base_, blocks, tile_keys, facts_);
+    // At each axis: the keys along it above which all tiles of further axes take too long.
+    const double most0 = least.most_keys(limit(), 0.0) / (packs * axis1.seen * axis2.seen);
+    if (axis0.seen > most0) return;
+    const int last_i = axis0.longest(most0, longest_keys_[0]);
+    for (int i = 1; i <= last_i; ++i) {
+      const AxisTiles& tiles0 = axis0(i);
+      if (tiles0.keys > most0) continue;
+      const double keys0 = packs * tiles0.keys;
+      const double most1 =
+          least.most_keys(limit(), 1.0 - tiles0.whole_share) / (keys0 * axis2.seen);
+      if (axis1.seen > most1) continue;
+      const int last_j = axis1.longest(most1, std::min(longest_keys_[1], tile_keys / i));
+      for (int j = 1; j <= last_j; ++j) {
+        const AxisTiles& tiles1 = axis1(j);
+        if (tiles1.keys > most1) continue;
+        const double keys1 = keys0 * tiles1.keys;
+        const double most2 =
+            least.most_keys(limit(), 1.0 - tiles0.whole_share * tiles1.whole_share) / keys1;
+        if (axis2.seen > most2) continue;
+        const double tiles = packs * tiles0.sums.tiles * tiles1.sums.tiles;
+        const double whole = packs * tiles0.sums.whole * tiles1.sums.whole;
+        const double loaded = packs * tiles0.sums.loaded * tiles1.sums.loaded;
+        const int last_k = axis2.longest(most2, std::min(longest_keys_[2], tile_keys / (i * j)));
+        for (int k = divide_up(least_keys_, i * j); k <= last_k; ++k) {
+          if (!may_have(i * j * k)) continue;
+          const AxisTiles& tiles2 = axis2(k);
+          if (tiles2.keys > most2) continue;
+          const double masked = tiles * tiles2.sums.tiles - whole * tiles2.sums.whole;
+          if (is_better(least(keys1 * tiles2.keys, tiles * tiles2.sums.tiles, masked * (i * j * k),
+                              loaded * tiles2.sums.loaded * (i * j)))) {
+            consider({i, j, k}, {tiles0.sums, tiles1.sums, tiles2.sums});
+          }
+        }
       }
-      HopperConfig config = base_;
-      std::copy(key_box.begin(), key_box.end(), config.key_box);
-      const std::array sums = {*axes[0], *axes[1], *axes[2]};
-      HopperWork work = work_of(problem_, config, sums);
-      const AxisSums& pair = sums[static_cast<size_t>(config.pair_axis)];
-      config.short_rows = useful_short_rows(config, work, pair);
-      if (config.short_rows > 0) work = work_of(problem_, config, sums);
-      config.has_output_buffer = config.is_chained = true;  // the least that it may cost
-      if (!is_better(predict(config, work, facts_))) continue;
-      if (!fits_registers(config)) continue;
-      const double tiles = work.tiles / (work.blocks * config.warpgroups);
-      // Measured on an H200: slower than two.
-      if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) continue;
-      if (!fit_memory(facts_, tiles, &config)) continue;
-      const double ms = predict(config, work, facts_);
-      if (is_better(ms)) keep({config, work, ms});
     }
   }
-  bool is_better(double ms) const {
-    return best_.size() < count_ || ms < best_.back().predicted_ms;
+  void consider(const Box& key_box, const std::array<AxisSums, 3>& sums) {
+    HopperConfig config = base_;
+    std::copy(key_box.begin(), key_box.end(), config.key_box);
+    HopperWork work = work_of(problem_, config, sums);
+    const AxisSums& pair = sums[static_cast<size_t>(config.pair_axis)];
+    config.short_rows = useful_short_rows(config, work, pair);
+    if (config.short_rows > 0) work = work_of(problem_, config, sums);
+    config.has_output_buffer = config.is_chained = true;  // the least that it may cost
+    if (!is_better(predict(config, work, facts_))) return;
+    if (!fits_registers(config)) return;
+    const double tiles = work.tiles / (work.blocks * config.warpgroups);
+    // Measured on an H200: slower than two.
+    if (config.warpgroups == 3 && config.head_dim > kNarrowHead && tiles < kFewTiles) return;
+    if (!fit_memory(facts_, tiles, &config)) return;
+    const double ms = predict(config, work, facts_);
+    if (is_better(ms)) keep({config, work, ms});
   }
+  // What a cut must take less than.
+  double limit() const {
+    return best_.size() < count_ ? std::numeric_limits<double>::infinity()
+                                 : best_.back().predicted_ms;
+  }
+  bool is_better(double ms) const { return ms < limit(); }
   void keep(const HopperChoice& choice) {
     if (best_.size() == count_) best_.pop_back();
     const auto after = std::find_if(best_.begin(), best_.end(), [&](const HopperChoice& other) {
@@ -568,38 +514,70 @@ class Search {
     best_.insert(after, choice);
   }
 
-  // Sums of one axis and box of queries, by the key box's size; made on demand.
-  class SumsByKeyBox {
+  // One axis, size of a box of queries along it and number of such boxes in a block.
+  struct AxisTiles {
+    AxisSums sums;
+    double keys = 0;         // of all tiles, less what short tiles may leave out
+    double whole_share = 0;  // of tiles that all queries see
+  };
+  class AxisCounts {
    public:
-    const AxisSums& operator()(int key_box) {
-      if (sums_.size() <= static_cast<size_t>(key_box)) sums_.resize(kMaxTileKeys + 1);
-      AxisSums& sums = sums_[static_cast<size_t>(key_box)];
-      if (sums.blocks == 0) {
-        sums = sum_kinds(kinds, key_box, is_pair ? best_short_rows(kinds, key_box) : 0);
+    double seen = 0, blocks = 0, boxes = 0;  // of queries, without those that have none
+
+    bool is_made() const { return blocks > 0; }
+    void make(const Axis& axis, int box, int warpgroups, bool has_short) {
+      kinds_ = block_kinds(axis, box, warpgroups);
+      has_short_ = has_short;
+      seen = seen_keys(kinds_);
+      for (const BlockKind& kind : kinds_) {
+        blocks += kind.blocks;
+        boxes += kind.blocks * static_cast<double>(kind.count);
       }
-      return sums;
     }
-    std::vector<BlockKind> kinds;
-    bool is_pair = false;  // or might be
+    // Of tiles up to `longest`, those that need not have more than `most` keys: each box has a tile
+    // that is not short.
+    int longest(double most, int longest) const {
+      return boxes * longest <= most ? longest : static_cast<int>(most / boxes);
+    }
+    // Of tiles of so many keys along the axis, counted when it is first asked for. Holds until the
+    // next call.
+    const AxisTiles& operator()(int key_box) {
+      if (at_.empty()) at_.resize(kMaxTileKeys + 1);
+      std::uint8_t& at = at_[static_cast<size_t>(key_box)];
+      if (at == 0) {
+        AxisTiles tiles = {sum_kinds(kinds_, key_box, has_short_ ? kBestShortRows : 0)};
+        tiles.keys =
+            tiles.sums.tiles * key_box - tiles.sums.short_tiles * (key_box - tiles.sums.short_rows);
+        tiles.whole_share = tiles.sums.whole / tiles.sums.tiles;
+        tiles_.push_back(tiles);
+        at = static_cast<std::uint8_t>(tiles_.size());
+      }
+      return tiles_[at - size_t{1}];
+    }
 
    private:
-    std::vector<AxisSums> sums_;
+    std::vector<BlockKind> kinds_;
+    bool has_short_ = false;
+    std::vector<AxisTiles> tiles_;
+    std::vector<std::uint8_t> at_;  // in tiles_, from 1, by keys along the axis; 0: not yet
   };
-  SumsByKeyBox& sums(size_t a, int box, int warpgroups) {
-    SumsByKeyBox& sums = sums_[a][static_cast<size_t>(box)][static_cast<size_t>(warpgroups)];
-    if (sums.kinds.empty()) {
-      sums.kinds = block_kinds(axes_[a], box, warpgroups);
-      sums.is_pair = warpgroups > 1;
+  AxisCounts& counts(size_t a, int box, int warpgroups) {
+    AxisCounts& counts = counts_[a][static_cast<size_t>(box)][static_cast<size_t>(warpgroups)];
+    if (!counts.is_made()) {
+      counts.make(axes_[a], box, warpgroups, warpgroups > 1 && may_be_short_);
     }
-    return sums;
+    return counts;
   }
 
   const Problem& problem_;
   const DeviceFacts& facts_;
   HopperConfig base_;
   std::array<Axis, 3> axes_;
+  bool may_be_short_;
+  Box longest_keys_ = {};               // of a tile along each axis
+  int least_keys_ = 0, most_keys_ = 0;  // of a tile
   // Axis, queries of a box, warpgroups of a block.
-  std::array<std::array<std::array<SumsByKeyBox, 4>, kHopperRows + 1>, 3> sums_;
+  std::array<std::array<std::array<AxisCounts, 4>, kHopperRows + 1>, 3> counts_;
   size_t count_ = 1;
   std::vector<HopperChoice> best_;
 };
@@ -711,7 +689,7 @@ bool apply_cut(const Problem& problem, const DeviceFacts& facts, const HopperCon
   const int pair_keys = cut.key_box[cut.pair_axis];
   const std::vector<BlockKind> kinds = block_kinds(hopper_axis(problem, cut.pair_axis),
                                                    cut.query_box[cut.pair_axis], cut.warpgroups);
-  const AxisSums pair = sum_kinds(kinds, pair_keys, best_short_rows(kinds, pair_keys));
+  const AxisSums pair = sum_kinds(kinds, pair_keys, kBestShortRows);
   config->short_rows = useful_short_rows(*config, count_hopper_work(problem, *config), pair);
   return fits_registers(*config) && (!config->is_chained || may_chain(*config)) &&
          hopper_layout(*config).bytes <= facts.shared_bytes_per_block;

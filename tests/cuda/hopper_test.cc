@@ -154,6 +154,14 @@ TEST(HopperTiling, CountsWhatTheDefinitionSays) {
                 cut(3, 2, {1, 1, 64}, {1, 1, 48}));
   expect_counts("1d 300 kernel_size 60 causal head_dim 64 dtype bf16",
                 cut(2, 2, {1, 1, 64}, {1, 1, 32}));
+  // Many blocks alike: in the middle, at the borders, and where windows are shared.
+  for (const std::string more : {"", "causal", "stride 16", "stride 128 causal", "stride 48",
+                                 "output_stride 4", "dilation 3"}) {
+    expect_counts("1d 2003 kernel_size 500 head_dim 64 dtype bf16 " + more,
+                  cut(2, 2, {1, 1, 24}, {1, 1, 80}));
+  }
+  expect_counts("1d 1503 kernel_size 1503 head_dim 64 dtype bf16",
+                cut(3, 2, {1, 1, 64}, {1, 1, 128}));
   expect_counts("1d 300 kernel_size 40 dilation 7 head_dim 64 dtype bf16",
                 cut(2, 2, {1, 1, 16}, {1, 1, 32}));
   expect_counts("1d 300 kernel_size 40 output_stride 3 head_dim 64 dtype bf16",
