@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <utility>
 
 #include "core/window.h"
@@ -66,6 +68,15 @@ struct Queries {
     return first;
   }
 };
+
+// Among the last ones: with a stride a few take turns.
+BlockKind& find_or_add(const BlockKind& kind, std::vector<BlockKind>* kinds) {
+  constexpr std::ptrdiff_t kMost = 8;
+  const auto end = kinds->rbegin() + std::min(kMost, std::ssize(*kinds));
+  const auto found = std::find_if(kinds->rbegin(), end,
+                                  [&](const BlockKind& other) { return other.is_like(kind); });
+  return found != end ? *found : kinds->emplace_back(kind);
+}
 
 // How many tiles end with so many rows.
 class EndingTiles {
@@ -132,8 +143,7 @@ std::vector<BlockKind> block_kinds(const Axis& axis, int box, int warpgroups) {
                                    low.second - origin};
       }
       const int blocks = queries.alike_from(first, step);
-      if (kinds.empty() || !kinds.back().is_like(kind)) kinds.push_back(kind);
-      kinds.back().blocks += static_cast<double>(groups) * blocks;
+      find_or_add(kind, &kinds).blocks += static_cast<double>(groups) * blocks;
       first += blocks * step;
     }
   }

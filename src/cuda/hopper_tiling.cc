@@ -291,7 +291,7 @@ int most_keys_in_registers(HopperConfig config) {
   return keys;
 }
 
-// For cuts that differ in their tiles alone, of at most `tile_keys`: no more than predict
+// For cuts that differ in their tiles alone, of at most `tile_keys` each: no more than predict
 // says, and far quicker.
 class LeastTime {
  public:
