@@ -72,6 +72,7 @@ class DirectUnit {
               if (!direct().in_place) pack_block();
               for (int g = 0; g < plan_.head_group; ++g) run_block(g);
             }
+            write_lse();
           }
         }
       }
@@ -91,6 +92,7 @@ class DirectUnit {
               if (y + 1 < box_.end[1]) prefetch_block(x, z, y + 1, g);
               run_block(g);
             }
+            write_lse();
           }
         }
       }
@@ -335,19 +337,12 @@ class DirectUnit {
     logits(query_ + head * plan_.query.head + query_offset_, query_step());
     if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
-    DirectSoftmax<D> softmax;
+    if (waiting_ == kLanes) write_lse();
+    DirectSoftmax<D>& softmax = softmaxes_[waiting_];
     direct_softmax(d, block_, slots_, plan_.additional_tokens, additional, &softmax);
     if (plan_.has_lse) {
-      LseType* lse = lse_ + head * plan_.lse.head + lse_offset_;
-      const ptrdiff_t stride = plan_.lse.token[2] * axis.output_step;
-      for (int first = 0; first < block_.num_queries; first += kLanes) {
-        HWY_ALIGN T some[kLanes];
-        hn::Store(log_sum_exp(
-                      d, {hn::Load(d, softmax.maxima + first), hn::Load(d, softmax.sums + first)}),
-                  d, some);
-        const int count = std::min(kLanes, block_.num_queries - first);
-        for (int t = 0; t < count; ++t) lse[(first + t) * stride] = some[t];
-      }
+      if (waiting_ == 0) waiting_lse_ = lse_ + head * plan_.lse.head + lse_offset_;
+      ++waiting_;
     }
     const DirectOutput<T, Element> target = {softmax.inverse,
                                              additional,
@@ -382,6 +377,43 @@ class DirectUnit {
       }
     }
     for (; column < plan_.head_dim_value; column += kLanes) sum_values<1, T>(d, target, column);
+  }
+
+  // lse of the heads of a block that wait for it, which follow each other: logarithms by whole
+  // vectors, and where heads are neighbours in memory, all of one token at once.
+  void write_lse() {
+    if (waiting_ == 0) return;
+    const Wide<D> wide;
+    constexpr int kWide = static_cast<int>(hn::MaxLanes(wide));
+    HWY_ALIGN T lse[kLanes * kMaxQueries];
+    for (int head = 0; head < waiting_; ++head) {
+      const DirectSoftmax<D>& softmax = softmaxes_[head];
+      for (int t = 0; t < block_.num_queries; t += kWide) {
+        hn::Store(log_sum_exp(wide, {hn::LoadU(wide, softmax.maxima + t),
+                                     hn::LoadU(wide, softmax.sums + t)}),
+                  wide, lse + head * kMaxQueries + t);
+      }
+    }
+    const ptrdiff_t stride = plan_.lse.token[2] * row_axis().output_step;
+    int head = 0;
+    if (plan_.lse.head == 1) {
+      const auto transpose = [&](auto lanes) {
+        constexpr int kHeads = static_cast<int>(hn::MaxLanes(lanes));
+        for (; head + kHeads <= waiting_; head += kHeads) {
+          transpose_rows(lanes, RegularRows<T>(lse + head * kMaxQueries, kMaxQueries),
+                         static_cast<size_t>(block_.num_queries), static_cast<size_t>(stride),
+                         Unscaled(), waiting_lse_ + head);
+        }
+      };
+      transpose(D());
+      transpose(hn::CappedTag<T, 4>());
+    }
+    for (; head < waiting_; ++head) {
+      for (int t = 0; t < block_.num_queries; ++t) {
+        waiting_lse_[head * plan_.lse.head + t * stride] = lse[head * kMaxQueries + t];
+      }
+    }
+    waiting_ = 0;
   }
 
   void logits(const Element* query, ptrdiff_t query_stride) {
@@ -491,6 +523,9 @@ class DirectUnit {
   int begins_[kMaxQueries], counts_[kMaxQueries];  // of keys in a row that each query sees
   Run runs_[kMaxQueries];
   int num_runs_ = 0;
+  DirectSoftmax<D> softmaxes_[kLanes] = {};  // of heads whose lse is not written yet
+  LseType* waiting_lse_ = nullptr;           // of the first of them
+  int waiting_ = 0;
 };
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

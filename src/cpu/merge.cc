@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <vector>
 
 #include "core/tensor.h"
@@ -15,7 +16,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 //
 #include "cpu/pack-inl.h"
-#include "hwy/contrib/math/math-inl.h"
+#include "cpu/tile-inl.h"
 #include "hwy/highway.h"
 
 #ifndef VECINA_CPU_MERGE_ONCE_
@@ -83,6 +84,10 @@ void for_blocks(const FoldedMerge& m, int64_t begin, int64_t end, int64_t most, 
   }
 }
 
+constexpr double kLog2E = 1.44269504088896340736;
+template <typename T>
+constexpr T kLeastExponent = sizeof(T) == 4 ? -126 : -1022;  // of normal numbers
+
 // Rows whose weights are computed together: each step is done for all vectors of rows before the
 // next, because one alone waits for its own results.
 template <class D>
@@ -91,8 +96,9 @@ constexpr int64_t block_rows(D d) {
 }
 
 // The weights of branch i for `rows` rows from `first` on: weights[i * block_rows] and following.
+// True if all of them weigh something.
 template <class D>
-void merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
+bool merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
                    hn::TFromD<D>* HWY_RESTRICT weights) {
   using T = hn::TFromD<D>;
   constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(D()));
@@ -121,30 +127,42 @@ void merge_weights(D d, const FoldedMerge& m, int64_t first, int64_t rows,
     for (int64_t at = 0; at < filled; at += kLanes) {
       T* to = weights + i * kRows + at;
       const auto x = hn::Sub(hn::LoadU(d, to), hn::Load(d, bases + at));
-      const auto w = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Exp makes 0 of a NaN
+      // What is no normal number weighs nothing, as -infinity does; NaN is not less.
+      const auto exponent = hn::Mul(x, hn::Set(d, static_cast<T>(kLog2E)));
+      const auto w = hn::IfThenZeroElse(hn::Lt(exponent, hn::Set(d, kLeastExponent<T>)),
+                                        exp2_negative(d, exponent));
       hn::StoreU(w, d, to);
       hn::Store(hn::Add(hn::Load(d, sums + at), w), d, sums + at);
     }
   }
+  auto least = hn::Set(d, T{1});
   for (int64_t at = 0; at < filled; at += kLanes) {
     const auto sum = hn::Load(d, sums + at);
     const auto is_empty = hn::Eq(sum, hn::Zero(d));
     const auto inverse = hn::IfThenZeroElse(is_empty, hn::Div(hn::Set(d, T{1}), sum));
     for (int i = 0; i < m.count; ++i) {
       T* to = weights + i * kRows + at;
-      hn::StoreU(hn::Mul(hn::LoadU(d, to), inverse), d, to);
+      const auto weight = hn::Mul(hn::LoadU(d, to), inverse);
+      least = hn::Min(weight, least);  // of which NaN is no part
+      hn::StoreU(weight, d, to);
     }
   }
-  if (m.is_backward() || !given(*m.lse)) return;
+  const bool all_weigh = hn::AllTrue(d, hn::Gt(least, hn::Zero(d)));
+  if (m.is_backward() || !given(*m.lse)) return all_weigh;
   for (int64_t at = 0; at < filled; at += kLanes) {
     const auto sum = hn::Load(d, sums + at);
     const auto infinite = hn::Set(d, -hwy::HighestValue<T>() * 2);
     const auto lse =
-        hn::IfThenElse(hn::IsNaN(sum), sum, hn::Add(hn::Load(d, bases + at), hn::Log(d, sum)));
+        hn::IfThenElse(hn::IsNaN(sum), sum, hn::Add(hn::Load(d, bases + at), log_normal(d, sum)));
     hn::Store(hn::IfThenElse(hn::Eq(sum, hn::Zero(d)), infinite, lse), d, bases + at);
   }
   const auto to = rows_from<T>(m, *m.lse, first);
-  for (int64_t row = 0; row < rows; ++row) *to.row(row) = bases[row];
+  if (to.stride == 1) {
+    std::copy_n(bases, rows, to.first);
+  } else {
+    for (int64_t row = 0; row < rows; ++row) *to.row(row) = bases[row];
+  }
+  return all_weigh;
 }
 
 // `count` elements, zeros after them.
@@ -156,29 +174,41 @@ hn::Vec<D> load_some(D d, const Element* from, size_t count) {
   return load(d, part);
 }
 
-// One row of `count` branches, kVectors vectors of it from `at` on, the last one with `left`
-// elements. Branch i weighs weights[i * block_rows].
-template <size_t kVectors, class D, typename Element>
-HWY_INLINE void merge_columns(D d, const Rows<const Element>* branches, int count, int64_t row,
-                              int64_t at, size_t left, const hn::TFromD<D>* HWY_RESTRICT weights,
-                              Element* HWY_RESTRICT to) {
+// `rows` rows from `first` on of `count` branches, at least two, kVectors vectors of them from `at`
+// on, the last one with `left` elements. Branch i weighs weights[i * block_rows + row]; kAllWeigh:
+// something.
+template <bool kAllWeigh, size_t kVectors, class D, typename Element>
+HWY_INLINE void merge_columns(D d, const Rows<const Element>* branches, int count, int64_t first,
+                              int64_t rows, int64_t at, size_t left,
+                              const hn::TFromD<D>* HWY_RESTRICT weights, Rows<Element> output) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  hn::Vec<D> sums[kVectors];
-  unroll<kVectors>([&](auto v) VECINA_INLINE { sums[v] = hn::Zero(d); });
-  for (int i = 0; i < count; ++i) {
-    const T weight = weights[i * block_rows(D())];
-    if (weight == T{0}) continue;  // what weighs nothing may be anything, NaN included
-    const auto w = hn::Set(d, weight);
-    const Element* from = branches[i].row(row) + at;
+  const Element* from0 = branches[0].row(first) + at;
+  const Element* from1 = branches[1].row(first) + at;
+  Element* to = output.row(first) + at;
+  for (int64_t row = first; row < first + rows; ++row) {
+    hn::Vec<D> sums[kVectors];
+    unroll<kVectors>([&](auto v) VECINA_INLINE { sums[v] = hn::Zero(d); });
+    const auto add = [&](int i, const Element* from) VECINA_INLINE {
+      const T weight = weights[i * block_rows(D()) + row];
+      // What weighs nothing may be anything, NaN included.
+      if (!kAllWeigh && weight == T{0}) return;
+      const auto w = hn::Set(d, weight);
+      unroll<kVectors>([&](auto v) VECINA_INLINE {
+        const auto part = kVectors == 1 ? load_some(d, from, left) : load(d, from + v * kLanes);
+        sums[v] = hn::MulAdd(w, part, sums[v]);
+      });
+    };
+    add(0, from0);
+    add(1, from1);
+    for (int i = 2; i < count; ++i) add(i, branches[i].row(row) + at);
     unroll<kVectors>([&](auto v) VECINA_INLINE {
-      const auto part = kVectors == 1 ? load_some(d, from, left) : load(d, from + v * kLanes);
-      sums[v] = hn::MulAdd(w, part, sums[v]);
+      store_some(d, sums[v], kVectors == 1 ? left : hn::Lanes(d), to + v * kLanes);
     });
+    from0 += branches[0].stride;
+    from1 += branches[1].stride;
+    to += output.stride;
   }
-  unroll<kVectors>([&](auto v) VECINA_INLINE {
-    store_some(d, sums[v], kVectors == 1 ? left : hn::Lanes(d), to + at + v * kLanes);
-  });
 }
 
 template <typename Element>
@@ -193,22 +223,37 @@ void merge_rows(const FoldedMerge& m, int64_t begin, int64_t end) {
   T* const weights = kept_weights.data();
   Rows<const Element>* const branches = kept_branches.data();
   for_blocks(m, begin, end, block_rows(d), [&](int64_t first, int64_t rows) HWY_ATTR {
-    merge_weights(d, m, first, rows, weights);
+    const bool all_weigh = merge_weights(d, m, first, rows, weights);
     for (int i = 0; i < m.count; ++i) {
       branches[i] = rows_from<const Element>(m, m.outputs[i], first);
     }
     const auto output = rows_from<Element>(m, *m.output, first);
-    for (int64_t row = 0; row < rows; ++row) {
+    // Several rows at once: what pieces they have is asked once. Long rows of several pieces are
+    // read from end to end, which memory is faster at.
+    constexpr int64_t kTogether = 192;
+    const bool is_one_piece = m.head_dim <= 8 * lanes && m.head_dim % lanes == 0 &&
+                              std::has_single_bit(static_cast<uint64_t>(m.head_dim / lanes));
+    const int64_t most = is_one_piece ? rows : std::max<int64_t>(1, kTogether / m.head_dim);
+    for (int64_t row = 0, together; row < rows; row += together) {
+      together = std::min(most, rows - row);
       int64_t at = 0;
-      for (; at + 4 * lanes <= m.head_dim; at += 4 * lanes) {
-        merge_columns<4>(d, branches, m.count, row, at, 0, weights + row, output.row(row));
-      }
-      for (; at + 2 * lanes <= m.head_dim; at += 2 * lanes) {
-        merge_columns<2>(d, branches, m.count, row, at, 0, weights + row, output.row(row));
-      }
-      for (; at < m.head_dim; at += lanes) {
-        const auto left = static_cast<size_t>(std::min(lanes, m.head_dim - at));
-        merge_columns<1>(d, branches, m.count, row, at, left, weights + row, output.row(row));
+      const auto columns = [&](auto vectors, size_t left) VECINA_INLINE {
+        constexpr size_t kVectors = decltype(vectors)::value;
+        if (HWY_LIKELY(all_weigh)) {
+          merge_columns<true, kVectors>(d, branches, m.count, row, together, at, left, weights,
+                                        output);
+        } else {
+          merge_columns<false, kVectors>(d, branches, m.count, row, together, at, left, weights,
+                                         output);
+        }
+        at += static_cast<int64_t>(kVectors) * lanes;
+      };
+      while (at + 8 * lanes <= m.head_dim) columns(std::integral_constant<size_t, 8>(), 0);
+      while (at + 4 * lanes <= m.head_dim) columns(std::integral_constant<size_t, 4>(), 0);
+      while (at + 2 * lanes <= m.head_dim) columns(std::integral_constant<size_t, 2>(), 0);
+      while (at < m.head_dim) {
+        columns(std::integral_constant<size_t, 1>(),
+                static_cast<size_t>(std::min(lanes, m.head_dim - at)));
       }
     }
   });
