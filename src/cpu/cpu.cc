@@ -31,17 +31,24 @@ class CpuForwardPlan : public Plan {
         flops_(problem.forward_flops()),
         alone_(cpu::plan_forward(problem, example, kernel_, /*enough=*/0)) {
     const int64_t enough = resources->enough_units();
-    if (alone_.num_units() >= enough) return;
-    shared_ =
-        std::make_unique<cpu::ForwardPlan>(cpu::plan_forward(problem, example, kernel_, enough));
-    if (shared_->num_units() == alone_.num_units()) shared_.reset();
+    if (alone_.num_units() < enough) {
+      shared_ =
+          std::make_unique<cpu::ForwardPlan>(cpu::plan_forward(problem, example, kernel_, enough));
+      if (shared_->num_units() == alone_.num_units()) shared_.reset();
+    }
+    plan_end(problem, example);
   }
 
   Status run(const vecina_forward_args& args, void*) const override {
     const ThreadPool::Call call = resources_.call(flops_);
     const cpu::ForwardPlan& plan = call.is_shared() ? shared_plan() : alone_;
-    Job job = {this, &plan, cpu::pointers_of(args)};
-    call.parallel_for(plan.num_units(), &run_unit, &job);
+    Job job = {this, &plan, cpu::pointers_of(args), plan.num_units()};
+    int64_t units = job.before_end;
+    if (call.is_shared() && end_ != nullptr) {
+      job.before_end = before_end_;
+      units = shared_units();
+    }
+    call.parallel_for(units, &run_unit, &job);
     return job.failed.load(std::memory_order_relaxed) ? cpu::no_memory(scratch_bytes()) : Status();
   }
 
@@ -51,7 +58,7 @@ class CpuForwardPlan : public Plan {
         R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, "why": "first in order that takes )"
         R"(the problem"}})",
         alone_.direct.is_used ? "forward_direct" : "forward", kernel_.target, alone_.lanes,
-        resources_.threads.threads(), shared_plan().num_units(), alone_.max_slots, scratch_bytes());
+        resources_.threads.threads(), shared_units(), alone_.max_slots, scratch_bytes());
   }
 
  private:
@@ -59,14 +66,38 @@ class CpuForwardPlan : public Plan {
     const CpuForwardPlan* self;
     const cpu::ForwardPlan* plan;
     cpu::ForwardPointers pointers;
+    int64_t before_end;  // units of `plan`; those behind them are of end_
     std::atomic<bool> failed{false};
   };
 
+  // Where threads have few units, those of as many heads as there are threads are cut further, and
+  // taken last: a thread that is done waits for a smaller part.
+  void plan_end(const Problem& problem, const vecina_forward_args& example) {
+    constexpr int64_t kFewUnits = 8;  // of a thread
+    const cpu::ForwardPlan& plan = shared_plan();
+    const int64_t threads = resources_.threads.threads(), units = plan.num_units();
+    const auto boxes = static_cast<int64_t>(plan.boxes.size());
+    if (threads == 1 || units == 0 || units >= kFewUnits * threads || units / boxes < 2 * threads) {
+      return;
+    }
+    end_ =
+        std::make_unique<cpu::ForwardPlan>(cpu::plan_forward(problem, example, kernel_, 2 * units));
+    const auto end_boxes = static_cast<int64_t>(end_->boxes.size());
+    if (end_->heads_at_once != plan.heads_at_once || end_boxes == boxes) return end_.reset();
+    before_end_ = units - threads * boxes;
+    first_of_end_ = before_end_ / boxes * end_boxes;
+  }
+
   const cpu::ForwardPlan& shared_plan() const { return shared_ ? *shared_ : alone_; }
-  // Of either plan: which one a call takes must not make it allocate.
+  int64_t shared_units() const {
+    if (end_ == nullptr) return shared_plan().num_units();
+    return before_end_ + end_->num_units() - first_of_end_;
+  }
+  // Of any plan: which one a call takes must not make it allocate.
   size_t scratch_bytes() const {
-    return std::max(alone_.scratch.total, shared_plan().scratch.total) *
-           static_cast<size_t>(kernel_.element_bytes);
+    size_t most = std::max(alone_.scratch.total, shared_plan().scratch.total);
+    if (end_ != nullptr) most = std::max(most, end_->scratch.total);
+    return most * static_cast<size_t>(kernel_.element_bytes);
   }
 
   static void run_unit(int64_t unit, void* user) {
@@ -75,8 +106,11 @@ class CpuForwardPlan : public Plan {
     const cpu::ScratchPool::Lease scratch(&self.resources_.scratch, self.scratch_bytes());
     if (scratch.data() == nullptr) {
       job.failed.store(true, std::memory_order_relaxed);
-    } else {
+    } else if (unit < job.before_end) {
       self.kernel_.run(*job.plan, job.pointers, unit, scratch.data());
+    } else {
+      self.kernel_.run(*self.end_, job.pointers, self.first_of_end_ + unit - job.before_end,
+                       scratch.data());
     }
   }
 
@@ -86,6 +120,9 @@ class CpuForwardPlan : public Plan {
   // More units cost a little, which a caller who is alone need not pay.
   const cpu::ForwardPlan alone_;
   std::unique_ptr<const cpu::ForwardPlan> shared_;  // if it differs
+  std::unique_ptr<const cpu::ForwardPlan> end_;     // of the last units
+  int64_t before_end_ = 0;                          // units of the shared plan then
+  int64_t first_of_end_ = 0;                        // unit of the end's plan
 };
 
 class CpuBackwardPlan : public Plan {
