@@ -187,6 +187,17 @@ HWY_INLINE void store(D /*d*/, hn::Vec<D> v, float16* to) {
 #endif
 }
 
+#if HWY_TARGET == HWY_AVX3
+// store() where the CPU multiplies pairs of bfloat16: then it rounds to them too, in one
+// instruction; numbers below float's normal ones become zero.
+template <class D>
+HWY_INLINE void store_rounded(D /*d*/, hn::Vec<D> v, bfloat16* to) {
+  __m256i half;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v.raw));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+}
+#endif
+
 HWY_INLINE float to_compute(float value) { return value; }
 HWY_INLINE double to_compute(double value) { return value; }
 HWY_INLINE float to_compute(bfloat16 value) { return static_cast<float>(value); }

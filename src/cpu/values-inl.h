@@ -145,9 +145,12 @@ struct ValueSums : SeenBits<D, kArePairs> {
 };
 
 #if HWY_TARGET == HWY_AVX3
+// Of a weight: halves are rounded up, which is one addition.
 template <class D>
 HWY_INLINE Bits32<D> rounded(D d, bool is_number, hn::Vec<D> v) {
-  return HWY_LIKELY(is_number) ? round_numbers(d, v) : round_any(d, v);
+  const hn::Rebind<uint32_t, D> bits;
+  return HWY_LIKELY(is_number) ? hn::Add(hn::BitCast(bits, v), hn::Set(bits, 0x8000))
+                               : round_any(d, v);
 }
 // Rounds the weights of a vector of queries to bfloat16 and puts those of each two rows of keys
 // side by side, in the place of both; the runs tell of pairs then.
@@ -383,6 +386,12 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
         write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { store(d, v, output + at); });
       }
     } else {
+#if HWY_TARGET == HWY_AVX3
+      if constexpr (kArePairs) {
+        write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { store_rounded(d, v, output + at); });
+        continue;
+      }
+#endif
       write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { store(d, v, output + at); });
     }
   }
