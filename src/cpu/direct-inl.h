@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/bias-inl.h"
 #include "cpu/direct_tile-inl.h"
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -59,6 +60,12 @@ class DirectUnit {
   }
 
   void run() {
+    if (plan_.bias.given) {
+      const int64_t head = first_head_ * plan_.head_group;
+      pack_bias(plan_.bias, plan_.heads_at_once * plan_.head_group, static_cast<T>(kLog2E),
+                static_cast<const T*>(pointers_.bias) + head * plan_.bias.head,
+                scratch_ + direct().bias);
+    }
     if (direct().one_row) {
       // Heads innermost: neighbouring tokens' heads are neighbours in memory.
       for (int z = box_.begin[0]; z < box_.end[0]; ++z) {
@@ -70,6 +77,7 @@ class DirectUnit {
             for (int h = 0; h < plan_.heads_at_once; ++h) {
               choose_head(first_head_ + h);
               if (!direct().in_place) pack_block();
+              head_of_unit_ = h * plan_.head_group;
               for (int g = 0; g < plan_.head_group; ++g) run_block(g);
             }
             write_lse();
@@ -104,6 +112,8 @@ class DirectUnit {
   static constexpr int kMaxQueries = DirectBlock<D>::kMaxQueries;
   // Queries whose values are loaded once for all of them, at most.
   static constexpr int kMostTogether = kHasWideVectors ? 4 : 2;
+  // Rows that do not fill vectors, where they lie.
+  static constexpr bool kReadsParts = kHasMaskedLoads && std::is_same_v<Element, T>;
   static constexpr int kTokensAhead = 8;  // that are fetched while those before are packed
   static constexpr double kLog2E = 1.44269504088896340736;
 
@@ -229,6 +239,7 @@ class DirectUnit {
       const int p = axis.position(x + t);
       begins_[t] = axis.begin(p);
       counts_[t] = keys_seen(p);
+      apart_[t] = begins_[t] - p;
       is_masked_ = is_masked_ || counts_[t] != block_.row_keys;
       block_.key_offsets[t] = (begins_[t] - begin_) * block_.key_stride;
       block_.value_offsets[t] = (begins_[t] - begin_) * block_.value_stride;
@@ -335,6 +346,7 @@ class DirectUnit {
       block_.values = scratch_ + direct().values + begin * block_.value_stride;
     }
     logits(query_ + head * plan_.query.head + query_offset_, query_step());
+    if (plan_.bias.given) add_bias(head_of_unit_ + head);
     if (is_masked_) hide();
     T* additional = scratch_ + direct().additional_weights;
     if (waiting_ == kLanes) write_lse();
@@ -369,6 +381,16 @@ class DirectUnit {
     }
     for (; column + 4 * kLanes <= plan_.head_dim_value; column += 4 * kLanes) {
       sum_values<4, T>(d, target, column);
+    }
+    if constexpr (kReadsParts) {
+      if (direct().in_place && plan_.head_dim_value % kLanes != 0) {
+        constexpr ptrdiff_t kWide = hn::MaxLanes(Wide<D>());
+        for (; column + kWide <= plan_.head_dim_value; column += kWide) {
+          sum_values<kWide / kLanes, T>(d, target, column);
+        }
+        sum_values<1, T, /*kIsPart=*/true>(Wide<D>(), target, column);
+        return;
+      }
     }
     if constexpr (std::is_same_v<Element, bfloat16>) {
       if (column + 2 * kLanes <= plan_.head_dim_value) {
@@ -418,14 +440,15 @@ class DirectUnit {
 
   void logits(const Element* query, ptrdiff_t query_stride) {
     if constexpr (std::is_same_v<T, Element>) {
-      if (plan_.head_dim == plan_.key_pitch) return packed_logits(query, query_stride);
+      if (direct().in_place || plan_.head_dim == plan_.key_pitch) {
+        return packed_logits(query, query_stride);
+      }
     }
     if constexpr (std::is_same_v<Element, bfloat16>) {
       if (direct().in_place) {
         for (int j = 0; j < block_.row_keys; j += kLanes) {
-          const int keys = std::min(kLanes, block_.row_keys - j), vectors = plan_.head_dim / 32;
-          direct_dots(keys, vectors)(
-              block_, {query, query_stride, vectors, j, 0, block_.num_rows, scale()});
+          direct_dots(std::min(kLanes, block_.row_keys - j), plan_.head_dim)(
+              block_, {query, query_stride, plan_.head_dim, j, 0, block_.num_rows, scale()});
         }
         return;
       }
@@ -438,7 +461,7 @@ class DirectUnit {
     packed_logits(queries, plan_.key_pitch);
   }
 
-  // Of queries that fill whole vectors.
+  // Of queries that fill whole vectors, or that are read as keys are.
   void packed_logits(const T* query, ptrdiff_t query_stride) {
     row_logits(query, query_stride);
     if (plan_.additional_tokens == 0) return;
@@ -453,12 +476,12 @@ class DirectUnit {
   // Of the rows of keys.
   template <typename Query>
   void row_logits(const Query* query, ptrdiff_t query_stride) {
-    const int vectors = plan_.key_pitch / kLanes;
+    const int size = direct().in_place ? plan_.head_dim : plan_.key_pitch;
     const auto rows = [&](int first_key, int first_row, int last_row, bool in_groups) {
       if (first_row == last_row) return;
       const int keys = std::min(kLanes, block_.row_keys - first_key);
-      direct_logits<Query>(keys, in_groups, vectors)(
-          block_, {query, query_stride, vectors, first_key, first_row, last_row, scale()});
+      direct_logits<Query>(keys, in_groups, size)(
+          block_, {query, query_stride, size, first_key, first_row, last_row, scale()});
     };
     for (int j = 0; j < block_.row_keys; j += kLanes) {
       rows(j, 0, grouped_, direct().grouped_rows > 1);
@@ -466,6 +489,21 @@ class DirectUnit {
     }
   }
   T scale() const { return static_cast<T>(plan_.scale * kLog2E); }
+
+  // To the logits of the one row of keys.
+  void add_bias(int head) {
+    const D d;
+    const T* table = scratch_ + direct().bias + head * plan_.bias.size() + plan_.bias.sizes[2] / 2;
+    for (int j = 0; j < block_.row_keys; j += kLanes) {
+      // Behind a table lies another head's, which may hold anything.
+      const auto is_key = hn::FirstN(d, static_cast<size_t>(block_.row_keys - j));
+      T* weights = block_.weights + j;
+      for (int t = 0; t < block_.num_queries; ++t, weights += block_.weights_pitch) {
+        const auto bias = hn::IfThenElseZero(is_key, hn::LoadU(d, table + apart_[t] + j));
+        hn::Store(hn::Add(hn::Load(d, weights), bias), d, weights);
+      }
+    }
+  }
 
   // Keys of a row behind those that a query sees.
   void hide() {
@@ -478,15 +516,15 @@ class DirectUnit {
     }
   }
 
-  template <size_t kVectors, typename Stored, class W>
+  template <size_t kVectors, typename Stored, bool kIsPart = false, class W>
   void sum_values(W w, const DirectOutput<T, Element>& target, ptrdiff_t column) {
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[i];
       const auto sum = [&](auto shift) {
         auto* together =
             run.length == 2
-                ? &direct_together<shift, 2, kVectors, Stored, D, W, Element>
-                : &direct_together<shift, kMostTogether, kVectors, Stored, D, W, Element>;
+                ? &direct_together<shift, 2, kVectors, kIsPart, Stored, D, W, Element>
+                : &direct_together<shift, kMostTogether, kVectors, kIsPart, Stored, D, W, Element>;
         together(D(), w, block_, target, run.first, run.last, column);
       };
       if (run.kind == Run::same) {
@@ -495,7 +533,7 @@ class DirectUnit {
         sum(std::integral_constant<int, 1>());
       } else {
         for (int t = run.first; t < run.last; ++t) {
-          direct_single<kVectors, Stored>(D(), w, block_, target, t, counts_[t], column);
+          direct_single<kVectors, kIsPart, Stored>(D(), w, block_, target, t, counts_[t], column);
         }
       }
     }
@@ -521,6 +559,8 @@ class DirectUnit {
   bool is_masked_ = false, is_plain_ = false;
   int begin_ = 0;                                  // of the first query's window
   int begins_[kMaxQueries], counts_[kMaxQueries];  // of keys in a row that each query sees
+  int apart_[kMaxQueries];                         // the first of them from the query
+  int head_of_unit_ = 0;                           // the first of a key head
   Run runs_[kMaxQueries];
   int num_runs_ = 0;
   DirectSoftmax<D> softmaxes_[kLanes] = {};  // of heads whose lse is not written yet

@@ -26,7 +26,9 @@ constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
 
 // Logits of kKeys keys in each row, kRows rows at a time: their keys follow each other in groups of
 // kLanes, of which the last may be partly empty (-infinity). kHeld: vectors of head_dim that there
-// are, so that a query stays in registers for all its keys; 0: any number.
+// are, so that a query stays in registers for all its keys; 0: any number; kPartial: any, of which
+// the last is not whole.
+constexpr int kPartial = -1;
 // Where a function's loops lie within cache lines changed 1-D calls by 5 %.
 template <int kKeys, int kRows, int kHeld, typename Query>
 __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
@@ -39,7 +41,9 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
   constexpr size_t kLast = static_cast<size_t>(kCount - (kVectors - 1) * kLanes);
   const auto hidden = hn::IfThenElse(hn::FirstN(d, kLast), hn::Zero(d),
                                      hn::Set(d, -hwy::HighestValue<float>() * 2));
-  const ptrdiff_t stride = block.key_stride, size = ptrdiff_t{arguments.vectors} * kLanes;
+  const ptrdiff_t stride = block.key_stride, size = arguments.size;
+  const ptrdiff_t whole = kHeld == kPartial ? size / kLanes * kLanes : size;
+  const auto rest = hn::FirstN(d, static_cast<size_t>(size - whole));
   const ptrdiff_t* HWY_RESTRICT key_offsets = block.key_offsets;
   const int64_t* HWY_RESTRICT key_rows = block.key_rows;
   const int* HWY_RESTRICT row_slots = block.row_slots;
@@ -49,13 +53,14 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
   const int num_queries = block.num_queries;
   for (int t = 0; t < num_queries; ++t) {
     const float* keys = first + key_offsets[t];
-    hn::Vec<D> held[kHeld + 1];
+    hn::Vec<D> held[HWY_MAX(kHeld, 0) + 1];
     if constexpr (std::is_same_v<Query, bfloat16>) {
       unroll<kHeld / 2>([&](auto v) VECINA_INLINE {
         load_pair(d, query + 2 * v * kLanes, &held[2 * v], &held[2 * v + 1]);
       });
     } else {
-      unroll<kHeld>([&](auto v) VECINA_INLINE { held[v] = hn::LoadU(d, query + v * kLanes); });
+      unroll<HWY_MAX(kHeld, 0)>([&](auto v)
+                                    VECINA_INLINE { held[v] = hn::LoadU(d, query + v * kLanes); });
     }
     for (ptrdiff_t row = arguments.first_row; row < arguments.last_row; row += kRows) {
       float* HWY_RESTRICT to = weights + row_slots[row];
@@ -81,10 +86,16 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
             });
           });
         } else {
-          for (ptrdiff_t v = 0; v < size; v += kLanes) {
+          for (ptrdiff_t v = 0; v < whole; v += kLanes) {
             const auto part = hn::LoadU(d, query + v);
             unroll<kHere>([&](auto i) VECINA_INLINE {
               sums[i] = hn::MulAdd(part, hn::LoadU(d, of[i] + v), sums[i]);
+            });
+          }
+          if constexpr (kHeld == kPartial) {
+            const auto part = hn::MaskedLoad(rest, d, query + whole);
+            unroll<kHere>([&](auto i) VECINA_INLINE {
+              sums[i] = hn::MulAdd(part, hn::MaskedLoad(rest, d, of[i] + whole), sums[i]);
             });
           }
         }
@@ -104,8 +115,9 @@ __attribute__((aligned(64))) void logits(const DirectBlock<D>& block,
 // With sixteen lanes: of two neighbouring queries at once, kHeld vectors each. Their sums are
 // brought together into the halves of one vector for each key, and go on across lanes beside the
 // products of the next two: added up right after their own products they would fill the scheduler,
-// waiting. Keys of bfloat16 are multiplied in pairs, with queries of the same type.
-template <int kKeys, int kHeld, typename Query, typename Key>
+// waiting. Keys of bfloat16 are multiplied in pairs, with queries of the same type. kIsPartial: of
+// the last vector only the first elements are there.
+template <int kKeys, int kHeld, bool kIsPartial, typename Query, typename Key>
 struct PairLogits {
   static constexpr bool kHasDots = std::is_same_v<Key, bfloat16>;
   using W = hn::CappedTag<float, 2 * kMaxDirectLanes>;
@@ -119,7 +131,14 @@ struct PairLogits {
   ptrdiff_t key_stride, weights_pitch;
   int num_queries;
   V factor, hidden;
+  hn::Mask<W> rest;
 
+  // Vector v of a row of floats.
+  template <size_t v>
+  HWY_INLINE V load_floats(const float* row) const {
+    if constexpr (kIsPartial && v + 1 == kHeld) return hn::MaskedLoad(rest, W(), row + v * kWide);
+    return hn::LoadU(W(), row + v * kWide);
+  }
   HWY_INLINE void load(int t, V (&held)[kHeld]) const {
     const Query* from = queries + t * query_stride;
     if constexpr (kHasDots) {
@@ -129,7 +148,7 @@ struct PairLogits {
         load_pair(W(), from + 2 * v * kWide, &held[2 * v], &held[2 * v + 1]);
       });
     } else {
-      unroll<kHeld>([&](auto v) VECINA_INLINE { held[v] = hn::LoadU(W(), from + v * kWide); });
+      unroll<kHeld>([&](auto v) VECINA_INLINE { held[v] = load_floats<v>(from); });
     }
   }
   // Vector v of a row, two elements of bfloat16 in each lane.
@@ -137,7 +156,7 @@ struct PairLogits {
     return hn::LoadU(W(), reinterpret_cast<const float*>(row) + v * kWide);
   }
   // query . key, to be added up across lanes.
-  static HWY_INLINE V product(const V (&query)[kHeld], const Key* key) {
+  HWY_INLINE V product(const V (&query)[kHeld], const Key* key) const {
     const W w;
     V sum;
     if constexpr (kHasDots) {
@@ -145,9 +164,9 @@ struct PairLogits {
       unroll<kHeld>([&](auto v)
                         VECINA_INLINE { sum = dot_pairs(w, query[v], load_words(key, v), sum); });
     } else {
-      sum = hn::Mul(query[0], hn::LoadU(w, key));
+      sum = hn::Mul(query[0], load_floats<0>(key));
       unroll<kHeld - 1>([&](auto v) VECINA_INLINE {
-        sum = hn::MulAdd(query[v + 1], hn::LoadU(w, key + (v + 1) * kWide), sum);
+        sum = hn::MulAdd(query[v + 1], load_floats<v + 1>(key), sum);
       });
     }
     return sum;
@@ -202,12 +221,12 @@ struct PairLogits {
   }
 };
 
-template <int kKeys, int kHeld, typename Query, typename Key>
+template <int kKeys, int kHeld, bool kIsPartial, typename Query, typename Key>
 __attribute__((aligned(64))) void pair_logits(const DirectBlock<D>& block,
                                               const DirectLogitsArguments<Query>& arguments) {
   const auto hidden = hn::IfThenElse(hn::FirstN(D(), size_t{kKeys}), hn::Zero(D()),
                                      hn::Set(D(), -hwy::HighestValue<float>() * 2));
-  using Pairs = PairLogits<kKeys, kHeld, Query, Key>;
+  using Pairs = PairLogits<kKeys, kHeld, kIsPartial, Query, Key>;
   const typename Pairs::W w;
   for (int row = arguments.first_row; row < arguments.last_row; ++row) {
     const Pairs pairs = {arguments.queries,
@@ -219,7 +238,8 @@ __attribute__((aligned(64))) void pair_logits(const DirectBlock<D>& block,
                          block.weights_pitch,
                          block.num_queries,
                          hn::Set(w, arguments.scale),
-                         hn::Combine(w, hidden, hidden)};
+                         hn::Combine(w, hidden, hidden),
+                         hn::FirstN(w, static_cast<size_t>(arguments.size) % Pairs::kWide)};
     pairs.run(block.weights + arguments.first_key + block.row_slots[row]);
   }
 }
@@ -228,6 +248,7 @@ __attribute__((aligned(64))) void pair_logits(const DirectBlock<D>& block,
 // For every number of keys in a row.
 template <typename Query>
 using Table = std::array<DirectLogits<Query>, static_cast<size_t>(kLanes)>;
+using AllKeys = std::make_integer_sequence<int, kLanes>;
 
 template <int kHeld, typename Query, int... kKeys>
 constexpr Table<Query> row_table(std::integer_sequence<int, kKeys...>) {
@@ -239,16 +260,21 @@ constexpr Table<Query> group_table(std::integer_sequence<int, kKeys...>) {
 }
 
 #if HWY_TARGET == HWY_AVX3
-template <int kHeld, typename Query, typename Key, int... kKeys>
+template <int kHeld, bool kIsPartial, typename Query, typename Key, int... kKeys>
 constexpr Table<Query> pair_table(std::integer_sequence<int, kKeys...>) {
-  return {&pair_logits<kKeys + 1, kHeld, Query, Key>...};
+  return {&pair_logits<kKeys + 1, kHeld, kIsPartial, Query, Key>...};
+}
+// For 1, 2, ... vectors.
+template <bool kIsPartial, int... kHeld>
+constexpr std::array<Table<float>, sizeof...(kHeld)> pair_tables(
+    std::integer_sequence<int, kHeld...>) {
+  return {pair_table<kHeld + 1, kIsPartial, float, float>(AllKeys())...};
 }
 #endif
 
 // Of rows one at a time and in groups.
 template <int kHeld, typename Query>
 struct Tables {
-  using AllKeys = std::make_integer_sequence<int, kLanes>;
   static constexpr Table<Query> kOf[2] = {row_table<kHeld, Query>(AllKeys()),
                                           group_table<kHeld, Query>(AllKeys())};
 };
@@ -256,28 +282,38 @@ struct Tables {
 }  // namespace
 
 template <typename Query>
-DirectLogits<Query> direct_logits(int keys, bool in_groups, int vectors) {
+DirectLogits<Query> direct_logits(int keys, bool in_groups, int size) {
   const auto key = static_cast<size_t>(keys - 1);
 #if HWY_TARGET == HWY_AVX3
-  using AllKeys = std::make_integer_sequence<int, kLanes>;
-  static constexpr Table<Query> kShort = pair_table<2, Query, float>(AllKeys());
-  static constexpr Table<Query> kLong = pair_table<4, Query, float>(AllKeys());
-  if (!in_groups && vectors == 4) return kShort[key];
-  if (!in_groups && vectors == 8) return kLong[key];
+  constexpr int kWide = 2 * kLanes, kMost = 4;
+  if constexpr (std::is_same_v<Query, float>) {
+    using Held = std::make_integer_sequence<int, kMost>;
+    static constexpr auto kWhole = pair_tables<false>(Held()), kRest = pair_tables<true>(Held());
+    if (!in_groups && size <= kMost * kWide) {
+      const auto& tables = size % kWide == 0 ? kWhole : kRest;
+      return tables[static_cast<size_t>((size - 1) / kWide)][key];
+    }
+  } else {
+    static constexpr Table<Query> kTable = pair_table<2, false, Query, float>(AllKeys());
+    if (!in_groups) return kTable[key];
+  }
 #endif
   if constexpr (std::is_same_v<Query, float>) {
-    if (vectors != kHeldVectors) return Tables<0, Query>::kOf[in_groups][key];
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+    static constexpr Table<Query> kParts = row_table<kPartial, Query>(AllKeys());
+    if (size % kLanes != 0) return kParts[key];
+#endif
+    if (size != kHeldVectors * kLanes) return Tables<0, Query>::kOf[in_groups][key];
   }
   return Tables<kHeldVectors, Query>::kOf[in_groups][key];
 }
-DirectLogits<bfloat16> direct_dots(int keys, int vectors) {
+DirectLogits<bfloat16> direct_dots(int keys, int size) {
 #if HWY_TARGET == HWY_AVX3
-  using AllKeys = std::make_integer_sequence<int, kLanes>;
-  static constexpr Table<bfloat16> kOne = pair_table<1, bfloat16, bfloat16>(AllKeys());
-  static constexpr Table<bfloat16> kTwo = pair_table<2, bfloat16, bfloat16>(AllKeys());
-  return (vectors == 1 ? kOne : kTwo)[static_cast<size_t>(keys - 1)];
+  static constexpr Table<bfloat16> kOne = pair_table<1, false, bfloat16, bfloat16>(AllKeys());
+  static constexpr Table<bfloat16> kTwo = pair_table<2, false, bfloat16, bfloat16>(AllKeys());
+  return (size == 32 ? kOne : kTwo)[static_cast<size_t>(keys - 1)];
 #else
-  static_cast<void>(keys), static_cast<void>(vectors);
+  static_cast<void>(keys), static_cast<void>(size);
   return nullptr;  // never planned
 #endif
 }

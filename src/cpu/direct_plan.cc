@@ -124,6 +124,10 @@ void lay_out_scratch(int row_keys, int window_rows, int slots, int element_bytes
   direct.key_rows = take(of_rows * offset_size);
   direct.value_rows = take(of_rows * offset_size);
   direct.row_slots = take(of_rows);
+  if (plan->bias.given) {
+    const int heads = plan->heads_at_once * plan->head_group;
+    direct.bias = take(static_cast<size_t>(heads * plan->bias.size() + plan->lanes));
+  }
   if (!direct.in_place) {
     direct.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
     direct.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
@@ -154,7 +158,8 @@ KeyRange direct_key_range(const AxisGroup& axis, int begin, int end) {
 }
 
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
-  if (kernel.direct_lanes == 0 || problem.has_bias() || problem.is_attention()) return false;
+  if (kernel.direct_lanes == 0 || problem.is_attention()) return false;
+  if (problem.has_bias() && problem.rank() > 1) return false;
   // Measured on Zen 3 with AVX2: windows of 63 keys in a row and of a whole row were faster with
   // queries in lanes, and with several axes others too (prefers_lanes). In one dimension copying
   // rows first costs more than it gains, unless they are converted anyway.
@@ -162,7 +167,10 @@ bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
   if (row.kernel_size > 2 * kernel.direct_lanes || row.kernel_size * row.dilation >= row.extent) {
     return false;
   }
-  if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes)) return false;
+  if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes) &&
+      !(kernel.reads_parts && problem.additional_tokens() == 0)) {
+    return false;
+  }
   // Longer vectors than the direct form's gain with several axes, where more is computed for each
   // token that is packed.
   const bool has_longer = kernel.lanes > kernel.direct_lanes;

@@ -30,6 +30,10 @@ template <class D>
 using Wide =
     hn::CappedTag<hn::TFromD<D>, kHasWideVectors ? 2 * kMaxDirectLanes : hn::MaxLanes(D())>;
 
+// True if what a mask leaves out of a load or a store is not touched in memory. Then rows that do
+// not fill vectors are read where they lie, too.
+inline constexpr bool kHasMaskedLoads = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3;
+
 // The keys of one block's queries and room for their weights.
 template <class D>
 struct DirectBlock {
@@ -98,13 +102,13 @@ struct MaxLanes {
 };
 
 // Computes logits of `keys` keys from first_key on, at most a vector of them, in each of the rows
-// [first_row, last_row) of the block. `vectors`: of head_dim, which queries fill as keys do; those
-// of bfloat16, kHeldVectors long, are loaded as pairs like packed keys.
+// [first_row, last_row) of the block. `size`: elements of queries and keys; those of bfloat16,
+// kHeldVectors long, are loaded as pairs like packed keys.
 template <typename Query>
 struct DirectLogitsArguments {
   const Query* queries;
   ptrdiff_t query_stride;
-  int vectors, first_key, first_row, last_row;
+  int size, first_key, first_row, last_row;
   float scale;
 };
 using DirectFloats = hn::CappedTag<float, kMaxDirectLanes>;
@@ -116,10 +120,10 @@ inline constexpr int kHeldVectors = 4;
 // `in_groups`: for numbers of rows that grouped_rows(keys) divides, else for any. Compiled once, in
 // direct_logits.cc, for all element types.
 template <typename Query>
-DirectLogits<Query> direct_logits(int keys, bool in_groups, int vectors);
+DirectLogits<Query> direct_logits(int keys, bool in_groups, int size);
 // The same of keys and queries of bfloat16, both read where they lie and multiplied in pairs.
-// `vectors`: of 32 elements, one or two.
-DirectLogits<bfloat16> direct_dots(int keys, int vectors);
+// `size`: 32 or 64.
+DirectLogits<bfloat16> direct_dots(int keys, int size);
 extern template DirectLogits<float> direct_logits<float>(int, bool, int);
 extern template DirectLogits<bfloat16> direct_logits<bfloat16>(int, bool, int);
 
@@ -283,12 +287,29 @@ struct DirectOutput {
   ptrdiff_t head_dim;  // of value
 };
 
+// How many elements of each vector of a row of values there are.
+struct WholeVectors {};
+template <class W>
+struct PartOfVector {
+  hn::Mask<W> mask;
+};
+template <bool kIsPart, class W>
+HWY_INLINE auto part_of(W w, ptrdiff_t left) {
+  if constexpr (kIsPart) {
+    return PartOfVector<W>{hn::FirstN(w, static_cast<size_t>(left))};
+  } else {
+    return WholeVectors();
+  }
+}
+
 // Writes kVectors vectors of one query's output; a single one may reach beyond the `left` elements.
-template <size_t kVectors, class D, typename Output>
-HWY_INLINE void direct_store(D d, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D> inverse,
+template <size_t kVectors, class D, class Part, typename Output>
+HWY_INLINE void direct_store(D d, Part part, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D> inverse,
                              ptrdiff_t left, Output* HWY_RESTRICT output) {
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
-  if constexpr (kVectors == 1) {
+  if constexpr (!std::is_same_v<Part, WholeVectors>) {
+    hn::BlendedStore(hn::Mul(inverse, sums[0]), part.mask, d, output);
+  } else if constexpr (kVectors == 1) {
     const auto count = static_cast<size_t>(HWY_MIN(left, kLanes));
     store_some(d, hn::Mul(inverse, sums[0]), count, output);
   } else {
@@ -299,10 +320,12 @@ HWY_INLINE void direct_store(D d, const hn::Vec<D> (&sums)[kVectors], hn::Vec<D>
 }
 
 // kVectors vectors of one value; of bfloat16 in pairs of even and odd elements.
-template <size_t kVectors, class W, typename Stored>
-HWY_INLINE void load_value(W w, const Stored* from, hn::Vec<W> (&value)[kVectors]) {
+template <size_t kVectors, class W, class Part, typename Stored>
+HWY_INLINE void load_value(W w, Part part, const Stored* from, hn::Vec<W> (&value)[kVectors]) {
   constexpr size_t kLanes = hn::MaxLanes(W());
-  if constexpr (std::is_same_v<Stored, bfloat16>) {
+  if constexpr (!std::is_same_v<Part, WholeVectors>) {
+    value[0] = hn::MaskedLoad(part.mask, w, from);
+  } else if constexpr (std::is_same_v<Stored, bfloat16>) {
     unroll<kVectors / 2>([&](auto v) VECINA_INLINE {
       load_pair(w, from + 2 * v * kLanes, &value[2 * v], &value[2 * v + 1]);
     });
@@ -311,24 +334,25 @@ HWY_INLINE void load_value(W w, const Stored* from, hn::Vec<W> (&value)[kVectors
   }
 }
 // Adds one value to sums, weighted.
-template <size_t kVectors, class W, typename Stored>
-HWY_INLINE void direct_add(W w, hn::TFromD<W> weight, const Stored* from,
+template <size_t kVectors, class W, class Part, typename Stored>
+HWY_INLINE void direct_add(W w, Part part, hn::TFromD<W> weight, const Stored* from,
                            hn::Vec<W> (&sums)[kVectors]) {
   const auto factor = hn::Set(w, weight);
   hn::Vec<W> value[kVectors];
-  load_value<kVectors>(w, from, value);
+  load_value<kVectors>(w, part, from, value);
   unroll<kVectors>([&](auto v) HWY_ATTR { sums[v] = hn::MulAdd(factor, value[v], sums[v]); });
 }
 // The same value to the sums of queries kFirst, kFirst + 1, ... up to kLast, whose weights are
 // `apart`: it is loaded once.
-template <size_t kFirst, size_t kLast, size_t kVectors, class W, typename Stored, size_t kSums>
-HWY_INLINE void direct_add_all(W w, const hn::TFromD<W>* weight, ptrdiff_t apart,
+template <size_t kFirst, size_t kLast, size_t kVectors, class W, class Part, typename Stored,
+          size_t kSums>
+HWY_INLINE void direct_add_all(W w, Part part, const hn::TFromD<W>* weight, ptrdiff_t apart,
                                const Stored* from, hn::Vec<W> (&sums)[kSums]) {
   hn::Vec<W> factors[kLast - kFirst], value[kVectors];
   unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
     factors[i] = hn::Set(w, weight[static_cast<ptrdiff_t>(kFirst + i) * apart]);
   });
-  load_value<kVectors>(w, from, value);
+  load_value<kVectors>(w, part, from, value);
   unroll<kVectors>([&](auto v) VECINA_INLINE {
     if constexpr (kLast - kFirst > 1) value[v] = in_register(value[v]);
     unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
@@ -340,8 +364,8 @@ HWY_INLINE void direct_add_all(W w, const hn::TFromD<W>* weight, ptrdiff_t apart
 
 // Queries first, first + 1, ... up to `last`, kQueries at once, whose windows are kShift keys
 // apart. Then they have at least kQueries - 1 keys in a row.
-template <int kShift, int kQueries, size_t kVectors, typename Stored, class D, class W,
-          typename Output>
+template <int kShift, int kQueries, size_t kVectors, bool kIsPart, typename Stored, class D,
+          class W, typename Output>
 HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
                                   const DirectOutput<hn::TFromD<D>, Output>& target, int first,
                                   int last, ptrdiff_t column) {
@@ -353,6 +377,7 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
   const ptrdiff_t stride = block.value_stride, pitch = block.weights_pitch;
   const ptrdiff_t num_rows = block.num_rows, row_keys = block.row_keys;
   const ptrdiff_t left = target.head_dim - column, output_stride = target.output_stride;
+  const auto part = part_of<kIsPart>(w, left);
   const int64_t num_additional = target.num_additional;
   Output* HWY_RESTRICT output = target.output + first * output_stride + column;
   constexpr size_t kAll = kQueries, kRamp = kShift * (kQueries - 1);
@@ -367,14 +392,14 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
       const T* end = p + row_keys;
       const ptrdiff_t apart = pitch - kShift;
       unroll<kRamp>([&](auto i) VECINA_INLINE {
-        direct_add_all<0, i + 1, kVectors>(w, p++, apart, value, sums);
+        direct_add_all<0, i + 1, kVectors>(w, part, p++, apart, value, sums);
         value += stride;
       });
       for (; p < end; ++p, value += stride) {
-        direct_add_all<0, kAll, kVectors>(w, p, apart, value, sums);
+        direct_add_all<0, kAll, kVectors>(w, part, p, apart, value, sums);
       }
       unroll<kRamp>([&](auto i) VECINA_INLINE {
-        direct_add_all<i + 1, kAll, kVectors>(w, p++, apart, value, sums);
+        direct_add_all<i + 1, kAll, kVectors>(w, part, p++, apart, value, sums);
         value += stride;
       });
     }
@@ -382,7 +407,7 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
       const T* value = target.additional_values + column;
       const T* p = target.additional + t;
       for (int64_t j = 0; j < num_additional; ++j) {
-        direct_add_all<0, kAll, kVectors>(w, p, 1, value, sums);
+        direct_add_all<0, kAll, kVectors>(w, part, p, 1, value, sums);
         value += target.additional_pitch;
         p += DirectBlock<D>::kMaxQueries;
       }
@@ -390,18 +415,19 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
     unroll<kAll>([&](auto q) VECINA_INLINE {
       hn::Vec<W> of[kVectors];
       unroll<kVectors>([&](auto v) VECINA_INLINE { of[v] = sums[q * kVectors + v]; });
-      direct_store(w, of, hn::Set(w, inverse[q]), left, output);
+      direct_store(w, part, of, hn::Set(w, inverse[q]), left, output);
       output += output_stride;
     });
   }
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.
-template <size_t kVectors, typename Stored, class D, class W, typename Output>
+template <size_t kVectors, bool kIsPart, typename Stored, class D, class W, typename Output>
 HWY_NOINLINE void direct_single(D, W d, const DirectBlock<D>& block,
                                 const DirectOutput<hn::TFromD<D>, Output>& target, int t,
                                 int row_keys, ptrdiff_t column) {
   using T = hn::TFromD<D>;
+  const auto part = part_of<kIsPart>(d, target.head_dim - column);
   // Two sums each hide the latency of the multiply-add.
   hn::Vec<W> a[kVectors], b[kVectors];
   unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = b[v] = hn::Zero(d); });
@@ -411,17 +437,17 @@ HWY_NOINLINE void direct_single(D, W d, const DirectBlock<D>& block,
     const T* p = block.weights + t * block.weights_pitch + block.row_slots[row];
     int j = 0;
     for (; j + 2 <= row_keys; j += 2, value += 2 * block.value_stride) {
-      direct_add(d, p[j], value, a);
-      direct_add(d, p[j + 1], value + block.value_stride, b);
+      direct_add(d, part, p[j], value, a);
+      direct_add(d, part, p[j + 1], value + block.value_stride, b);
     }
-    if (j < row_keys) direct_add(d, p[j], value, a);
+    if (j < row_keys) direct_add(d, part, p[j], value, a);
   }
   for (int64_t j = 0; j < target.num_additional; ++j) {
-    direct_add(d, target.additional[j * DirectBlock<D>::kMaxQueries + t],
+    direct_add(d, part, target.additional[j * DirectBlock<D>::kMaxQueries + t],
                target.additional_values + column + j * target.additional_pitch, b);
   }
   unroll<kVectors>([&](auto v) HWY_ATTR { a[v] = hn::Add(a[v], b[v]); });
-  direct_store(d, a, hn::Set(d, target.inverse[t]), target.head_dim - column,
+  direct_store(d, part, a, hn::Set(d, target.inverse[t]), target.head_dim - column,
                target.output + t * target.output_stride + column);
 }
 

@@ -776,7 +776,12 @@ ForwardKernel make_forward_kernel() {
   const int lanes = static_cast<int>(hn::Lanes(hn::ScalableTag<T>()));
   // Additions across more lanes would cost more than what packing costs.
   const int direct_lanes = kHasDirectForm<Element> ? std::min(lanes, kMaxDirectLanes) : 0;
-  return {&run_forward_unit<Element>, lanes, direct_lanes, sizeof(T), hwy::TargetName(HWY_TARGET)};
+  return {&run_forward_unit<Element>,
+          lanes,
+          direct_lanes,
+          sizeof(T),
+          hwy::TargetName(HWY_TARGET),
+          kHasMaskedLoads && std::is_same_v<Element, float>};
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

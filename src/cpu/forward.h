@@ -225,6 +225,7 @@ struct DirectForm {
   // Places in scratch.
   size_t keys = 0, values = 0, additional_keys = 0, additional_values = 0;
   size_t queries = 0, weights = 0, additional_weights = 0;
+  size_t bias = 0;                      // tables of all heads of a unit
   size_t key_rows = 0, value_rows = 0;  // int64_t: offsets of the rows of a window
   size_t row_slots = 0;                 // int
 };
@@ -316,6 +317,7 @@ struct ForwardKernel {
   int direct_lanes;                // of the direct form; 0: this kernel has none
   int element_bytes;               // of scratch and vectors
   const char* target;              // instruction set, as Highway names it
+  bool reads_parts = false;        // direct form: rows that fill no vectors, where they lie
   bool has_pair_products = false;  // of bfloat16: dot products of pairs, in one instruction
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.

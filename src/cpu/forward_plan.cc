@@ -494,6 +494,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.lse = strides_of(example.lse, rank);
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
+  plan.bias = bias_table(problem, example.bias);
   if (plan.direct.is_used) {
     plan_direct(problem, kernel, enough, &plan);
     return plan;
@@ -517,7 +518,6 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   }
   plan.fetches_far = bytes > kFarBytes;
   plan.streams_output = bytes > kStreamedBytes;
-  plan.bias = bias_table(problem, example.bias);
   for (AxisGroup& group : plan.groups[kRank - 1]) {
     // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
     if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
