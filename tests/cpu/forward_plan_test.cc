@@ -221,5 +221,60 @@ TEST(DirectForm, KeepsColumnsApart) {
   }
 }
 
+// One dimension, where rows are read where they lie, also those that fill no vectors.
+class DirectRows : public testing::TestWithParam<const char*> {};
+
+TEST_P(DirectRows, AreRightWithAnyThreads) {
+  Problem problem;
+  ASSERT_TRUE(Problem::parse(GetParam(), &problem).ok());
+  vecina_forward_args args;
+  imagine_arguments(problem, VECINA_CPU, &args);
+  const ForwardKernel kernel = kernel_for(problem);
+  const bool is_whole = problem.head_dim() % kernel.direct_lanes == 0 &&
+                        problem.head_dim_value() % kernel.direct_lanes == 0;
+  EXPECT_EQ(plan_forward(problem, args, kernel, /*enough=*/1).direct.is_used,
+            is_whole || kernel.reads_parts);
+  for (const int threads : {1, 3}) {
+    cli::Checker checker("cpu", threads);
+    const cli::Verdict verdict = checker.check_forward(cli::parse_problem(GetParam()), /*seed=*/3);
+    EXPECT_TRUE(verdict.passed) << threads << " threads: " << verdict.detail;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Problems, DirectRows,
+    testing::Values(
+        "1d 300 kernel_size 5 batch 2 heads 2 head_dim 12 bias",
+        "1d 300 kernel_size 5 heads 3 head_dim 1 head_dim_value 3",
+        "1d 70 kernel_size 1 heads 3 head_dim 7 head_dim_value 9 bias",
+        "1d 90 kernel_size 6 dilation 3 causal heads 4 heads_kv 2 head_dim 20 "
+        "head_dim_value 13 bias",
+        "1d 90 kernel_size 8 stride 3 heads 2 head_dim 44 head_dim_value 60 bias",
+        "1d 90 kernel_size 7 stride 4 causal heads 2 head_dim 31 head_dim_value 33",
+        "1d 90 kernel_size 8 output_stride 5 heads 2 head_dim 50 head_dim_value 18 bias",
+        "1d 60 kernel_size 4 heads 2 head_dim 63 head_dim_value 65",
+        "1d 60 kernel_size 3 heads 2 head_dim 67 head_dim_value 131 bias",
+        "1d 99 kernel_size 7 dilation 2 heads 4 heads_kv 1 head_dim 32 additional 2 bias",
+        "1d 99 kernel_size 5 heads 2 head_dim 16 bias dtype f16",
+        "1d 99 kernel_size 6 heads 2 head_dim 64 bias dtype bf16"));
+
+// Vectors of a head's bias reach into the next head's.
+TEST(DirectForm, KeepsTheBiasOfHeadsApart) {
+  const cli::ContextPtr context = cli::make_context("cpu", 1);
+  const vecina_problem problem = cli::parse_problem("1d 40 kernel_size 5 heads 2 head_dim 8 bias");
+  const cli::Outputs finite =
+      tests::run_forward(context.get(), problem, cli::random_inputs(problem, 1));
+  cli::Inputs changed = cli::random_inputs(problem, 1);
+  for (int64_t entry = 9; entry < 18; ++entry) changed.bias.set(entry, std::nan(""));
+  const cli::Outputs outputs = tests::run_forward(context.get(), problem, changed);
+  for (int64_t i = 0; i < 40 * 2 * 8; ++i) {
+    if (i / 8 % 2 == 0) {
+      EXPECT_EQ(outputs.output.get(i), finite.output.get(i)) << i;
+    } else {
+      EXPECT_TRUE(std::isnan(outputs.output.get(i))) << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace vecina::internal::cpu
