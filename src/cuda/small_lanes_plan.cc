@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Sizes were chosen from measurements on an H200 (benchmarks/results): 16 queries of 8 threads a
 // block for f32 rows of 32 columns, half as many where blocks are few; two query heads a thread
-// where they share their keys.
+// where they share their keys, or two neighbouring queries.
 #include "cuda/small_lanes_plan.h"
 
 #include <fmt/format.h>
@@ -55,6 +55,13 @@ int64_t window_keys(const Problem& problem) {
   return static_cast<int64_t>(std::min(keys, 1e9));
 }
 
+// Whether windows of neighbouring queries along the last axis differ by one key at most.
+bool neighbors_share_windows(const Problem& problem) {
+  const Axis& axis = problem.axis(problem.rank() - 1);
+  return axis.stride == 1 && axis.dilation == 1 && axis.output_stride == 1 && !axis.is_causal &&
+         !problem.has_bias() && problem.lengths() == VECINA_LENGTHS_EQUAL;
+}
+
 }  // namespace
 
 std::string print(const SmallLanesConfig& c) {
@@ -62,15 +69,15 @@ std::string print(const SmallLanesConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .key_vector = {}, "
       ".value_vector = {}, .key_piece = {}, .value_piece = {}, .lanes = {}, .key_columns = {}, "
-      ".value_columns = {}, .heads = {}, "
+      ".value_columns = {}, .heads = {}, .neighbors = {}, "
       ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}, .has_flat_grid = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
-      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, ints(c.tile), c.keys_at_once,
-      c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
-      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.has_bias, c.lengths,
-      c.has_wide_offsets, c.has_flat_grid);
+      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, c.neighbors, ints(c.tile),
+      c.keys_at_once, c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation),
+      ints(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
+      c.has_bias, c.lengths, c.has_wide_offsets, c.has_flat_grid);
 }
 
 double lanes_blocks(const Problem& problem) {
@@ -108,10 +115,8 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
       !(problem.is_attention() && config.lengths != VECINA_LENGTHS_EQUAL);
   const int columns =
       std::max(config.key_columns * config.key_vector, config.value_columns * config.value_vector);
-  config.heads = problem.head_group() % 2 == 0 && 2 * columns <= kMaxColumns &&
-                         (!config.is_unrolled || 2 * keys <= logits)
-                     ? 2
-                     : 1;
+  const bool fits_twice = 2 * columns <= kMaxColumns && (!config.is_unrolled || 2 * keys <= logits);
+  config.heads = problem.head_group() % 2 == 0 && fits_twice ? 2 : 1;
   config.keys_at_once =
       std::clamp(kLoadsAtOnce / std::max(config.key_columns, config.value_columns), 4, 16);
   config.has_bias = problem.has_bias();
@@ -127,13 +132,21 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   if (config.is_unrolled) config.additional_tokens = static_cast<int>(problem.additional_tokens());
 
   int threads = kThreads;
+  config.neighbors = 1;
   const auto cut = [&] {
-    SmallTiles tiles = make_tiles(problem, spread_queries(problem, threads / config.lanes));
+    SmallTiles tiles =
+        make_tiles(problem, spread_queries(problem, config.neighbors * threads / config.lanes));
     tiles.heads = config.heads;
     tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
     return tiles;
   };
   SmallTiles tiles = cut();
+  // A multiprocessor with one block has too few warps to give some up.
+  if (config.is_unrolled && config.heads == 1 && fits_twice && neighbors_share_windows(problem) &&
+      count_blocks(problem, tiles) > facts.multiprocessors && tiles.tile[2] % 2 == 0) {
+    config.neighbors = 2;
+    tiles = cut();
+  }
   if (count_blocks(problem, tiles) < facts.multiprocessors) {
     threads = kFewThreads;
     tiles = cut();

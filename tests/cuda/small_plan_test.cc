@@ -199,8 +199,31 @@ TEST(SmallPlan, AxesThatEveryQuerySeesAreOne) {
 }
 
 TEST(SmallPlan, FewBlocksAreSmaller) {
-  EXPECT_EQ(launch_for("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32").block[0], 128u);
+  EXPECT_EQ(launch_for("1d 256 kernel_size 7 batch 2 heads 16 head_dim 32").block[0], 128u);
   EXPECT_EQ(launch_for("1d 16 kernel_size 16 batch 4 heads 8 head_dim 32").block[0], 64u);
+}
+
+TEST(SmallPlan, NeighborsShareKeysWhereTheirWindowsDiffByOne) {
+  const auto has_neighbors = [](const std::string& line) {
+    return launch_for(line).source.config.find(".neighbors = 2") != std::string::npos;
+  };
+  const std::string line = "1d 256 kernel_size 7 batch 4 heads 8 head_dim 32";
+  for (const std::string& shared :
+       {line, line + " additional 4", line + " dtype f16",
+        std::string("1d 256 kernel_size 13 batch 4 heads 8 head_dim 64"),
+        std::string(
+            "2d 64x64 kernel_size 3 dilation 2x1 stride 2x1 causal 1x0 heads 8 head_dim 4")}) {
+    EXPECT_TRUE(has_neighbors(shared)) << shared;
+  }
+  for (const std::string& apart :
+       {line + " stride 2", line + " dilation 2", line + " output_stride 2", line + " causal",
+        line + " bias", line + " lengths padded", line + " heads_kv 2",
+        line + " additional 26",                                                 // many logits
+        std::string("1d 256 kernel_size 7 batch 4 heads 8 head_dim 128"),        // many columns
+        std::string("1d 256 kernel_size 7 batch 1 heads 8 head_dim 32"),         // few blocks
+        std::string("2d 512x1 kernel_size 7x1 batch 4 heads 8 head_dim 32")}) {  // nobody beside
+    EXPECT_FALSE(has_neighbors(apart)) << apart;
+  }
 }
 
 TEST(SmallPlan, SaysWhatItDoesNotTake) {

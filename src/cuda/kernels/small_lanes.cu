@@ -32,9 +32,14 @@ using Params = SmallParams<Offset, kConfig.rank>;
 constexpr int kFirstAxis = 3 - kConfig.rank;
 constexpr bool kHasLengths = kConfig.lengths != kEqualLengths;
 constexpr bool kIsPacked = kConfig.lengths == kPackedLengths;
-constexpr int kHeads = kConfig.heads;
+// A thread has a query of each of some heads, or neighbouring queries of one head.
+constexpr int kHeads = kConfig.heads, kNeighbors = kConfig.neighbors;
+constexpr int kRows = kHeads * kNeighbors;
+static_assert(kHeads == 1 || kNeighbors == 1);
+static_assert(kNeighbors <= 2 && kConfig.tile[2] % kNeighbors == 0);
 constexpr int kLanes = kConfig.lanes;
-constexpr int kBlock = kConfig.tile[0] * kConfig.tile[1] * kConfig.tile[2] * kLanes;
+constexpr int kPlaces[3] = {kConfig.tile[0], kConfig.tile[1], kConfig.tile[2] / kNeighbors};
+constexpr int kBlock = kPlaces[0] * kPlaces[1] * kPlaces[2] * kLanes;
 static_assert(kBlock % 32 == 0, "whole warps: every thread takes part in the butterflies");
 
 constexpr int kKeyVectors = kConfig.head_dim / kConfig.key_vector;
@@ -47,7 +52,7 @@ constexpr int kValueElements = kConfig.value_columns * kConfig.value_vector;
 // How the loads of all keys and values at once are held above the products: by a barrier of the
 // block, after which keys are waited for alone, or by a fence. Which is faster was measured.
 constexpr bool kHasBarrier =
-    kHeads == 1 &&
+    kRows == 1 &&
     (sizeof(Element) == 2 || (kConfig.additional_tokens > 0 && kConfig.dtype == kF32));
 
 template <int kVectors, int kVector, int kPiece, int kCount>
@@ -106,32 +111,52 @@ struct Keys {
   bool is_visible[kKeys];
 };
 
-// What a thread knows of its queries: one for each of its heads, at the same token.
+// Two neighbours see the same keys but for one of each, or the same. So along the last axis a thread
+// holds one key more than a window has: the first query sees all but the last, the second all but
+// the first.
+constexpr int kLastAxisKeys = kConfig.kernel_size[2] + kNeighbors - 1;
+constexpr int kWindowKeys = kConfig.kernel_size[0] * kConfig.kernel_size[1] * kLastAxisKeys;
+
+// Whether a row of the thread's sees key j of those that it holds.
+VECINA_DEVICE constexpr bool sees(int row, int j) {
+  if constexpr (kNeighbors == 1) {
+    return true;
+  } else {
+    return j >= kWindowKeys || j % kLastAxisKeys != (row == 0 ? kLastAxisKeys - 1 : 0);
+  }
+}
+
+// What a thread knows of its queries, its rows of the output.
 struct Query {
-  const char* rows[kHeads];
-  Real columns[kHeads][kKeySteps == 1 ? kKeyElements : 1];
-  const char* bias[kHeads];
+  const char* rows[kRows];
+  Real columns[kRows][kKeySteps == 1 ? kKeyElements : 1];
+  const char* bias[kRows];
   Real scale;
   int lane, first_value;  // its vectors of a row
 
-  Real maximum[kHeads], sum[kHeads];  // of logits in powers of two; of their exponentials
-  Real output[kHeads][kValueElements];
+  Real maximum[kRows], sum[kRows];  // of logits in powers of two; of their exponentials
+  Real output[kRows][kValueElements];
 
   // Has seen nothing.
   VECINA_DEVICE void clear() {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      maximum[h] = Real(-infinity());
-      sum[h] = Real(0);
+    for (int r = 0; r < kRows; ++r) {
+      maximum[r] = Real(-infinity());
+      sum[r] = Real(0);
 #pragma unroll
-      for (int i = 0; i < kValueElements; ++i) output[h][i] = Real(0);
+      for (int i = 0; i < kValueElements; ++i) output[r][i] = Real(0);
     }
   }
 };
 
+// What is done as soon as the sums of exponentials are known.
+struct Nothing {
+  VECINA_DEVICE void operator()() const {}
+};
+
 // Adds keys to what the queries have attended to. is_first: these are their first.
-template <int kKeys, bool is_first, bool has_bias>
-VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
+template <int kKeys, bool is_first, bool has_bias, class SumsKnown = Nothing>
+VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query, const SumsKnown& sums_known = {}) {
   // Few values travel while the logits are computed; many would need too many registers.
   constexpr bool is_early = kKeys * kValueElements <= kEarlyValues;
   Real early[is_early ? kKeys : 1][kValueElements];
@@ -141,29 +166,30 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
       load_value_part(keys.value[j], query.first_value, keys.is_visible[j], early[j]);
     }
   }
-  Real logits[kHeads][kKeys];
+  Real logits[kRows][kKeys];
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int j = 0; j < kKeys; ++j) logits[h][j] = Real(0);
+    for (int j = 0; j < kKeys; ++j) logits[r][j] = Real(0);
   }
 #pragma unroll 1
   for (int step = 0; step < kKeySteps; ++step) {
     if constexpr (kKeySteps > 1) {
-      Real columns[kHeads][kKeyElements];
+      Real columns[kRows][kKeyElements];
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        load_key_part(query.rows[h], step, query.lane, true, columns[h]);
+      for (int r = 0; r < kRows; ++r) {
+        load_key_part(query.rows[r], step, query.lane, true, columns[r]);
       }
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) {
         Real key[kKeyElements];
         load_key_part(keys.key[j], step, query.lane, keys.is_visible[j], key);
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
+        for (int r = 0; r < kRows; ++r) {
+          if (!sees(r, j)) continue;
 #pragma unroll
           for (int i = 0; i < kKeyElements; ++i) {
-            logits[h][j] = multiply_add(columns[h][i], key[i], logits[h][j]);
+            logits[r][j] = multiply_add(columns[r][i], key[i], logits[r][j]);
           }
         }
       }
@@ -187,10 +213,11 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
       for (int j = 0; j < kKeys; ++j) {
         const Real(&key)[kKeyElements] = all[j];
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
+        for (int r = 0; r < kRows; ++r) {
+          if (!sees(r, j)) continue;
 #pragma unroll
           for (int i = 0; i < kKeyElements; ++i) {
-            logits[h][j] = multiply_add(query.columns[h][i], key[i], logits[h][j]);
+            logits[r][j] = multiply_add(query.columns[r][i], key[i], logits[r][j]);
           }
         }
       }
@@ -199,17 +226,18 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
   if constexpr (kConfig.is_unrolled) let_next_start();
 
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    Real maximum = is_first ? Real(-infinity()) : query.maximum[h];
+  for (int r = 0; r < kRows; ++r) {
+    Real maximum = is_first ? Real(-infinity()) : query.maximum[r];
     Real bias[has_bias ? kKeys : 1];
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      logits[h][j] = sum_over_lanes<kLanes>(logits[h][j]);
-      Real logit = logits[h][j] * query.scale;
+      if (!sees(r, j)) continue;
+      logits[r][j] = sum_over_lanes<kLanes>(logits[r][j]);
+      Real logit = logits[r][j] * query.scale;
       if constexpr (has_bias) {
         bias[j] = Real(0);
         if (keys.is_visible[j]) {
-          bias[j] = *reinterpret_cast<const Real*>(query.bias[h] + keys.bias[j]) * Real(1.0 / kLn2);
+          bias[j] = *reinterpret_cast<const Real*>(query.bias[r] + keys.bias[j]) * Real(1.0 / kLn2);
         }
         logit += bias[j];
       }
@@ -217,25 +245,27 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
     }
     // Where nothing but -infinity was seen, exponentials are 0 and not NaN.
     const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
-    const Real kept = is_first ? Real(0) : power_of_two(query.maximum[h] - shift);
-    Real sum = is_first ? Real(0) : query.sum[h] * kept;
+    const Real kept = is_first ? Real(0) : power_of_two(query.maximum[r] - shift);
+    Real sum = is_first ? Real(0) : query.sum[r] * kept;
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
+      if (!sees(r, j)) continue;
       // One rounding: large logits would lose in two what they differ by.
       Real base = -shift;
       if constexpr (has_bias) base += bias[j];
-      const Real logit = multiply_add(logits[h][j], query.scale, base);
-      logits[h][j] = keys.is_visible[j] ? power_of_two(logit) : Real(0);
-      sum += logits[h][j];
+      const Real logit = multiply_add(logits[r][j], query.scale, base);
+      logits[r][j] = keys.is_visible[j] ? power_of_two(logit) : Real(0);
+      sum += logits[r][j];
     }
-    query.maximum[h] = maximum;
-    query.sum[h] = sum;
+    query.maximum[r] = maximum;
+    query.sum[r] = sum;
 #pragma unroll
     for (int i = 0; i < kValueElements; ++i) {
-      query.output[h][i] = is_first ? Real(0) : query.output[h][i] * kept;
+      query.output[r][i] = is_first ? Real(0) : query.output[r][i] * kept;
     }
   }
 
+  sums_known();
 #pragma unroll
   for (int j = 0; j < kKeys; ++j) {
     Real value[kValueElements];
@@ -246,10 +276,11 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
       load_value_part(keys.value[j], query.first_value, keys.is_visible[j], value);
     }
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
+    for (int r = 0; r < kRows; ++r) {
+      if (!sees(r, j)) continue;
 #pragma unroll
       for (int i = 0; i < kValueElements; ++i) {
-        query.output[h][i] = multiply_add(logits[h][j], value[i], query.output[h][i]);
+        query.output[r][i] = multiply_add(logits[r][j], value[i], query.output[r][i]);
       }
     }
   }
@@ -273,14 +304,17 @@ struct Window {
   const char *key, *value;
   Offset key_step[3], value_step[3], bias_step[3];
   int count[3];  // visible keys along each axis
+  int next;      // of two neighbours: the last key along the last axis, or the first again
 
   template <int kKeys>
   VECINA_DEVICE void put(const Cursor& cursor, bool is_visible, int j, Keys<kKeys>& keys) const {
     Offset key_offset = 0, value_offset = 0, bias_offset = 0;
 #pragma unroll
     for (int a = kFirstAxis; a < 3; ++a) {
-      key_offset += cursor.at[a] * key_step[a];
-      value_offset += cursor.at[a] * value_step[a];
+      const bool is_next = kNeighbors > 1 && a == 2 && cursor.at[a] == kConfig.kernel_size[a];
+      const int at = is_next ? next : cursor.at[a];
+      key_offset += at * key_step[a];
+      value_offset += at * value_step[a];
       if constexpr (kConfig.has_bias) bias_offset += cursor.at[a] * bias_step[a];
     }
     keys.key[j] = key + key_offset;
@@ -304,9 +338,9 @@ struct AdditionalTokens {
 };
 
 // All keys at once. The bias, if any, is of window keys alone, so additional tokens follow apart.
-template <int kWindow, int kAdditional>
+template <int kWindow, int kAdditional, class SumsKnown>
 VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens& additional,
-                                   Query& query) {
+                                   Query& query, const SumsKnown& sums_known) {
   constexpr bool is_split = kConfig.has_bias && kAdditional > 0;
   Keys<is_split ? kWindow : kWindow + kAdditional> keys;
   Cursor cursor;
@@ -318,18 +352,18 @@ VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens&
       if (kConfig.is_causal[a] && cursor.at[a] >= window.count[a]) is_visible = false;
     }
     window.put(cursor, is_visible, j, keys);
-    cursor.advance(kConfig.kernel_size);
+    cursor.advance({kConfig.kernel_size[0], kConfig.kernel_size[1], kLastAxisKeys});
   }
   if constexpr (is_split) {
     attend<kWindow, true, true>(keys, query);
     Keys<kAdditional> more;
 #pragma unroll
     for (int j = 0; j < kAdditional; ++j) additional.put(j, true, j, more);
-    attend<kAdditional, false, false>(more, query);
+    attend<kAdditional, false, false>(more, query, sums_known);
   } else {
 #pragma unroll
     for (int j = 0; j < kAdditional; ++j) additional.put(j, true, kWindow + j, keys);
-    attend<kWindow + kAdditional, true, kConfig.has_bias>(keys, query);
+    attend<kWindow + kAdditional, true, kConfig.has_bias>(keys, query, sums_known);
   }
 }
 
@@ -422,14 +456,16 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   Offset query_offset = head * params.head.query, output_offset = head * params.head.output;
   Offset key_offset = head_kv * params.head.key, value_offset = head_kv * params.head.value;
   Offset lse_offset = head * params.head.lse, bias_offset = 0;
+  SmallStrides<Offset> to_neighbor = {};
 #pragma unroll
   for (int a = 2; a >= kFirstAxis; --a) {
     const SmallWindow rule = window_rule(params, sample, a);
     const SmallStrides<Offset> strides = token_strides(params, sample, a);
     const int num_queries = sample.output.extent[a];
     const int num_rows = kIsPacked ? num_queries : params.axes[2 - a].num_queries;
-    const int unclamped = block.tile[a] * kConfig.tile[a] + place % kConfig.tile[a];
-    place /= kConfig.tile[a];
+    const int unclamped = block.tile[a] * kConfig.tile[a] +
+                          place % kPlaces[a] * (kConfig.tile[a] / kPlaces[a]);
+    place /= kPlaces[a];
     is_row = is_row && unclamped < num_rows;
     is_query = is_query && unclamped < num_queries;
     const int row = na_min(unclamped, num_rows - 1), token = na_min(unclamped, num_queries - 1);
@@ -442,6 +478,15 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     window.key_step[a] = rule.dilation * strides.key;
     window.value_step[a] = rule.dilation * strides.value;
     window.count[a] = along.count;
+    if (kNeighbors > 1 && a == 2) {
+      // Beyond the last query it is that one again.
+      const int second = na_min(unclamped + 1, num_queries - 1);
+      const bool moves = window_along(sample.key.extent[a], rule, second).first != along.first;
+      window.next = moves ? kConfig.kernel_size[a] : 0;
+      to_neighbor.query = (second - token) * strides.query;
+      to_neighbor.output = (second - token) * strides.output;
+      to_neighbor.lse = (second - token) * strides.lse;
+    }
     if constexpr (kConfig.has_bias) {
       bias_offset += along.bias_first * params.bias_position[a];
       window.bias_step[a] = params.bias_position[a];
@@ -466,22 +511,33 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     query.scale = params.scale;
   }
 
+  const SmallStrides<Offset>& to_next = kNeighbors > 1 ? to_neighbor : params.head;  // row
+  const auto store_lse = [&](int r) {
+    if (params.lse == nullptr || query.lane != 0 || column_tile != 0) return;
+    const Real shift = query.maximum[r] == Real(-infinity()) ? Real(0) : query.maximum[r];
+    char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
+    *reinterpret_cast<Real*>(lse + r * to_next.lse) =
+        (shift + logarithm_of_two(query.sum[r])) * Real(kLn2);
+  };
+
   wait_for_previous();
   // A thread without a query goes along with the sample's last; its loads are of real tokens.
   if (!kHasLengths || __syncthreads_or(is_query) != 0) {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      query.rows[h] = query_row + h * params.head.query;
+    for (int r = 0; r < kRows; ++r) {
+      query.rows[r] = query_row + r * to_next.query;
       if constexpr (kKeySteps == 1) {
-        load_key_part(query.rows[h], 0, query.lane, true, query.columns[h]);
+        load_key_part(query.rows[r], 0, query.lane, true, query.columns[r]);
       }
       if constexpr (kConfig.has_bias) {
-        query.bias[h] = params.bias + bias_offset + (head + h) * params.bias_head;
+        query.bias[r] = params.bias + bias_offset + (head + r) * params.bias_head;
       }
     }
     if constexpr (kConfig.is_unrolled) {
-      attend_unrolled<kConfig.kernel_size[0] * kConfig.kernel_size[1] * kConfig.kernel_size[2],
-                      kConfig.additional_tokens>(window, additional, query);
+      attend_unrolled<kWindowKeys, kConfig.additional_tokens>(window, additional, query, [&] {
+        // With two it would delay the second output.
+        for (int r = 0; kNeighbors > 1 && is_row && r < kRows; ++r) store_lse(r);
+      });
     } else {
       attend_streamed(window, additional, params.additional_tokens, query);
     }
@@ -492,9 +548,9 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   char* output =
       rows_of(params.output, sample.output, params.batch.output, inner.output) + output_offset;
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const Real inverse = query.sum[h] == Real(0) ? Real(0) : reciprocal(query.sum[h]);
-    char* row = output + h * params.head.output;
+  for (int r = 0; r < kRows; ++r) {
+    const Real inverse = query.sum[r] == Real(0) ? Real(0) : reciprocal(query.sum[r]);
+    char* row = output + r * to_next.output;
 #pragma unroll
     for (int m = 0; m < kConfig.value_columns; ++m) {
       const int vector = query.first_value + m * kLanes;
@@ -502,17 +558,12 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       Real columns[kConfig.value_vector];
 #pragma unroll
       for (int i = 0; i < kConfig.value_vector; ++i) {
-        columns[i] = query.output[h][m * kConfig.value_vector + i] * inverse;
+        columns[i] = query.output[r][m * kConfig.value_vector + i] * inverse;
       }
       store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
           columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
     }
-    if (params.lse != nullptr && query.lane == 0 && column_tile == 0) {
-      const Real shift = query.maximum[h] == Real(-infinity()) ? Real(0) : query.maximum[h];
-      char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
-      *reinterpret_cast<Real*>(lse + h * params.head.lse) =
-          (shift + logarithm_of_two(query.sum[h])) * Real(kLn2);
-    }
+    if (kNeighbors == 1) store_lse(r);
   }
 }
 
