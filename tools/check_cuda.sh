@@ -180,7 +180,7 @@ if begins large; then
 fi
 
 if begins sanitizers && command -v compute-sanitizer > /dev/null; then
-  { head -n 8 "$problems/halo_problems.txt"; grep '^1d 100 ' "$problems/large_problems.txt"; } \
+  { head -n 8 "$problems/halo_problems.txt"; grep '^1d 500 kernel_size 300 ' "$problems/large_problems.txt"; } \
     > "$out/sanitized_problems.txt"
   for tool in memcheck racecheck initcheck synccheck; do
     sanitizer="compute-sanitizer --error-exitcode 1 --tool $tool"

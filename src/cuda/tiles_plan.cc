@@ -627,18 +627,36 @@ bool pays_for_tiles(const Problem& problem) {
 
 namespace {
 
+double multiply_adds(const Problem& problem) {
+  return query_rows(problem) * visible_keys(problem) *
+         (problem.head_dim() + problem.head_dim_value());
+}
+
 // Of what other kernels of tensor cores refuse: 8,192 queries with 25 and 49 keys took twice as
 // long as row by row, 2,048 of 64x64 with an output_stride of 2 2.4 times, 100,352 with 49 keys 0.8
 // (benchmarks/results/h200-tiles-fields.json). Measured of fields alone: that
 // it holds of head dims above 128 too is a guess.
 bool is_faster_by_row(const Problem& problem) {
-  constexpr double kLeastKeys = 64.0, kLittleWork = 1 << 27;  // multiply-adds
-  const double work =
-      query_rows(problem) * visible_keys(problem) * (problem.head_dim() + problem.head_dim_value());
+  constexpr double kLeastKeys = 64.0, kLittleWork = 1 << 27;
   constexpr int kMostColumns = 128;  // of those kernels
   const bool is_taken = has_plain_queries(problem) &&
                         std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns;
-  return !is_taken && visible_keys(problem) < kLeastKeys && work < kLittleWork;
+  // In parts: 2,048 queries with 81 keys and head_dim 384 took 68 us instead of 59
+  // (benchmarks/results/h200-tiles-long-rows.json).
+  const bool is_in_parts = problem.head_dim_value() > kMaxColumns;
+  return !is_taken && (visible_keys(problem) < kLeastKeys || is_in_parts) &&
+         multiply_adds(problem) < kLittleWork;
+}
+
+// The same of gradients in parts. Head_dim 512: 2,048 queries with 25 keys took 210 us instead of
+// 86; 256: 16,384 with 3 keys 93 instead of 67; but 192, in fewer parts, 53 instead of 66 with 25
+// keys (same file). That of the bias is slow by row.
+bool are_gradients_faster_by_row(const Problem& problem) {
+  constexpr double kLittleWork = 1 << 26;  // a guess
+  const bool has_many_parts =
+      std::max(problem.head_dim(), problem.head_dim_value()) > kMaxColumns ||
+      (problem.head_dim() > kMaxColumns / 2 && visible_keys(problem) < kMinTensorCoreKeys);
+  return has_many_parts && !problem.has_bias() && multiply_adds(problem) < kLittleWork;
 }
 
 }  // namespace
@@ -647,7 +665,7 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
                                const DeviceFacts& facts, std::vector<ForwardLaunch>* launches) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
   if (visible_keys(problem) < kMinTensorCoreKeys) return "few keys in a window";
-  if (is_faster_by_row(problem)) return "few queries with few keys";
+  if (is_faster_by_row(problem)) return "little work";
   std::string why = unsuitable_strides(
       problem, {&example.query, &example.key, &example.additional_key}, problem.head_dim());
   if (why.empty()) {
@@ -744,6 +762,7 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
   if (why.empty()) why = unsuitable_offsets(problem, {&example.lse, &example.grad_lse});
   if (why.empty()) why = unsuitable_bias(problem, example.bias);
   if (!why.empty()) return why;
+  if (are_gradients_faster_by_row(problem)) return "little work, and columns in parts";
   const bool is_of_key = given(example.grad_key) || given(example.grad_value);
   if (may_add(problem) && is_of_key && given(example.grad_query)) {
     const TilesShape of_all = choose_tiles_shape(problem, TilesKernel::gradient_all, facts);

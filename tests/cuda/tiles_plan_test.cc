@@ -340,6 +340,26 @@ TEST(TilesPlan, LeavesSmallForwardsWithFieldsToRows) {
   }
 }
 
+TEST(TilesPlan, LeavesLittleWorkInPartsToRows) {
+  EXPECT_EQ(forward_file("2d 32x32 kernel_size 9 heads 2 head_dim 384 dtype bf16", 80),
+            "small_lanes.cu");
+  for (const char* line : {"2d 32x32 kernel_size 9 heads 4 head_dim 384 dtype bf16",
+                           "2d 32x32 kernel_size 9 heads 2 head_dim 256 dtype bf16"}) {
+    EXPECT_EQ(forward_file(line, 80), "tiles_forward.cu") << line;
+  }
+  for (const char* line : {"2d 32x32 kernel_size 5 heads 2 head_dim 512 dtype bf16",
+                           "1d 4096 kernel_size 3 heads 4 head_dim 256 dtype bf16"}) {
+    EXPECT_EQ(files(line, 90).front(), "gradient_query.cu") << line;
+  }
+  for (const char* line : {"2d 32x32 kernel_size 5 heads 4 head_dim 512 dtype bf16",
+                           "1d 4096 kernel_size 3 heads 4 batch 4 head_dim 256 dtype bf16",
+                           "1d 4096 kernel_size 3 heads 4 head_dim 64 dtype bf16",
+                           "2d 32x32 kernel_size 5 heads 2 head_dim 192 dtype bf16",
+                           "1d 4096 kernel_size 3 heads 4 head_dim 256 bias dtype bf16"}) {
+    EXPECT_NE(files(line, 90).front(), "gradient_query.cu") << line;
+  }
+}
+
 // A block of a dilation group without queries would read in front of the tensors.
 TEST(TilesPlan, GroupsWithoutQueriesHaveNoBlocks) {
   const Problem problem =
@@ -435,7 +455,8 @@ TEST(TilesPlan, SumsOfManyColumnsHaveLaunchesForParts) {
 
 TEST(TilesPlan, PartsOfValuesAreGivenTheirColumnsOfTensors) {
   const Problem problem = parsed(
-      "1d 300 kernel_size 100 heads 2 head_dim 64 head_dim_value 264 additional 3 dtype bf16");
+      "1d 300 kernel_size 100 batch 9 heads 2 head_dim 64 head_dim_value 264 additional 3 "
+      "dtype bf16");
   std::vector<char> memory(16);
   const auto offset = [first = memory.data()](const vecina::cuda::HaloRows& rows) {
     return rows.data == nullptr ? -1 : static_cast<int>(rows.data - first);
