@@ -13,6 +13,9 @@ namespace {
 // Runs in one graph when timing: dependent, as in a network, and enough that the replay's own
 // start is a small part.
 constexpr int kRunsInGraph = 20;
+// Replays of a short graph that follow one another between two events: the first begins on a GPU
+// that waits.
+constexpr double kReplaysInTurn = 5.0, kTurnUs = 1000.0;
 // Of a graph whose replays follow one another without a pause to speak of.
 constexpr double kSteadyGraphUs = 5000.0;
 constexpr double kMaxRunsInGraph = 200;
@@ -52,15 +55,17 @@ struct Timer {
     return {};
   }
 
-  // Time of one run in one replay of the graph.
-  Status replay(double* run_us) {
+  // Time of one run in some replays of the graph.
+  Status replay(int replays, double* run_us) {
     float milliseconds = 0.0f;
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (begin, stream));
-    VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphLaunch, (exec, stream));
+    for (int i = 0; i < replays; ++i) {
+      VECINA_CUDA_RETURN_IF_ERROR(driver, cuGraphLaunch, (exec, stream));
+    }
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventRecord, (end, stream));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventSynchronize, (end));
     VECINA_CUDA_RETURN_IF_ERROR(driver, cuEventElapsedTime, (&milliseconds, begin, end));
-    *run_us = 1000.0 * static_cast<double>(milliseconds) / runs;
+    *run_us = 1000.0 * static_cast<double>(milliseconds) / (runs * replays);
     return {};
   }
 };
@@ -161,10 +166,13 @@ Status LaunchSequence<Args>::measure(const Args& args, int repeats,
   Timer timer;
   VECINA_RETURN_IF_ERROR(timer.capture(
       kRunsInGraph, [&](StreamHandle stream) { return run(args, static_cast<void*>(stream)); }));
-  for (int i = 0; i < repeats + 1; ++i) {  // the first replay uploads the graph
-    double run_us = 0.0;
-    VECINA_RETURN_IF_ERROR(timer.replay(&run_us));
-    if (i > 0) times_us->push_back(run_us);
+  double run_us = 0.0;
+  VECINA_RETURN_IF_ERROR(timer.replay(1, &run_us));  // uploads the graph
+  const auto replays =
+      static_cast<int>(std::clamp(kTurnUs / (run_us * timer.runs), 1.0, kReplaysInTurn));
+  for (int i = 0; i < repeats; ++i) {
+    VECINA_RETURN_IF_ERROR(timer.replay(replays, &run_us));
+    times_us->push_back(run_us);
   }
   return {};
 }
@@ -179,7 +187,7 @@ Status LaunchSequence<Args>::measure_steady(const Args& args, double seconds,
   {
     Timer timer;
     VECINA_RETURN_IF_ERROR(timer.capture(1, one));
-    for (int i = 0; i < 2; ++i) VECINA_RETURN_IF_ERROR(timer.replay(&first_us));
+    for (int i = 0; i < 2; ++i) VECINA_RETURN_IF_ERROR(timer.replay(1, &first_us));
   }
   Timer timer;
   VECINA_RETURN_IF_ERROR(timer.capture(
@@ -188,7 +196,7 @@ Status LaunchSequence<Args>::measure_steady(const Args& args, double seconds,
   int counted = 0;
   while (elapsed_us < seconds * 1e6 || counted == 0) {
     double replay_us = 0.0;
-    VECINA_RETURN_IF_ERROR(timer.replay(&replay_us));
+    VECINA_RETURN_IF_ERROR(timer.replay(1, &replay_us));
     if (elapsed_us >= seconds * 0.5e6) {
       counted_us += replay_us;
       ++counted;
