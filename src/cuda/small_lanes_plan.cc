@@ -145,7 +145,12 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   if (config.is_unrolled && config.heads == 1 && fits_twice && neighbors_share_windows(problem) &&
       count_blocks(problem, tiles) > facts.multiprocessors && tiles.tile[2] % 2 == 0) {
     config.neighbors = 2;
-    tiles = cut();
+    const SmallTiles of_neighbors = cut();
+    if (count_blocks(problem, of_neighbors) < count_blocks(problem, tiles)) {
+      tiles = of_neighbors;
+    } else {  // axes are so short that half of the threads would have no query
+      config.neighbors = 1;
+    }
   }
   if (count_blocks(problem, tiles) < facts.multiprocessors) {
     threads = kFewThreads;
@@ -160,11 +165,12 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
                    "SmallLanesConfig", print(config)};
   set_launch(make_params(problem, example, tiles), problem.rank(), config.has_wide_offsets,
              static_cast<uint32_t>(threads), facts, &launch);
-  launch.description =
-      fmt::format(R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
-                  R"("heads_per_thread": {}, "blocks": {}, "keys": "{}", "why": "{}")",
-                  tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, blocks,
-                  config.is_unrolled ? "all at once" : "running maximum", "takes every problem");
+  launch.description = fmt::format(
+      R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
+      R"("heads_per_thread": {}, "queries_per_thread": {}, "blocks": {}, "keys": "{}", )"
+      R"("why": "{}")",
+      tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, config.neighbors,
+      blocks, config.is_unrolled ? "all at once" : "running maximum", "takes every problem");
   return launch;
 }
 

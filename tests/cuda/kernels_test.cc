@@ -112,7 +112,12 @@ std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
         "dtype bf16",
         "1d 900 kernel_size 90 output_stride 2 dilation 3 heads 2 head_dim 64 additional 70 bias "
         "lengths packed:4 dtype bf16",
-        "attention 700x1500 causal heads 2 head_dim 128 dtype bf16"}) {
+        "attention 700x1500 causal heads 2 head_dim 128 dtype bf16",
+        // Neighbours in a thread.
+        "1d 256 kernel_size 7 batch 4 heads 8 head_dim 32 additional 4",
+        "2d 64x64 kernel_size 3 batch 2 heads 8 head_dim 32 dtype bf16",
+        "3d 5x6x7 kernel_size 2 batch 40 heads 4 head_dim 20 head_dim_value 12 dtype f16",
+        "1d 1024 kernel_size 5 batch 2 heads 8 head_dim 32 dtype f64"}) {
     add_passes(line, facts, &sources);
   }
   for (const char* line : kLongRows) add_passes(line, facts, &sources);
