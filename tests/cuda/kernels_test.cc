@@ -186,7 +186,7 @@ TEST_F(KernelsTest, SumsOfManyColumnsInParts) {
   for (const int capability : {80, 90}) {
     Sources sources;
     for (const char* line : {"2d 40x44 kernel_size 15 heads 2 head_dim 512 dtype bf16",
-                             "1d 900 kernel_size 30 bias heads 2 head_dim 192 head_dim_value 328 "
+                             "1d 900 kernel_size 90 bias heads 4 head_dim 192 head_dim_value 328 "
                              "additional 2 lengths packed:3 dtype f16"}) {
       add_passes(line, imagined_facts(capability), &sources);
     }
