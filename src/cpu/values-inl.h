@@ -145,12 +145,14 @@ struct ValueSums : SeenBits<D, kArePairs> {
 };
 
 #if HWY_TARGET == HWY_AVX3
-// Of a weight: halves are rounded up, which is one addition.
+// Of a weight: halves are rounded up, which is one addition, also where other lanes hold NaN.
 template <class D>
-HWY_INLINE Bits32<D> rounded(D d, bool is_number, hn::Vec<D> v) {
-  const hn::Rebind<uint32_t, D> bits;
-  return HWY_LIKELY(is_number) ? hn::Add(hn::BitCast(bits, v), hn::Set(bits, 0x8000))
-                               : round_any(d, v);
+HWY_INLINE Bits32<D> rounded(D /*d*/, bool are_numbers, hn::Vec<D> v) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto bits = hn::BitCast(d32, v), up = hn::Add(bits, hn::Set(d32, 0x8000));
+  if (HWY_LIKELY(are_numbers)) return up;
+  const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000));
+  return hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, up);
 }
 // Rounds the weights of a vector of queries to bfloat16 and puts those of each two rows of keys
 // side by side, in the place of both; the runs tell of pairs then.
