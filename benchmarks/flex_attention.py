@@ -18,7 +18,6 @@ import math
 import sys
 
 import torch
-import vecina.torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import gpu
@@ -96,6 +95,8 @@ def call(tensors, window, stride=None):
 
 
 def rows_of(tokens, window, tile, heads, head_dim, seconds):
+    import vecina.torch  # hopper.py does without
+
     torch.manual_seed(0)
     shape = (1, *tokens, heads, head_dim)
     query, key, value, gradient = (

@@ -136,12 +136,19 @@ def parser_of(doc, seconds):
     """Of the arguments that the benchmarks share; seconds: of a measurement, if none are given."""
     parser = argparse.ArgumentParser(description=doc,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--natten", type=natten_hopper.Library, metavar="LIBRARY",
+    parser.add_argument("--natten", type=natten_of, metavar="LIBRARY",
                         help="NATTEN's kernels, made by natten/build.py")
     parser.add_argument("--json", help="where to write the raw figures")
     parser.add_argument("--seconds", type=float, default=seconds, help="of a steady measurement")
     parser.add_argument("names", nargs="*", metavar="NAME", help="problems; default: all")
     return parser
+
+
+def natten_of(path):
+    try:
+        return natten_hopper.Library(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def conditions():

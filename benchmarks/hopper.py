@@ -8,12 +8,13 @@ in one process.
 
 Needs PyTorch with CUDA; the library is called through its C interface. LIBRARY is made by
 natten/build.py: NATTEN's kernels, end to end, with its copies of query, key, value and output into
-the order of tiles and back, but for lse; of two schedules the faster counts. FlexAttention gets its
-tokens in tiles (reordering them is not timed) and is compiled for each problem; cuDNN has the dense
-row. --plot, which needs matplotlib, draws the ratios; with --from those of a run before.
+the order of tiles and back, but for lse; at head_dim 128 the faster of two schedules counts.
+FlexAttention gets its tokens in tiles (reordering them is not timed) and is compiled for each
+problem; cuDNN has the dense row. --plot, which needs matplotlib, draws the ratios; with --from
+those of a run before.
 
 Steady state: each side runs back to back for half a second, of which the second half counts, ours
-before and after NATTEN's. What takes less than half a millisecond runs in CUDA graphs. Short
+before and after the others'. What takes less than half a millisecond runs in CUDA graphs. Short
 alternating blocks would let one side profit from a GPU that the other has not heated.
 """
 import math
@@ -186,8 +187,12 @@ def main():
     parser.add_argument("--from", dest="source", metavar="JSON", help="rows of a run before")
     parser.add_argument("--plot", metavar="FILE", help="where to draw the ratios")
     options = parser.parse_args()
+    if options.source and not options.plot:
+        parser.error("--from draws: --plot is missing")
     if options.source:
         result = gpu.read(options.source)
+        if "runs" in result:  # of benchmarks/results
+            result = max(reversed(result["runs"]), key=lambda run: len(run["rows"]))
     elif options.library:
         result = measure_all(options)
     else:

@@ -7,6 +7,11 @@ import math
 import os
 from dataclasses import dataclass
 
+try:
+    import torch
+except ImportError:  # natten/build.py reads the list of kernels without it
+    torch = None
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -21,7 +26,8 @@ class Kernel:
         return f"{kind}_{len(self.query_tile)}d_{self.head_dim}"
 
 
-# bf16; the first of NATTEN's default configurations for each rank and head_dim, all its schedules.
+# bf16; what the benchmarks need of NATTEN's default configurations: the first tiles for a rank and
+# head_dim, all their schedules.
 KERNELS = [
     *(Kernel(128, query_tile, key_tile, schedule)
       for query_tile, key_tile in (((128,), (128,)), ((16, 8), (16, 8)), ((2, 8, 8), (2, 8, 8)))
@@ -52,15 +58,13 @@ class AttentionCall(ctypes.Structure):  # natten/call.h
 
 
 class PermuteCall(ctypes.Structure):  # natten/call.h
-    _fields_ = ([(name, ctypes.c_void_p) for name in ("source", "target")] +
+    _fields_ = ([(name, ctypes.c_void_p) for name in ("from", "to")] +
                 [(name, ctypes.c_int32) for name in ("batch", "heads", "columns")] +
                 [("tokens", Axes), ("tile", Axes), ("is_inverse", ctypes.c_int32),
                  ("stream", ctypes.c_void_p)])  # fmt: skip
 
 
 def current_stream():
-    import torch  # build.py reads the list above without it
-
     return torch.cuda.current_stream().cuda_stream
 
 
@@ -168,14 +172,15 @@ class Forward(Attention):
         self._buffer("value", value, kernel.key_tile)
         output = self._buffer("output", self.output, kernel.query_tile, is_output=True)
         self.buffers["lse"] = output.new_empty(
-            query.shape[0], math.prod(self._padded(kernel.query_tile)), query.shape[-2]).float()
+            query.shape[0], math.prod(self._padded(kernel.query_tile)), query.shape[-2],
+            dtype=torch.float32)
         self.call.lse = self.buffers["lse"].data_ptr()
         self._allocate_workspace()
 
     def lse(self):
         """[batch, tokens..., heads], in the given order."""
         query = self.tensors[0]
-        result = query.new_empty(query.shape[:-1]).float()
+        result = query.new_empty(query.shape[:-1], dtype=torch.float32)
         Copy(self.library, self.buffers["lse"], result, self.tokens, self.kernel.query_tile, True)()
         return result
 

@@ -10,8 +10,8 @@ without Hopper's instructions.
 
 The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the one before (plain)
 or, as on a stream, with programmatic dependent launches (chained). Five replays back to back are
-timed 31 times, with the tensors in --placements places, for where they lie moves a kernel of 2 us
-by a tenth: medians of each place, of which the best and the median are printed.
+timed 31 times, with the tensors in --placements places, since a kernel of 2 us moves by a tenth
+from one to the next: medians of each place, of which the best and the median are printed.
 
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
@@ -269,6 +269,7 @@ def measure_windows(libraries, natten, names, seconds):
         backwards = {label: Backward(forward, grad_output) for label, forward in forwards.items()}
         row = {"name": p["name"], "problem": hopper.line(p), "forward": {}, "backward": {}}
         theirs = hopper.natten_call(natten, p, tensors) if natten else None
+        peers = {}
         if theirs:
             theirs()
             peers = {"forward": theirs, "backward": natten.backward(theirs, grad_output)}
@@ -277,16 +278,17 @@ def measure_windows(libraries, natten, names, seconds):
                 call()
                 torch.cuda.synchronize()
                 row[kind][label] = {"plan": call.description, "ms": [steady_ms(call)]}
-            if theirs:
-                peers[kind]()
-                row[kind]["natten"] = {"ms": [steady_ms(peers[kind])]}
-                row[kind]["natten_kernel"] = {"ms": [steady_ms(peers[kind].attend)]}
+            peer = peers.get(kind)
+            if peer:
+                peer()
+                row[kind]["natten"] = {"ms": [steady_ms(peer)]}
+                row[kind]["natten_kernel"] = {"ms": [steady_ms(peer.attend)]}
             for label, call in ours.items():
                 row[kind][label]["ms"].append(steady_ms(call))
-                if not theirs:
+                if not peer:
                     continue
-                pairs = (zip(call.gradients, peers[kind].gradients) if kind == "backward" else
-                         [(call.output, theirs.output)])
+                pairs = (zip(call.gradients, peer.gradients) if kind == "backward" else
+                         [(call.output, peer.output)])
                 row[kind][label]["relative_difference"] = [gpu.error(*p) for p in pairs]
             print_window(row, kind)
         found.append(row)

@@ -96,6 +96,7 @@ TEST(Merge, EveryBackendFollowsTheFormula) {
                  {1, 4, 3, 2, 17},
                  {2, 2, 3, 2, 2, 33},
                  {130, 3, 9},  // more rows than a thread takes at once, which do not divide them
+                 {4, 0},
                  {0, 3, 2, 8}}) {
           for (int64_t gap : {0, 3}) {
             SCOPED_TRACE(backend + " count " + std::to_string(count) + " dtype " +

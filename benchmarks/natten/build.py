@@ -50,7 +50,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     cutlass = options.cutlass or os.path.join(options.natten, "third_party", "cutlass")
-    includes = [HERE, os.path.join(options.natten, "csrc", "include"), os.path.join(cutlass, "include")]
+    includes = [HERE, os.path.join(options.natten, "csrc", "include"),
+                os.path.join(cutlass, "include")]  # fmt: skip
     for folder in includes:
         if not os.path.isdir(folder):
             parser.error(f"there is no {folder}")

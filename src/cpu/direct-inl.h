@@ -418,7 +418,7 @@ class DirectUnit {
     }
     const ptrdiff_t stride = plan_.lse.token[2] * row_axis().output_step;
     int head = 0;
-    if (plan_.lse.head == 1) {
+    if (plan_.lse.head == 1 && stride > 0) {
       const auto transpose = [&](auto lanes) {
         constexpr int kHeads = static_cast<int>(hn::MaxLanes(lanes));
         for (; head + kHeads <= waiting_; head += kHeads) {

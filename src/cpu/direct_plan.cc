@@ -159,16 +159,22 @@ KeyRange direct_key_range(const AxisGroup& axis, int begin, int end) {
 
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel) {
   if (kernel.direct_lanes == 0 || problem.is_attention()) return false;
-  if (problem.has_bias() && problem.rank() > 1) return false;
+  if (problem.has_bias() && problem.rank() > 1) return false;  // add_bias knows one row of keys
   // Measured on Zen 3 with AVX2: windows of 63 keys in a row and of a whole row were faster with
   // queries in lanes, and with several axes others too (prefers_lanes). In one dimension copying
-  // rows first costs more than it gains, unless they are converted anyway.
+  // rows first costs more than it gains, unless they are converted anyway; rows that fill no
+  // vectors, and 16 bits with a bias, gain with one vector of keys.
   const Axis& row = problem.axis(problem.rank() - 1);
   if (row.kernel_size > 2 * kernel.direct_lanes || row.kernel_size * row.dilation >= row.extent) {
     return false;
   }
-  if (problem.rank() == 1 && !fills_vectors(problem, kernel.direct_lanes) &&
+  const bool is_whole = fills_vectors(problem, kernel.direct_lanes);
+  if (problem.rank() == 1 && !is_whole &&
       !(kernel.reads_parts && problem.additional_tokens() == 0)) {
+    return false;
+  }
+  const bool is_converted = problem.has_bias() && problem.dtype() != VECINA_F32;
+  if (problem.rank() == 1 && (!is_whole || is_converted) && row.kernel_size > kernel.direct_lanes) {
     return false;
   }
   // Longer vectors than the direct form's gain with several axes, where more is computed for each

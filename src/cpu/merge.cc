@@ -233,7 +233,8 @@ void merge_rows(const FoldedMerge& m, int64_t begin, int64_t end) {
     constexpr int64_t kTogether = 192;
     const bool is_one_piece = m.head_dim <= 8 * lanes && m.head_dim % lanes == 0 &&
                               std::has_single_bit(static_cast<uint64_t>(m.head_dim / lanes));
-    const int64_t most = is_one_piece ? rows : std::max<int64_t>(1, kTogether / m.head_dim);
+    const int64_t most =
+        is_one_piece ? rows : kTogether / std::clamp<int64_t>(m.head_dim, 1, kTogether);
     for (int64_t row = 0, together; row < rows; row += together) {
       together = std::min(most, rows - row);
       int64_t at = 0;

@@ -292,7 +292,10 @@ int most_keys_in_registers(HopperConfig config) {
 }
 
 // For cuts that differ in their tiles alone, of at most `tile_keys` each: no more than predict
-// says, and far quicker.
+// says, and far quicker. It leaves out what a term of predict may add.
+static_assert(kCyclesPerDilatedBlock >= kCyclesPerBlock);
+static_assert(kCyclesHiddenOfFewTiles <= kCyclesHidden);
+static_assert(kCyclesPerKeyOfWideTile >= 0.0);
 class LeastTime {
  public:
   LeastTime(const HopperConfig& config, double blocks, int tile_keys, const DeviceFacts& facts)

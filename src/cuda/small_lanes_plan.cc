@@ -55,11 +55,13 @@ int64_t window_keys(const Problem& problem) {
   return static_cast<int64_t>(std::min(keys, 1e9));
 }
 
-// Whether windows of neighbouring queries along the last axis differ by one key at most.
+// Whether windows of neighbouring queries along the last axis differ by one key at most, and share
+// more than they do not.
 bool neighbors_share_windows(const Problem& problem) {
   const Axis& axis = problem.axis(problem.rank() - 1);
-  return axis.stride == 1 && axis.dilation == 1 && axis.output_stride == 1 && !axis.is_causal &&
-         !problem.has_bias() && problem.lengths() == VECINA_LENGTHS_EQUAL;
+  return axis.kernel_size >= 3 && axis.stride == 1 && axis.dilation == 1 &&
+         axis.output_stride == 1 && !axis.is_causal && !problem.has_bias() &&
+         problem.lengths() == VECINA_LENGTHS_EQUAL;
 }
 
 }  // namespace

@@ -638,13 +638,14 @@ double multiply_adds(const Problem& problem) {
 // it holds of head dims above 128 too is a guess.
 bool is_faster_by_row(const Problem& problem) {
   constexpr double kLeastKeys = 64.0, kLittleWork = 1 << 27;
-  constexpr int kMostColumns = 128;  // of those kernels
+  constexpr double kLeastKeysOfParts = 96.0;  // a query's warp walks them alone
+  constexpr int kMostColumns = 128;           // of those kernels
   const bool is_taken = has_plain_queries(problem) &&
                         std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns;
   // In parts: 2,048 queries with 81 keys and head_dim 384 took 68 us instead of 59
   // (benchmarks/results/h200-tiles-long-rows.json).
   const bool is_in_parts = problem.head_dim_value() > kMaxColumns;
-  return !is_taken && (visible_keys(problem) < kLeastKeys || is_in_parts) &&
+  return !is_taken && visible_keys(problem) < (is_in_parts ? kLeastKeysOfParts : kLeastKeys) &&
          multiply_adds(problem) < kLittleWork;
 }
 
@@ -652,11 +653,12 @@ bool is_faster_by_row(const Problem& problem) {
 // 86; 256: 16,384 with 3 keys 93 instead of 67; but 192, in fewer parts, 53 instead of 66 with 25
 // keys (same file). That of the bias is slow by row.
 bool are_gradients_faster_by_row(const Problem& problem) {
-  constexpr double kLittleWork = 1 << 26;  // a guess
+  constexpr double kLittleWork = 1 << 26, kLeastKeys = 96.0;  // guesses
   const bool has_many_parts =
       std::max(problem.head_dim(), problem.head_dim_value()) > kMaxColumns ||
       (problem.head_dim() > kMaxColumns / 2 && visible_keys(problem) < kMinTensorCoreKeys);
-  return has_many_parts && !problem.has_bias() && multiply_adds(problem) < kLittleWork;
+  return has_many_parts && !problem.has_bias() && visible_keys(problem) < kLeastKeys &&
+         multiply_adds(problem) < kLittleWork;
 }
 
 }  // namespace

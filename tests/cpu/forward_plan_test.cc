@@ -255,8 +255,9 @@ INSTANTIATE_TEST_SUITE_P(
         "1d 60 kernel_size 4 heads 2 head_dim 63 head_dim_value 65",
         "1d 60 kernel_size 3 heads 2 head_dim 67 head_dim_value 131 bias",
         "1d 99 kernel_size 7 dilation 2 heads 4 heads_kv 1 head_dim 32 additional 2 bias",
-        "1d 99 kernel_size 5 heads 2 head_dim 16 bias dtype f16",
-        "1d 99 kernel_size 6 heads 2 head_dim 64 bias dtype bf16"));
+        "1d 99 kernel_size 4 heads 2 head_dim 16 bias dtype f16",
+        "1d 99 kernel_size 3 heads 2 head_dim 64 bias dtype bf16",
+        "1d 70 kernel_size 3 heads 11 head_dim 12"));
 
 // Vectors of a head's bias reach into the next head's.
 TEST(DirectForm, KeepsTheBiasOfHeadsApart) {

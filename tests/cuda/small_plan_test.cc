@@ -222,6 +222,7 @@ TEST(SmallPlan, NeighborsShareKeysWhereTheirWindowsDiffByOne) {
         std::string("1d 256 kernel_size 7 batch 4 heads 8 head_dim 128"),        // many columns
         std::string("1d 256 kernel_size 7 batch 1 heads 8 head_dim 32"),         // few blocks
         std::string("1d 16 kernel_size 16 batch 40 heads 8 head_dim 32"),        // few queries
+        std::string("2d 64x64 kernel_size 7x1 batch 2 heads 8 head_dim 32"),     // no common key
         std::string("2d 512x1 kernel_size 7x1 batch 4 heads 8 head_dim 32")}) {  // nobody beside
     EXPECT_FALSE(has_neighbors(apart)) << apart;
   }

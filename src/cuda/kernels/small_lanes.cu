@@ -111,9 +111,9 @@ struct Keys {
   bool is_visible[kKeys];
 };
 
-// Two neighbours see the same keys but for one of each, or the same. So along the last axis a thread
-// holds one key more than a window has: the first query sees all but the last, the second all but
-// the first.
+// Two neighbours see the same keys but for one of each, or the same. So along the last axis a
+// thread holds one key more than a window has: the first query sees all but the last, the second
+// all but the first.
 constexpr int kLastAxisKeys = kConfig.kernel_size[2] + kNeighbors - 1;
 constexpr int kWindowKeys = kConfig.kernel_size[0] * kConfig.kernel_size[1] * kLastAxisKeys;
 
