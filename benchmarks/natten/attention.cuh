@@ -72,6 +72,6 @@ extern "C" int64_t ENTRY(NAME, _workspace)(const AttentionCall* call) {
 
 extern "C" int ENTRY(NAME, _run)(const AttentionCall* call) {
   Kernel kernel;
-  kernel.run(arguments_of(kernel, *call), call->workspace, call->stream);
+  kernel.run(arguments_of(kernel, *call), call->workspace, static_cast<cudaStream_t>(call->stream));
   return cudaGetLastError();
 }

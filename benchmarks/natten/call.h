@@ -3,8 +3,6 @@
 // there are, in order; the rest of each array is not read.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 struct AttentionCall {
@@ -16,8 +14,7 @@ struct AttentionCall {
   int32_t tokens[3], query_tokens[3], key_tokens[3];  // given; padded to whole tiles
   int32_t kernel_size[3], stride[3];
   float scale;
-  void* workspace;
-  cudaStream_t stream;
+  void *workspace, *stream;
 };
 
 struct PermuteCall {
@@ -25,7 +22,7 @@ struct PermuteCall {
   int32_t batch, heads, columns;
   int32_t tokens[3], tile[3];
   int32_t is_inverse;  // from order of tiles to the given one
-  cudaStream_t stream;
+  void* stream;
 };
 
 // The first Rank of them, as what NATTEN takes.

@@ -15,13 +15,14 @@ int permute(const PermuteCall& call) {
   auto tokens = tuple(call.tokens), tile = tuple(call.tile), dilation = tuple(ones);
   auto* from = static_cast<Element*>(call.from);
   auto* to = static_cast<Element*>(call.to);
+  const auto stream = static_cast<cudaStream_t>(call.stream);
   if (call.is_inverse)
     return natten::tokperm::token_unpermute_op(from, to, call.batch, call.heads, call.columns,
-                                               tokens, tile, dilation, true, call.stream);
+                                               tokens, tile, dilation, true, stream);
   const int padded = cute::size(
       cute::transform(tokens, tile, [](int n, int t) { return cute::ceil_div(n, t) * t; }));
   return natten::tokperm::token_permute_op(from, to, call.batch, call.heads, padded, call.columns,
-                                           tokens, tile, dilation, true, call.stream);
+                                           tokens, tile, dilation, true, stream);
 }
 
 template <typename Element>
