@@ -143,8 +143,7 @@ Command add_check(CLI::App& root) {
   app->footer(
       "An error counts as a share of what is allowed: twice the error of the same maths carried "
       "out\nplainly in the problem's dtype, plus 1e-6 (f64: 1e-13) of the largest magnitude. "
-      "Before a\nresult fails, seven other draws of numbers say what plain maths errs by, up to 63 "
-      "where it\nis near to what is allowed.\n\n"
+      "Before a\nresult fails, up to seven other draws of numbers say what plain maths errs by.\n\n"
       "Example:\n"
       "  vecina check --backend cpu --cases 2000 --seed 7");
   return {app, [options] { return run_check(*options); }};
