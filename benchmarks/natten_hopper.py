@@ -73,12 +73,23 @@ class Library:
         self.c = ctypes.CDLL(os.path.abspath(path))
 
     def forwards(self, tensors, kernel_size, stride=None):
-        """A Forward for each schedule; none if there is no kernel for the rank and head_dim."""
+        """A Forward for each schedule; none if there is no kernel for the rank and head_dim.
+
+        tensors: query, key and value, [batch, tokens..., heads, head_dim], bf16 and contiguous;
+        kernel_size and stride: a number for each axis. ValueError for other tensors.
+        """
+        for tensor in tensors:
+            if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
+                raise ValueError(f"NATTEN's kernels take contiguous bfloat16, not {tensor.dtype} "
+                                 f"with strides {tensor.stride()}; use .bfloat16().contiguous().")
         return [Forward(self, kernel, tensors, kernel_size, stride)
                 for kernel in self._kernels(tensors) if kernel.schedule]
 
     def backward(self, forward, grad_output):
-        """Of a Forward that has run; None if there is no kernel for the rank and head_dim."""
+        """Of a Forward that has run; None if there is no kernel for the rank and head_dim.
+
+        grad_output: as the forward's output, bf16 and contiguous.
+        """
         kernels = [kernel for kernel in self._kernels(forward.tensors) if not kernel.schedule]
         return Backward(self, kernels[0], forward, grad_output) if kernels else None
 
