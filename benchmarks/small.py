@@ -9,9 +9,10 @@ turns on the same tensors. LIBRARY is that of hopper.py; VECINA_CUDA_TARGET=80 a
 without Hopper's instructions.
 
 The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the one before (plain)
-or, as on a stream, with programmatic dependent launches (chained). Five replays back to back are
-timed 31 times, with the tensors in --placements places, since a kernel of 2 us moves by a tenth
-from one to the next: medians of each place, of which the best and the median are printed.
+or, as on a stream, with programmatic dependent launches (chained). Five replays back to back,
+which follow one that is not timed, are timed 31 times with the tensors in each of --placements
+places: medians of each place, of which the best and the median are printed. All graphs have one
+stream: a process that has used some more (--streams 12) waits longer for each launch.
 
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
@@ -106,9 +107,9 @@ class Driver:
 class Graph:
     """Calls captured on a stream, as they are (chained) or each after the end of the one before."""
 
-    def __init__(self, driver, call, count, is_chained):
+    def __init__(self, driver, call, count, is_chained, stream):
         self.driver = driver
-        self.stream = torch.cuda.Stream()
+        self.stream = stream
         with torch.cuda.stream(self.stream):
             call()
         torch.cuda.synchronize()
@@ -146,8 +147,9 @@ class Graph:
     def replay_us(self):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         handle = ctypes.c_void_p(self.stream.cuda_stream)
-        begin.record(self.stream)
-        for _ in range(REPLAYS):
+        for replay in range(1 + REPLAYS):
+            if replay == 1:  # the GPU is busy: the host's own time does not count
+                begin.record(self.stream)
             self.driver("cuGraphLaunch", self.exec, handle)
         end.record(self.stream)
         end.synchronize()
@@ -204,13 +206,22 @@ def seed_rows():
         return json.load(file)["rows"]
 
 
+def use_streams(count):
+    streams = [torch.cuda.Stream() for _ in range(count)]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    return streams
+
+
 def measure_rows(libraries, driver, names, placements):
     rows = [row for row in seed_rows() if not names or row["name"] in names]
     compile_ahead(
         [lambda row=row, library=library: gpu.Vecina(library, row["problem"],
                                                         row_tensors(row, 0)[1])
          for row in rows for library in libraries.values()])  # fmt: skip
-    found, alive = [], []
+    found, alive, stream = [], [], torch.cuda.Stream()
     for row in rows:
         result = {"name": row["name"], "problem": row["problem"],
                   "us": {label: {"plain": [], "chained": []} for label in libraries}}
@@ -226,7 +237,7 @@ def measure_rows(libraries, driver, names, placements):
                     call = gpu.Vecina(library, row["problem"], tensors,
                                          has_lse=row["kind"] == "with_lse")
                 for kind in ("plain", "chained"):
-                    graph = Graph(driver, call, CALLS, kind == "chained")
+                    graph = Graph(driver, call, CALLS, kind == "chained", stream)
                     graphs.append((result["us"][label][kind], graph, [], call))
             for time in range(-3, TIMES):
                 for _, graph, times, _ in graphs:
@@ -313,6 +324,8 @@ def main():
     parser.add_argument("--library", required=True, action="append", metavar="[LABEL=]PATH",
                         help="libvecina.so; more than one take turns")
     parser.add_argument("--placements", type=int, default=5, help="of the tensors of seed's rows")
+    parser.add_argument("--streams", type=int, default=0,
+                        help="others that the process has used before the seed's rows")
     options = parser.parse_args()
     unknown = set(options.names) - {row["name"] for row in [*seed_rows(), *WINDOWS]}
     if unknown:
@@ -322,7 +335,8 @@ def main():
         label, _, path = given.rpartition("=")
         libraries[label or "vecina"] = gpu.Library(path)
     torch.cuda.init()
-    result = gpu.conditions()
+    kept = use_streams(options.streams)
+    result = gpu.conditions() | {"streams": len(kept)}
     result["rows"] = measure_rows(libraries, Driver(), options.names, options.placements)
     result["windows"] = measure_windows(libraries, options.natten, options.names, options.seconds)
     gpu.write(options.json, result)
