@@ -144,8 +144,9 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   };
   SmallTiles tiles = cut();
   // A multiprocessor with one block has too few warps to give some up.
-  if (config.is_unrolled && config.heads == 1 && fits_twice && neighbors_share_windows(problem) &&
-      count_blocks(problem, tiles) > facts.multiprocessors && tiles.tile[2] % 2 == 0) {
+  if (config.is_unrolled && config.heads == 1 && config.lanes > 1 && fits_twice &&
+      neighbors_share_windows(problem) && count_blocks(problem, tiles) > facts.multiprocessors &&
+      tiles.tile[2] % 2 == 0) {
     config.neighbors = 2;
     const SmallTiles of_neighbors = cut();
     if (count_blocks(problem, of_neighbors) < count_blocks(problem, tiles)) {

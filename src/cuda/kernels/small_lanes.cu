@@ -36,8 +36,8 @@ constexpr bool kIsPacked = kConfig.lengths == kPackedLengths;
 constexpr int kHeads = kConfig.heads, kNeighbors = kConfig.neighbors;
 constexpr int kRows = kHeads * kNeighbors;
 static_assert(kHeads == 1 || kNeighbors == 1);
-static_assert(kNeighbors <= 2 && kConfig.tile[2] % kNeighbors == 0);
 constexpr int kLanes = kConfig.lanes;
+static_assert(kNeighbors <= 2 && kNeighbors <= kLanes && kConfig.tile[2] % kNeighbors == 0);
 constexpr int kPlaces[3] = {kConfig.tile[0], kConfig.tile[1], kConfig.tile[2] / kNeighbors};
 constexpr int kBlock = kPlaces[0] * kPlaces[1] * kPlaces[2] * kLanes;
 static_assert(kBlock % 32 == 0, "whole warps: every thread takes part in the butterflies");
@@ -149,14 +149,9 @@ struct Query {
   }
 };
 
-// What is done as soon as the sums of exponentials are known.
-struct Nothing {
-  VECINA_DEVICE void operator()() const {}
-};
-
 // Adds keys to what the queries have attended to. is_first: these are their first.
-template <int kKeys, bool is_first, bool has_bias, class SumsKnown = Nothing>
-VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query, const SumsKnown& sums_known = {}) {
+template <int kKeys, bool is_first, bool has_bias>
+VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query) {
   // Few values travel while the logits are computed; many would need too many registers.
   constexpr bool is_early = kKeys * kValueElements <= kEarlyValues;
   Real early[is_early ? kKeys : 1][kValueElements];
@@ -265,7 +260,6 @@ VECINA_DEVICE void attend(const Keys<kKeys>& keys, Query& query, const SumsKnown
     }
   }
 
-  sums_known();
 #pragma unroll
   for (int j = 0; j < kKeys; ++j) {
     Real value[kValueElements];
@@ -338,9 +332,9 @@ struct AdditionalTokens {
 };
 
 // All keys at once. The bias, if any, is of window keys alone, so additional tokens follow apart.
-template <int kWindow, int kAdditional, class SumsKnown>
+template <int kWindow, int kAdditional>
 VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens& additional,
-                                   Query& query, const SumsKnown& sums_known) {
+                                   Query& query) {
   constexpr bool is_split = kConfig.has_bias && kAdditional > 0;
   Keys<is_split ? kWindow : kWindow + kAdditional> keys;
   Cursor cursor;
@@ -359,11 +353,11 @@ VECINA_DEVICE void attend_unrolled(const Window& window, const AdditionalTokens&
     Keys<kAdditional> more;
 #pragma unroll
     for (int j = 0; j < kAdditional; ++j) additional.put(j, true, j, more);
-    attend<kAdditional, false, false>(more, query, sums_known);
+    attend<kAdditional, false, false>(more, query);
   } else {
 #pragma unroll
     for (int j = 0; j < kAdditional; ++j) additional.put(j, true, kWindow + j, keys);
-    attend<kWindow + kAdditional, true, kConfig.has_bias>(keys, query, sums_known);
+    attend<kWindow + kAdditional, true, kConfig.has_bias>(keys, query);
   }
 }
 
@@ -463,8 +457,8 @@ extern "C" __global__ void __launch_bounds__(kBlock)
     const SmallStrides<Offset> strides = token_strides(params, sample, a);
     const int num_queries = sample.output.extent[a];
     const int num_rows = kIsPacked ? num_queries : params.axes[2 - a].num_queries;
-    const int unclamped = block.tile[a] * kConfig.tile[a] +
-                          place % kPlaces[a] * (kConfig.tile[a] / kPlaces[a]);
+    const int unclamped =
+        block.tile[a] * kConfig.tile[a] + place % kPlaces[a] * (kConfig.tile[a] / kPlaces[a]);
     place /= kPlaces[a];
     is_row = is_row && unclamped < num_rows;
     is_query = is_query && unclamped < num_queries;
@@ -512,12 +506,11 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   }
 
   const SmallStrides<Offset>& to_next = kNeighbors > 1 ? to_neighbor : params.head;  // row
-  const auto store_lse = [&](int r) {
-    if (params.lse == nullptr || query.lane != 0 || column_tile != 0) return;
-    const Real shift = query.maximum[r] == Real(-infinity()) ? Real(0) : query.maximum[r];
+  const auto store_lse = [&](int r, Real maximum, Real sum) {
+    if (params.lse == nullptr || column_tile != 0) return;
+    const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
     char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
-    *reinterpret_cast<Real*>(lse + r * to_next.lse) =
-        (shift + logarithm_of_two(query.sum[r])) * Real(kLn2);
+    *reinterpret_cast<Real*>(lse + r * to_next.lse) = (shift + logarithm_of_two(sum)) * Real(kLn2);
   };
 
   wait_for_previous();
@@ -534,10 +527,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       }
     }
     if constexpr (kConfig.is_unrolled) {
-      attend_unrolled<kWindowKeys, kConfig.additional_tokens>(window, additional, query, [&] {
-        // With two it would delay the second output.
-        for (int r = 0; kNeighbors > 1 && is_row && r < kRows; ++r) store_lse(r);
-      });
+      attend_unrolled<kWindowKeys, kConfig.additional_tokens>(window, additional, query);
     } else {
       attend_streamed(window, additional, params.additional_tokens, query);
     }
@@ -545,6 +535,12 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
   if (!is_row) return;
   if (kHasLengths && !is_query) query.clear();
+  // Of neighbours at the same time, and before an output is stored, which would wait in between.
+  if (kNeighbors > 1 && query.lane < kRows) {
+    const bool is_first = query.lane == 0;
+    store_lse(query.lane, is_first ? query.maximum[0] : query.maximum[kRows - 1],
+              is_first ? query.sum[0] : query.sum[kRows - 1]);
+  }
   char* output =
       rows_of(params.output, sample.output, params.batch.output, inner.output) + output_offset;
 #pragma unroll
@@ -563,7 +559,7 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
           columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
     }
-    if (kNeighbors == 1) store_lse(r);
+    if (kNeighbors == 1 && query.lane == 0) store_lse(r, query.maximum[r], query.sum[r]);
   }
 }
 

@@ -78,9 +78,10 @@ VECINA_DEVICE float power_of_two(float x) {
   return y;
 }
 VECINA_DEVICE double power_of_two(double x) { return exp2(x); }
+// Of 0 or a normal number.
 VECINA_DEVICE float logarithm_of_two(float x) {
   float y;
-  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 VECINA_DEVICE double logarithm_of_two(double x) { return log2(x); }
