@@ -4,36 +4,14 @@
 #ifndef VECINA_CUDA_TILES_PLAN_H_
 #define VECINA_CUDA_TILES_PLAN_H_
 
-#include <array>
 #include <string>
 #include <vector>
 
 #include "core/problem.h"
 #include "cuda/launch.h"
+#include "cuda/tiles_shape.h"
 
 namespace vecina::internal::cuda {
-
-// gradient_key: of key and value; the next two: of one alone, where sums of both would take more
-// registers than there are. gradient_all: of both, and adds to that of query.
-enum class TilesKernel {
-  forward,
-  gradient_query,
-  gradient_key,
-  gradient_key_alone,
-  gradient_value_alone,
-  gradient_all,
-  gradient_bias
-};
-
-// How owners (queries, or keys) and the partners that they meet are cut.
-struct TilesShape {
-  std::array<int, 3> box = {1, 1, 1};  // of a warp, 16 owners (forward: or 32); of a warpgroup, 64
-  std::array<int, 3> boxes = {1, 1, 1};        // of a block
-  std::array<int, 3> partner_box = {1, 1, 1};  // of a tile
-  int partners = 0;                            // of a tile with what pads it
-};
-// The shape with the least estimated cost.
-TilesShape choose_tiles_shape(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts);
 
 // The forward is faster than the forms for small windows, if it takes the problem.
 bool pays_for_tiles(const Problem& problem);
