@@ -10,6 +10,7 @@
 #include <cstring>
 #include <mutex>
 #include <string_view>
+#include <type_traits>
 
 #include "api/log.h"
 #include "api/registry.h"
@@ -87,33 +88,44 @@ constexpr int64_t options_of(const SplitArgs& args) {
   return int64_t{args.c.right_aligned} | int64_t{args.c.reserved} << 32;
 }
 
-// All that a plan depends on: the problem and, of each tensor, everything but the address.
+constexpr size_t kProblemWords = sizeof(vecina_problem) / sizeof(int64_t);
+constexpr int kMaxDims = std::extent_v<decltype(vecina_tensor::shape)>;
+constexpr size_t kMaxKeyWords = 3 + kProblemWords + kMaxTensors * size_t{3 + 2 * kMaxDims};
+
+int64_t pair_of(int32_t low, int32_t high) {
+  return static_cast<int64_t>(static_cast<uint32_t>(low) | uint64_t{static_cast<uint32_t>(high)}
+                                                               << 32);
+}
+
+// All that a plan depends on: the problem and, of each tensor, everything but the address. Returns
+// how many words it takes.
 template <typename Args>
-void write_key(uint64_t context, const vecina_problem& problem, const Args& args,
-               std::vector<int64_t>* key) {
-  static_assert(sizeof(vecina_problem) % sizeof(int64_t) == 0);
+size_t write_key(uint64_t context, const vecina_problem& problem, const Args& args,
+                 int64_t (&words)[kMaxKeyWords]) {
+  static_assert(sizeof(problem) % sizeof(int64_t) == 0);
   NamedTensor list[kMaxTensors];
   const int count = list_tensors(args, list);
-  key->assign(
-      {static_cast<int64_t>(context), static_cast<int64_t>(pass_of(args)), options_of(args)});
-  const size_t words = sizeof(problem) / sizeof(int64_t), begin = key->size();
-  key->resize(begin + words);
-  std::memcpy(key->data() + begin, &problem, sizeof(problem));
+  int64_t* at = words;
+  *at++ = static_cast<int64_t>(context);
+  *at++ = static_cast<int64_t>(pass_of(args));
+  *at++ = options_of(args);
+  std::memcpy(at, &problem, sizeof(problem));
+  at += kProblemWords;
   for (int i = 0; i < count; ++i) {
     const vecina_tensor& tensor = *list[i].tensor;
     if (!given(tensor) && tensor.ndim == 0) {
-      key->push_back(-1);
+      *at++ = -1;
       continue;
     }
-    const int64_t is_aligned = reinterpret_cast<uintptr_t>(address(tensor)) % 16 == 0;
-    for (const int64_t word : {int64_t{tensor.ndim}, int64_t{tensor.dtype}, int64_t{tensor.device},
-                               int64_t{tensor.device_index}, int64_t{given(tensor)}, is_aligned}) {
-      key->push_back(word);
-    }
-    const int ndim = tensor.ndim < 0 || tensor.ndim > 6 ? 0 : tensor.ndim;
-    key->insert(key->end(), tensor.shape, tensor.shape + ndim);
-    key->insert(key->end(), tensor.strides, tensor.strides + ndim);
+    const int32_t is_aligned = reinterpret_cast<uintptr_t>(address(tensor)) % 16 == 0 ? 1 : 0;
+    *at++ = pair_of(tensor.ndim, tensor.dtype);
+    *at++ = pair_of(tensor.device, tensor.device_index);
+    *at++ = pair_of(given(tensor) ? 1 : 0, is_aligned);
+    const int ndim = tensor.ndim < 0 || tensor.ndim > kMaxDims ? 0 : tensor.ndim;
+    at = std::copy_n(tensor.shape, ndim, at);
+    at = std::copy_n(tensor.strides, ndim, at);
   }
+  return static_cast<size_t>(at - words);
 }
 
 void set_example(const vecina_forward_args& args, PlanRecord* record) {
@@ -248,16 +260,22 @@ Status Context::find_plan(const vecina_problem& problem, const Args& args,
                           std::shared_ptr<const PlanRecord>* record) {
   // Plans hold nothing of their context, so the last one may outlive it here; the id in the key
   // keeps it from being used then.
-  thread_local Key key, last_key;
-  thread_local std::shared_ptr<const PlanRecord> last;
-  write_key(id_, problem, args, &key);
-  if (last != nullptr && key == last_key) {
-    *record = last;
+  struct Last {
+    Key key, wanted;
+    std::shared_ptr<const PlanRecord> record;
+  };
+  thread_local Last last_of_thread;
+  Last& last = last_of_thread;
+  int64_t words[kMaxKeyWords];
+  const size_t size = write_key(id_, problem, args, words);
+  if (last.record != nullptr && std::equal(words, words + size, last.key.begin(), last.key.end())) {
+    *record = last.record;
     return {};
   }
+  last.wanted.assign(words, words + size);
   {
     const std::shared_lock lock(mutex_);
-    const auto found = plans_.find(key);
+    const auto found = plans_.find(last.wanted);
     if (found != plans_.end()) *record = found->second;
   }
   if (*record == nullptr) {
@@ -266,10 +284,10 @@ Status Context::find_plan(const vecina_problem& problem, const Args& args,
     VECINA_RETURN_IF_ERROR(make_plan(checked, args, record));
     const std::unique_lock lock(mutex_);
     if (plans_.size() >= kMaxCachedPlans) plans_.clear();
-    plans_.emplace(key, *record);
+    plans_.emplace(last.wanted, *record);
   }
-  last_key = key;
-  last = *record;
+  last.key.swap(last.wanted);
+  last.record = *record;
   return {};
 }
 

@@ -273,14 +273,13 @@ Status check_head_scale(const vecina_forward_args& example, const vecina_forward
 }
 Status check_head_scale(const vecina_backward_args&, const vecina_backward_args&) { return {}; }
 
-// given(tensor) must be the same in both, the address no less aligned.
+// Of tensors of which one is given: the other must be too, the address no less aligned.
 Status compare_to_example(const NamedTensor& before, const NamedTensor& now) {
   if (given(*before.tensor) != given(*now.tensor)) {
     return invalid(fmt::format("{} is {}given, but was {}given when the plan was made.", now.name,
                                given(*now.tensor) ? "" : "not ",
                                given(*before.tensor) ? "" : "not "));
   }
-  if (!given(*now.tensor)) return {};
   const auto is_aligned = [](const vecina_tensor& tensor) {
     return reinterpret_cast<uintptr_t>(address(tensor)) % kAlignment == 0;
   };
@@ -295,22 +294,39 @@ Status compare_to_example(const NamedTensor& before, const NamedTensor& now) {
   return {};
 }
 
+// Whether a tensor's bytes reach into those of one that is written; most calls end with that.
+bool may_overlap(const NamedTensor* list, const ByteRange* ranges, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t j = 0; list[i].is_output && j < count; ++j) {
+      if (j != i && ranges[i].overlaps(ranges[j])) return true;
+    }
+  }
+  return false;
+}
+
 // The example's tensors at the run's addresses.
 template <typename Args>
 Status check_moved(const Args& example, const Args& args) {
   NamedTensor shapes[kMaxTensors], addresses[kMaxTensors];
+  ByteRange ranges[kMaxTensors] = {};
   const int count = list_tensors(example, shapes);
   list_tensors(args, addresses);
-  vecina_tensor merged[kMaxTensors];
   size_t num_given = 0;
   for (int i = 0; i < count; ++i) {
+    if (!given(*shapes[i].tensor) && !given(*addresses[i].tensor)) continue;
     VECINA_RETURN_IF_ERROR(compare_to_example(shapes[i], addresses[i]));
-    if (!given(*shapes[i].tensor)) continue;
-    merged[num_given] = *shapes[i].tensor;
-    merged[num_given].data = addresses[i].tensor->data;
-    merged[num_given].byte_offset = addresses[i].tensor->byte_offset;
-    shapes[num_given] = {shapes[i].name, &merged[num_given], shapes[i].is_output};
+    ranges[num_given] = byte_range(*shapes[i].tensor, address(*addresses[i].tensor));
+    shapes[num_given] = shapes[i];
+    addresses[num_given] = addresses[i];
     ++num_given;
+  }
+  if (!may_overlap(shapes, ranges, num_given)) return {};
+  vecina_tensor merged[kMaxTensors];
+  for (size_t i = 0; i < num_given; ++i) {
+    merged[i] = *shapes[i].tensor;
+    merged[i].data = addresses[i].tensor->data;
+    merged[i].byte_offset = addresses[i].tensor->byte_offset;
+    shapes[i].tensor = &merged[i];
   }
   return check_overlap(shapes, num_given);
 }

@@ -63,15 +63,15 @@ inline int64_t num_elements(const vecina_tensor& tensor) {
   return count;
 }
 
-// The bytes that a tensor spans, [begin, end); empty if it has no elements.
+// The bytes that a tensor spans, [begin, end), if its first element is there; empty if it has none.
 struct ByteRange {
   char* begin;
   char* end;
   bool overlaps(const ByteRange& other) const { return begin < other.end && other.begin < end; }
 };
-inline ByteRange byte_range(const vecina_tensor& tensor) {
+inline ByteRange byte_range(const vecina_tensor& tensor, char* first) {
   const int64_t bytes = dtype_bytes(tensor.dtype);
-  char* low = address(tensor);
+  char* low = first;
   char* high = low + bytes;
   for (int d = 0; d < tensor.ndim; ++d) {
     if (tensor.shape[d] == 0) return {low, low};
@@ -79,6 +79,9 @@ inline ByteRange byte_range(const vecina_tensor& tensor) {
     (reach < 0 ? low : high) += reach;
   }
   return {low, high};
+}
+inline ByteRange byte_range(const vecina_tensor& tensor) {
+  return byte_range(tensor, address(tensor));
 }
 
 // "[2, 32, 32, 4, 32] f32", as error messages show tensors.
