@@ -381,7 +381,20 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
   const int64_t num_additional = target.num_additional;
   Output* HWY_RESTRICT output = target.output + first * output_stride + column;
   constexpr size_t kAll = kQueries, kRamp = kShift * (kQueries - 1);
-  for (int t = first; t < last; t += kQueries, weights += kQueries * pitch, inverse += kQueries) {
+  // Where registers hold two sets of sums, queries are written after the next ones' first values
+  // are loaded: a load right behind a store to the same place of another page waits for it.
+  constexpr bool kWritesLater = kHasWideVectors && kAll * kVectors <= 8;
+  hn::Vec<W> done[kAll * kVectors];
+  const auto write_done = [&]() VECINA_INLINE {
+    unroll<kAll>([&](auto q) VECINA_INLINE {
+      hn::Vec<W> of[kVectors];
+      unroll<kVectors>([&](auto v) VECINA_INLINE { of[v] = done[q * kVectors + v]; });
+      direct_store(w, part, of, hn::Set(w, inverse[q]), left, output);
+      output += output_stride;
+    });
+    inverse += kAll;
+  };
+  for (int t = first; t < last; t += kQueries, weights += kQueries * pitch) {
     hn::Vec<W> sums[kAll * kVectors];
     unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(w); });
     const Stored* values =
@@ -395,6 +408,9 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
         direct_add_all<0, i + 1, kVectors>(w, part, p++, apart, value, sums);
         value += stride;
       });
+      if constexpr (kWritesLater) {
+        if (row == 0 && t > first) write_done();
+      }
       for (; p < end; ++p, value += stride) {
         direct_add_all<0, kAll, kVectors>(w, part, p, apart, value, sums);
       }
@@ -412,13 +428,10 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
         p += DirectBlock<D>::kMaxQueries;
       }
     }
-    unroll<kAll>([&](auto q) VECINA_INLINE {
-      hn::Vec<W> of[kVectors];
-      unroll<kVectors>([&](auto v) VECINA_INLINE { of[v] = sums[q * kVectors + v]; });
-      direct_store(w, part, of, hn::Set(w, inverse[q]), left, output);
-      output += output_stride;
-    });
+    unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { done[i] = sums[i]; });
+    if constexpr (!kWritesLater) write_done();
   }
+  if constexpr (kWritesLater) write_done();
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.
