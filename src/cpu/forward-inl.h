@@ -54,7 +54,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       band.end[axis] = std::min(first + ring.band, box_.end[axis]);
       const KeyRange keys = key_range(keys_.axis(axis), first, band.end[axis]);
       packed = std::max(packed, keys.begin);
-      for (; packed < keys.end; ++packed) pack_rows(packed);
+      for (; packed < keys.end; ++packed) pack_rows(packed, keys.end);
       for (int x = box_.begin[2]; x < box_.end[2]; x += kMaxLanes * twins()) run_column(x, band);
     }
     if (streams_output_) hwy::FlushStream();
@@ -143,11 +143,11 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     }
   }
 
-  // All rows of keys at that position of the ring's axis.
-  void pack_rows(int at) {
+  // All rows of keys at that position of the ring's axis; those up to `end` follow.
+  void pack_rows(int at, int end) {
     const KeyRange& others = keys_.range(static_cast<size_t>(1 - keys_.ring().axis));
     for (int other = others.begin; other < others.end; ++other) {
-      keys_.ring().axis == 0 ? pack_row(at, other) : pack_row(other, at);
+      keys_.ring().axis == 0 ? pack_row(at, other, others.end) : pack_row(other, at, end);
     }
   }
 
@@ -159,7 +159,8 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     return begin >= 0 && last + axis.window.kernel_size <= axis.window.extent;
   }
 
-  void pack_row(int z, int y) {
+  // Rows up to end_y are packed too before any is read.
+  void pack_row(int z, int y, int end_y) {
     const Element* key = key_ + keys_.row_offset(plan_.key, z, y);
     const Element* value = value_ + keys_.row_offset(plan_.value, z, y);
     const ptrdiff_t row = keys_.row(z, y);
@@ -168,12 +169,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
                  scratch_ + plan_.scratch.values + row * keys_.tokens() * plan_.value_pitch);
     };
     if (plan_.has_value_pairs) {
-      if constexpr (kMayHavePairs) {
-        keys_.copy_beside(
-            value, plan_.value, plan_.head_dim_value, plan_.value_pitch,
-            (y - keys_.range(1).begin) % 2 != 0,
-            scratch_ + plan_.scratch.values + value_row(z, y) * keys_.tokens() * plan_.value_pitch);
-      }
+      if constexpr (kMayHavePairs) pack_value_pair(z, y, end_y);
     } else if (reads_in_place()) {
       const AxisGroup& axis = lane_axis();
       const int queries = kMaxLanes * axis.twins;
@@ -198,6 +194,18 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
     } else if (!plan_.keys_in_place) {
       keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch, keys);
     }
+  }
+
+  // With the second of two rows both; the first alone if the second does not follow yet.
+  void pack_value_pair(int z, int y, int end_y) {
+    const bool is_second = (y - keys_.range(1).begin) % 2 != 0;
+    if (!is_second && y + 1 < end_y) return;
+    const int first = is_second ? y - 1 : y;
+    const auto row = [&](int at) { return value_ + keys_.row_offset(plan_.value, z, at); };
+    keys_.copy_beside(
+        row(first), is_second ? row(y) : nullptr, plan_.value, plan_.head_dim_value,
+        plan_.value_pitch,
+        scratch_ + plan_.scratch.values + value_row(z, y) * keys_.tokens() * plan_.value_pitch);
   }
 
   // The packed row of values at the given outer positions.
@@ -617,16 +625,17 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
       for (int t = 0; t < twins(); ++t) {
         T* weights = row.weights + t * plan_.weights_pitch;
         SoftmaxState<D>& state = row.states[static_cast<size_t>(t)];
-        const auto shrink =
-            softmax(d, static_cast<size_t>(row.slots),
-                    before[static_cast<size_t>(r * kMaxTwins + t)], &state, weights);
+        const auto shrink = softmax(
+            d, before[static_cast<size_t>(r * kMaxTwins + t)], &state,
+            [&](hn::Vec<D> base) VECINA_INLINE {
+              if constexpr (kMayHavePairs) {
+                if (plan_.has_value_pairs) {
+                  return exponentiate_pairs(d, row.num_runs, row.runs.data(), base, weights);
+                }
+              }
+              return exponentiate(d, static_cast<size_t>(row.slots), base, weights);
+            });
         hn::Store(shrink, d, weights + shrink_offset<D>());
-        if constexpr (kMayHavePairs) {
-          if (plan_.has_value_pairs) {
-            pair_weights(d, hn::AllTrue(d, hn::Eq(state.sum, state.sum)), row.num_runs,
-                         row.runs.data(), weights);
-          }
-        }
         if (is_last) {
           const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),
                                                   hn::Div(hn::Set(d, T{1}), state.sum));

@@ -196,6 +196,18 @@ HWY_INLINE void store_rounded(D /*d*/, hn::Vec<D> v, bfloat16* to) {
   asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v.raw));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
 }
+// Two vectors rounded in the same way, a pair in each lane.
+template <class D>
+HWY_INLINE hn::Vec<D> round_beside(D d, hn::Vec<D> low, hn::Vec<D> high) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const hn::Repartition<uint16_t, D> d16;
+  __m512i both;  // all of `low`, then all of `high`
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high.raw), "v"(low.raw));
+  both = _mm512_permutexvar_epi16(hn::Load(d16, kOrder).raw, both);
+  return hn::BitCast(d, hn::Vec<decltype(d16)>{both});
+}
 #endif
 
 HWY_INLINE float to_compute(float value) { return value; }
@@ -247,30 +259,45 @@ HWY_INLINE void copy_rows(D d, const Element* from, ptrdiff_t stride, int64_t co
   }
 }
 
-// One row of bfloat16 into the lower half of each element, zeros up to `pitch`, or beside what is
-// there into the upper, whatever that held.
+#if HWY_TARGET == HWY_AVX3
+// Two rows of bfloat16 side by side, one in each half of an element; zeros up to `pitch`.
 template <class D>
-HWY_INLINE void copy_halves(D /*d*/, const bfloat16* from, size_t count, size_t pitch,
-                            bool is_upper, hn::TFromD<D>* HWY_RESTRICT to) {
-  const hn::Rebind<uint16_t, D> d16;
-  const hn::Rebind<uint32_t, D> d32;
-  constexpr size_t kLanes = hn::MaxLanes(D());
-  const auto* bits = reinterpret_cast<const uint16_t*>(from);
-  auto* words = reinterpret_cast<uint32_t*>(to);
-  HWY_ALIGN uint16_t rest[kLanes] = {};
-  for (size_t i = 0; i < pitch; i += kLanes) {
-    if (i + kLanes > count) {
-      for (size_t k = i; k < count; ++k) rest[k - i] = bits[k];
-    }
-    const auto half = hn::PromoteTo(d32, hn::LoadU(d16, i + kLanes > count ? rest : bits + i));
-    auto both = half;
-    if (is_upper) {
-      const auto lower = hn::And(hn::LoadU(d32, words + i), hn::Set(d32, 0xffff));
-      both = hn::Or(hn::ShiftLeft<16>(half), lower);
-    }
-    hn::StoreU(both, d32, words + i);
+HWY_INLINE void copy_halves(D /*d*/, const bfloat16* lower, const bfloat16* upper, size_t count,
+                            size_t pitch, hn::TFromD<D>* HWY_RESTRICT to) {
+  const hn::Repartition<uint16_t, D> d16;
+  constexpr size_t kLanes = hn::MaxLanes(D()), kHalves = 2 * kLanes;
+  alignas(64) static constexpr uint16_t kOrder[2][kHalves] = {
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  const auto write = [&](const uint16_t* low, const uint16_t* high, auto half,
+                         uint16_t* at) VECINA_INLINE {
+    const auto order = hn::Load(d16, kOrder[half]);
+    const auto both =
+        _mm512_permutex2var_epi16(hn::LoadU(d16, low).raw, order.raw, hn::LoadU(d16, high).raw);
+    hn::StoreU(hn::Vec<decltype(d16)>{both}, d16, at);
+  };
+  constexpr std::integral_constant<int, 0> kFirst;
+  constexpr std::integral_constant<int, 1> kSecond;
+  const auto* low = reinterpret_cast<const uint16_t*>(lower);
+  const auto* high = reinterpret_cast<const uint16_t*>(upper);
+  auto* out = reinterpret_cast<uint16_t*>(to);
+  size_t i = 0;
+  for (; i + kHalves <= count; i += kHalves) {
+    write(low + i, high + i, kFirst, out + 2 * i);
+    write(low + i, high + i, kSecond, out + 2 * i + kHalves);
   }
+  if (i == pitch) return;
+  HWY_ALIGN uint16_t rest[2][kHalves] = {};
+  for (size_t k = i; k < count; ++k) {
+    rest[0][k - i] = low[k];
+    rest[1][k - i] = high[k];
+  }
+  write(rest[0], rest[1], kFirst, out + 2 * i);
+  if (i + kHalves <= pitch) write(rest[0], rest[1], kSecond, out + 2 * i + kHalves);
 }
+#endif
 
 // bfloat16 may be packed in pairs of vectors, elements 0, 2, 4, ... in the first and 1, 3, 5, ...
 // in the second: two instructions for both, and none moves between lanes, neither here nor on the

@@ -102,19 +102,23 @@ class PackedKeys {
     copy_each(outside, last);
   }
 
-  // All tokens of a row of bfloat16, side by side with the row before or after, which is there if
-  // this `is_second`: one of them in each half of an element.
-  void copy_beside(const Element* from, const Strides& strides, int size, int pitch, bool is_second,
-                   T* to) const {
+#if HWY_TARGET == HWY_AVX3
+  // All tokens of two rows of bfloat16 side by side, one of them in each half of an element.
+  // nullptr: the second is not there yet.
+  void copy_beside(const Element* first, const Element* second, const Strides& strides, int size,
+                   int pitch, T* to) const {
     const ptrdiff_t stride = position_stride(strides);
     for (int p = range(2).begin; p < range(2).end; ++p, to += pitch) {
       if ((p - range(2).begin) % kLanes == 0) {
-        prefetch_tokens(from, stride, p + kLanes, kLanes, 1, size);
+        prefetch_tokens(first, stride, p + kLanes, kLanes, 1, size);
+        if (second != nullptr) prefetch_tokens(second, stride, p + kLanes, kLanes, 1, size);
       }
-      copy_halves(D(), row_at(from, stride, p), static_cast<size_t>(size),
-                  static_cast<size_t>(pitch), is_second, to);
+      const Element* beside = second == nullptr ? zeros_ : row_at(second, stride, p);
+      copy_halves(D(), row_at(first, stride, p), beside, static_cast<size_t>(size),
+                  static_cast<size_t>(pitch), to);
     }
   }
+#endif
 
   // A row's tokens of bfloat16 as words of two elements each, `size` of them.
   void copy_words(const Element* from, const Strides& strides, int size, T* to) const {

@@ -163,15 +163,14 @@ HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
   return hn::Add(sum0, sum1);
 }
 
-// Takes the logits of `count` keys into the state, whose maximum is up to date with them, and turns
-// them into weights 2^(logit - maximum). `before`: the maximum before. Returns the factor by which
-// what was summed up before shrinks.
-template <class D>
-HWY_INLINE hn::Vec<D> softmax(D d, size_t count, hn::Vec<D> before, SoftmaxState<D>* state,
-                              hn::TFromD<D>* HWY_RESTRICT weights) {
+// Takes logits into the state, whose maximum is up to date with them. turn(base) makes weights
+// 2^(logit - base) of them and returns their sum. `before`: the maximum before. Returns the factor
+// by which what was summed up before shrinks.
+template <class D, class Turn>
+HWY_INLINE hn::Vec<D> softmax(D d, hn::Vec<D> before, SoftmaxState<D>* state, const Turn& turn) {
   const auto is_empty = hn::Lt(state->max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
   const auto base = hn::IfThenZeroElse(is_empty, state->max);
-  const auto sum = exponentiate(d, count, base, weights);
+  const auto sum = turn(base);
   const auto shrink = exp2_negative(d, hn::Sub(before, base));
   state->sum = sum_of_row(is_empty, hn::MulAdd(state->sum, shrink, sum));
   return shrink;
@@ -259,8 +258,8 @@ struct KeyRun {
   int first_key;   // of the window; what a QueryView counts from
   bool is_shared;  // all queries see the same keys
   bool is_window;  // queries may see part of it; additional tokens are seen by all
-  // Of pairs of rows (pair_weights()): the first row is the second of its pair, and the last one
-  // the first.
+  // Of pairs of rows (exponentiate_pairs()): the first row is the second of its pair, and the last
+  // one the first.
   bool begins_within, ends_within;  // no defaults: a tile would write those of all its runs
 };
 

@@ -145,46 +145,56 @@ struct ValueSums : SeenBits<D, kArePairs> {
 };
 
 #if HWY_TARGET == HWY_AVX3
-// Of a weight: halves are rounded up, which is one addition, also where other lanes hold NaN.
+// exponentiate() of the runs' logits, whose weights are rounded to bfloat16 and put side by side,
+// those of each two rows of keys in the place of both; the runs tell of pairs then. The sum is of
+// weights that are not rounded.
 template <class D>
-HWY_INLINE Bits32<D> rounded(D /*d*/, bool are_numbers, hn::Vec<D> v) {
-  const hn::Rebind<uint32_t, D> d32;
-  const auto bits = hn::BitCast(d32, v), up = hn::Add(bits, hn::Set(d32, 0x8000));
-  if (HWY_LIKELY(are_numbers)) return up;
-  const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000));
-  return hn::IfThenElse(hn::RebindMask(d32, hn::IsNaN(v)), quiet, up);
-}
-// Rounds the weights of a vector of queries to bfloat16 and puts those of each two rows of keys
-// side by side, in the place of both; the runs tell of pairs then.
-template <class D>
-void pair_weights(D d, bool are_numbers, int num_runs, KeyRun<hn::TFromD<D>>* runs,
-                  hn::TFromD<D>* HWY_RESTRICT weights) {
+HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>>* runs,
+                                         hn::Vec<D> base, hn::TFromD<D>* HWY_RESTRICT weights) {
   using T = hn::TFromD<D>;
-  const hn::Rebind<uint32_t, D> bits;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  const auto zero = hn::Zero(d);
+  auto sum_low = zero, sum_high = zero;
+  const auto weight = [&](const T* logit) VECINA_INLINE {
+    return exp2_negative(d, hn::Sub(hn::Load(d, logit), base));
+  };
   int slots = 0;
   for (int n = 0; n < num_runs; ++n) {
     KeyRun<T>& run = runs[n];
-    const int pairs = (run.rows + run.begins_within + 1) / 2;
-    for (int pair = 0; pair < pairs; ++pair) {
-      const int row = 2 * pair - run.begins_within;
-      const T* from = weights + (run.slot + row * run.count) * kLanes;
-      T* to = weights + (slots + pair * run.count) * kLanes;
-      for (int j = 0; j < run.count; ++j, from += kLanes, to += kLanes) {
-        auto low = hn::Zero(bits), high = low;
-        if (row >= 0) low = rounded(d, are_numbers, hn::Load(d, from));
-        if (row + 1 < run.rows) {
-          high = rounded(d, are_numbers, hn::Load(d, from + run.count * kLanes));
-        }
-        const auto both = hn::Or(hn::ShiftRight<16>(low), hn::And(high, hn::Set(bits, 0xffff0000)));
-        hn::Store(hn::BitCast(d, both), d, to);
+    const T* from = weights + run.slot * kLanes;
+    T* to = weights + slots * kLanes;
+    const ptrdiff_t row = run.count * kLanes;
+    const T* const end = from + run.rows * row;
+    run.slot = slots;
+    if (run.begins_within) {
+      for (ptrdiff_t j = 0; j < row; j += kLanes) {
+        const auto high = weight(from + j);
+        sum_high = hn::Add(sum_high, high);
+        hn::Store(round_beside(d, zero, high), d, to + j);
+      }
+      from += row;
+      to += row;
+    }
+    for (; from + row < end; from += 2 * row, to += row) {
+      for (ptrdiff_t j = 0; j < row; j += kLanes) {
+        const auto low = weight(from + j), high = weight(from + row + j);
+        sum_low = hn::Add(sum_low, low);
+        sum_high = hn::Add(sum_high, high);
+        hn::Store(round_beside(d, low, high), d, to + j);
       }
     }
-    run.slot = slots;
-    run.ends_within = (run.rows + run.begins_within) % 2 != 0;
-    run.rows = pairs;
-    slots += pairs * run.count;
+    run.ends_within = from < end;
+    if (run.ends_within) {
+      for (ptrdiff_t j = 0; j < row; j += kLanes) {
+        const auto low = weight(from + j);
+        sum_low = hn::Add(sum_low, low);
+        hn::Store(round_beside(d, low, zero), d, to + j);
+      }
+    }
+    run.rows = (run.rows + run.begins_within + 1) / 2;
+    slots += run.rows * run.count;
   }
+  return hn::Add(sum_low, sum_high);
 }
 #endif
 
