@@ -382,7 +382,7 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
   Output* HWY_RESTRICT output = target.output + first * output_stride + column;
   constexpr size_t kAll = kQueries, kRamp = kShift * (kQueries - 1);
   // Where registers hold two sets of sums, queries are written after the next ones' first values
-  // are loaded: a load right behind a store to the same place of another page waits for it.
+  // are loaded: a load right behind a store to the same place of another page may wait for it.
   constexpr bool kWritesLater = kHasWideVectors && kAll * kVectors <= 8;
   hn::Vec<W> done[kAll * kVectors];
   const auto write_done = [&]() VECINA_INLINE {
