@@ -132,6 +132,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Rows = typename Tile::Rows;
   using Run = typename Tile::Run;
 
+  // Rows of keys of some planes: packed for the next tiles, or written after these.
+  struct Ahead {
+    KeyRange planes, rows;
+  };
+
   // Query rows at one position of the middle axis.
   int rows_at_once() const {
     const int rows = lane_axis().phases * plan_.head_group;
@@ -251,47 +256,60 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     return place;
   }
 
+  // A tile fetches what it writes last, what the next ones read, and gradients of keys that are
+  // written after it: so many kinds, those that are needed first before the others, in a piece for
+  // each of its rows.
+  int kinds_of_fetches() const { return kFetchesFar && layout_ == KeyLayout::shifted ? 6 : 2; }
+  void fetch(int kind, const Row& row, int r) const {
+    if (kind >= 4 && plan_.keeps_sums_apart) return;
+    switch (kind) {
+      case 0:
+        return fetch_grad_query(row);
+      case 1:
+        return fetch_next(r);
+      case 2:
+        return fetch_keys(reads_, key_, plan_.key, plan_.head_dim, row, r);
+      case 3:
+        return fetch_keys(reads_, value_, plan_.value, plan_.head_dim_value, row, r);
+      case 4:
+        return fetch_keys(writes_, grad_key_, plan_.grad_key, plan_.head_dim, row, r);
+      default:
+        fetch_keys(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value, row, r);
+    }
+  }
   // What row r of the next tile reads first.
-  void prefetch_next(int r) const {
+  void fetch_next(int r) const {
     if (next_.first_row + r >= next_.num_rows) return;
     const Place place = place_of(next_.x, next_.z, next_.first_row + r);
-    const Element* query = query_ + query_offset(plan_.query, place);
-    const Element* grad_output = grad_output_ + output_offset(plan_.grad_output, place);
     const int64_t query_step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
     const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
     const int lanes = num_queries(place);
-    prefetch_rows<kFetch>(query, query_step, lanes, plan_.head_dim);
-    prefetch_rows<kFetch>(grad_output, output_step, lanes, plan_.head_dim_value);
+    prefetch_rows<kFetch>(query_ + query_offset(plan_.query, place), query_step, lanes,
+                          plan_.head_dim);
+    prefetch_rows<kFetch>(grad_output_ + output_offset(plan_.grad_output, place), output_step,
+                          lanes, plan_.head_dim_value);
   }
-  // What row r of this tile writes last.
-  void prefetch_grad_query(const Row& row) const {
+  void fetch_grad_query(const Row& row) const {
+    if (grad_query_ == nullptr) return;
     const int64_t step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
     prefetch_rows<kFetch>(row.grad_query, step, row.num_queries, plan_.head_dim);
   }
-  // A share of the rows of keys that the next tiles pack, and of those that are written after
-  // these: what stands at row r's queries.
-  void prefetch_keys(const Row& row, int r) const {
+  // Of every kBackwardRows-th row of keys from r on, what stands at the queries of row r.
+  void fetch_keys(const Ahead& ahead, const Element* tensor, const Strides& strides, int size,
+                  const Row& row, int r) const {
+    if (tensor == nullptr) return;
     const AxisGroup& axis = lane_axis();
     const int first = axis.position(row.place.x);
     const int count = std::min(kLanes * axis.step, axis.window.extent - first);
-    const auto fetch = [&](const Ahead& ahead, const Element* tensor, const Strides& strides,
-                           int size) {
-      if (tensor == nullptr) return;
-      const int64_t stride = axis.token_step * strides.token[2];
-      for (int z = ahead.planes.begin; z < ahead.planes.end; ++z) {
-        for (int y = ahead.rows.begin + r; y < ahead.rows.end; y += kBackwardRows) {
-          prefetch_rows<kFetch>(tensor + keys_.row_offset(strides, z, y) + first * stride, stride,
-                                count, size);
-        }
+    const int64_t stride = axis.token_step * strides.token[2];
+    for (int z = ahead.planes.begin; z < ahead.planes.end; ++z) {
+      for (int y = ahead.rows.begin + r; y < ahead.rows.end; y += kBackwardRows) {
+        prefetch_rows<kFetch>(tensor + keys_.row_offset(strides, z, y) + first * stride, stride,
+                              count, size);
       }
-    };
-    fetch(reads_, key_, plan_.key, plan_.head_dim);
-    fetch(reads_, value_, plan_.value, plan_.head_dim_value);
-    if (plan_.keeps_sums_apart) return;
-    fetch(writes_, grad_key_, plan_.grad_key, plan_.head_dim);
-    fetch(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value);
+    }
   }
 
   int64_t query_offset(const Strides& strides, const Place& place) const {
@@ -342,18 +360,10 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   // One row a lane, and transposed; zeros for lanes that are no queries.
   void load_rows(const Element* from, int64_t stride, int lanes, int size, int pitch, double scale,
                  T* rows, T* transposed) const {
-    std::array<const T*, kLanes> lane_rows;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      T* to = rows + ptrdiff_t{lane} * pitch;
-      if (lane < lanes) {
-        copy_row(D(), from + lane * stride, static_cast<size_t>(size), static_cast<size_t>(pitch),
-                 to);
-      } else {
-        std::fill_n(to, pitch, T{0});
-      }
-      lane_rows[static_cast<size_t>(lane)] = to;
-    }
-    transpose_rows(D(), ScatteredRows<T>{lane_rows.data()}, static_cast<size_t>(size), kLanes,
+    copy_rows(D(), from, stride, lanes, static_cast<size_t>(size), static_cast<size_t>(pitch),
+              rows);
+    std::fill(rows + ptrdiff_t{lanes} * pitch, rows + ptrdiff_t{kLanes} * pitch, T{0});
+    transpose_rows(D(), RegularRows<T>(rows, pitch), static_cast<size_t>(size), kLanes,
                    static_cast<T>(scale), transposed);
   }
 
@@ -557,15 +567,23 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       add_products(run, run.value_columns, plan_.head_dim_value, plan_.value_pitch,
                    plan_.scratch.transposed_grad_outputs, plan_.scratch.grad_logits);
     }
+    // A share after each step: what is asked for all at once is waited for.
+    int done = 0, fetched = 0, kind = 0, of_row = 0;
+    const int steps = 2 * num_rows + 2 * num_runs_, pieces = kinds_of_fetches() * num_rows;
+    const auto fetch_share = [&](int more) {
+      done += more;
+      for (; fetched * steps < done * pieces; ++fetched) {
+        fetch(kind, (*rows)[static_cast<size_t>(of_row)], of_row);
+        if (++of_row < num_rows) continue;
+        of_row = 0;
+        ++kind;
+      }
+    };
     for (int r = 0; r < num_rows; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
-      prefetch_next(r);
-      if (kFetchesFar && layout_ == KeyLayout::shifted) prefetch_keys(row, r);
-      if (grad_query_ != nullptr) {
-        add_to_queries(row, r);
-        prefetch_grad_query(row);
-      }
+      fetch_share(2);
+      if (grad_query_ != nullptr) add_to_queries(row, r);
       if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
@@ -576,6 +594,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         key_sums.add(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
                      run.key_sums);
       }
+      fetch_share(1);
     }
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
@@ -583,6 +602,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         key_sums.add(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
                      plan_.value_pitch, run.value_sums);
       }
+      fetch_share(1);
     }
     num_runs_ = 0;
   }
@@ -616,7 +636,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   void add_to_queries(const Row& row, int r) {
     std::array<Segment<T>, kMaxRuns> window, additional;
     int num_window = 0, num_additional = 0;
-    bool is_long = true;
+    int shortest = plan_.max_slots;
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
       if (!run.is_seen_by(r)) continue;
@@ -628,40 +648,44 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         add_seen(run, row, segment, r);
       } else {
         window[static_cast<size_t>(num_window++)] = segment;
-        is_long = is_long && run.count >= Sums::kMost - 1;
+        shortest = std::min(shortest, run.count);
       }
     }
     const bool is_shared = layout_ == KeyLayout::shared;
-    const bool is_stairs = !is_shared && is_long && lane_axis().step == 1;
+    const int most = !is_shared && lane_axis().step == 1 ? Sums::most_in_stairs(shortest) : 1;
     if (num_window > 0) {
-      add_to_lanes(row, r, window.data(), num_window, is_stairs,
+      add_to_lanes(row, r, window.data(), num_window, most,
                    is_shared ? 0 : ptrdiff_t{lane_axis().step} * plan_.key_pitch);
     }
     if (num_additional > 0) {
-      add_to_lanes(row, r, additional.data(), num_additional, /*is_stairs=*/false, 0);
+      add_to_lanes(row, r, additional.data(), num_additional, /*most_in_stairs=*/1, 0);
     }
   }
 
   // Segments that start `lane_step` elements later with each lane.
-  void add_to_lanes(const Row& row, int r, const Segment<T>* segments, int count, bool is_stairs,
-                    ptrdiff_t lane_step) const {
+  void add_to_lanes(const Row& row, int r, const Segment<T>* segments, int count,
+                    int most_in_stairs, ptrdiff_t lane_step) const {
     const int pitch = plan_.key_pitch;
     T* sums = tile(plan_.scratch.grad_queries, r, pitch);
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = kLanes;
-    walk.apart = is_stairs ? 1 - kLanes : 1;
+    const bool is_stairs = most_in_stairs > 1;
     walk.end = plan_.max_slots + Sums::kMost - 1;
     for (int lane = 0, take; lane < row.num_queries; lane += take) {
       walk.row_offset = lane * lane_step;
       walk.weight_offset = lane;
-      take = is_stairs || lane_step == 0 ? Sums::take(kLanes - lane) : 1;
+      take = is_stairs        ? Sums::take(kLanes - lane, most_in_stairs)
+             : lane_step == 0 ? Sums::take(kLanes - lane)
+                              : 1;
       if (take == 1) {
         Sums::single(segments, count, walk, pitch, sums + lane * pitch);
       } else if (is_stairs) {
-        Sums::stairs(take, segments, count, walk, pitch, sums + lane * pitch, pitch);
+        Sums::stairs(take, Weights::of_queries, segments, count, walk, pitch, sums + lane * pitch,
+                     pitch);
       } else {
-        Sums::level(take, segments, count, walk, pitch, sums + lane * pitch, pitch);
+        Sums::level(take, Weights::of_queries, segments, count, walk, pitch, sums + lane * pitch,
+                    pitch);
       }
     }
   }
@@ -674,7 +698,6 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = kLanes;
-    walk.apart = 1;
     int common = 0, common_end = 0;  // keys that the lanes before common_end all see
     for (int lane = 0; lane < row.num_queries; ++lane) {
       walk.weight_offset = lane;
@@ -685,7 +708,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         common = take == 1 ? 0 : part_seen(run, row, lane).visible;
         Segment<T> all = segment;
         all.count = common;
-        if (common > 0) Sums::level(take, &all, 1, walk, pitch, sums + lane * pitch, pitch);
+        if (common > 0)
+          Sums::level(take, Weights::of_queries, &all, 1, walk, pitch, sums + lane * pitch, pitch);
       }
       const QueryView seen = part_seen(run, row, lane);
       const int parts[2][2] = {{std::max(seen.begin, common), seen.visible},
@@ -740,10 +764,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   Element* grad_query_;
   T *sums_, *additional_sums_, *bias_sums_;
   Element *grad_key_, *grad_value_;
-  // Rows of keys of some planes: packed for the next tiles, and written after these.
-  struct Ahead {
-    KeyRange planes, rows;
-  } reads_ = {}, writes_ = {};
+  Ahead reads_ = {}, writes_ = {};
   NextTile next_ = {};
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;

@@ -51,7 +51,7 @@ class KeySums {
       add_seen(run, rows, segments.data(), pitch, sums);
     } else if (run.is_shared) {
       add_shared(run, segments.data(), count, pitch, sums);
-    } else if (step_ == 1 && run.count >= Sums::kMost - 1) {
+    } else if (step_ == 1 && Sums::most_in_stairs(run.count) > 1) {
       add_stairs(run, segments.data(), count, pitch, sums);
     } else {
       add_shifted(run, segments.data(), count, pitch, sums);
@@ -71,14 +71,14 @@ class KeySums {
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = 1;
-    walk.apart = kLanes;
     for (int j = 0, take; j < run.count; j += take) {
       walk.weight_offset = ptrdiff_t{j} * kLanes;
       take = Sums::take(run.count - j);
       if (take == 1) {
         Sums::single(segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch);
       } else {
-        Sums::level(take, segments, count, walk, pitch, sums + ptrdiff_t{j} * pitch, pitch);
+        Sums::level(take, Weights::of_keys, segments, count, walk, pitch,
+                    sums + ptrdiff_t{j} * pitch, pitch);
       }
     }
   }
@@ -90,15 +90,15 @@ class KeySums {
     for (int i = 0; i < count; ++i) segments[i].count = run.count;
     Walk walk;
     walk.row_step = pitch;
-    walk.weight_step = 1 - kLanes;
-    walk.apart = kLanes;
-    for (int c = 0; c < kLanes - 1 + run.count; c += Sums::kMost) {
+    const int take = Sums::most_in_stairs(run.count);
+    for (int c = 0; c < kLanes - 1 + run.count; c += take) {
       const int lane = c - run.count + 1;  // of the stairs' first step
       walk.begin = std::max(0, -lane);
-      walk.end = std::min(run.count + Sums::kMost - 1, kLanes - lane);
+      walk.end = std::min(run.count + take - 1, kLanes - lane);
       walk.row_offset = ptrdiff_t{lane} * pitch;
       walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
-      Sums::stairs(Sums::kMost, segments, count, walk, pitch, sums + ptrdiff_t{c} * pitch, pitch);
+      Sums::stairs(take, Weights::of_keys, segments, count, walk, pitch,
+                   sums + ptrdiff_t{c} * pitch, pitch);
     }
   }
 
@@ -126,7 +126,6 @@ class KeySums {
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = 1;
-    walk.apart = kLanes;
     for (int r = run.first; r < run.last; ++r) {
       const Row& row = rows[static_cast<size_t>(r)];
       const Segment<T>& all = segments[r - run.first];
@@ -150,7 +149,6 @@ class KeySums {
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = 1;
-    walk.apart = kLanes;
     const auto lanes_from = [&](int begin, int end) {
       return Segment<T>{all.rows + ptrdiff_t{begin} * pitch, all.weights + begin, end - begin};
     };
@@ -164,7 +162,7 @@ class KeySums {
         common_end += take;
         common = take == 1 ? row.num_queries : first_lane(row, run.first_key + common_end - 1);
         const Segment<T> some = lanes_from(common, row.num_queries);
-        if (some.count > 0) Sums::level(take, &some, 1, walk, pitch, to, pitch);
+        if (some.count > 0) Sums::level(take, Weights::of_keys, &some, 1, walk, pitch, to, pitch);
       }
       const Segment<T> some = lanes_from(first_lane(row, run.first_key + j), common);
       if (some.count > 0) Sums::single(&some, 1, walk, pitch, to);

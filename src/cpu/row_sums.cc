@@ -17,6 +17,16 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace {
 
+// p, of which nothing is known: else g++ computes the addresses of all sums once, has no registers
+// to keep them in, and takes them there and back through vectors.
+template <typename T>
+HWY_INLINE T* at_run_time(T* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  asm("" : "+r"(p));
+#endif
+  return p;
+}
+
 // kSums sums of kVectors vectors each, in registers.
 template <int kSums, int kVectors, class D>
 struct Block {
@@ -27,26 +37,24 @@ struct Block {
 
   HWY_INLINE void load(const T* from, ptrdiff_t pitch) {
     unroll<kSums>([&](auto q) VECINA_INLINE {
-      unroll<kVectors>([&](auto v) VECINA_INLINE {
-        sums[q * kVectors + v] =
-            hn::Load(D(), from + static_cast<ptrdiff_t>(size_t{q}) * pitch + v * kLanes);
-      });
+      unroll<kVectors>(
+          [&](auto v) VECINA_INLINE { sums[q * kVectors + v] = hn::Load(D(), from + v * kLanes); });
+      from = at_run_time(from + pitch);
     });
   }
   HWY_INLINE void store(T* to, ptrdiff_t pitch) const {
     unroll<kSums>([&](auto q) VECINA_INLINE {
-      unroll<kVectors>([&](auto v) VECINA_INLINE {
-        hn::Store(sums[q * kVectors + v], D(),
-                  to + static_cast<ptrdiff_t>(size_t{q}) * pitch + v * kLanes);
-      });
+      unroll<kVectors>(
+          [&](auto v) VECINA_INLINE { hn::Store(sums[q * kVectors + v], D(), to + v * kLanes); });
+      to = at_run_time(to + pitch);
     });
   }
-  // One row into the sums [kFirst, kLast).
-  template <size_t kFirst, size_t kLast>
-  HWY_INLINE void add(const T* row, const T* weights, ptrdiff_t apart) {
+  // One row into the sums [kFirst, kLast), whose weights are kApart elements apart.
+  template <size_t kFirst, size_t kLast, ptrdiff_t kApart = 0>
+  HWY_INLINE void add(const T* row, const T* weights) {
     hn::Vec<D> w[kLast - kFirst];
     unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
-      w[i] = hn::Set(D(), weights[static_cast<ptrdiff_t>(kFirst + i) * apart]);
+      w[i] = hn::Set(D(), weights[static_cast<ptrdiff_t>(kFirst + i) * kApart]);
     });
     unroll<kVectors>([&](auto v) VECINA_INLINE {
       auto r = hn::Load(D(), row + v * kLanes);
@@ -59,15 +67,19 @@ struct Block {
   }
 };
 
-template <int kSums, int kVectors, class D>
+template <int kSums, int kVectors, Weights kWeights, class D>
 HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_segments,
                              const Walk& walk, ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT to,
                              ptrdiff_t pitch) {
   using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  // One row on, a weight is that of the query before, or of the key before.
+  constexpr ptrdiff_t kApart = kWeights == Weights::of_keys ? kLanes : 1 - kLanes;
+  constexpr ptrdiff_t kStep = 1 - kApart;
   constexpr int kRamp = kSums - 1;
-  const ptrdiff_t row_step = walk.row_step, weight_step = walk.weight_step, apart = walk.apart;
+  const ptrdiff_t row_step = walk.row_step;
   const ptrdiff_t first_row = walk.row_offset + column + walk.begin * row_step;
-  const ptrdiff_t first_weight = walk.weight_offset + walk.begin * weight_step;
+  const ptrdiff_t first_weight = walk.weight_offset + walk.begin * kStep;
   Block<kSums, kVectors, D> sums;
   sums.load(to, pitch);
   for (int s = 0; s < num_segments; ++s) {
@@ -76,10 +88,22 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
     const T* HWY_RESTRICT weights = segments[s].weights + first_weight;
     int n = walk.begin;
     const auto add = [&](auto first, auto last) VECINA_INLINE {
-      sums.template add<first, last>(row, weights, apart);
+      sums.template add<first, last, kApart>(row, weights);
       row += row_step;
-      weights += weight_step;
+      weights += kStep;
     };
+    if (n == 0 && end == count + kRamp) {  // all of it, without a test for each step
+      unroll<kRamp>([&](auto i) VECINA_INLINE {
+        add(std::integral_constant<size_t, 0>(), std::integral_constant<size_t, i + 1>());
+      });
+      for (n = kRamp; n < count; ++n) {
+        add(std::integral_constant<size_t, 0>(), std::integral_constant<size_t, kSums>());
+      }
+      unroll<kRamp>([&](auto i) VECINA_INLINE {
+        add(std::integral_constant<size_t, i + 1>(), std::integral_constant<size_t, kSums>());
+      });
+      continue;
+    }
     unroll<kRamp>([&](auto i) VECINA_INLINE {
       if (n == static_cast<int>(i) && n < end) {
         add(std::integral_constant<size_t, 0>(), std::integral_constant<size_t, i + 1>());
@@ -99,21 +123,24 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
   sums.store(to, pitch);
 }
 
-template <int kSums, int kVectors, class D>
+template <int kSums, int kVectors, Weights kWeights, class D>
 HWY_NOINLINE void add_level(D, const Segment<hn::TFromD<D>>* segments, int num_segments,
                             const Walk& walk, ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT to,
                             ptrdiff_t pitch) {
   using T = hn::TFromD<D>;
-  const ptrdiff_t row_step = walk.row_step, weight_step = walk.weight_step, apart = walk.apart;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  constexpr ptrdiff_t kApart = kWeights == Weights::of_keys ? kLanes : 1;
+  constexpr ptrdiff_t kStep = kWeights == Weights::of_keys ? 1 : kLanes;
+  const ptrdiff_t row_step = walk.row_step;
   Block<kSums, kVectors, D> sums;
   sums.load(to, pitch);
   for (int s = 0; s < num_segments; ++s) {
     const T* HWY_RESTRICT row = segments[s].rows + walk.row_offset + column;
     const T* HWY_RESTRICT weights = segments[s].weights + walk.weight_offset;
     for (int n = 0; n < segments[s].count; ++n) {
-      sums.template add<0, kSums>(row, weights, apart);
+      sums.template add<0, kSums, kApart>(row, weights);
       row += row_step;
-      weights += weight_step;
+      weights += kStep;
     }
   }
   sums.store(to, pitch);
@@ -136,13 +163,13 @@ HWY_NOINLINE void add_single(D d, const Segment<hn::TFromD<D>>* segments, int nu
     for (; n + 4 <= count; n += 4) {
       unroll<4>([&](auto q) VECINA_INLINE {
         sums.template add<q, q + 1>(row + static_cast<ptrdiff_t>(size_t{q}) * row_step,
-                                    weights + static_cast<ptrdiff_t>(size_t{q}) * weight_step, 0);
+                                    weights + static_cast<ptrdiff_t>(size_t{q}) * weight_step);
       });
       row += 4 * row_step;
       weights += 4 * weight_step;
     }
     for (; n < count; ++n) {
-      sums.template add<0, 1>(row, weights, 0);
+      sums.template add<0, 1>(row, weights);
       row += row_step;
       weights += weight_step;
     }
@@ -174,22 +201,28 @@ void for_columns(D, int size, const Add& add) {
 }  // namespace
 
 template <class D>
-void RowSums<D>::stairs(int sums, const Segment<T>* segments, int num_segments, const Walk& walk,
-                        int size, T* to, ptrdiff_t pitch) {
+void RowSums<D>::stairs(int sums, Weights weights, const Segment<T>* segments, int num_segments,
+                        const Walk& walk, int size, T* to, ptrdiff_t pitch) {
   for_columns<kVectors>(D(), size, [&](auto vectors, int column) {
-    (sums == kMost ? add_stairs<kMost, vectors, D>
-                   : add_stairs<kFew, vectors, D>)(D(), segments, num_segments, walk, column,
-                                                   to + column, pitch);
+    constexpr auto kKeys = Weights::of_keys, kQueries = Weights::of_queries;
+    const auto add = weights == kKeys ? (sums == kMost ? add_stairs<kMost, vectors, kKeys, D>
+                                                       : add_stairs<kFew, vectors, kKeys, D>)
+                                      : (sums == kMost ? add_stairs<kMost, vectors, kQueries, D>
+                                                       : add_stairs<kFew, vectors, kQueries, D>);
+    add(D(), segments, num_segments, walk, column, to + column, pitch);
   });
 }
 
 template <class D>
-void RowSums<D>::level(int sums, const Segment<T>* segments, int num_segments, const Walk& walk,
-                       int size, T* to, ptrdiff_t pitch) {
+void RowSums<D>::level(int sums, Weights weights, const Segment<T>* segments, int num_segments,
+                       const Walk& walk, int size, T* to, ptrdiff_t pitch) {
   for_columns<kVectors>(D(), size, [&](auto vectors, int column) {
-    (sums == kMost ? add_level<kMost, vectors, D>
-                   : add_level<kFew, vectors, D>)(D(), segments, num_segments, walk, column,
-                                                  to + column, pitch);
+    constexpr auto kKeys = Weights::of_keys, kQueries = Weights::of_queries;
+    const auto add = weights == kKeys ? (sums == kMost ? add_level<kMost, vectors, kKeys, D>
+                                                       : add_level<kFew, vectors, kKeys, D>)
+                                      : (sums == kMost ? add_level<kMost, vectors, kQueries, D>
+                                                       : add_level<kFew, vectors, kQueries, D>);
+    add(D(), segments, num_segments, walk, column, to + column, pitch);
   });
 }
 

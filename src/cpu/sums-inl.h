@@ -27,11 +27,15 @@ struct Segment {
   int count;
 };
 
-// How to walk all segments of a call. Row n is at rows + row_offset + n * row_step; its weight in
-// sum q is at weights + weight_offset + n * weight_step + q * apart.
+// Weights of a key's sum over queries are neighbours, those of a query's sum over keys a vector
+// apart.
+enum class Weights { of_keys, of_queries };
+
+// How to walk all segments of a call. Row n is at rows + row_offset + n * row_step; the first
+// weight at weights + weight_offset.
 struct Walk {
-  ptrdiff_t row_offset = 0, weight_offset = 0;
-  ptrdiff_t row_step = 0, weight_step = 0, apart = 0;
+  ptrdiff_t row_offset = 0, weight_offset = 0, row_step = 0;
+  ptrdiff_t weight_step = 0;  // of single(): from row to row
   // Of stairs: sum q takes the rows q to q + count - 1; of all sums' rows, here only [begin, end).
   int begin = 0, end = 0;
 };
@@ -44,23 +48,27 @@ class RowSums {
   using T = hn::TFromD<D>;
   // Sums of one call, so that they and what is added to them fit the registers: with 16 of them
   // and FMA three of four vectors, which take a load for 1.7 multiply-adds.
-  static constexpr int kMost = HWY_TARGET == HWY_AVX2 ? 3 : 4;
+  static constexpr int kMost = HWY_TARGET == HWY_AVX3 ? 8 : HWY_TARGET == HWY_AVX2 ? 3 : 4;
   static constexpr int kFew = HWY_TARGET == HWY_AVX2 ? 2 : 4;
   static constexpr int kVectors = HWY_TARGET == HWY_AVX2 ? 4 : 2;
 
   // How many of `left` sums one call of stairs() or level() takes; 1: none, take single().
-  static constexpr int take(int left) {
+  static constexpr int take(int left, int most = kMost) {
     if (left < kFew) return 1;
-    return left >= kMost && left != kMost + 1 ? kMost : kFew;
+    return left >= most && (kMost % kFew == 0 || left != most + 1) ? most : kFew;
+  }
+  // How many sums stairs of segments of at least `count` rows take at once; 1: none.
+  static constexpr int most_in_stairs(int count) {
+    return count >= kMost - 1 ? kMost : count >= kFew - 1 ? kFew : 1;
   }
 
   // Each sum takes the rows of the one before but for the first, and one more. Segments of at least
-  // kMost - 1 rows.
-  static void stairs(int sums, const Segment<T>* segments, int num_segments, const Walk& walk,
-                     int size, T* to, ptrdiff_t pitch);
+  // sums - 1 rows.
+  static void stairs(int sums, Weights weights, const Segment<T>* segments, int num_segments,
+                     const Walk& walk, int size, T* to, ptrdiff_t pitch);
   // All sums take the same rows.
-  static void level(int sums, const Segment<T>* segments, int num_segments, const Walk& walk,
-                    int size, T* to, ptrdiff_t pitch);
+  static void level(int sums, Weights weights, const Segment<T>* segments, int num_segments,
+                    const Walk& walk, int size, T* to, ptrdiff_t pitch);
   static void single(const Segment<T>* segments, int num_segments, const Walk& walk, int size,
                      T* to);
 };
