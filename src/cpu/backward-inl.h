@@ -50,6 +50,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch_, head_);
     grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch_, head_);
     grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch_, head_);
+    streams_grad_query_ = kStreams && plan.streams_gradients &&
+                          has_whole_vectors(grad_query_, plan.grad_query, kLanes);
     const int64_t head_kv = head_index_ % plan.heads_kv;
     grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch_, head_kv);
     grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch_, head_kv);
@@ -94,7 +96,9 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
                                     ? std::min(packed_y, middle_keys(row + num_rows).begin)
                                     : keys_.axis(1).window.extent;
         reads_ = {fresh, {packed_y, middle_keys(std::min(row + 2 * kBackwardRows, rows) - 1).end}};
-        writes_ = {done, {written_y, written_end}};
+        if (!plan_.keeps_sums_apart && !gradients.streams()) {
+          writes_ = {done, {written_y, written_end}};
+        }
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
           const bool is_last = x + step >= box_.end[2];
           next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + kBackwardRows : row,
@@ -111,6 +115,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       gradients.write_additional(additional_sums_, 1);
     }
     if (plan_.grad_bias.given) keep_bias_sums();
+    gradients.finish();
+    if (streams_grad_query_) hwy::FlushStream();
   }
 
  private:
@@ -259,9 +265,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   // A tile fetches what it writes last, what the next ones read, and gradients of keys that are
   // written after it: so many kinds, those that are needed first before the others, in a piece for
   // each of its rows.
-  int kinds_of_fetches() const { return kFetchesFar && layout_ == KeyLayout::shifted ? 6 : 2; }
+  int kinds_of_fetches() const {
+    if (kFetchesFar && !plan_.fetches_far) return 0;
+    return kFetchesFar && layout_ == KeyLayout::shifted ? 6 : 2;
+  }
   void fetch(int kind, const Row& row, int r) const {
-    if (kind >= 4 && plan_.keeps_sums_apart) return;
     switch (kind) {
       case 0:
         return fetch_grad_query(row);
@@ -291,7 +299,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
                           lanes, plan_.head_dim_value);
   }
   void fetch_grad_query(const Row& row) const {
-    if (grad_query_ == nullptr) return;
+    if (grad_query_ == nullptr || streams_grad_query_) return;
     const int64_t step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
     prefetch_rows<kFetch>(row.grad_query, step, row.num_queries, plan_.head_dim);
@@ -740,8 +748,12 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     for (int lane = 0; lane < row.num_queries; ++lane, sums += plan_.key_pitch) {
       Element* to = row.grad_query + lane * stride;
       for (int i = 0; i < plan_.head_dim; i += kLanes) {
-        store_some(d, hn::Mul(scale, hn::Load(d, sums + i)),
-                   static_cast<size_t>(plan_.head_dim - i), to + i);
+        const auto sum = hn::Mul(scale, hn::Load(d, sums + i));
+        if (i + kLanes <= plan_.head_dim) {
+          store_or_stream(d, sum, streams_grad_query_, to + i);
+        } else {
+          store_some(d, sum, static_cast<size_t>(plan_.head_dim - i), to + i);
+        }
       }
     }
   }
@@ -762,6 +774,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   const Element *output_, *grad_output_;
   const LseType *lse_, *grad_lse_;
   Element* grad_query_;
+  bool streams_grad_query_;
   T *sums_, *additional_sums_, *bias_sums_;
   Element *grad_key_, *grad_value_;
   Ahead reads_ = {}, writes_ = {};

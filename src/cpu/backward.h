@@ -55,6 +55,8 @@ struct BackwardPlan : Partition {
   BiasTable bias, grad_bias;
   std::array<int64_t, kRank> query_extent = {}, key_extent = {};  // of the tensors
   bool has_unseen_tokens = false;  // with an output_stride some gradients are zero
+  bool fetches_far = false;        // the tensors are more than L2 holds
+  bool streams_gradients = false;  // and more than the caches do
 
   int key_pitch = 0, value_pitch = 0;  // elements of one packed row; sums have the same
   int max_slots = 0;                   // keys of a row whose logits are held at once

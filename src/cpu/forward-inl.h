@@ -40,7 +40,8 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
         key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.key_words)
                                                       : ptrdiff_t{keys_.tokens()} * plan.key_pitch),
         output_(tensor_at<Element>(pointers.output, plan.output, batch_, head_)),
-        streams_output_(kStreams && plan.streams_output && has_whole_vectors(output_, plan.output)),
+        streams_output_(kStreams && plan.streams_output &&
+                        has_whole_vectors(output_, plan.output, kMaxLanes)),
         lse_(tensor_at<LseType>(pointers.lse, plan.lse, batch_, head_)) {}
 
   void run() {
@@ -84,16 +85,6 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
   // keys for as many rows as one call takes. The former has fewer calls that take one row only, in
   // which loads are more than multiply-adds, but more calls.
   static constexpr bool kTakesAllRows = HWY_TARGET == HWY_AVX3;
-
-  static bool has_whole_vectors(const Element* tensor, const Strides& strides) {
-    constexpr auto kBytes = static_cast<uintptr_t>(hn::MaxLanes(D())) * sizeof(T);
-    bool is_whole = reinterpret_cast<uintptr_t>(tensor) % kBytes == 0;
-    for (const int64_t stride :
-         {strides.batch, strides.head, strides.token[0], strides.token[1], strides.token[2]}) {
-      is_whole = is_whole && static_cast<uint64_t>(stride) % kMaxLanes == 0;
-    }
-    return is_whole;
-  }
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {

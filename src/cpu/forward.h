@@ -87,6 +87,24 @@ struct Strides {
   std::array<int64_t, kRank> token = {};
 };
 
+// Tensors of more bytes do not stay in L2 (1 MiB and more where this counts: AVX-512), and in no
+// cache that one call has for itself.
+inline constexpr int64_t kFarBytes = 1024 * 1024;
+inline constexpr int64_t kStreamedBytes = 32 * 1024 * 1024;
+
+// True if `lanes` elements that follow each other in a row, counted from its first one, lie at a
+// multiple of their size.
+template <typename T>
+bool has_whole_vectors(const T* tensor, const Strides& strides, int lanes) {
+  bool is_whole =
+      reinterpret_cast<uintptr_t>(tensor) % (static_cast<size_t>(lanes) * sizeof(T)) == 0;
+  for (const int64_t stride :
+       {strides.batch, strides.head, strides.token[0], strides.token[1], strides.token[2]}) {
+    is_whole = is_whole && stride % lanes == 0;
+  }
+  return is_whole;
+}
+
 // The first element of a head; nullptr stays nullptr.
 template <typename T>
 T* tensor_at(const void* data, const Strides& strides, int64_t batch, int64_t head) {

@@ -17,10 +17,6 @@ constexpr size_t kPackedBytes = 200 * 1024;
 
 constexpr int64_t kUnitsOfLargeWindows = 32;
 
-// Tensors of more bytes do not stay in L2 (1 MiB and more where this counts: AVX-512), and in no
-// cache that one call has for itself.
-constexpr int64_t kFarBytes = 1024 * 1024;
-constexpr int64_t kStreamedBytes = 32 * 1024 * 1024;
 // Keys that so many vectors of queries share are read where they lie: each is used a few times
 // only.
 constexpr int kVectorsOfKeysInPlace = 8;

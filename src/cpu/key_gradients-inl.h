@@ -34,6 +34,9 @@ class KeyGradients {
     const int64_t batch = head_index / plan.heads_kv, head = head_index % plan.heads_kv;
     grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch, head);
     grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch, head);
+    streams_ = kStreams && plan.streams_gradients &&
+               has_whole_vectors(grad_key_, plan.grad_key, kLanes) &&
+               has_whole_vectors(grad_value_, plan.grad_value, kLanes);
     grad_additional_key_ =
         tensor_at<Element>(pointers.grad_additional_key, plan.grad_additional_key, batch, head);
     grad_additional_value_ =
@@ -48,6 +51,13 @@ class KeyGradients {
           plan_.grad_value, grad_value_);
   }
 
+  // True if write_slice() writes past the caches.
+  bool streams() const { return streams_; }
+  // Afterwards other threads see that, too.
+  void finish() const {
+    if (streams_) hwy::FlushStream();
+  }
+
   // Additional tokens from the sums of `count` boxes.
   void write_additional(const T* sums, size_t count) const {
     write_tokens(sums, count, plan_.key_pitch, plan_.head_dim, plan_.scale,
@@ -57,15 +67,15 @@ class KeyGradients {
   }
 
  private:
-  static constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr int kTokensAhead = 8;  // that are fetched before they are written
 
-  static void write_row(const T* sum, int size, T scale, Element* to) {
+  static void write_row(const T* sum, int size, T scale, bool is_streamed, Element* to) {
     const D d;
     const auto factor = hn::Set(d, scale);
     ptrdiff_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
-      store(d, hn::Mul(factor, hn::LoadU(d, sum + i)), to + i);
+      store_or_stream(d, hn::Mul(factor, hn::LoadU(d, sum + i)), is_streamed, to + i);
     }
     if (i == size) return;
     store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
@@ -94,11 +104,11 @@ class KeyGradients {
     const int64_t stride = axis.token_step * strides.token[2];
     Element* to = row + axis.to_token(slice.begin) * strides.token[2];
     for (int p = slice.begin; p < slice.end; ++p, to += stride) {
-      prefetch(to + kTokensAhead * stride, size);
+      if (!streams_) prefetch(to + kTokensAhead * stride, size);
       const int window = axis.window.kernel_size;
       if (p >= only.range.begin && p < only.range.end) {
         write_row(only.sums + ptrdiff_t{p - only.range.begin} * pitch, size, static_cast<T>(scale),
-                  to);
+                  streams_, to);
         continue;
       }
       T* sum = nullptr;
@@ -119,7 +129,7 @@ class KeyGradients {
       if (sum == nullptr) {
         std::fill_n(to, size, Element());
       } else {
-        write_row(sum, size, static_cast<T>(scale), to);
+        write_row(sum, size, static_cast<T>(scale), streams_, to);
       }
     }
   }
@@ -165,19 +175,20 @@ class KeyGradients {
     if (gradient == nullptr) return;
     HWY_ALIGN T buffer[kLanes];
     for (int64_t token = 0; token < plan_.additional_tokens; ++token) {
-      for (int column = 0; column < size; column += static_cast<int>(kLanes)) {
+      for (int column = 0; column < size; column += kLanes) {
         std::fill_n(buffer, kLanes, T{0});
         for (size_t b = 0; b < count; ++b) {
           add_row(sums + b * plan_.additional_sums_size + token * pitch + column, kLanes, buffer);
         }
-        write_row(buffer, std::min(size - column, static_cast<int>(kLanes)), static_cast<T>(scale),
-                  gradient + token * stride + column);
+        write_row(buffer, std::min(size - column, kLanes), static_cast<T>(scale),
+                  /*is_streamed=*/false, gradient + token * stride + column);
       }
     }
   }
 
   const BackwardPlan& plan_;
   Element *grad_key_, *grad_value_, *grad_additional_key_, *grad_additional_value_;
+  bool streams_;
 };
 
 // Writes the gradient of the bias of a key head's queries out of the sums of all units.
@@ -220,9 +231,10 @@ void run_gather_unit(const BackwardPlan& plan, const BackwardPointers& pointers,
     const int64_t gathers = plan.batch * plan.heads_kv * slices;  // none where there are no keys
     if (unit < gathers) {
       const int64_t head_index = unit / slices;
-      KeyGradients<Element>(plan, pointers, head_index)
-          .write_slice(plan.slices[static_cast<size_t>(unit % slices)],
-                       shared + static_cast<size_t>(head_index) * boxes * plan.sums_size);
+      const KeyGradients<Element> gradients(plan, pointers, head_index);
+      gradients.write_slice(plan.slices[static_cast<size_t>(unit % slices)],
+                            shared + static_cast<size_t>(head_index) * boxes * plan.sums_size);
+      gradients.finish();
       return;
     }
     unit -= gathers;

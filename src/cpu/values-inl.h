@@ -69,10 +69,6 @@ HWY_INLINE QueryView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>
   return {0, visible, HWY_MAX(visible, HWY_MIN(view.wrapped - run.first_key, run.count))};
 }
 
-// Where a vector is a line of the cache, large outputs are written past the caches: a line is then
-// not read before.
-inline constexpr bool kStreams = HWY_TARGET == HWY_AVX3;
-
 // How the queries of one call see their keys.
 enum class Sharing {
   stairs,  // kQueries of them whose windows move by one key each
