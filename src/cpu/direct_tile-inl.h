@@ -30,10 +30,6 @@ template <class D>
 using Wide =
     hn::CappedTag<hn::TFromD<D>, kHasWideVectors ? 2 * kMaxDirectLanes : hn::MaxLanes(D())>;
 
-// True if what a mask leaves out of a load or a store is not touched in memory. Then rows that do
-// not fill vectors are read where they lie, too.
-inline constexpr bool kHasMaskedLoads = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3;
-
 // The keys of one block's queries and room for their weights.
 template <class D>
 struct DirectBlock {

@@ -38,6 +38,10 @@ HWY_INLINE void unroll(const F& f) {
 #undef VECINA_INLINE
 #define VECINA_INLINE HWY_ATTR __attribute__((always_inline))
 
+// True if what a mask leaves out of a load or a store is not touched in memory. Then rows that do
+// not fill vectors are read where they lie, too.
+inline constexpr bool kHasMaskedLoads = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3;
+
 // Fetches `count` elements before they are used. The tokens of one head are not neighbours in
 // memory: the machine does not foresee them.
 template <typename Element>

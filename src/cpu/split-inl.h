@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The two products of the split form over lists of rows. Lanes are along head_dim: nothing is
-// packed, and borders, dilation and strides are offsets in a list.
+// The two products of the split form over lists of rows, for runs of tokens whose lists are alike.
+// Lanes are along head_dim: nothing is packed, and borders, dilation and strides are offsets in a
+// list.
 // Part of split.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_SPLIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_SPLIT_INL_H_
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/pack-inl.h"
 #include "cpu/split.h"
@@ -48,18 +50,38 @@ HWY_INLINE hn::Vec<D> load_short(D d, const Element* from, size_t count) {
   return load(d, part);
 }
 
-// Converts a row to whole vectors; in the last one, what earlier ones hold is zero.
+// True if rows are read where they lie, the last vector in part.
 template <typename T, typename Element>
-void spread_row(const RowVectors<T>& row, const Element* from, T* to) {
+inline constexpr bool kReadsInPart = kHasMaskedLoads&& std::is_same_v<T, Element>;
+
+// The last vector of a row that has a rest. Of it, what earlier ones hold is zero: once multiplied,
+// an infinite element must not meet a zero.
+template <typename T, typename Element>
+HWY_INLINE hn::Vec<typename RowVectors<T>::D> load_rest(const RowVectors<T>& row,
+                                                        const Element* from) {
   const typename RowVectors<T>::D d;
-  for (size_t v = 0; v < row.whole; ++v) {
-    hn::StoreU(load(d, from + v * row.kLanes), d, to + v * row.kLanes);
+  if constexpr (kReadsInPart<T, Element>) {
+    return hn::MaskedLoad(hn::FirstN(d, row.rest), d, from + row.whole * row.kLanes);
+  } else {
+    if (row.whole == 0) return load_short(d, from, row.size);
+    const auto is_new = hn::Not(hn::FirstN(d, row.kLanes - row.rest));
+    return hn::IfThenElseZero(is_new, load(d, from + row.last));
   }
-  if (row.rest == 0) return;
-  to += row.whole * row.kLanes;
-  if (row.whole == 0) return hn::StoreU(load_short(d, from, row.size), d, to);
-  const auto is_new = hn::Not(hn::FirstN(d, row.kLanes - row.rest));
-  hn::StoreU(hn::IfThenElseZero(is_new, load(d, from + row.last)), d, to);
+}
+
+// A row as dot_some() takes it: itself where it is read in part, else converted to whole vectors.
+template <typename T, typename Element>
+HWY_INLINE const T* spread_row(const RowVectors<T>& row, const Element* from, T* copy) {
+  if constexpr (kReadsInPart<T, Element>) {
+    return from;
+  } else {
+    const typename RowVectors<T>::D d;
+    for (size_t v = 0; v < row.whole; ++v) {
+      hn::StoreU(load(d, from + v * row.kLanes), d, copy + v * row.kLanes);
+    }
+    if (row.rest != 0) hn::StoreU(load_rest(row, from), d, copy + row.whole * row.kLanes);
+    return copy;
+  }
 }
 
 // Lane i of the result is the sum of the lanes of sums[i].
@@ -118,19 +140,14 @@ HWY_INLINE hn::Vec<typename RowVectors<T>::D> dot_some(const RowVectors<T>& row,
     });
   }
   if (row.rest != 0) {
-    const auto factor = hn::LoadU(d, spread + row.whole * kLanes);
-    if (row.whole != 0) {
-      // What was multiplied already must not meet a zero: it may be infinite.
-      const auto is_new = hn::Not(hn::FirstN(d, kLanes - row.rest));
-      unroll<kCount>([&](auto i) HWY_ATTR {
-        const auto last = hn::IfThenElseZero(is_new, load(d, rows[i] + row.last));
-        sums[i] = hn::MulAdd(factor, last, sums[i]);
-      });
+    hn::Vec<decltype(d)> factor;
+    if constexpr (kReadsInPart<T, Element>) {
+      factor = load_rest(row, spread);
     } else {
-      unroll<kCount>([&](auto i) HWY_ATTR {
-        sums[i] = hn::MulAdd(factor, load_short(d, rows[i], row.size), sums[i]);
-      });
+      factor = hn::LoadU(d, spread + row.whole * kLanes);
     }
+    unroll<kCount>(
+        [&](auto i) HWY_ATTR { sums[i] = hn::MulAdd(factor, load_rest(row, rows[i]), sums[i]); });
   }
   return sum_each(d, sums);
 }
@@ -162,68 +179,256 @@ void dot_rows(const RowVectors<T>& row, const T* spread, const Element* base,
              to + i);
 }
 
-// Adds to kVectors vectors of the sum: those of the row from `first` on, the last one at `last`.
-template <size_t kVectors, typename T, typename Element>
-HWY_INLINE void add_vectors(const RowVectors<T>& row, const T* factors, const Element* base,
-                            const int64_t* offsets, int64_t count, size_t first, size_t last,
-                            T* sum) {
+// Tokens that follow each other along the innermost axis, each with its row and keys of its own,
+// which stand alike to it: the first one's are keys + offsets[i].
+template <typename Element>
+struct DotRun {
+  int64_t count;
+  int heads_kv, group;
+  const Element* rows;
+  int64_t row_step, row_head;
+  const Element* keys;
+  int64_t key_step, key_head;
+  const int64_t* offsets;
+  int64_t num_keys;
+};
+
+// to[slots * (heads * token + head) + i] = scale * row . key i + bias[slots * head + i]; up to a
+// vector beyond is overwritten before more(query, head_kv, to) is called for the next slots. kLast:
+// keys of the last vector.
+template <size_t kLast, typename T, typename Element, class More>
+HWY_NOINLINE void dot_run(const RowVectors<T>& row, const DotRun<Element>& run, T scale,
+                          const T* bias, int64_t slots, T* spread, T* to, const More& more) {
+  const typename RowVectors<T>::D d;
+  constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
+  const auto factor = hn::Set(d, scale);
+  const int64_t* HWY_RESTRICT offsets = run.offsets;
+  const int64_t whole = run.num_keys - static_cast<int64_t>(kLast);
+  const Element *rows = run.rows, *keys = run.keys;
+  for (int64_t t = 0; t < run.count; ++t, rows += run.row_step, keys += run.key_step) {
+    const Element *from = rows, *of_head = keys;
+    const T* add = bias;
+    for (int head_kv = 0; head_kv < run.heads_kv; ++head_kv, of_head += run.key_head) {
+      for (int g = 0; g < run.group; ++g, from += run.row_head, to += slots) {
+        const T* query = spread_row(row, from, spread);
+        const auto write = [&](auto sum, int64_t i) HWY_ATTR {
+          const auto logits = add == nullptr ? hn::Mul(factor, sum)
+                                             : hn::MulAdd(factor, sum, hn::LoadU(d, add + i));
+          hn::StoreU(logits, d, to + i);
+        };
+        int64_t i = 0;
+        for (; i < whole; i += kLanes) {
+          write(dot_some<kLanes>(row, query, of_head, offsets + i), i);
+        }
+        write(dot_some<kLast>(row, query, of_head, offsets + i), i);
+        more(query, head_kv, to);
+        if (add != nullptr) add += slots;
+      }
+    }
+  }
+}
+// The same for any number of keys.
+template <size_t kLast, typename T, typename... Arguments>
+void dot_run_of(size_t last, const RowVectors<T>& row, const Arguments&... arguments) {
+  if constexpr (kLast > 1) {
+    if (last < kLast) return dot_run_of<kLast - 1>(last, row, arguments...);
+  }
+  dot_run<kLast>(row, arguments...);
+}
+template <typename T, typename Element, typename... Arguments>
+void dot_runs(const RowVectors<T>& row, const DotRun<Element>& run, const Arguments&... arguments) {
+  constexpr size_t kLanes = RowVectors<T>::kLanes;
+  const auto last = static_cast<size_t>(run.num_keys - 1) % kLanes + 1;
+  dot_run_of<kLanes>(last, row, run, arguments...);
+}
+
+// Weights that do not follow each other.
+template <typename T>
+struct GatheredWeights {
+  const T* weights;
+  const int64_t* places;
+  T operator[](int64_t i) const { return weights[places[i]]; }
+};
+
+// Two chains of sums hide the latency of one.
+template <size_t kVectors, typename T>
+struct Chains {
+  using V = hn::Vec<typename RowVectors<T>::D>;
+  V even[kVectors], odd[kVectors];
+};
+
+// Adds rows base + offsets[i], weighted, to kVectors vectors: those of the row from `first` on, the
+// last one at `last`.
+template <size_t kVectors, typename T, typename Weights, typename Element>
+HWY_INLINE void add_list(const RowVectors<T>& row, const Weights& weights, const Element* base,
+                         const int64_t* HWY_RESTRICT offsets, int64_t count, size_t first,
+                         size_t last, Chains<kVectors, T>* sums) {
   const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
-  hn::Vec<decltype(d)> even[kVectors], odd[kVectors];  // two chains hide the latency of one
-  unroll<kVectors>([&](auto v) HWY_ATTR {
-    even[v] = hn::LoadU(d, sum + v * kLanes);
-    odd[v] = hn::Zero(d);
-  });
   const auto load_one = [&](const Element* from, auto v) HWY_ATTR {
     if constexpr (v + 1 < kVectors) {
       return load(d, from + first + v * kLanes);
+    } else if constexpr (kVectors == 1) {
+      return row.whole == 0 ? load_rest(row, from) : load(d, from + last);
     } else {
-      return row.size < kLanes ? load_short(d, from, row.size) : load(d, from + last);
+      return load(d, from + last);
     }
   };
   int64_t i = 0;
   for (; i + 2 <= count; i += 2) {
-    const auto a = hn::Set(d, factors[i]), b = hn::Set(d, factors[i + 1]);
+    const auto a = hn::Set(d, weights[i]), b = hn::Set(d, weights[i + 1]);
     const Element *row_a = base + offsets[i], *row_b = base + offsets[i + 1];
     unroll<kVectors>([&](auto v) HWY_ATTR {
-      even[v] = hn::MulAdd(a, load_one(row_a, v), even[v]);
-      odd[v] = hn::MulAdd(b, load_one(row_b, v), odd[v]);
+      sums->even[v] = hn::MulAdd(a, load_one(row_a, v), sums->even[v]);
+      sums->odd[v] = hn::MulAdd(b, load_one(row_b, v), sums->odd[v]);
     });
   }
-  if (i < count) {
-    const auto a = hn::Set(d, factors[i]);
-    const Element* row_a = base + offsets[i];
-    unroll<kVectors>([&](auto v)
-                         HWY_ATTR { even[v] = hn::MulAdd(a, load_one(row_a, v), even[v]); });
-  }
-  unroll<kVectors>([&](auto v)
-                       HWY_ATTR { hn::StoreU(hn::Add(even[v], odd[v]), d, sum + v * kLanes); });
+  if (i == count) return;
+  const auto a = hn::Set(d, weights[i]);
+  const Element* row_a = base + offsets[i];
+  unroll<kVectors>(
+      [&](auto v) HWY_ATTR { sums->even[v] = hn::MulAdd(a, load_one(row_a, v), sums->even[v]); });
 }
 
-// sum += sum_i factors[i] * (base + offsets[i]), with sum as spread_row lays a row, but whole.
+// Rows to be added up, weighted, for each of neighbouring tokens alike.
 template <typename T, typename Element>
-void add_rows(const RowVectors<T>& row, const T* factors, const Element* base,
-              const int64_t* offsets, int64_t count, T* sum) {
+struct SumRun {
+  struct List {
+    const Element* weights;  // of the first token's first head
+    const Element* rows;
+    int64_t row_step, row_head;
+    const int64_t* offsets;
+    int64_t count;
+  };
+  int64_t count;
+  int heads;   // that are written
+  int summed;  // query heads that are added up for each
+  int group;   // heads written that share rows
+  List list, more;
+  int64_t weight_step, weight_head;
+  T scale;
+  Element* to;
+  int64_t to_step, to_head;
+};
+
+// Of the row, kVectors vectors from `first` on, the last one at `last`. weights_of(pointer) are the
+// list's, more_of(pointer) those of what is added besides.
+template <size_t kVectors, typename T, typename Element, class WeightsOf, class MoreOf>
+HWY_NOINLINE void sum_run(const RowVectors<T>& row, const SumRun<T, Element>& run, size_t first,
+                          size_t last, const WeightsOf& weights_of, const MoreOf& more_of) {
+  const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
+  const auto factor = hn::Set(d, run.scale);
+  for (int64_t t = 0; t < run.count; ++t) {
+    const Element* weights = run.list.weights + t * run.weight_step;
+    const Element* rows = run.list.rows + t * run.list.row_step;
+    const Element* more = run.more.weights + t * run.weight_step;
+    const Element* more_rows = run.more.rows;
+    Element* to = run.to + t * run.to_step;
+    int sharing = 0;
+    for (int head = 0; head < run.heads; ++head, to += run.to_head) {
+      Chains<kVectors, T> sums;
+      unroll<kVectors>([&](auto v) HWY_ATTR { sums.even[v] = sums.odd[v] = hn::Zero(d); });
+      for (int s = 0; s < run.summed; ++s) {
+        add_list(row, weights_of(weights), rows, run.list.offsets, run.list.count, first, last,
+                 &sums);
+        if (run.more.count > 0) {
+          add_list(row, more_of(more), more_rows, run.more.offsets, run.more.count, first, last,
+                   &sums);
+        }
+        weights += run.weight_head;
+        more += run.weight_head;
+        if (++sharing == run.group) {
+          sharing = 0;
+          rows += run.list.row_head;
+          more_rows += run.more.row_head;
+        }
+      }
+      unroll<kVectors>([&](auto v) HWY_ATTR {
+        const auto sum = hn::Mul(factor, hn::Add(sums.even[v], sums.odd[v]));
+        if constexpr (v + 1 < kVectors) {
+          store(d, sum, to + first + v * kLanes);
+        } else if (kVectors > 1 || row.whole != 0) {
+          store(d, sum, to + last);
+        } else {
+          store_some(d, sum, row.size, to);
+        }
+      });
+    }
+  }
+}
+
+// Calls visit(vectors, first, last) for parts of a row, up to four vectors each.
+template <typename T, class Visit>
+HWY_INLINE void for_parts(const RowVectors<T>& row, const Visit& visit) {
   for (size_t v = 0; v < row.count; v += 4) {
-    const size_t vectors = std::min<size_t>(4, row.count - v), first = v * kLanes;
+    const size_t vectors = std::min<size_t>(4, row.count - v), first = v * row.kLanes;
     const size_t last = row.offset(v + vectors - 1);
-    T* to = sum + first;
     switch (vectors) {
       case 1:
-        add_vectors<1>(row, factors, base, offsets, count, first, last, to);
+        visit(std::integral_constant<size_t, 1>(), first, last);
         break;
       case 2:
-        add_vectors<2>(row, factors, base, offsets, count, first, last, to);
+        visit(std::integral_constant<size_t, 2>(), first, last);
         break;
       case 3:
-        add_vectors<3>(row, factors, base, offsets, count, first, last, to);
+        visit(std::integral_constant<size_t, 3>(), first, last);
         break;
       default:
-        add_vectors<4>(row, factors, base, offsets, count, first, last, to);
+        visit(std::integral_constant<size_t, 4>(), first, last);
         break;
     }
   }
+}
+template <typename T, typename Element, class WeightsOf, class MoreOf>
+void sum_runs(const RowVectors<T>& row, const SumRun<T, Element>& run, const WeightsOf& weights_of,
+              const MoreOf& more_of) {
+  for_parts(row, [&](auto vectors, size_t first, size_t last) {
+    sum_run<vectors>(row, run, first, last, weights_of, more_of);
+  });
+}
+
+// sum += sum_i factors[i] * (base + offsets[i]), in whole vectors.
+template <typename T, typename Element>
+void add_rows(const RowVectors<T>& row, const T* factors, const Element* base,
+              const int64_t* offsets, int64_t count, T* sum) {
+  for_parts(row, [&](auto vectors, size_t first, size_t last) HWY_ATTR {
+    const typename RowVectors<T>::D d;
+    Chains<vectors, T> sums;
+    unroll<vectors>([&](auto v) HWY_ATTR {
+      sums.even[v] = hn::LoadU(d, sum + first + v * row.kLanes);
+      sums.odd[v] = hn::Zero(d);
+    });
+    add_list(row, factors, base, offsets, count, first, last, &sums);
+    unroll<vectors>([&](auto v) HWY_ATTR {
+      hn::StoreU(hn::Add(sums.even[v], sums.odd[v]), d, sum + first + v * row.kLanes);
+    });
+  });
+}
+
+// sums[n] += the weights of `count` tokens, `step` apart, num_keys each.
+template <typename T, typename Element>
+void add_weights(const Element* weights, int64_t step, int64_t count, int64_t num_keys, T* sums) {
+  const typename RowVectors<T>::D d;
+  constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
+  const RowVectors<T> rest(static_cast<int>(num_keys % kLanes));
+  const auto add = [&](int64_t first, const auto& load_one) HWY_ATTR {
+    const Element* from = weights + first;
+    auto even = hn::LoadU(d, sums + first), odd = hn::Zero(d);
+    int64_t t = 0;
+    for (; t + 2 <= count; t += 2, from += 2 * step) {
+      even = hn::Add(even, load_one(from));
+      odd = hn::Add(odd, load_one(from + step));
+    }
+    if (t < count) even = hn::Add(even, load_one(from));
+    hn::StoreU(hn::Add(even, odd), d, sums + first);
+  };
+  int64_t n = 0;
+  for (; n + kLanes <= num_keys; n += kLanes) {
+    add(n, [&](const Element* from) HWY_ATTR { return load(d, from); });
+  }
+  if (n == num_keys) return;
+  add(n, [&](const Element* from) HWY_ATTR { return load_rest(rest, from); });
 }
 
 template <typename T>

@@ -25,8 +25,8 @@ using Token = std::array<int64_t, 3>;
 inline Token token_at(int64_t index, int64_t middle, int64_t inner) {
   return {index / inner / middle, index / inner % middle, index % inner};
 }
-inline void step_on(Token* token, int64_t middle, int64_t inner) {
-  if (++(*token)[2] < inner) return;
+inline void step_on(Token* token, int64_t middle, int64_t inner, int64_t count = 1) {
+  if (((*token)[2] += count) < inner) return;
   (*token)[2] = 0;
   if (++(*token)[1] < middle) return;
   (*token)[1] = 0;
@@ -57,6 +57,7 @@ class Split {
         factors_(reinterpret_cast<T*>(unit.scratch + unit.at.factors)),
         sum_(reinterpret_cast<T*>(unit.scratch + unit.at.row)),
         weights_(reinterpret_cast<T*>(unit.scratch + unit.at.weights)),
+        more_weights_(reinterpret_cast<T*>(unit.scratch + unit.at.more_weights)),
         bias_rows_(reinterpret_cast<T*>(unit.scratch + unit.at.bias_rows)),
         table_(reinterpret_cast<double*>(unit.scratch + unit.at.table)) {
     for (int64_t n = 0; n < plan_.additional_tokens; ++n) {
@@ -67,10 +68,13 @@ class Split {
   void run() {
     switch (step_.kind) {
       case SplitKind::weights:
-        return for_each_query(
-            [&](int64_t batch, const Token& query) { write_weights(batch, query); });
+        return for_each_query_run([&](int64_t batch, const Token& query, int64_t count) {
+          write_weights(batch, query, count);
+        });
       case SplitKind::rows:
-        return for_each_query([&](int64_t batch, const Token& query) { write_row(batch, query); });
+        return for_each_query_run([&](int64_t batch, const Token& query, int64_t count) {
+          write_rows(batch, query, count);
+        });
       case SplitKind::keys:
         return write_keys();
       case SplitKind::additional:
@@ -89,21 +93,29 @@ class Split {
   }
   int group() const { return plan_.heads / plan_.heads_kv; }
 
-  // The tokens of this unit of `count` in each batch: visit(batch, token).
-  template <class Visit>
-  void for_each_token(int64_t count, int64_t middle, int64_t inner, const Visit& visit) {
+  // The tokens of this unit of `count` in each batch, as runs of tokens along the innermost axis
+  // that alike(token) says are alike from each on: visit(batch, first token, tokens).
+  template <class Alike, class Visit>
+  void for_each_run(int64_t count, int64_t middle, int64_t inner, const Alike& alike,
+                    const Visit& visit) {
     const int64_t tokens = plan_.tokens_per_unit(head_dim_);
     const int64_t units = (count + tokens - 1) / tokens;
-    const int64_t begin = index_ % units * tokens, end = std::min(count, begin + tokens);
-    Token token = token_at(begin, middle, inner);
-    for (int64_t i = begin; i < end; ++i, step_on(&token, middle, inner)) {
-      visit(index_ / units, token);
+    const int64_t end = std::min(count, index_ % units * tokens + tokens);
+    int64_t i = index_ % units * tokens;
+    Token token = token_at(i, middle, inner);
+    while (i < end) {
+      const int64_t some = std::min<int64_t>(alike(token[2]), end - i);
+      visit(index_ / units, token, some);
+      step_on(&token, middle, inner, some);
+      i += some;
     }
   }
   template <class Visit>
-  void for_each_query(const Visit& visit) {
-    for_each_token(plan_.num_queries, plan_.axes[1].num_queries(), plan_.axes[2].num_queries(),
-                   visit);
+  void for_each_query_run(const Visit& visit) {
+    const auto& queries = plan_.axes[2].queries;
+    for_each_run(
+        plan_.num_queries, plan_.axes[1].num_queries(), plan_.axes[2].num_queries(),
+        [&](int64_t q) { return queries[static_cast<size_t>(q)].alike; }, visit);
   }
 
   // Takes up a query: its window's keys relative to the first one, and their slots.
@@ -139,58 +151,94 @@ class Split {
     num_keys_ = n;
   }
   bool is_whole() const { return num_keys_ == plan_.window; }
+  // From one query's first key to the next one's of a run.
+  int64_t key_step_of_query() const { return plan_.axes[2].output_stride * step_.keys.token[2]; }
   int64_t first_bias() const {
     return bias_begin_[0] * step_.bias.token[0] + bias_begin_[1] * step_.bias.token[1] +
            bias_begin_[2] * step_.bias.token[2];
   }
 
-  // The biases of the window for all heads; kept while the next query's stand as its own do.
+  // The biases of the window for all heads, laid as their weights are; kept while the next query's
+  // stand as its own do.
   void read_bias() {
     if (is_bias_read_) return;
     is_bias_read_ = true;
     const T* bias = reinterpret_cast<const T*>(step_.bias.data) + first_bias();
     for (int head = 0; head < plan_.heads; ++head, bias += step_.bias.head) {
       for (int64_t n = 0; n < num_keys_; ++n) {
-        bias_rows_[head * plan_.window + n] = bias[bias_places_[n]];
+        bias_rows_[head * slots_ + n] = bias[bias_places_[n]];
       }
     }
   }
 
-  void write_weights(int64_t batch, const Token& query) {
+  void write_weights(int64_t batch, const Token& query, int64_t count) {
     look_from(query);
-    const bool has_bias = step_.bias.data != nullptr;
-    if (has_bias) read_bias();
-    const Element* rows = at(step_.rows, batch) + offset_of(step_.rows, query);
-    const Element* keys = at(step_.keys, batch) + first_key_;
-    const Element* additional = plan_.additional_tokens > 0 ? at(step_.additional, batch) : nullptr;
+    if (step_.bias.data != nullptr) read_bias();
+    const int64_t size = slots_ * plan_.heads;
+    if (!is_whole()) std::fill_n(weights_, size, static_cast<T>(step_.empty));
+    const int64_t most = is_whole() ? std::max<int64_t>(1, kStagedWeights / size) : 1;
+    Token first = query;
+    for (int64_t t = 0; t < count; t += most, first[2] += most) {
+      write_some_weights(batch, first, std::min(count - t, most), t);
+    }
+  }
+
+  // Of a few queries alike, `before` tokens behind the one that was looked from.
+  void write_some_weights(int64_t batch, const Token& query, int64_t count, int64_t before) {
     const T scale = static_cast<T>(step_.scale);
-    for (int head = 0; head < plan_.heads; ++head) {
-      const int head_kv = head / group();
-      T* to = weights_ + head * slots_;
-      spread_row(row_, rows + head * step_.rows.head, sum_);
-      T* near = is_whole() ? to : factors_;
-      dot_rows(row_, sum_, keys + head_kv * step_.keys.head, offsets_, num_keys_, scale, near);
-      if (has_bias) {
-        const T* bias = bias_rows_ + head * plan_.window;
-        for (int64_t n = 0; n < num_keys_; ++n) near[n] += bias[n];
-      }
-      if (!is_whole()) {
-        std::fill_n(to, plan_.window, static_cast<T>(step_.empty));
-        for (int64_t n = 0; n < num_keys_; ++n) to[places_[n]] = near[n];
-      }
-      if (additional != nullptr) {
-        dot_rows(row_, sum_, additional + head_kv * step_.additional.head, additional_offsets_,
-                 plan_.additional_tokens, scale, to + plan_.window);
-      }
+    const int64_t key_step = key_step_of_query();
+    const Element* additional = plan_.additional_tokens > 0 ? at(step_.additional, batch) : nullptr;
+    const DotRun<Element> run = {count,
+                                 plan_.heads_kv,
+                                 group(),
+                                 at(step_.rows, batch) + offset_of(step_.rows, query),
+                                 step_.rows.token[2],
+                                 step_.rows.head,
+                                 at(step_.keys, batch) + first_key_ + before * key_step,
+                                 key_step,
+                                 step_.keys.head,
+                                 offsets_,
+                                 num_keys_};
+    const T* bias = step_.bias.data != nullptr ? bias_rows_ : nullptr;
+    const auto dot_additional = [&](const T* row, int head_kv, T* to) {
+      if (additional == nullptr) return;
+      dot_rows(row_, row, additional + head_kv * step_.additional.head, additional_offsets_,
+               plan_.additional_tokens, scale, to + plan_.window);
+    };
+    if (is_whole()) {
+      dot_runs(row_, run, scale, bias, slots_, sum_, weights_, dot_additional);
+    } else {
+      write_cut_weights(run, scale, bias, dot_additional);
     }
     Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query);
-    const auto size = static_cast<size_t>(slots_);
-    if (step_.weights.head == slots_) {
-      convert_row(weights_, size * static_cast<size_t>(plan_.heads), weights);
+    const int64_t size = slots_ * plan_.heads;
+    if (step_.weights.head == slots_ && (count == 1 || step_.weights.token[2] == size)) {
+      convert_row(weights_, static_cast<size_t>(size * count), weights);
       return;
     }
-    for (int head = 0; head < plan_.heads; ++head) {
-      convert_row(weights_ + head * slots_, size, weights + head * step_.weights.head);
+    for (int64_t t = 0; t < count; ++t) {
+      for (int head = 0; head < plan_.heads; ++head) {
+        convert_row(weights_ + t * size + head * slots_, static_cast<size_t>(slots_),
+                    weights + t * step_.weights.token[2] + head * step_.weights.head);
+      }
+    }
+  }
+
+  // Of one query whose window has empty slots; additional tokens fill theirs.
+  template <class More>
+  void write_cut_weights(DotRun<Element> run, T scale, const T* bias, const More& more) {
+    T* to = weights_;
+    const Element *rows = run.rows, *keys = run.keys;
+    run.heads_kv = run.group = 1;
+    for (int head = 0; head < plan_.heads; ++head, to += slots_) {
+      const int head_kv = head / group();
+      run.rows = rows + head * run.row_head;
+      run.keys = keys + head_kv * run.key_head;
+      dot_runs(row_, run, scale, bias, slots_, sum_, factors_,
+               [&](const T* row, int, T*) { more(row, head_kv, more_weights_); });
+      for (int64_t n = 0; n < num_keys_; ++n) to[places_[n]] = factors_[n];
+      std::copy_n(more_weights_ + plan_.window, plan_.additional_tokens, to + plan_.window);
+      if (bias != nullptr) bias += slots_;
     }
   }
 
@@ -209,24 +257,53 @@ class Split {
     return factors_of(raw_, count);
   }
 
-  void write_row(int64_t batch, const Token& query) {
-    look_from(query);
-    const Element* keys = at(step_.keys, batch) + first_key_;
-    const Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query);
-    Element* rows = at(step_.rows, batch) + offset_of(step_.rows, query);
-    if (step_.rows_are_queries) clear_skipped(batch, query);
-    for (int head = 0; head < plan_.heads; ++head, weights += step_.weights.head) {
-      const int head_kv = head / group();
-      clear_sum(row_, sum_);
-      const T* factors =
-          is_whole() ? factors_of(weights, plan_.window) : gathered(weights, places_, num_keys_);
-      add_rows(row_, factors, keys + head_kv * step_.keys.head, offsets_, num_keys_, sum_);
-      if (plan_.additional_tokens > 0) {
-        add_rows(row_, factors_of(weights + plan_.window, plan_.additional_tokens),
-                 at(step_.additional, batch) + head_kv * step_.additional.head, additional_offsets_,
-                 plan_.additional_tokens, sum_);
+  // weights_of() of sum_run(): weights that follow each other, and those at `places`.
+  auto follow(int64_t count) {
+    return [this, count](const Element* weights) { return factors_of(weights, count); };
+  }
+  auto gather(int64_t count) {
+    return [this, count](const Element* weights) {
+      if constexpr (std::is_same_v<T, Element>) {
+        return GatheredWeights<T>{weights, places_};
+      } else {
+        return gathered(weights, places_, count);
       }
-      write_sum(row_, sum_, static_cast<T>(step_.scale), rows + head * step_.rows.head);
+    };
+  }
+
+  void write_rows(int64_t batch, const Token& query, int64_t count) {
+    look_from(query);
+    if (step_.rows_are_queries) {
+      Token each = query;
+      for (int64_t t = 0; t < count; ++t, ++each[2]) clear_skipped(batch, each);
+    }
+    const Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query);
+    SumRun<T, Element> run = {};
+    run.count = count;
+    run.heads = plan_.heads;
+    run.summed = 1;
+    run.group = group();
+    run.list = {weights,
+                at(step_.keys, batch) + first_key_,
+                key_step_of_query(),
+                step_.keys.head,
+                offsets_,
+                num_keys_};
+    run.weight_step = step_.weights.token[2];
+    run.weight_head = step_.weights.head;
+    run.scale = static_cast<T>(step_.scale);
+    run.to = at(step_.rows, batch) + offset_of(step_.rows, query);
+    run.to_step = step_.rows.token[2];
+    run.to_head = step_.rows.head;
+    if (plan_.additional_tokens > 0) {
+      run.more = {weights + plan_.window, at(step_.additional, batch), 0,
+                  step_.additional.head,  additional_offsets_,         plan_.additional_tokens};
+    }
+    const auto more_of = follow(plan_.additional_tokens);
+    if (is_whole()) {
+      sum_runs(row_, run, follow(plan_.window), more_of);
+    } else {
+      sum_runs(row_, run, gather(num_keys_), more_of);
     }
   }
 
@@ -257,11 +334,7 @@ class Split {
   int64_t list_seers(const Token& key) {
     const auto& axes = plan_.axes;
     const auto seers = [&](size_t a) { return axes[a].keys[static_cast<size_t>(key[a])]; };
-    const auto slot = [&](size_t a, int64_t q) {
-      const SplitAxis::Query& query = axes[a].queries[static_cast<size_t>(q)];
-      return static_cast<int32_t>(key[a] - query.begin) / static_cast<int32_t>(axes[a].dilation) +
-             query.empty;
-    };
+    const auto slot = [&](size_t a, int64_t q) -> int64_t { return axes[a].slot(key[a], q); };
     int64_t n = 0;
     const SplitAxis::Seers x = seers(0), y = seers(1), z = seers(2);
     for (int64_t i = 0, qx = x.first; i < x.count; ++i, qx += axes[0].query_step) {
@@ -291,17 +364,33 @@ class Split {
 
   void write_keys() {
     const auto& axes = plan_.axes;
-    for_each_token(plan_.num_keys, axes[1].num_keys(), axes[2].num_keys(),
-                   [&](int64_t batch, const Token& key) {
-                     const int64_t count = list_seers(key);
-                     Element* keys = at(step_.keys, batch) + offset_of(step_.keys, key);
-                     for (int head_kv = 0; head_kv < plan_.heads_kv; ++head_kv) {
-                       clear_sum(row_, sum_);
-                       add_queries(batch, head_kv, count);
-                       write_sum(row_, sum_, static_cast<T>(step_.scale),
-                                 keys + head_kv * step_.keys.head);
-                     }
-                   });
+    for_each_run(
+        plan_.num_keys, axes[1].num_keys(), axes[2].num_keys(),
+        [&](int64_t k) { return axes[2].keys[static_cast<size_t>(k)].alike; },
+        [&](int64_t batch, const Token& key, int64_t count) {
+          write_some_keys(batch, key, count);
+        });
+  }
+  void write_some_keys(int64_t batch, const Token& key, int64_t count) {
+    const int64_t seers = list_seers(key);
+    SumRun<T, Element> run = {};
+    run.count = count;
+    run.heads = plan_.heads_kv;
+    run.summed = group();
+    run.group = 1;
+    run.list = {at(step_.weights, batch),
+                at(step_.rows, batch),
+                step_.rows.token[2],
+                step_.rows.head,
+                offsets_,
+                seers};
+    run.weight_step = step_.weights.token[2];
+    run.weight_head = step_.weights.head;
+    run.scale = static_cast<T>(step_.scale);
+    run.to = at(step_.keys, batch) + offset_of(step_.keys, key);
+    run.to_step = step_.keys.token[2];
+    run.to_head = step_.keys.head;
+    sum_runs(row_, run, gather(seers), follow(0));
   }
 
   void write_additional() {
@@ -350,11 +439,13 @@ class Split {
       }
       num_added = 0;
     };
+    const int64_t middle = axes[1].num_queries(), inner = axes[2].num_queries();
     for (int64_t batch = 0; batch < plan_.batch; ++batch) {
       Token query = {};
-      for (int64_t i = 0; i < plan_.num_queries;
-           ++i, step_on(&query, axes[1].num_queries(), axes[2].num_queries())) {
-        bool same = num_added > 0 && num_added < kQueriesAtOnce;
+      for (int64_t i = 0, count; i < plan_.num_queries;
+           i += count, step_on(&query, middle, inner, count)) {
+        count = std::min<int64_t>(along(2, query).alike, kQueriesAtOnce);
+        bool same = num_added > 0 && num_added + count <= kQueriesAtOnce;
         for (size_t a = 0; a < 3; ++a) {
           same = same && begin[a] == along(a, query).bias && counts_[a] == along(a, query).count;
         }
@@ -366,10 +457,15 @@ class Split {
         }
         const Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query) +
                                  index_ * step_.weights.head;
-        const T* factors =
-            is_whole() ? factors_of(weights, num_keys_) : gathered(weights, places_, num_keys_);
-        for (int64_t n = 0; n < num_keys_; ++n) weights_[n] += factors[n];
-        ++num_added;
+        if (is_whole()) {
+          add_weights(weights, step_.weights.token[2], count, num_keys_, weights_);
+        } else {
+          for (int64_t t = 0; t < count; ++t, weights += step_.weights.token[2]) {
+            const T* factors = gathered(weights, places_, num_keys_);
+            for (int64_t n = 0; n < num_keys_; ++n) weights_[n] += factors[n];
+          }
+        }
+        num_added += count;
       }
     }
     flush();
@@ -393,7 +489,7 @@ class Split {
   const int64_t slots_;
   int64_t *const offsets_, *const places_, *const bias_places_, *const additional_offsets_;
   Element* const raw_;
-  T *const factors_, *const sum_, *const weights_, *const bias_rows_;
+  T *const factors_, *const sum_, *const weights_, *const more_weights_, *const bias_rows_;
   double* const table_;
   // Of the query that was looked from last.
   std::array<int64_t, 3> counts_ = {}, bias_begin_ = {};

@@ -25,9 +25,13 @@ struct SplitAxis {
     int32_t count;  // keys
     int32_t empty;  // slots before the first key
     int32_t bias;   // index of the first key's bias
+    // Queries from this on whose windows are the same but for where they begin: output_stride
+    // tokens after the one before.
+    int32_t alike = 1;
   };
   struct Seers {  // the queries that see a key: first, first + query_step, ...
     int32_t first = 0, count = 0;
+    int32_t alike = 1;  // keys from this on, each of which the next queries see in the same slots
   };
   std::vector<Query> queries = {{0, 1, 0, 0}};
   std::vector<Seers> keys = {{0, 1}};
@@ -35,6 +39,11 @@ struct SplitAxis {
   int64_t query_extent = 1, output_stride = 1;
 
   int64_t num_queries() const { return static_cast<int64_t>(queries.size()); }
+  // Where a key stands in the window of a query that sees it.
+  int32_t slot(int64_t key, int64_t query) const {
+    const Query& q = queries[static_cast<size_t>(query)];
+    return static_cast<int32_t>(key - q.begin) / static_cast<int32_t>(dilation) + q.empty;
+  }
   int64_t num_keys() const { return static_cast<int64_t>(keys.size()); }
 };
 
@@ -67,11 +76,14 @@ struct SplitScratch {
   size_t offsets = 0, places = 0, bias_places = 0;  // int64_t: see split-inl.h
   size_t additional_offsets = 0;
   size_t raw = 0, factors = 0;      // weights of a list of rows: as they are, and converted
-  size_t row = 0, weights = 0;      // of one query: a row of head_dim, weights of all heads
+  size_t row = 0;                   // of head_dim
+  size_t weights = 0;               // of all heads of some queries
+  size_t more_weights = 0;          // of one head, the additional tokens'
   size_t bias_rows = 0, table = 0;  // bias of one window, of one head
   size_t total = 0;
 };
-inline constexpr int64_t kQueriesAtOnce = 512;  // of a list over all queries
+inline constexpr int64_t kQueriesAtOnce = 512;   // of a list over all queries
+inline constexpr int64_t kStagedWeights = 2048;  // written together where a query has fewer
 inline constexpr size_t kMaxLanes = 8;
 
 struct SplitPlan {

@@ -42,6 +42,28 @@ void find_seers(SplitAxis* axis) {
   }
 }
 
+// Counts the queries and the keys that are alike.
+void find_runs(SplitAxis* axis) {
+  for (size_t q = axis->queries.size() - 1; q-- > 0;) {
+    SplitAxis::Query& here = axis->queries[q];
+    const SplitAxis::Query& next = axis->queries[q + 1];
+    if (here.count == next.count && here.empty == next.empty && here.bias == next.bias &&
+        here.begin + axis->output_stride == next.begin) {
+      here.alike = next.alike + 1;
+    }
+  }
+  for (size_t k = axis->keys.size() - 1; k-- > 0;) {
+    SplitAxis::Seers& here = axis->keys[k];
+    const SplitAxis::Seers& next = axis->keys[k + 1];
+    bool same = here.count == next.count && here.first + 1 == next.first;
+    for (int32_t i = 0; same && i < here.count; ++i) {
+      const int64_t query = here.first + i * axis->query_step, key = static_cast<int64_t>(k);
+      same = axis->slot(key, query) == axis->slot(key + 1, query + 1);
+    }
+    if (same) here.alike = next.alike + 1;
+  }
+}
+
 SplitAxis make_axis(const Problem& problem, int a, bool right_aligned) {
   const Axis& given = problem.axis(a);
   SplitAxis axis;
@@ -62,6 +84,7 @@ SplitAxis make_axis(const Problem& problem, int a, bool right_aligned) {
   }
   axis.keys.assign(static_cast<size_t>(given.extent), {});
   find_seers(&axis);
+  find_runs(&axis);
   return axis;
 }
 
@@ -123,8 +146,10 @@ SplitScratch SplitPlan::scratch(int head_dim) const {
   at.raw = place(list * sizeof(double));
   at.factors = place((list + kMaxLanes) * sizeof(double));
   at.row = place((static_cast<size_t>(head_dim) + kMaxLanes) * sizeof(double));
-  at.weights = place((all_heads * slots + kMaxLanes) * sizeof(double));
-  at.bias_rows = place(all_heads * slots * sizeof(double));
+  const size_t staged = std::max(all_heads * slots, static_cast<size_t>(kStagedWeights));
+  at.weights = place((staged + kMaxLanes) * sizeof(double));
+  at.more_weights = place((slots + kMaxLanes) * sizeof(double));
+  at.bias_rows = place((all_heads * slots + kMaxLanes) * sizeof(double));
   at.table = place(static_cast<size_t>(bias_size) * sizeof(double));
   at.total = place.total();
   return at;
