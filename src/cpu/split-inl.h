@@ -35,10 +35,12 @@ struct RowVectors {
         whole(size / kLanes),
         rest(size % kLanes),
         count(whole + (rest != 0)),
-        last(size < kLanes ? 0 : size - kLanes) {}
+        last(size < kLanes ? 0 : size - kLanes),
+        in_rest(hn::FirstN(D(), rest)) {}
 
   size_t size, whole, rest, count;
   size_t last;  // where the last vector begins if there is a rest
+  hn::Mask<D> in_rest;
 
   size_t offset(size_t vector) const { return vector < whole ? vector * kLanes : last; }
 };
@@ -61,7 +63,7 @@ HWY_INLINE hn::Vec<typename RowVectors<T>::D> load_rest(const RowVectors<T>& row
                                                         const Element* from) {
   const typename RowVectors<T>::D d;
   if constexpr (kReadsInPart<T, Element>) {
-    return hn::MaskedLoad(hn::FirstN(d, row.rest), d, from + row.whole * row.kLanes);
+    return hn::MaskedLoad(row.in_rest, d, from + row.whole * row.kLanes);
   } else {
     if (row.whole == 0) return load_short(d, from, row.size);
     const auto is_new = hn::Not(hn::FirstN(d, row.kLanes - row.rest));
@@ -197,8 +199,9 @@ struct DotRun {
 // vector beyond is overwritten before more(query, head_kv, to) is called for the next slots. kLast:
 // keys of the last vector.
 template <size_t kLast, typename T, typename Element, class More>
-HWY_NOINLINE void dot_run(const RowVectors<T>& row, const DotRun<Element>& run, T scale,
+HWY_NOINLINE void dot_run(const RowVectors<T>& vectors, const DotRun<Element>& run, T scale,
                           const T* bias, int64_t slots, T* spread, T* to, const More& more) {
+  const RowVectors<T> row = vectors;  // in registers, whatever is written
   const typename RowVectors<T>::D d;
   constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
   const auto factor = hn::Set(d, scale);
@@ -314,8 +317,9 @@ struct SumRun {
 // Of the row, kVectors vectors from `first` on, the last one at `last`. weights_of(pointer) are the
 // list's, more_of(pointer) those of what is added besides.
 template <size_t kVectors, typename T, typename Element, class WeightsOf, class MoreOf>
-HWY_NOINLINE void sum_run(const RowVectors<T>& row, const SumRun<T, Element>& run, size_t first,
+HWY_NOINLINE void sum_run(const RowVectors<T>& vectors, const SumRun<T, Element>& run, size_t first,
                           size_t last, const WeightsOf& weights_of, const MoreOf& more_of) {
+  const RowVectors<T> row = vectors;  // in registers, whatever is written
   const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
   const auto factor = hn::Set(d, run.scale);
