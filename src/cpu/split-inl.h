@@ -23,25 +23,26 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Vectors of one row of `size` elements: whole ones, then one that ends with the row and, where the
-// row is shorter than a vector, is the row and zeros.
+// Vectors of one row of `size` elements: whole ones, then a last one that has the rest, 1 to kLanes
+// elements. It is read in part or, so that a whole vector is read, it ends with the row; where the
+// row is shorter than a vector, it is the row and zeros.
 template <typename T>
 struct RowVectors {
   using D = hn::CappedTag<T, kMaxLanes>;
   static constexpr size_t kLanes = hn::MaxLanes(D());
 
-  explicit RowVectors(int head_dim)
-      : size(static_cast<size_t>(head_dim)),
-        whole(size / kLanes),
-        rest(size % kLanes),
-        count(whole + (rest != 0)),
+  explicit RowVectors(int64_t elements)
+      : size(static_cast<size_t>(elements)),
+        whole((size - 1) / kLanes),
+        rest(size - whole * kLanes),
         last(size < kLanes ? 0 : size - kLanes),
         in_rest(hn::FirstN(D(), rest)) {}
 
-  size_t size, whole, rest, count;
-  size_t last;  // where the last vector begins if there is a rest
+  size_t size, whole, rest;
+  size_t last;  // where the last vector begins that ends with the row
   hn::Mask<D> in_rest;
 
+  size_t count() const { return whole + 1; }
   size_t offset(size_t vector) const { return vector < whole ? vector * kLanes : last; }
 };
 
@@ -56,7 +57,7 @@ HWY_INLINE hn::Vec<D> load_short(D d, const Element* from, size_t count) {
 template <typename T, typename Element>
 inline constexpr bool kReadsInPart = kHasMaskedLoads&& std::is_same_v<T, Element>;
 
-// The last vector of a row that has a rest. Of it, what earlier ones hold is zero: once multiplied,
+// The last vector of a row for a product along it. What earlier ones hold is zero: once multiplied,
 // an infinite element must not meet a zero.
 template <typename T, typename Element>
 HWY_INLINE hn::Vec<typename RowVectors<T>::D> load_rest(const RowVectors<T>& row,
@@ -65,24 +66,9 @@ HWY_INLINE hn::Vec<typename RowVectors<T>::D> load_rest(const RowVectors<T>& row
   if constexpr (kReadsInPart<T, Element>) {
     return hn::MaskedLoad(row.in_rest, d, from + row.whole * row.kLanes);
   } else {
-    if (row.whole == 0) return load_short(d, from, row.size);
+    if (row.size < row.kLanes) return load_short(d, from, row.size);
     const auto is_new = hn::Not(hn::FirstN(d, row.kLanes - row.rest));
     return hn::IfThenElseZero(is_new, load(d, from + row.last));
-  }
-}
-
-// A row as dot_some() takes it: itself where it is read in part, else converted to whole vectors.
-template <typename T, typename Element>
-HWY_INLINE const T* spread_row(const RowVectors<T>& row, const Element* from, T* copy) {
-  if constexpr (kReadsInPart<T, Element>) {
-    return from;
-  } else {
-    const typename RowVectors<T>::D d;
-    for (size_t v = 0; v < row.whole; ++v) {
-      hn::StoreU(load(d, from + v * row.kLanes), d, copy + v * row.kLanes);
-    }
-    if (row.rest != 0) hn::StoreU(load_rest(row, from), d, copy + row.whole * row.kLanes);
-    return copy;
   }
 }
 
@@ -124,125 +110,117 @@ HWY_INLINE hn::Vec<D> sum_each(D d, const hn::Vec<D>* sums) {
   }
 }
 
-// Products of one spread row with kCount rows from base + offsets[i], in the first lanes.
-template <size_t kCount, typename T, typename Element>
-HWY_INLINE hn::Vec<typename RowVectors<T>::D> dot_some(const RowVectors<T>& row, const T* spread,
-                                                       const Element* base,
+// Tokens that follow each other along the innermost axis, each with its row and keys of its own,
+// which stand alike to it: the first one's are keys + offsets[i].
+template <typename T, typename Element>
+struct DotRun {
+  int64_t count;
+  const Element* rows;
+  int64_t row_step;
+  const Element* keys;
+  int64_t key_step;
+  const int64_t* offsets;
+  int64_t num_keys;
+  T scale;
+  const T* bias;  // num_keys of them and a vector
+};
+
+// A row's vectors but for the last one, if there are kVectors; 0: any number, and none is held.
+template <size_t kVectors, typename T>
+struct HeldRow {
+  hn::Vec<typename RowVectors<T>::D> whole[HWY_MAX(kVectors, 1)], rest;
+};
+
+// Products of one row with kCount rows from base + offsets[i], in the first lanes.
+template <size_t kCount, size_t kVectors, typename T, typename Element>
+HWY_INLINE hn::Vec<typename RowVectors<T>::D> dot_some(const RowVectors<T>& row,
+                                                       const HeldRow<kVectors, T>& held,
+                                                       const Element* from, const Element* base,
                                                        const int64_t* offsets) {
   const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
   hn::Vec<decltype(d)> sums[kLanes];
   const Element* rows[kCount];
-  unroll<kLanes>([&](auto i) HWY_ATTR { sums[i] = hn::Zero(d); });
-  unroll<kCount>([&](auto i) { rows[i] = base + offsets[i]; });
-  for (size_t v = 0; v < row.whole; ++v) {
-    const auto factor = hn::LoadU(d, spread + v * kLanes);
-    unroll<kCount>([&](auto i) HWY_ATTR {
-      sums[i] = hn::MulAdd(factor, load(d, rows[i] + v * kLanes), sums[i]);
-    });
-  }
-  if (row.rest != 0) {
-    hn::Vec<decltype(d)> factor;
-    if constexpr (kReadsInPart<T, Element>) {
-      factor = load_rest(row, spread);
+  unroll<kCount>([&](auto i) VECINA_INLINE { rows[i] = base + offsets[i]; });
+  unroll<kLanes>([&](auto i) VECINA_INLINE {
+    if constexpr (i < kCount) {
+      sums[i] = hn::Mul(held.rest, load_rest(row, rows[i]));
     } else {
-      factor = hn::LoadU(d, spread + row.whole * kLanes);
+      sums[i] = hn::Zero(d);
     }
-    unroll<kCount>(
-        [&](auto i) HWY_ATTR { sums[i] = hn::MulAdd(factor, load_rest(row, rows[i]), sums[i]); });
+  });
+  if constexpr (kVectors > 0) {
+    unroll<kVectors - 1>([&](auto v) VECINA_INLINE {
+      unroll<kCount>([&](auto i) VECINA_INLINE {
+        sums[i] = hn::MulAdd(held.whole[v], load(d, rows[i] + v * kLanes), sums[i]);
+      });
+    });
+  } else {
+    for (size_t v = 0; v < row.whole; ++v) {
+      const auto factor = load(d, from + v * kLanes);
+      unroll<kCount>([&](auto i) VECINA_INLINE {
+        sums[i] = hn::MulAdd(factor, load(d, rows[i] + v * kLanes), sums[i]);
+      });
+    }
   }
   return sum_each(d, sums);
 }
 
-template <size_t kCount, typename T, typename Element>
-HWY_INLINE hn::Vec<typename RowVectors<T>::D> dot_rest(size_t count, const RowVectors<T>& row,
-                                                       const T* spread, const Element* base,
-                                                       const int64_t* offsets) {
-  if constexpr (kCount > 1) {
-    if (count < kCount) return dot_rest<kCount - 1>(count, row, spread, base, offsets);
-  }
-  return dot_some<kCount>(row, spread, base, offsets);
-}
-
-// to[i] = scale * row . (base + offsets[i]) for i < count; up to a vector beyond is overwritten.
-template <typename T, typename Element>
-void dot_rows(const RowVectors<T>& row, const T* spread, const Element* base,
-              const int64_t* offsets, int64_t count, T scale, T* to) {
-  const typename RowVectors<T>::D d;
-  constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
-  const auto factor = hn::Set(d, scale);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    hn::StoreU(hn::Mul(factor, dot_some<kLanes>(row, spread, base, offsets + i)), d, to + i);
-  }
-  if (i == count) return;
-  const auto rest = static_cast<size_t>(count - i);
-  hn::StoreU(hn::Mul(factor, dot_rest<kLanes - 1>(rest, row, spread, base, offsets + i)), d,
-             to + i);
-}
-
-// Tokens that follow each other along the innermost axis, each with its row and keys of its own,
-// which stand alike to it: the first one's are keys + offsets[i].
-template <typename Element>
-struct DotRun {
-  int64_t count;
-  int heads_kv, group;
-  const Element* rows;
-  int64_t row_step, row_head;
-  const Element* keys;
-  int64_t key_step, key_head;
-  const int64_t* offsets;
-  int64_t num_keys;
-};
-
-// to[slots * (heads * token + head) + i] = scale * row . key i + bias[slots * head + i]; up to a
-// vector beyond is overwritten before more(query, head_kv, to) is called for the next slots. kLast:
-// keys of the last vector.
-template <size_t kLast, typename T, typename Element, class More>
-HWY_NOINLINE void dot_run(const RowVectors<T>& vectors, const DotRun<Element>& run, T scale,
-                          const T* bias, int64_t slots, T* spread, T* to, const More& more) {
+// to[pitch * token + i] = scale * row . key i + bias[i]; up to a vector beyond is overwritten.
+// kLast: keys of the last vector.
+template <size_t kLast, size_t kVectors, typename T, typename Element>
+HWY_NOINLINE void dot_run(const RowVectors<T>& vectors, const DotRun<T, Element>& run, T* to,
+                          int64_t pitch) {
   const RowVectors<T> row = vectors;  // in registers, whatever is written
   const typename RowVectors<T>::D d;
   constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
-  const auto factor = hn::Set(d, scale);
+  const auto factor = hn::Set(d, run.scale);
   const int64_t* HWY_RESTRICT offsets = run.offsets;
   const int64_t whole = run.num_keys - static_cast<int64_t>(kLast);
-  const Element *rows = run.rows, *keys = run.keys;
-  for (int64_t t = 0; t < run.count; ++t, rows += run.row_step, keys += run.key_step) {
-    const Element *from = rows, *of_head = keys;
-    const T* add = bias;
-    for (int head_kv = 0; head_kv < run.heads_kv; ++head_kv, of_head += run.key_head) {
-      for (int g = 0; g < run.group; ++g, from += run.row_head, to += slots) {
-        const T* query = spread_row(row, from, spread);
-        const auto write = [&](auto sum, int64_t i) HWY_ATTR {
-          const auto logits = add == nullptr ? hn::Mul(factor, sum)
-                                             : hn::MulAdd(factor, sum, hn::LoadU(d, add + i));
-          hn::StoreU(logits, d, to + i);
-        };
-        int64_t i = 0;
-        for (; i < whole; i += kLanes) {
-          write(dot_some<kLanes>(row, query, of_head, offsets + i), i);
-        }
-        write(dot_some<kLast>(row, query, of_head, offsets + i), i);
-        more(query, head_kv, to);
-        if (add != nullptr) add += slots;
-      }
+  int64_t last_offsets[kLast];
+  unroll<kLast>([&](auto i) { last_offsets[i] = offsets[whole + static_cast<int64_t>(i)]; });
+  const T* HWY_RESTRICT bias = run.bias;
+  const auto last_bias = hn::LoadU(d, bias + whole);
+  const int64_t row_step = run.row_step, key_step = run.key_step;
+  const Element *from = run.rows, *keys = run.keys;
+  for (int64_t t = run.count; t > 0; --t, from += row_step, keys += key_step, to += pitch) {
+    HeldRow<kVectors, T> held;
+    if constexpr (kVectors > 0) {
+      unroll<kVectors - 1>(
+          [&](auto v) VECINA_INLINE { held.whole[v] = load(d, from + v * RowVectors<T>::kLanes); });
     }
+    held.rest = load_rest(row, from);
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      const auto sum = dot_some<kLanes>(row, held, from, keys, offsets + i);
+      hn::StoreU(hn::MulAdd(factor, sum, hn::LoadU(d, bias + i)), d, to + i);
+    }
+    const auto sum = dot_some<kLast>(row, held, from, keys, last_offsets);
+    hn::StoreU(hn::MulAdd(factor, sum, last_bias), d, to + whole);
   }
 }
-// The same for any number of keys.
-template <size_t kLast, typename T, typename... Arguments>
-void dot_run_of(size_t last, const RowVectors<T>& row, const Arguments&... arguments) {
+// The same for any number of keys and vectors.
+template <size_t kLast, typename T, typename Element>
+void dot_run_of(size_t last, const RowVectors<T>& row, const DotRun<T, Element>& run, T* to,
+                int64_t pitch) {
   if constexpr (kLast > 1) {
-    if (last < kLast) return dot_run_of<kLast - 1>(last, row, arguments...);
+    if (last < kLast) return dot_run_of<kLast - 1>(last, row, run, to, pitch);
   }
-  dot_run<kLast>(row, arguments...);
+  switch (row.count()) {
+    case 1:
+      return dot_run<kLast, 1>(row, run, to, pitch);
+    case 2:
+      return dot_run<kLast, 2>(row, run, to, pitch);
+    case 4:
+      return dot_run<kLast, 4>(row, run, to, pitch);
+    default:
+      return dot_run<kLast, 0>(row, run, to, pitch);
+  }
 }
-template <typename T, typename Element, typename... Arguments>
-void dot_runs(const RowVectors<T>& row, const DotRun<Element>& run, const Arguments&... arguments) {
+template <typename T, typename Element>
+void dot_rows(const RowVectors<T>& row, const DotRun<T, Element>& run, T* to, int64_t pitch) {
   constexpr size_t kLanes = RowVectors<T>::kLanes;
   const auto last = static_cast<size_t>(run.num_keys - 1) % kLanes + 1;
-  dot_run_of<kLanes>(last, row, run, arguments...);
+  dot_run_of<kLanes>(last, row, run, to, pitch);
 }
 
 // Weights that do not follow each other.
@@ -268,11 +246,11 @@ HWY_INLINE void add_list(const RowVectors<T>& row, const Weights& weights, const
                          size_t last, Chains<kVectors, T>* sums) {
   const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
-  const auto load_one = [&](const Element* from, auto v) HWY_ATTR {
+  const auto load_one = [&](const Element* from, auto v) VECINA_INLINE {
     if constexpr (v + 1 < kVectors) {
       return load(d, from + first + v * kLanes);
     } else if constexpr (kVectors == 1) {
-      return row.whole == 0 ? load_rest(row, from) : load(d, from + last);
+      return row.size < kLanes ? load_rest(row, from) : load(d, from + last);
     } else {
       return load(d, from + last);
     }
@@ -293,25 +271,22 @@ HWY_INLINE void add_list(const RowVectors<T>& row, const Weights& weights, const
       [&](auto v) HWY_ATTR { sums->even[v] = hn::MulAdd(a, load_one(row_a, v), sums->even[v]); });
 }
 
-// Rows to be added up, weighted, for each of neighbouring tokens alike.
+// Rows of one head to be added up, weighted, for each of neighbouring tokens.
 template <typename T, typename Element>
 struct SumRun {
   struct List {
-    const Element* weights;  // of the first token's first head
+    const Element* weights;  // of the first token
     const Element* rows;
-    int64_t row_step, row_head;
+    int64_t row_step;
     const int64_t* offsets;
     int64_t count;
   };
   int64_t count;
-  int heads;   // that are written
-  int summed;  // query heads that are added up for each
-  int group;   // heads written that share rows
+  int64_t weight_step;
   List list, more;
-  int64_t weight_step, weight_head;
   T scale;
   Element* to;
-  int64_t to_step, to_head;
+  int64_t to_step;
 };
 
 // Of the row, kVectors vectors from `first` on, the last one at `last`. weights_of(pointer) are the
@@ -323,50 +298,41 @@ HWY_NOINLINE void sum_run(const RowVectors<T>& vectors, const SumRun<T, Element>
   const typename RowVectors<T>::D d;
   constexpr size_t kLanes = RowVectors<T>::kLanes;
   const auto factor = hn::Set(d, run.scale);
-  for (int64_t t = 0; t < run.count; ++t) {
-    const Element* weights = run.list.weights + t * run.weight_step;
-    const Element* rows = run.list.rows + t * run.list.row_step;
-    const Element* more = run.more.weights + t * run.weight_step;
-    const Element* more_rows = run.more.rows;
-    Element* to = run.to + t * run.to_step;
-    int sharing = 0;
-    for (int head = 0; head < run.heads; ++head, to += run.to_head) {
-      Chains<kVectors, T> sums;
-      unroll<kVectors>([&](auto v) HWY_ATTR { sums.even[v] = sums.odd[v] = hn::Zero(d); });
-      for (int s = 0; s < run.summed; ++s) {
-        add_list(row, weights_of(weights), rows, run.list.offsets, run.list.count, first, last,
-                 &sums);
-        if (run.more.count > 0) {
-          add_list(row, more_of(more), more_rows, run.more.offsets, run.more.count, first, last,
-                   &sums);
-        }
-        weights += run.weight_head;
-        more += run.weight_head;
-        if (++sharing == run.group) {
-          sharing = 0;
-          rows += run.list.row_head;
-          more_rows += run.more.row_head;
-        }
-      }
-      unroll<kVectors>([&](auto v) HWY_ATTR {
-        const auto sum = hn::Mul(factor, hn::Add(sums.even[v], sums.odd[v]));
-        if constexpr (v + 1 < kVectors) {
-          store(d, sum, to + first + v * kLanes);
-        } else if (kVectors > 1 || row.whole != 0) {
-          store(d, sum, to + last);
-        } else {
-          store_some(d, sum, row.size, to);
-        }
-      });
+  const Element *weights = run.list.weights, *rows = run.list.rows, *more = run.more.weights;
+  const int64_t* HWY_RESTRICT offsets = run.list.offsets;
+  const int64_t count = run.list.count, weight_step = run.weight_step;
+  const int64_t row_step = run.list.row_step, to_step = run.to_step;
+  Element* to = run.to;
+  for (int64_t t = run.count; t > 0; --t) {
+    Chains<kVectors, T> sums;
+    unroll<kVectors>([&](auto v) VECINA_INLINE { sums.even[v] = sums.odd[v] = hn::Zero(d); });
+    add_list(row, weights_of(weights), rows, offsets, count, first, last, &sums);
+    if (HWY_UNLIKELY(run.more.count > 0)) {
+      add_list(row, more_of(more), run.more.rows, run.more.offsets, run.more.count, first, last,
+               &sums);
+      more += weight_step;
     }
+    unroll<kVectors>([&](auto v) VECINA_INLINE {
+      const auto sum = hn::Mul(factor, hn::Add(sums.even[v], sums.odd[v]));
+      if constexpr (v + 1 < kVectors) {
+        store(d, sum, to + first + v * kLanes);
+      } else if (kVectors > 1 || row.size >= kLanes) {
+        store(d, sum, to + last);
+      } else {
+        store_some(d, sum, row.size, to);
+      }
+    });
+    weights += weight_step;
+    rows += row_step;
+    to += to_step;
   }
 }
 
 // Calls visit(vectors, first, last) for parts of a row, up to four vectors each.
 template <typename T, class Visit>
 HWY_INLINE void for_parts(const RowVectors<T>& row, const Visit& visit) {
-  for (size_t v = 0; v < row.count; v += 4) {
-    const size_t vectors = std::min<size_t>(4, row.count - v), first = v * row.kLanes;
+  for (size_t v = 0; v < row.count(); v += 4) {
+    const size_t vectors = std::min<size_t>(4, row.count() - v), first = v * row.kLanes;
     const size_t last = row.offset(v + vectors - 1);
     switch (vectors) {
       case 1:
@@ -385,7 +351,7 @@ HWY_INLINE void for_parts(const RowVectors<T>& row, const Visit& visit) {
   }
 }
 template <typename T, typename Element, class WeightsOf, class MoreOf>
-void sum_runs(const RowVectors<T>& row, const SumRun<T, Element>& run, const WeightsOf& weights_of,
+void sum_rows(const RowVectors<T>& row, const SumRun<T, Element>& run, const WeightsOf& weights_of,
               const MoreOf& more_of) {
   for_parts(row, [&](auto vectors, size_t first, size_t last) {
     sum_run<vectors>(row, run, first, last, weights_of, more_of);
@@ -415,7 +381,7 @@ template <typename T, typename Element>
 void add_weights(const Element* weights, int64_t step, int64_t count, int64_t num_keys, T* sums) {
   const typename RowVectors<T>::D d;
   constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
-  const RowVectors<T> rest(static_cast<int>(num_keys % kLanes));
+  const RowVectors<T> rest(std::max<int64_t>(1, num_keys % kLanes));
   const auto add = [&](int64_t first, const auto& load_one) HWY_ATTR {
     const Element* from = weights + first;
     auto even = hn::LoadU(d, sums + first), odd = hn::Zero(d);
@@ -437,7 +403,7 @@ void add_weights(const Element* weights, int64_t step, int64_t count, int64_t nu
 
 template <typename T>
 void clear_sum(const RowVectors<T>& row, T* sum) {
-  std::fill_n(sum, row.count * row.kLanes, T{0});
+  std::fill_n(sum, row.count() * row.kLanes, T{0});
 }
 
 // to = scale * sum
@@ -445,20 +411,25 @@ template <typename T, typename Element>
 void write_sum(const RowVectors<T>& row, const T* sum, T scale, Element* to) {
   const typename RowVectors<T>::D d;
   const auto factor = hn::Set(d, scale);
-  for (size_t v = 0; v < row.count; ++v) {
+  for (size_t v = 0; v < row.count(); ++v) {
     const auto scaled = hn::Mul(factor, hn::LoadU(d, sum + v * row.kLanes));
     store_some(d, scaled, std::min(row.size, row.kLanes), to + row.offset(v));
   }
 }
 
-// As many elements, converted; no element beyond is touched.
+// `count` rows of `size` elements, `pitch` apart, converted; no element beyond is touched.
 template <typename T, typename Element>
-void convert_row(const T* from, size_t count, Element* to) {
+void convert_rows(const T* from, int64_t pitch, int64_t count, int64_t size, Element* to,
+                  int64_t to_step) {
   const typename RowVectors<T>::D d;
-  constexpr size_t kLanes = RowVectors<T>::kLanes;
-  size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(d, hn::LoadU(d, from + i), to + i);
-  if (i < count) store_some(d, hn::LoadU(d, from + i), count - i, to + i);
+  constexpr auto kLanes = static_cast<int64_t>(RowVectors<T>::kLanes);
+  for (int64_t t = 0; t < count; ++t, from += pitch, to += to_step) {
+    // What a vector overwrites of the rows behind is theirs again in their turn.
+    const int64_t room = to_step == size ? (count - t) * size : size;
+    int64_t i = 0;
+    for (; i < size && i + kLanes <= room; i += kLanes) store(d, hn::LoadU(d, from + i), to + i);
+    if (i < size) store_some(d, hn::LoadU(d, from + i), static_cast<size_t>(size - i), to + i);
+  }
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

@@ -49,6 +49,7 @@ class Split {
         head_dim_(unit.head_dim),
         row_(unit.head_dim),
         slots_(plan_.window + plan_.additional_tokens),
+        pitch_(slots_ * plan_.heads + static_cast<int64_t>(kMaxLanes)),
         offsets_(reinterpret_cast<int64_t*>(unit.scratch + unit.at.offsets)),
         places_(reinterpret_cast<int64_t*>(unit.scratch + unit.at.places)),
         bias_places_(reinterpret_cast<int64_t*>(unit.scratch + unit.at.bias_places)),
@@ -57,11 +58,16 @@ class Split {
         factors_(reinterpret_cast<T*>(unit.scratch + unit.at.factors)),
         sum_(reinterpret_cast<T*>(unit.scratch + unit.at.row)),
         weights_(reinterpret_cast<T*>(unit.scratch + unit.at.weights)),
-        more_weights_(reinterpret_cast<T*>(unit.scratch + unit.at.more_weights)),
         bias_rows_(reinterpret_cast<T*>(unit.scratch + unit.at.bias_rows)),
+        no_bias_(reinterpret_cast<T*>(unit.scratch + unit.at.no_bias)),
         table_(reinterpret_cast<double*>(unit.scratch + unit.at.table)) {
     for (int64_t n = 0; n < plan_.additional_tokens; ++n) {
       additional_offsets_[n] = n * step_.additional.token[2];
+    }
+    if (step_.kind == SplitKind::weights) {
+      const auto lanes = static_cast<int64_t>(kMaxLanes);
+      std::fill_n(no_bias_, plan_.additional_tokens + lanes, T{0});
+      std::fill_n(bias_rows_, plan_.heads * slots_ + lanes, T{0});
     }
   }
 
@@ -174,71 +180,55 @@ class Split {
   void write_weights(int64_t batch, const Token& query, int64_t count) {
     look_from(query);
     if (step_.bias.data != nullptr) read_bias();
-    const int64_t size = slots_ * plan_.heads;
-    if (!is_whole()) std::fill_n(weights_, size, static_cast<T>(step_.empty));
-    const int64_t most = is_whole() ? std::max<int64_t>(1, kStagedWeights / size) : 1;
+    const int64_t most = is_whole() ? tokens_at_once() : 1;
     Token first = query;
     for (int64_t t = 0; t < count; t += most, first[2] += most) {
       write_some_weights(batch, first, std::min(count - t, most), t);
     }
   }
+  int64_t tokens_at_once() const {
+    return std::max<int64_t>(1, std::min(kTokensAtOnce, kStagedWeights / pitch_));
+  }
 
   // Of a few queries alike, `before` tokens behind the one that was looked from.
   void write_some_weights(int64_t batch, const Token& query, int64_t count, int64_t before) {
+    const Element* rows = at(step_.rows, batch) + offset_of(step_.rows, query);
+    const Element* keys = at(step_.keys, batch) + first_key_ + before * key_step_of_query();
     const T scale = static_cast<T>(step_.scale);
-    const int64_t key_step = key_step_of_query();
-    const Element* additional = plan_.additional_tokens > 0 ? at(step_.additional, batch) : nullptr;
-    const DotRun<Element> run = {count,
-                                 plan_.heads_kv,
-                                 group(),
-                                 at(step_.rows, batch) + offset_of(step_.rows, query),
-                                 step_.rows.token[2],
-                                 step_.rows.head,
-                                 at(step_.keys, batch) + first_key_ + before * key_step,
-                                 key_step,
-                                 step_.keys.head,
-                                 offsets_,
-                                 num_keys_};
-    const T* bias = step_.bias.data != nullptr ? bias_rows_ : nullptr;
-    const auto dot_additional = [&](const T* row, int head_kv, T* to) {
-      if (additional == nullptr) return;
-      dot_rows(row_, row, additional + head_kv * step_.additional.head, additional_offsets_,
-               plan_.additional_tokens, scale, to + plan_.window);
-    };
-    if (is_whole()) {
-      dot_runs(row_, run, scale, bias, slots_, sum_, weights_, dot_additional);
-    } else {
-      write_cut_weights(run, scale, bias, dot_additional);
+    for (int head = 0; head < plan_.heads; ++head) {
+      const int head_kv = head / group();
+      T* to = weights_ + head * slots_;
+      T* near = is_whole() ? to : factors_;
+      DotRun<T, Element> run = {count,
+                                rows + head * step_.rows.head,
+                                step_.rows.token[2],
+                                keys + head_kv * step_.keys.head,
+                                key_step_of_query(),
+                                offsets_,
+                                num_keys_,
+                                scale,
+                                bias_rows_ + head * slots_};
+      dot_rows(row_, run, near, pitch_);
+      if (!is_whole()) {  // one query
+        std::fill_n(to, plan_.window, static_cast<T>(step_.empty));
+        for (int64_t n = 0; n < num_keys_; ++n) to[places_[n]] = near[n];
+      }
+      if (plan_.additional_tokens == 0) continue;
+      run.keys = at(step_.additional, batch) + head_kv * step_.additional.head;
+      run.key_step = 0;
+      run.offsets = additional_offsets_;
+      run.num_keys = plan_.additional_tokens;
+      run.bias = no_bias_;
+      dot_rows(row_, run, to + plan_.window, pitch_);
     }
     Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query);
-    const int64_t size = slots_ * plan_.heads;
-    if (step_.weights.head == slots_ && (count == 1 || step_.weights.token[2] == size)) {
-      convert_row(weights_, static_cast<size_t>(size * count), weights);
-      return;
+    const int64_t step = step_.weights.token[2];
+    if (step_.weights.head == slots_) {
+      return convert_rows(weights_, pitch_, count, slots_ * plan_.heads, weights, step);
     }
-    for (int64_t t = 0; t < count; ++t) {
-      for (int head = 0; head < plan_.heads; ++head) {
-        convert_row(weights_ + t * size + head * slots_, static_cast<size_t>(slots_),
-                    weights + t * step_.weights.token[2] + head * step_.weights.head);
-      }
-    }
-  }
-
-  // Of one query whose window has empty slots; additional tokens fill theirs.
-  template <class More>
-  void write_cut_weights(DotRun<Element> run, T scale, const T* bias, const More& more) {
-    T* to = weights_;
-    const Element *rows = run.rows, *keys = run.keys;
-    run.heads_kv = run.group = 1;
-    for (int head = 0; head < plan_.heads; ++head, to += slots_) {
-      const int head_kv = head / group();
-      run.rows = rows + head * run.row_head;
-      run.keys = keys + head_kv * run.key_head;
-      dot_runs(row_, run, scale, bias, slots_, sum_, factors_,
-               [&](const T* row, int, T*) { more(row, head_kv, more_weights_); });
-      for (int64_t n = 0; n < num_keys_; ++n) to[places_[n]] = factors_[n];
-      std::copy_n(more_weights_ + plan_.window, plan_.additional_tokens, to + plan_.window);
-      if (bias != nullptr) bias += slots_;
+    for (int head = 0; head < plan_.heads; ++head) {
+      convert_rows(weights_ + head * slots_, pitch_, count, slots_,
+                   weights + head * step_.weights.head, step);
     }
   }
 
@@ -277,33 +267,40 @@ class Split {
       Token each = query;
       for (int64_t t = 0; t < count; ++t, ++each[2]) clear_skipped(batch, each);
     }
-    const Element* weights = at(step_.weights, batch) + offset_of(step_.weights, query);
+    // A few tokens of each head in turn, so that what heads share of lines stays near.
+    for (int64_t t = 0; t < count; t += kTokensAtOnce) {
+      Token first = query;
+      first[2] += t;
+      write_some_rows(batch, first, std::min(count - t, kTokensAtOnce), t);
+    }
+  }
+
+  // As write_some_weights().
+  void write_some_rows(int64_t batch, const Token& query, int64_t count, int64_t before) {
+    const Element* keys = at(step_.keys, batch) + first_key_ + before * key_step_of_query();
     SumRun<T, Element> run = {};
     run.count = count;
-    run.heads = plan_.heads;
-    run.summed = 1;
-    run.group = group();
-    run.list = {weights,
-                at(step_.keys, batch) + first_key_,
-                key_step_of_query(),
-                step_.keys.head,
-                offsets_,
-                num_keys_};
     run.weight_step = step_.weights.token[2];
-    run.weight_head = step_.weights.head;
     run.scale = static_cast<T>(step_.scale);
-    run.to = at(step_.rows, batch) + offset_of(step_.rows, query);
     run.to_step = step_.rows.token[2];
-    run.to_head = step_.rows.head;
-    if (plan_.additional_tokens > 0) {
-      run.more = {weights + plan_.window, at(step_.additional, batch), 0,
-                  step_.additional.head,  additional_offsets_,         plan_.additional_tokens};
-    }
     const auto more_of = follow(plan_.additional_tokens);
-    if (is_whole()) {
-      sum_runs(row_, run, follow(plan_.window), more_of);
-    } else {
-      sum_runs(row_, run, gather(num_keys_), more_of);
+    for (int head = 0; head < plan_.heads; ++head) {
+      const int head_kv = head / group();
+      const Element* weights =
+          at(step_.weights, batch) + offset_of(step_.weights, query) + head * step_.weights.head;
+      run.list = {weights, keys + head_kv * step_.keys.head, key_step_of_query(), offsets_,
+                  num_keys_};
+      if (plan_.additional_tokens > 0) {
+        run.more = {weights + plan_.window,
+                    at(step_.additional, batch) + head_kv * step_.additional.head, 0,
+                    additional_offsets_, plan_.additional_tokens};
+      }
+      run.to = at(step_.rows, batch) + offset_of(step_.rows, query) + head * step_.rows.head;
+      if (is_whole()) {
+        sum_rows(row_, run, follow(plan_.window), more_of);
+      } else {
+        sum_rows(row_, run, gather(num_keys_), more_of);
+      }
     }
   }
 
@@ -373,24 +370,28 @@ class Split {
   }
   void write_some_keys(int64_t batch, const Token& key, int64_t count) {
     const int64_t seers = list_seers(key);
+    for (int g = 1; g < group(); ++g) {
+      for (int64_t n = 0; n < seers; ++n) {
+        offsets_[g * seers + n] = offsets_[n] + g * step_.rows.head;
+        places_[g * seers + n] = places_[n] + g * step_.weights.head;
+      }
+    }
     SumRun<T, Element> run = {};
-    run.count = count;
-    run.heads = plan_.heads_kv;
-    run.summed = group();
-    run.group = 1;
-    run.list = {at(step_.weights, batch),
-                at(step_.rows, batch),
-                step_.rows.token[2],
-                step_.rows.head,
-                offsets_,
-                seers};
     run.weight_step = step_.weights.token[2];
-    run.weight_head = step_.weights.head;
     run.scale = static_cast<T>(step_.scale);
-    run.to = at(step_.keys, batch) + offset_of(step_.keys, key);
     run.to_step = step_.keys.token[2];
-    run.to_head = step_.keys.head;
-    sum_runs(row_, run, gather(seers), follow(0));
+    for (int64_t t = 0; t < count; t += kTokensAtOnce) {
+      run.count = std::min(count - t, kTokensAtOnce);
+      for (int head = 0; head < plan_.heads_kv; ++head) {
+        run.list = {
+            at(step_.weights, batch) + t * run.weight_step + head * group() * step_.weights.head,
+            at(step_.rows, batch) + t * step_.rows.token[2] + head * group() * step_.rows.head,
+            step_.rows.token[2], offsets_, group() * seers};
+        run.to = at(step_.keys, batch) + offset_of(step_.keys, key) + t * run.to_step +
+                 head * step_.keys.head;
+        sum_rows(row_, run, gather(group() * seers), follow(0));
+      }
+    }
   }
 
   void write_additional() {
@@ -487,9 +488,10 @@ class Split {
   const int head_dim_;
   const RowVectors<T> row_;
   const int64_t slots_;
+  const int64_t pitch_;  // from one query's weights to the next one's in weights_
   int64_t *const offsets_, *const places_, *const bias_places_, *const additional_offsets_;
   Element* const raw_;
-  T *const factors_, *const sum_, *const weights_, *const more_weights_, *const bias_rows_;
+  T *const factors_, *const sum_, *const weights_, *const bias_rows_, *const no_bias_;
   double* const table_;
   // Of the query that was looked from last.
   std::array<int64_t, 3> counts_ = {}, bias_begin_ = {};

@@ -78,12 +78,13 @@ struct SplitScratch {
   size_t raw = 0, factors = 0;      // weights of a list of rows: as they are, and converted
   size_t row = 0;                   // of head_dim
   size_t weights = 0;               // of all heads of some queries
-  size_t more_weights = 0;          // of one head, the additional tokens'
   size_t bias_rows = 0, table = 0;  // bias of one window, of one head
+  size_t no_bias = 0;               // zeros, of the additional tokens
   size_t total = 0;
 };
-inline constexpr int64_t kQueriesAtOnce = 512;   // of a list over all queries
-inline constexpr int64_t kStagedWeights = 2048;  // written together where a query has fewer
+inline constexpr int64_t kQueriesAtOnce = 512;  // of a list over all queries
+// What is computed together: tokens at most, weights at least.
+inline constexpr int64_t kTokensAtOnce = 32, kStagedWeights = 4096;
 inline constexpr size_t kMaxLanes = 8;
 
 struct SplitPlan {

@@ -134,7 +134,7 @@ int64_t SplitPlan::num_units(const SplitStep& step, int head_dim) const {
 
 SplitScratch SplitPlan::scratch(int head_dim) const {
   const auto slots = static_cast<size_t>(window + additional_tokens);
-  const size_t list = std::max({slots, static_cast<size_t>(most_seers),
+  const size_t list = std::max({slots, static_cast<size_t>(most_seers * heads / heads_kv),
                                 static_cast<size_t>(std::min(num_queries, kQueriesAtOnce))});
   const auto all_heads = static_cast<size_t>(heads);
   ScratchLayout place(1);
@@ -146,10 +146,10 @@ SplitScratch SplitPlan::scratch(int head_dim) const {
   at.raw = place(list * sizeof(double));
   at.factors = place((list + kMaxLanes) * sizeof(double));
   at.row = place((static_cast<size_t>(head_dim) + kMaxLanes) * sizeof(double));
-  const size_t staged = std::max(all_heads * slots, static_cast<size_t>(kStagedWeights));
-  at.weights = place((staged + kMaxLanes) * sizeof(double));
-  at.more_weights = place((slots + kMaxLanes) * sizeof(double));
-  at.bias_rows = place((all_heads * slots + kMaxLanes) * sizeof(double));
+  const size_t pitch = all_heads * slots + kMaxLanes;
+  at.weights = place(std::max(pitch, static_cast<size_t>(kStagedWeights)) * sizeof(double));
+  at.bias_rows = place(pitch * sizeof(double));
+  at.no_bias = place((static_cast<size_t>(additional_tokens) + kMaxLanes) * sizeof(double));
   at.table = place(static_cast<size_t>(bias_size) * sizeof(double));
   at.total = place.total();
   return at;
