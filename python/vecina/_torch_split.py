@@ -326,12 +326,13 @@ def qk(
     """
     rank_of(query.shape, "qk")
     query, key, additional_keys = _cast((query, key, additional_keys))
-    if bias is not None:
+    if bias is not None and bias.dtype != vt._lse_dtype(query):
         bias = bias.to(vt._lse_dtype(query))
-    return _call(
+    logits = _call(
         _qk, (query, key, additional_keys, bias),
         (kernel_size, stride, dilation, is_causal, output_stride, right_aligned, scale, backend),
-    ).to(query.dtype)  # fmt: skip
+    )  # fmt: skip
+    return logits if logits.dtype == query.dtype else logits.to(query.dtype)
 
 
 def av(

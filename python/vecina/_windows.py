@@ -37,6 +37,8 @@ class Tables(NamedTuple):
 
 def per_axis(name: str, kind: type, value, rank: int) -> tuple:
     """One value for each axis; ValueError says what is wrong."""
+    if type(value) is kind:
+        return (value,) * rank
     values = (value,) * rank if isinstance(value, int) else value
     if not isinstance(values, Sequence) or len(values) != rank:
         raise ValueError(
