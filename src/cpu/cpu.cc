@@ -23,13 +23,25 @@ namespace {
 
 using cpu::Resources;
 
+// What the plan computes, needed or not: the direct form of one dimension takes whole vectors of
+// keys and of head_dim, of which few keys and short rows fill little.
+double computed_flops(const Problem& problem, const cpu::ForwardPlan& plan) {
+  if (!plan.direct.one_row) return problem.forward_flops();
+  const double slots =
+      static_cast<double>(plan.direct.weights_pitch + problem.additional_tokens()) *
+      static_cast<double>(problem.axis(0).num_queries()) * problem.heads();
+  const int elements = cpu::round_up(problem.head_dim(), plan.lanes) +
+                       cpu::round_up(problem.head_dim_value(), plan.lanes);
+  return 2.0 * slots * elements * static_cast<double>(problem.batch());
+}
+
 class CpuForwardPlan : public Plan {
  public:
   CpuForwardPlan(const Problem& problem, const vecina_forward_args& example, Resources* resources)
       : resources_(*resources),
         kernel_(cpu::forward_kernel(problem.dtype())),
-        flops_(problem.forward_flops()),
-        alone_(cpu::plan_forward(problem, example, kernel_, /*enough=*/0)) {
+        alone_(cpu::plan_forward(problem, example, kernel_, /*enough=*/0)),
+        flops_(computed_flops(problem, alone_)) {
     const int64_t enough = resources->enough_units();
     if (alone_.num_units() < enough) {
       shared_ =
@@ -116,9 +128,9 @@ class CpuForwardPlan : public Plan {
 
   Resources& resources_;
   const cpu::ForwardKernel kernel_;
-  const double flops_;
   // More units cost a little, which a caller who is alone need not pay.
   const cpu::ForwardPlan alone_;
+  const double flops_;
   std::unique_ptr<const cpu::ForwardPlan> shared_;  // if it differs
   std::unique_ptr<const cpu::ForwardPlan> end_;     // of the last units
   int64_t before_end_ = 0;                          // units of the shared plan then
