@@ -142,24 +142,31 @@ HWY_INLINE hn::Vec<typename RowVectors<T>::D> dot_some(const RowVectors<T>& row,
   hn::Vec<decltype(d)> sums[kLanes];
   const Element* rows[kCount];
   unroll<kCount>([&](auto i) VECINA_INLINE { rows[i] = base + offsets[i]; });
-  unroll<kLanes>([&](auto i) VECINA_INLINE {
-    if constexpr (i < kCount) {
-      sums[i] = hn::Mul(held.rest, load_rest(row, rows[i]));
-    } else {
-      sums[i] = hn::Zero(d);
-    }
-  });
   if constexpr (kVectors > 0) {
+    unroll<kLanes>([&](auto i) VECINA_INLINE {
+      if constexpr (i < kCount) {
+        sums[i] = hn::Mul(held.rest, load_rest(row, rows[i]));
+      } else {
+        sums[i] = hn::Zero(d);
+      }
+    });
     unroll<kVectors - 1>([&](auto v) VECINA_INLINE {
       unroll<kCount>([&](auto i) VECINA_INLINE {
         sums[i] = hn::MulAdd(held.whole[v], load(d, rows[i] + v * kLanes), sums[i]);
       });
     });
   } else {
-    for (size_t v = 0; v < row.whole; ++v) {
+    const size_t whole = row.rest == kLanes ? row.whole + 1 : row.whole;
+    unroll<kLanes>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(d); });
+    for (size_t v = 0; v < whole; ++v) {
       const auto factor = load(d, from + v * kLanes);
       unroll<kCount>([&](auto i) VECINA_INLINE {
         sums[i] = hn::MulAdd(factor, load(d, rows[i] + v * kLanes), sums[i]);
+      });
+    }
+    if (whole == row.whole) {
+      unroll<kCount>([&](auto i) VECINA_INLINE {
+        sums[i] = hn::MulAdd(held.rest, load_rest(row, rows[i]), sums[i]);
       });
     }
   }

@@ -22,6 +22,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using Token = std::array<int64_t, 3>;
 
+// Longer lists of weights are brought together first.
+constexpr int64_t kGatheredInPlace = 16;
+
 inline Token token_at(int64_t index, int64_t middle, int64_t inner) {
   return {index / inner / middle, index / inner % middle, index % inner};
 }
@@ -247,9 +250,13 @@ class Split {
     return factors_of(raw_, count);
   }
 
-  // weights_of() of sum_run(): weights that follow each other, and those at `places`.
+  // weights_of() of sum_run(): weights that follow each other, and those at places_, brought
+  // together first or not.
   auto follow(int64_t count) {
     return [this, count](const Element* weights) { return factors_of(weights, count); };
+  }
+  auto copy(int64_t count) {
+    return [this, count](const Element* weights) { return gathered(weights, places_, count); };
   }
   auto gather(int64_t count) {
     return [this, count](const Element* weights) {
@@ -389,7 +396,11 @@ class Split {
             step_.rows.token[2], offsets_, group() * seers};
         run.to = at(step_.keys, batch) + offset_of(step_.keys, key) + t * run.to_step +
                  head * step_.keys.head;
-        sum_rows(row_, run, gather(group() * seers), follow(0));
+        if (group() * seers > kGatheredInPlace) {
+          sum_rows(row_, run, copy(group() * seers), follow(0));
+        } else {
+          sum_rows(row_, run, gather(group() * seers), follow(0));
+        }
       }
     }
   }
