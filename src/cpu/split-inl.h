@@ -226,6 +226,7 @@ void dot_run_of(size_t last, const RowVectors<T>& row, const DotRun<T, Element>&
 template <typename T, typename Element>
 void dot_rows(const RowVectors<T>& row, const DotRun<T, Element>& run, T* to, int64_t pitch) {
   constexpr size_t kLanes = RowVectors<T>::kLanes;
+  if (run.num_keys == 0) return;
   const auto last = static_cast<size_t>(run.num_keys - 1) % kLanes + 1;
   dot_run_of<kLanes>(last, row, run, to, pitch);
 }
