@@ -12,7 +12,7 @@ The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the
 or, as on a stream, with programmatic dependent launches (chained). Five replays back to back,
 which follow one that is not timed, are timed 31 times with the tensors in each of --placements
 places: medians of each place, of which the best and the median are printed. All graphs have one
-stream: a process that has used some more (--streams 12) waits longer for each launch.
+stream: a process that has used some more (--streams 12) waits longer for each launch. With --backward their backward, by itself.
 
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
@@ -63,22 +63,21 @@ class Backward:
     def __init__(self, forward, grad_output):
         library = forward.library
         self.c, self.check = library.c, library.check
-        query, key, value = forward.tensors
         self.gradients = [torch.full_like(t, math.nan) for t in forward.tensors]
         self.kept = (forward, grad_output)
         self.args = BackwardArgs(struct_size=ctypes.sizeof(BackwardArgs))
-        for name, tensor in zip(
-            ("query", "key", "value", "output", "lse", "grad_output", "grad_query", "grad_key",
-             "grad_value"),
-            (query, key, value, forward.output, forward.lse, grad_output, *self.gradients),
-        ):  # fmt: skip
+        names = ("query", "key", "value", "additional_key", "additional_value")
+        tensors = {"output": forward.output, "lse": forward.lse, "grad_output": grad_output}
+        for name, tensor, gradient in zip(names, forward.tensors, self.gradients):
+            tensors |= {name: tensor, f"grad_{name}": gradient}
+        for name, tensor in tensors.items():
             setattr(self.args, name, gpu.Tensor.of(tensor))
         self.plan = ctypes.c_void_p()
         self.check(self.c.vecina_plan_backward(library.context, forward.parsed,
                                                ctypes.byref(self.args), ctypes.byref(self.plan)))
         self.c.vecina_plan_workspace_bytes.restype = ctypes.c_size_t
         size = self.c.vecina_plan_workspace_bytes(self.plan)
-        self.workspace = torch.empty(size, dtype=torch.uint8, device=query.device)
+        self.workspace = torch.empty(size, dtype=torch.uint8, device=grad_output.device)
         self.args.workspace, self.args.workspace_bytes = self.workspace.data_ptr(), size
         self.description = gpu.description_of(library, self.plan)
 
@@ -215,11 +214,19 @@ def use_streams(count):
     return streams
 
 
-def measure_rows(libraries, driver, names, placements):
+def backward_of(library, line, tensors):
+    forward = gpu.Vecina(library, line, tensors)
+    forward()
+    return Backward(forward, torch.randn_like(forward.output))
+
+
+def measure_rows(libraries, driver, names, placements, is_backward):
     rows = [row for row in seed_rows() if not names or row["name"] in names]
+    if is_backward:  # one row of each problem
+        rows = [row for row in rows if row["kind"] == "output"]
+    make = backward_of if is_backward else gpu.Vecina
     compile_ahead(
-        [lambda row=row, library=library: gpu.Vecina(library, row["problem"],
-                                                        row_tensors(row, 0)[1])
+        [lambda row=row, library=library: make(library, row["problem"], row_tensors(row, 0)[1])
          for row in rows for library in libraries.values()])  # fmt: skip
     found, alive, stream = [], [], torch.cuda.Stream()
     for row in rows:
@@ -231,7 +238,11 @@ def measure_rows(libraries, driver, names, placements):
             alive.append((kept, tensors))  # so that the next ones lie elsewhere
             graphs = []
             for label, library in libraries.items():
-                if row["kind"] == "merge":
+                if is_backward:
+                    call = backward_of(library, row["problem"], tensors)
+                    kernels = call.description["details"]["kernels"]
+                    result.setdefault("kernels", {})[label] = [k["kernel"] for k in kernels]
+                elif row["kind"] == "merge":
                     call = Merge(library, row["problem"], tensors)
                 else:
                     call = gpu.Vecina(library, row["problem"], tensors,
@@ -247,20 +258,21 @@ def measure_rows(libraries, driver, names, placements):
             for medians, _, times, _ in graphs:
                 medians.append(statistics.median(times))
         found.append(result)
-        print_seed_row(result, found)
+        print_seed_row(result, [] if is_backward else found)
     return found
 
 
 def print_seed_row(result, found):
     name = result["name"]
     for label, us in result["us"].items():
-        goal = GOALS_US.get(name)
+        goal = GOALS_US.get(name) if found else None
         with_lse = [r for r in found if r["name"] == MERGES.get(name)]
         if with_lse:
             goal = 2 * statistics.median(with_lse[0]["us"][label]["plain"]) + MERGE_US
         text = "  ".join(f"{kind} {statistics.median(times):6.3f} (best {min(times):6.3f})"
                          for kind, times in us.items())
-        print(f"{name:24s} {label:12s} {text}  goal {goal or math.nan:.2f}", flush=True)
+        goal_text = f"goal {goal or math.nan:.2f}" if found else result["kernels"][label]
+        print(f"{name:24s} {label:12s} {text}  {goal_text}", flush=True)
 
 
 def measure_windows(libraries, natten, names, seconds):
@@ -326,6 +338,7 @@ def main():
     parser.add_argument("--placements", type=int, default=5, help="of the tensors of seed's rows")
     parser.add_argument("--streams", type=int, default=0,
                         help="others that the process has used before the seed's rows")
+    parser.add_argument("--backward", action="store_true", help="of the seed's rows, nothing else")
     options = parser.parse_args()
     unknown = set(options.names) - {row["name"] for row in [*seed_rows(), *WINDOWS]}
     if unknown:
@@ -337,8 +350,11 @@ def main():
     torch.cuda.init()
     kept = use_streams(options.streams)
     result = gpu.conditions() | {"streams": len(kept)}
-    result["rows"] = measure_rows(libraries, Driver(), options.names, options.placements)
-    result["windows"] = measure_windows(libraries, options.natten, options.names, options.seconds)
+    result["rows"] = measure_rows(libraries, Driver(), options.names, options.placements,
+                                  options.backward)
+    if not options.backward:
+        result["windows"] = measure_windows(libraries, options.natten, options.names,
+                                            options.seconds)
     gpu.write(options.json, result)
 
 

@@ -234,8 +234,9 @@ VECINA_API vecina_status vecina_run_forward(const vecina_plan* plan,
 VECINA_API vecina_status vecina_run_backward(const vecina_plan* plan,
                                              const vecina_backward_args* args, void* queue);
 
-/* Plan from the context's cache, then run. If device workspace is needed (vecina_workspace_bytes),
- * it must be in args. */
+/* Plan from the context's cache, then run. If device workspace is needed (vecina_workspace_bytes:
+ * what the problem needs at most, whatever the strides; a plan may need less), it must be in
+ * args. */
 VECINA_API size_t vecina_workspace_bytes(vecina_context* context, const vecina_problem* problem,
                                          int32_t backward);
 VECINA_API vecina_status vecina_forward(vecina_context* context, const vecina_problem* problem,

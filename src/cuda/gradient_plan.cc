@@ -13,6 +13,7 @@
 
 #include "core/tensor.h"
 #include "cuda/gather_common.h"
+#include "cuda/gradient_span_plan.h"
 #include "cuda/halo_plan.h"
 #include "cuda/kernels/gradient_config.h"
 #include "cuda/kernels/gradient_params.h"
@@ -31,10 +32,12 @@ constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
 std::string print(const GradientConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .vector = {}, .piece = {}, "
-      ".warps = {}, .lanes = {}, .lengths = {}, .has_bias = {}, .has_grad_lse = {}, "
-      ".is_stored = {}, .of_additional = {}, .of_part = {}, .has_wide_number = {}}}",
-      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes, c.lengths,
-      c.has_bias, c.has_grad_lse, c.is_stored, c.of_additional, c.of_part, c.has_wide_number);
+      ".warps = {}, .lanes = {}, .query_groups = {}, .key_groups = {}, .lengths = {}, "
+      ".has_bias = {}, .has_grad_lse = {}, .is_stored = {}, .keeps_facts = {}, "
+      ".of_additional = {}, .of_part = {}, .has_wide_number = {}}}",
+      c.dtype, c.rank, c.head_dim, c.head_dim_value, c.vector, c.piece, c.warps, c.lanes,
+      c.query_groups, c.key_groups, c.lengths, c.has_bias, c.has_grad_lse, c.is_stored,
+      c.keeps_facts, c.of_additional, c.of_part, c.has_wide_number);
 }
 
 GradientConfig make_config(const Problem& problem, const vecina_backward_args& example) {
@@ -54,6 +57,7 @@ GradientConfig make_config(const Problem& problem, const vecina_backward_args& e
   };
   config.piece = std::min(piece(config.head_dim), piece(config.head_dim_value));
   config.lanes = gather_lanes(std::max(config.head_dim, config.head_dim_value), config.vector);
+  config.query_groups = config.key_groups = 32 / config.lanes;
   config.lengths = problem.lengths();
   config.has_bias = problem.has_bias();
   config.has_grad_lse = given(example.grad_lse);
@@ -135,21 +139,10 @@ class LaunchList {
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
     params.geometry.num_rows = static_cast<long long>(rows);
-    BackwardLaunch launch;
-    launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
-                     print(config)};
+    BackwardLaunch launch = make(kernel, config, params, written);
     launch.grid[0] = static_cast<uint32_t>(divide_up(params.geometry.num_rows, rows_of_block));
     launch.grid[1] = static_cast<uint32_t>(parts);
-    launch.block[0] = static_cast<uint32_t>(32 * config.warps);
-    launch.is_programmatic = facts_.compute_capability >= 90;
-    launch.params_bytes = sizeof(GradientParams);
     launch.workspace_bytes = static_cast<size_t>(params.facts_bytes) + sums_bytes;
-    launch.fill = [params, written](const vecina_backward_args& args, void* memory) -> Status {
-      GradientParams filled = params;
-      set_pointers(args, written, &filled);
-      std::memcpy(memory, &filled, sizeof filled);
-      return {};
-    };
     const int threads_per_row = std::max(32 * config.warps / rows_of_block, 1);
     launch.description = fmt::format(
         R"("rows": {}, "threads_per_row": {}, "why": "{}")", params.geometry.num_rows,
@@ -158,7 +151,52 @@ class LaunchList {
     launches_->push_back(std::move(launch));
   }
 
+  // Gradients of query, key and value at once. `keeps_facts`: other launches follow.
+  void add_span(const Problem& problem, const GradientSpan& span, const Written& written,
+                bool keeps_facts) {
+    GradientConfig config = config_;
+    config.query_groups = span.query_groups;
+    config.key_groups = span.key_groups;
+    config.is_stored = written.query != nullptr;
+    config.keeps_facts = keeps_facts;
+    config.warps = kSpanWarps;
+    GradientParams params = params_;
+    params.spans = static_cast<int>(span.spans);
+    params.span_keys = static_cast<int>(span.keys);
+    params.span_queries = static_cast<int>(span.queries);
+    BackwardLaunch launch = make("gradient_span", config, params, written);
+    launch.grid[0] = static_cast<uint32_t>(span.spans * problem.num_samples() * problem.heads_kv());
+    launch.shared_bytes = static_cast<uint32_t>(
+        kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(config.dtype)) * problem.head_group() *
+                                     span.seeing_queries));
+    launch.workspace_bytes = keeps_facts ? static_cast<size_t>(params.facts_bytes) : 0;
+    launch.description = fmt::format(
+        R"("keys": {}, "queries": {}, "threads_per_query": {}, "threads_per_key": {}, )"
+        R"("why": "little work: neighbours' queries found again cost less than a launch")",
+        span.keys, span.seeing_queries, config.lanes * span.query_groups,
+        config.lanes * span.key_groups);
+    launches_->push_back(std::move(launch));
+  }
+
  private:
+  // All but grid, workspace and description.
+  BackwardLaunch make(const char* kernel, const GradientConfig& config,
+                      const GradientParams& params, const Written& written) const {
+    BackwardLaunch launch;
+    launch.source = {fmt::format("{}.cu", kernel), kernel, "gradient_config.h", "GradientConfig",
+                     print(config)};
+    launch.block[0] = static_cast<uint32_t>(32 * config.warps);
+    launch.is_programmatic = facts_.compute_capability >= 90;
+    launch.params_bytes = sizeof(GradientParams);
+    launch.fill = [params, written](const vecina_backward_args& args, void* memory) -> Status {
+      GradientParams filled = params;
+      set_pointers(args, written, &filled);
+      std::memcpy(memory, &filled, sizeof filled);
+      return {};
+    };
+    return launch;
+  }
+
   const GradientConfig& config_;
   const GradientParams& params_;
   const DeviceFacts& facts_;
@@ -231,18 +269,32 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, launches);
+  const bool is_of_key = given(example.grad_key) || given(example.grad_value);
+  const bool needs_facts = given(example.grad_additional_key) ||
+                           given(example.grad_additional_value) || given(example.grad_bias);
   const bool is_of_halos = plan_halo_backward(problem, example, facts, launches).empty();
-  const bool is_of_tiles =
-      !is_of_halos && plan_tiles_backward(problem, example, facts, launches).empty();
+  GradientSpan span;
+  if (!is_of_halos && is_of_key && !needs_facts) {
+    span = choose_gradient_span(problem, config, facts);
+  }
+  const bool is_of_tiles = !is_of_halos && !span.is_taken() &&
+                           plan_tiles_backward(problem, example, facts, launches).empty();
   if (!is_of_halos && !is_of_tiles) {
-    Written of_query;
-    if (given(example.grad_query)) of_query.query = &Args::grad_query;
-    list.add("gradient_query", rows.query, kGatherWarps, of_query);
-    if (given(example.grad_key) || given(example.grad_value)) {
+    if (is_of_key && needs_facts) span = choose_gradient_span(problem, config, facts);
+    Written written;
+    if (given(example.grad_query)) written.query = &Args::grad_query;
+    if (!span.is_taken()) list.add("gradient_query", rows.query, kGatherWarps, written);
+    if (is_of_key) {
       params.grad_key = token_rows(example.grad_key, token_rank(problem));
       params.grad_value = token_rows(example.grad_value, token_rank(problem));
-      list.add("gradient_key", rows.key, kGatherWarps,
-               {.key = &Args::grad_key, .value = &Args::grad_value});
+      written.key = &Args::grad_key;
+      written.value = &Args::grad_value;
+    }
+    if (span.is_taken()) {
+      list.add_span(problem, span, written, needs_facts);
+    } else if (is_of_key) {
+      written.query = nullptr;
+      list.add("gradient_key", rows.key, kGatherWarps, written);
     }
   }
   add_additional(problem, example, &params, &list);

@@ -3,40 +3,14 @@
 // it, with every query head of its group. An additional token is seen by all queries; its owner is
 // a block, or several, each with a part of the queries, whose sums gradient_key_sum.cu adds up. The
 // formulas stand in gradient_pairs.cuh.
-#include "gradient_pairs.cuh"
+#include "gradient_key.cuh"
 
 namespace vecina::cuda {
 namespace {
 
 constexpr int kOwnerWarps = kConfig.of_additional ? kWarps : 1;
 constexpr int kAtOnce = kOwnerWarps * kGroups;  // queries
-
-// A key's rows and what it has gathered.
-struct Key {
-  KeyPart row, gradient;
-  ValuePart value, grad_value;
-};
-
-VECINA_DEVICE void add_query(const GradientParams& params, const Sample& sample, int head,
-                             const QueryPlace& place, int lane, Key& key) {
-  const bool exists = place.is_query;
-  KeyPart query;
-  ValuePart grad_output, output;
-  query.load(row_at(params.query, sample.query, head, place.position), lane, exists);
-  grad_output.load(row_at(params.grad_output, sample.output, head, place.token), lane, exists);
-  output.load(row_at(params.output, sample.output, head, place.token), lane, exists);
-  QueryFacts facts = {};
-  if (exists) facts = facts_at(params, sample.query.sample, head, place.token);
-  Real bias = Real(0);
-  if constexpr (kConfig.has_bias && !kConfig.of_additional) {
-    if (exists) bias = bias_at(params, head, place.relative);
-  }
-  const Real dot = sum_over_lanes<kLanes>(key.row.dot(query));
-  const Real difference = sum_over_lanes<kLanes>(grad_output.dot_difference(key.value, output));
-  const Pair pair = pair_of(logit_of(dot, bias, params), difference, facts, exists);
-  key.gradient.add_scaled(pair.gradient, query);
-  key.grad_value.add_scaled(pair.probability, grad_output);
-}
+static_assert(kKeyGroups == kGroups);
 
 }  // namespace
 
@@ -105,7 +79,12 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
     for (long long first = begin; first < end; first += kAtOnce) {
       const QueryPlace place =
           query_place<kConfig.of_additional>(geometry, queries, walk, walk.is_inside(count));
-      add_query(params, sample, head, place, lane, key);
+      add_query(
+          params, sample, head, place, lane,
+          [&](const QueryPlace& of) {
+            return facts_at(params, sample.query.sample, head, of.token);
+          },
+          key);
       walk.advance(kAtOnce, count);
     }
   }

@@ -8,12 +8,13 @@
 // is small where dP and delta nearly cancel, zero for a query with one key, and delta then only
 // corrects the rounding of output.
 //
-// gradient_query.cu walks the keys of each query, so it finds the maximum, the sum and delta anew
-// (lse, rounded, is not read) and leaves them to the others as QueryFacts.
+// Who owns a query walks its keys, so it finds the maximum, the sum and delta anew (lse, rounded,
+// is not read: half of its last digit is 1e-6 of all weights from 16 on) and leaves them to
+// the others as QueryFacts.
 //
-// Each gradient is gathered by the warp (the block, for additional tokens and bias) that owns its
-// row. Of additional tokens that many queries see, each part of the queries has a block of its own,
-// and gradient_key_sum.cu adds up the parts.
+// Each gradient is gathered by the warp (some groups of lanes in gradient_span.cu, the block for
+// additional tokens and bias) that owns its row. Of additional tokens that many queries see, each
+// part of the queries has a block of its own, and gradient_key_sum.cu adds up the parts.
 #ifndef VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 #define VECINA_CUDA_KERNELS_GRADIENT_PAIRS_CUH_
 
@@ -22,9 +23,9 @@
 
 namespace vecina::cuda {
 
-using KeyPart =
-    RowPart<Element, Real, kConfig.head_dim, kConfig.vector, kConfig.piece, kLanes>;
-using ValuePart = RowPart<Element, Real, kConfig.head_dim_value, kConfig.vector, kConfig.piece, kLanes>;
+using KeyPart = RowPart<Element, Real, kConfig.head_dim, kConfig.vector, kConfig.piece, kLanes>;
+using ValuePart =
+    RowPart<Element, Real, kConfig.head_dim_value, kConfig.vector, kConfig.piece, kLanes>;
 
 VECINA_DEVICE Real bias_at(const GradientParams& params, int head, const int (&relative)[3]) {
   return *reinterpret_cast<const Real*>(row_at(params.bias, 0, head, relative));
@@ -59,11 +60,21 @@ struct Pair {
 // `difference`: grad_output . (value - output). Pairs that do not exist have neither.
 VECINA_DEVICE Pair pair_of(Real logit, Real difference, const QueryFacts& facts, bool exists) {
   Pair pair;
-  pair.probability =
-      exists && facts.inverse != Real(0) ? power_of_two(logit - facts.maximum) * facts.inverse
-                                         : Real(0);
+  pair.probability = exists && facts.inverse != Real(0)
+                         ? power_of_two(logit - facts.maximum) * facts.inverse
+                         : Real(0);
   pair.gradient = exists ? pair.probability * (difference - facts.delta) : Real(0);
   return pair;
+}
+
+// The most of the owners of a warp that have `groups` groups each: they walk together.
+template <int groups>
+VECINA_DEVICE int most_of_owners(int count) {
+#pragma unroll
+  for (int distance = kLanes * groups; distance < 32; distance *= 2) {
+    count = na_max(count, __shfl_xor_sync(0xffffffffu, count, distance));
+  }
+  return count;
 }
 
 }  // namespace vecina::cuda

@@ -16,11 +16,13 @@ struct GradientParams {
   long long facts_bytes;
   char* sums;  // after them, of parts of the queries: [parts, rows...]
   long long parts;
+  // gradient_span.cu: blocks of a key head, the keys and queries that one owns.
+  int spans, span_keys, span_queries, reserved;
   GatherGeometry geometry;
   double scale;            // of the logits
   double scale_to_powers;  // scale * log2(e): probabilities are computed in powers of two
 };
-static_assert(sizeof(GradientParams) == 13 * 48 + 4 * 8 + 264 + 2 * 8,
+static_assert(sizeof(GradientParams) == 13 * 48 + 4 * 8 + 4 * 4 + 264 + 2 * 8,
               "the host and the kernel must agree");
 
 }  // namespace vecina::cuda

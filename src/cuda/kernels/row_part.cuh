@@ -94,10 +94,12 @@ struct RowPart {
     for (int i = 0; i < kColumns; ++i) columns[i] *= factor;
   }
 
-  // Sums the parts of the warp's groups of kLanes threads; all get the sum.
+  // Sums the parts of groups of kLanes threads, of as many as lie in kEnd threads of the warp; all
+  // get the sum.
+  template <int kEnd = 32>
   VECINA_DEVICE void sum_over_groups() {
 #pragma unroll
-    for (int distance = kLanes; distance < 32; distance *= 2) {
+    for (int distance = kLanes; distance < kEnd; distance *= 2) {
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         columns[i] += __shfl_xor_sync(0xffffffffu, columns[i], distance);

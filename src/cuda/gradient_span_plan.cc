@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/gradient_span_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/tensor.h"
+#include "core/window.h"
+#include "cuda/gather_common.h"
+#include "cuda/small_common.h"
+
+namespace vecina::internal::cuda {
+namespace {
+
+using vecina::cuda::GradientConfig;
+
+constexpr size_t kFactsBytes = 48 * 1024;  // of shared memory, without opt-in
+// Queries or keys of all samples and heads; measured with 4,096, where it takes two thirds of the
+// time, so these are guesses. In 16 bits the tensor cores take what is left, more keys too.
+constexpr double kMostRows = 1 << 14, kMostHalfRows = 1 << 13, kMostHalfKeys = 16.0;
+
+struct Counts {
+  double query_keys, key_queries;  // that a query sees, and that see a key, at most
+};
+Counts count_partners(const Problem& problem) {
+  Counts counts = {1.0, static_cast<double>(problem.head_group())};
+  for (int a = 0; a < problem.rank(); ++a) {
+    const Axis& axis = problem.axis(a);
+    counts.query_keys *= static_cast<double>(axis.kernel_size);
+    counts.key_queries *= static_cast<double>(
+        problem.is_attention() ? axis.query_extent : std::min(axis.kernel_size, axis.extent));
+  }
+  counts.query_keys += static_cast<double>(problem.additional_tokens());
+  return counts;
+}
+
+// Instructions of a warp, fitted to times of an H200 (benchmarks/results/h200-small-backward.json):
+// for a pair of each of its groups, for its owners, to halve the groups once. They err by a tenth.
+struct Instructions {
+  double pair, owner, halving;
+};
+Instructions count_instructions(const GradientConfig& config) {
+  const auto columns = static_cast<double>(
+      divide_up(std::max(config.head_dim, config.head_dim_value), config.lanes));
+  return {25.0 + 21.0 * columns, 210.0, 90.0 + 5.0 * columns};
+}
+double count_steps(double owners, double at_once, double partners, int groups,
+                   const Instructions& of) {
+  return std::ceil(owners / at_once) *
+         (of.owner + std::ceil(partners / groups) * of.pair + std::log2(groups) * of.halving);
+}
+// Cycles of instructions of warps, so many of which a scheduler has: alone each waits for itself.
+double cycles_of(double instructions, double warps, int multiprocessors) {
+  constexpr double kAlone = 4.0, kSchedulers = 4.0, kWarpsAtOnce = 4.0;
+  const double of_scheduler = warps / (kSchedulers * multiprocessors);
+  return std::ceil(of_scheduler / kWarpsAtOnce) * instructions *
+         std::max(std::min(of_scheduler, kWarpsAtOnce), kAlone);
+}
+// Of a launch, with all that a kernel waits for once.
+constexpr double kLaunch = 6900.0;
+// Two launches take less than the model says.
+constexpr double kTwoLaunches = 0.8;
+
+// Chooses for one problem.
+class Chooser {
+ public:
+  Chooser(const Problem& problem, const GradientConfig& config, const DeviceFacts& facts)
+      : problem_(problem),
+        config_(config),
+        multiprocessors_(facts.multiprocessors),
+        partners_(count_partners(problem)),
+        instructions_(count_instructions(config)),
+        rows_(count_rows(problem)),
+        facts_bytes_(
+            4 * static_cast<size_t>(dtype_bytes(lse_dtype(config.dtype)) * problem.head_group())) {
+    for (int a = 0; a < problem.rank(); ++a) {
+      num_keys_ *= problem.axis(a).extent;
+      num_queries_ *= problem.axis(a).query_extent;
+    }
+  }
+
+  GradientSpan choose() const {
+    GradientSpan best;
+    if (!is_little_work()) return best;
+    const int most_groups = 32 / config_.lanes;
+    double least =
+        kTwoLaunches *
+        (2.0 * kLaunch +
+         cycles_of(steps(1, 1, partners_.query_keys, most_groups), rows_.query, multiprocessors_) +
+         cycles_of(steps(1, 1, partners_.key_queries, most_groups), rows_.key, multiprocessors_));
+    // As many keys as owners at once, or as many queries that see them.
+    const Axis& axis = problem_.axis(0);
+    const int64_t halo = problem_.is_attention() ? 0 : (axis.kernel_size - 1) * axis.dilation;
+    for (int64_t size = 1; size <= 32 * kSpanWarps / config_.lanes; size *= 2) {
+      for (const int64_t keys : {size, size - halo}) {
+        if (keys < 1) continue;
+        GradientSpan span = span_of(keys);
+        if (static_cast<size_t>(span.seeing_queries) * facts_bytes_ > kFactsBytes) continue;
+        for (span.query_groups = 1; span.query_groups <= most_groups; span.query_groups *= 2) {
+          for (span.key_groups = 1; span.key_groups <= most_groups; span.key_groups *= 2) {
+            const double cycles = one_launch(span);
+            if (cycles >= least) continue;
+            least = cycles;
+            best = span;
+          }
+        }
+      }
+    }
+    return best;
+  }
+
+ private:
+  bool is_little_work() const {
+    const double rows = std::max(rows_.query, rows_.key);
+    if (std::min(rows_.query, rows_.key) == 0.0) return false;
+    if (dtype_bytes(config_.dtype) > 2) return rows <= kMostRows;
+    return rows <= kMostHalfRows && partners_.query_keys <= kMostHalfKeys;
+  }
+  GradientSpan span_of(int64_t keys) const {
+    GradientSpan span;
+    span.keys = std::min(keys, num_keys_);
+    span.spans = divide_up(num_keys_, span.keys);
+    span.queries = num_keys_ == num_queries_ ? span.keys : divide_up(num_queries_, span.spans);
+    span.seeing_queries = count_seeing_queries(problem_, span.keys, span.queries);
+    return span;
+  }
+  double steps(double owners, double at_once, double partners, int groups) const {
+    return count_steps(owners, at_once, partners, groups, instructions_);
+  }
+  double one_launch(const GradientSpan& span) const {
+    const double at_once = 32.0 * kSpanWarps / config_.lanes;  // groups
+    const auto queries = static_cast<double>(span.seeing_queries * problem_.head_group());
+    const auto blocks =
+        static_cast<double>(span.spans * problem_.num_samples() * problem_.heads_kv());
+    return kLaunch + cycles_of(steps(queries, at_once / span.query_groups, partners_.query_keys,
+                                     span.query_groups) +
+                                   steps(static_cast<double>(span.keys), at_once / span.key_groups,
+                                         partners_.key_queries, span.key_groups),
+                               blocks * kSpanWarps, multiprocessors_);
+  }
+
+  const Problem& problem_;
+  const GradientConfig& config_;
+  int multiprocessors_;
+  Counts partners_;
+  Instructions instructions_;
+  RowCounts rows_;
+  size_t facts_bytes_;  // of the heads of a group
+  int64_t num_keys_ = 1, num_queries_ = 1;
+};
+
+}  // namespace
+
+int64_t count_seeing_queries(const Problem& problem, int64_t keys, int64_t queries) {
+  const Axis& axis = problem.axis(0);
+  int64_t keys_inside = 1, queries_inside = 1;
+  for (int a = 1; a < problem.rank(); ++a) {
+    keys_inside *= problem.axis(a).extent;
+    queries_inside *= problem.axis(a).query_extent;
+  }
+  if (problem.is_attention()) return axis.query_extent * queries_inside;
+  // A query and a key that it sees are at most a window and a stride apart.
+  const bool is_plain = problem.lengths() == VECINA_LENGTHS_EQUAL;
+  const int64_t reach = (axis.kernel_size - 1 + axis.stride) * axis.dilation;
+  int64_t most = 0;
+  const int64_t num_keys = axis.extent * keys_inside;
+  const int64_t num_queries = axis.query_extent * queries_inside;
+  const auto seeing = [&](int64_t token, int64_t* begin, int64_t* end) {
+    if (!is_plain) {
+      *begin = std::max<int64_t>(token - reach, 0);
+      *end = std::min(token + reach + 1, axis.query_extent);
+      return;
+    }
+    const auto dilation = static_cast<int>(axis.dilation);
+    const int group = static_cast<int>(token) % dilation,
+              index = static_cast<int>(token) / dilation;
+    const NaAxis dense = {na_group_length(static_cast<int>(axis.extent), dilation, group),
+                          static_cast<int>(axis.kernel_size), static_cast<int>(axis.stride),
+                          axis.is_causal};
+    *begin = na_group_to_axis(na_query_begin(dense, index), dilation, group);
+    *end = na_group_to_axis(na_query_end(dense, index) - 1, dilation, group) + 1;
+  };
+  for (int64_t first = 0, own = 0; first < num_keys; first += keys, own += queries) {
+    int64_t begin = std::min(own, num_queries) / queries_inside;
+    int64_t end = divide_up(std::min(own + queries, num_queries), queries_inside);
+    const int64_t last = (std::min(first + keys, num_keys) - 1) / keys_inside;
+    for (int64_t token = first / keys_inside; token <= last; ++token) {
+      int64_t from = 0, to = 0;
+      seeing(token, &from, &to);
+      if (from >= to) continue;
+      begin = std::min(begin, from);
+      end = std::max(end, to);
+    }
+    most = std::max(most, (end - begin) * queries_inside);
+  }
+  return most;
+}
+
+GradientSpan choose_gradient_span(const Problem& problem, const GradientConfig& config,
+                                  const DeviceFacts& facts) {
+  return Chooser(problem, config, facts).choose();
+}
+
+}  // namespace vecina::internal::cuda
