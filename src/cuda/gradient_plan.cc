@@ -113,7 +113,7 @@ void set_pointers(const vecina_backward_args& args, const Written& written,
   params->grad_value.data = of(written.value);
   params->grad_bias.data = of(written.bias);
   params->facts = static_cast<char*>(args.workspace);
-  params->sums = params->facts + params->facts_bytes;
+  params->sums = params->facts == nullptr ? nullptr : params->facts + params->facts_bytes;
   set_lengths(args, &params->geometry.lengths);
 }
 
