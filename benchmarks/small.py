@@ -12,7 +12,8 @@ The seed's rows: graphs of 20 dependent calls, each waiting for the whole of the
 or, as on a stream, with programmatic dependent launches (chained). Five replays back to back,
 which follow one that is not timed, are timed 31 times with the tensors in each of --placements
 places: medians of each place, of which the best and the median are printed. All graphs have one
-stream: a process that has used some more (--streams 12) waits longer for each launch. With --backward their backward, by itself.
+stream: a process that has used some more (--streams 12) waits longer for each launch. With
+--backward their backward, by itself.
 
 Windows at real sizes: as hopper.py measures, NATTEN with its permutations of all that is read and
 written, but for lse.
