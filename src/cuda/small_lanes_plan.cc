@@ -143,7 +143,8 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
     return tiles;
   };
   SmallTiles tiles = cut();
-  // A multiprocessor with one block has too few warps to give some up.
+  // Each neighbour's lse has a lane. A multiprocessor with one block has too few warps to give some
+  // up.
   if (config.is_unrolled && config.heads == 1 && config.lanes > 1 && fits_twice &&
       neighbors_share_windows(problem) && count_blocks(problem, tiles) > facts.multiprocessors &&
       tiles.tile[2] % 2 == 0) {

@@ -212,7 +212,7 @@ TEST(SmallPlan, NeighborsShareKeysWhereTheirWindowsDiffByOne) {
        {line, line + " additional 4", line + " dtype f16",
         std::string("1d 256 kernel_size 13 batch 4 heads 8 head_dim 64"),
         std::string(
-            "2d 64x64 kernel_size 3 dilation 2x1 stride 2x1 causal 1x0 heads 8 head_dim 4")}) {
+            "2d 64x64 kernel_size 3 dilation 2x1 stride 2x1 causal 1x0 heads 8 head_dim 8")}) {
     EXPECT_TRUE(has_neighbors(shared)) << shared;
   }
   for (const std::string& apart :
@@ -221,6 +221,7 @@ TEST(SmallPlan, NeighborsShareKeysWhereTheirWindowsDiffByOne) {
         line + " additional 26",                                                 // many logits
         std::string("1d 256 kernel_size 7 batch 4 heads 8 head_dim 128"),        // many columns
         std::string("1d 256 kernel_size 7 batch 1 heads 8 head_dim 32"),         // few blocks
+        std::string("1d 256 kernel_size 7 batch 4 heads 8 head_dim 4"),          // one lane
         std::string("1d 16 kernel_size 16 batch 40 heads 8 head_dim 32"),        // few queries
         std::string("2d 64x64 kernel_size 7x1 batch 2 heads 8 head_dim 32"),     // no common key
         std::string("2d 512x1 kernel_size 7x1 batch 4 heads 8 head_dim 32")}) {  // nobody beside
