@@ -427,7 +427,7 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
     unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { done[i] = sums[i]; });
     if constexpr (!kWritesLater) write_done();
   }
-  if constexpr (kWritesLater) write_done();
+  if constexpr (kWritesLater) write_done();  // there is a first query
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.

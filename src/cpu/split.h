@@ -83,7 +83,7 @@ struct SplitScratch {
   size_t total = 0;
 };
 inline constexpr int64_t kQueriesAtOnce = 512;  // of a list over all queries
-// What is computed together: tokens at most, weights at least.
+// What is computed together, at most; of one token more weights.
 inline constexpr int64_t kTokensAtOnce = 32, kStagedWeights = 4096;
 inline constexpr size_t kMaxLanes = 8;
 

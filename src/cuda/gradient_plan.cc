@@ -2,7 +2,9 @@
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one for each other kind that is wanted, or two where parts of the queries are added up:
 // key with value; those of additional tokens; bias. The first two run on tensor cores where
-// halo_plan.h or tiles_plan.h takes the problem, the last with the latter.
+// halo_plan.h or tiles_plan.h takes the problem, the last with the latter; of little work they are
+// one launch (gradient_span_plan.h), which keeps facts if others follow. Which form takes a problem
+// does not depend on the gradients that are wanted, so their bits do not either.
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -27,7 +29,6 @@ using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
 
 constexpr int kLoadBytes = 16;  // of a thread at once
-constexpr size_t kFacts = 4;    // numbers of a query, as in gradient_pairs.cuh
 
 std::string print(const GradientConfig& c) {
   return fmt::format(
@@ -166,9 +167,7 @@ class LaunchList {
     params.span_queries = static_cast<int>(span.queries);
     BackwardLaunch launch = make("gradient_span", config, params, written);
     launch.grid[0] = static_cast<uint32_t>(span.spans * problem.num_samples() * problem.heads_kv());
-    launch.shared_bytes = static_cast<uint32_t>(
-        kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(config.dtype)) * problem.head_group() *
-                                     span.seeing_queries));
+    launch.shared_bytes = static_cast<uint32_t>(span.facts_bytes);
     launch.workspace_bytes = keeps_facts ? static_cast<size_t>(params.facts_bytes) : 0;
     launch.description = fmt::format(
         R"("keys": {}, "queries": {}, "threads_per_query": {}, "threads_per_key": {}, )"
@@ -250,8 +249,7 @@ std::string gradient_why_not(const Problem& problem, Pass pass, const DeviceFact
 }
 
 size_t gradient_facts_bytes(const Problem& problem) {
-  const size_t facts = kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
-  return facts *
+  return facts_bytes_of_query(problem) *
          static_cast<size_t>(problem.num_samples() * problem.heads() * problem.num_queries());
 }
 
@@ -269,18 +267,17 @@ Status gradient_plan_backward(const Problem& problem, const vecina_backward_args
   GradientParams params = make_gradient_params(problem, example);
   const RowCounts rows = count_rows(problem);
   LaunchList list(config, params, facts, launches);
+  const bool may_need_facts = problem.has_bias() || problem.additional_tokens() > 0;
   const bool is_of_key = given(example.grad_key) || given(example.grad_value);
   const bool needs_facts = given(example.grad_additional_key) ||
                            given(example.grad_additional_value) || given(example.grad_bias);
   const bool is_of_halos = plan_halo_backward(problem, example, facts, launches).empty();
   GradientSpan span;
-  if (!is_of_halos && is_of_key && !needs_facts) {
-    span = choose_gradient_span(problem, config, facts);
-  }
+  if (!is_of_halos && !may_need_facts) span = choose_gradient_span(problem, config, facts);
   const bool is_of_tiles = !is_of_halos && !span.is_taken() &&
                            plan_tiles_backward(problem, example, facts, launches).empty();
   if (!is_of_halos && !is_of_tiles) {
-    if (is_of_key && needs_facts) span = choose_gradient_span(problem, config, facts);
+    if (may_need_facts) span = choose_gradient_span(problem, config, facts);
     Written written;
     if (given(example.grad_query)) written.query = &Args::grad_query;
     if (!span.is_taken()) list.add("gradient_query", rows.query, kGatherWarps, written);

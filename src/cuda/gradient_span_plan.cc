@@ -16,7 +16,8 @@ using vecina::cuda::GradientConfig;
 
 constexpr size_t kFactsBytes = 48 * 1024;  // of shared memory, without opt-in
 // Queries or keys of all samples and heads; measured with 4,096, where it takes two thirds of the
-// time, so these are guesses. In 16 bits the tensor cores take what is left, more keys too.
+// time, so these are guesses, and so is that f64 gains as f32 does. In 16 bits the tensor cores
+// take what is left, more keys too.
 constexpr double kMostRows = 1 << 14, kMostHalfRows = 1 << 13, kMostHalfKeys = 16.0;
 
 struct Counts {
@@ -35,7 +36,7 @@ Counts count_partners(const Problem& problem) {
 }
 
 // Instructions of a warp, fitted to times of an H200 (benchmarks/results/h200-small-backward.json):
-// for a pair of each of its groups, for its owners, to halve the groups once. They err by a tenth.
+// for a pair of each of its groups, for its owners, to halve the groups once. They err by a sixth.
 struct Instructions {
   double pair, owner, halving;
 };
@@ -70,9 +71,7 @@ class Chooser {
         multiprocessors_(facts.multiprocessors),
         partners_(count_partners(problem)),
         instructions_(count_instructions(config)),
-        rows_(count_rows(problem)),
-        facts_bytes_(
-            4 * static_cast<size_t>(dtype_bytes(lse_dtype(config.dtype)) * problem.head_group())) {
+        rows_(count_rows(problem)) {
     for (int a = 0; a < problem.rank(); ++a) {
       num_keys_ *= problem.axis(a).extent;
       num_queries_ *= problem.axis(a).query_extent;
@@ -95,7 +94,7 @@ class Chooser {
       for (const int64_t keys : {size, size - halo}) {
         if (keys < 1) continue;
         GradientSpan span = span_of(keys);
-        if (static_cast<size_t>(span.seeing_queries) * facts_bytes_ > kFactsBytes) continue;
+        if (span.facts_bytes > kFactsBytes) continue;
         for (span.query_groups = 1; span.query_groups <= most_groups; span.query_groups *= 2) {
           for (span.key_groups = 1; span.key_groups <= most_groups; span.key_groups *= 2) {
             const double cycles = one_launch(span);
@@ -122,6 +121,8 @@ class Chooser {
     span.spans = divide_up(num_keys_, span.keys);
     span.queries = num_keys_ == num_queries_ ? span.keys : divide_up(num_queries_, span.spans);
     span.seeing_queries = count_seeing_queries(problem_, span.keys, span.queries);
+    span.facts_bytes = static_cast<size_t>(span.seeing_queries * problem_.head_group()) *
+                       facts_bytes_of_query(problem_);
     return span;
   }
   double steps(double owners, double at_once, double partners, int groups) const {
@@ -145,7 +146,6 @@ class Chooser {
   Counts partners_;
   Instructions instructions_;
   RowCounts rows_;
-  size_t facts_bytes_;  // of the heads of a group
   int64_t num_keys_ = 1, num_queries_ = 1;
 };
 
@@ -194,6 +194,11 @@ int64_t count_seeing_queries(const Problem& problem, int64_t keys, int64_t queri
     most = std::max(most, (end - begin) * queries_inside);
   }
   return most;
+}
+
+size_t facts_bytes_of_query(const Problem& problem) {
+  constexpr size_t kFacts = 4;
+  return kFacts * static_cast<size_t>(dtype_bytes(lse_dtype(problem.dtype())));
 }
 
 GradientSpan choose_gradient_span(const Problem& problem, const GradientConfig& config,

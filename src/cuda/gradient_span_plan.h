@@ -18,11 +18,14 @@ struct GradientSpan {
   int64_t keys = 0, queries = 0;         // that a block owns, of all heads of the group
   int64_t spans = 0;                     // of a sample
   int64_t seeing_queries = 0;            // of one head whose facts a block holds at most
+  size_t facts_bytes = 0;                // of these, of all heads of the group
   int query_groups = 0, key_groups = 0;  // GradientConfig's
   bool is_taken() const { return keys > 0; }
 };
 
 inline constexpr int kSpanWarps = 8;  // of a block
+
+size_t facts_bytes_of_query(const Problem& problem);  // QueryFacts of gradient_pairs.cuh
 
 // Positions of query, of one head, that a block needs which owns so many keys, at most.
 int64_t count_seeing_queries(const Problem& problem, int64_t keys, int64_t queries);

@@ -150,6 +150,9 @@ TEST(GradientSpanPlan, BlocksCoverEveryKeyAndQuery) {
       EXPECT_EQ(launch.grid[0], params.spans * problem.num_samples() * problem.heads_kv());
       EXPECT_GE(int64_t{params.spans} * params.span_keys, num_keys) << problem.line();
       EXPECT_GE(int64_t{params.spans} * params.span_queries, num_queries) << problem.line();
+      const int64_t facts = 4 * dtype_bytes(lse_dtype(problem.dtype())) * problem.head_group();
+      EXPECT_EQ(launch.shared_bytes,
+                facts * count_seeing_queries(problem, params.span_keys, params.span_queries));
       EXPECT_LE(launch.shared_bytes, 48u * 1024u);
       ++taken;
     }
@@ -188,23 +191,35 @@ TEST(GradientSpanPlan, OtherGradientsAreLaunchesOfTheirOwn) {
   EXPECT_EQ(launches_of(problem).front().workspace_bytes, gradient_facts_bytes(problem));
 }
 
-// What is not wanted is not computed: gradients of keys alone, or of queries alone.
-TEST(GradientSpanPlan, TakesNoProblemWithoutGradientsOfKeys) {
-  const Problem problem = parsed("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32");
-  vecina_backward_args example;
-  imagine_arguments(problem, VECINA_CUDA, &example);
-  const vecina_tensor grad_query = example.grad_query;
-  example.grad_query = {};
-  std::vector<BackwardLaunch> launches;
-  ASSERT_TRUE(gradient_plan_backward(problem, example, {}, &launches).ok());
-  ASSERT_EQ(launches.size(), 1u);
-  EXPECT_NE(launches.front().source.config.find(".is_stored = false"), std::string::npos);
-  example.grad_query = grad_query;
-  example.grad_key = example.grad_value = {};
-  launches.clear();
-  ASSERT_TRUE(gradient_plan_backward(problem, example, {}, &launches).ok());
-  ASSERT_EQ(launches.size(), 1u);
-  EXPECT_EQ(launches.front().source.file, "gradient_query.cu");
+// So the bits of a gradient do not depend on which others are wanted.
+TEST(GradientSpanPlan, TheFormDoesNotDependOnWhatIsWanted) {
+  using Args = vecina_backward_args;
+  for (const char* line :
+       {"1d 256 kernel_size 7 batch 2 heads 8 head_dim 32",
+        "1d 256 kernel_size 7 batch 2 heads 8 heads_kv 2 head_dim 32 additional 4",
+        "1d 64 kernel_size 7 stride 3 heads 1 head_dim 32 bias",
+        "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32 dtype bf16"}) {
+    const Problem problem = parsed(line);
+    Args all;
+    imagine_arguments(problem, VECINA_CUDA, &all);
+    const std::vector<BackwardLaunch> expected = launches_of(problem);
+    ASSERT_EQ(expected.front().source.file, "gradient_span.cu") << line;
+    for (vecina_tensor Args::*wanted : {&Args::grad_query, &Args::grad_key, &Args::grad_value,
+                                        &Args::grad_additional_key, &Args::grad_bias}) {
+      if (!given(all.*wanted)) continue;
+      Args example = all;
+      example.grad_query = example.grad_key = example.grad_value = {};
+      example.grad_additional_key = example.grad_additional_value = example.grad_bias = {};
+      example.*wanted = all.*wanted;
+      std::vector<BackwardLaunch> launches;
+      ASSERT_TRUE(gradient_plan_backward(problem, example, {}, &launches).ok());
+      EXPECT_EQ(launches.front().source.file, "gradient_span.cu") << line;
+      EXPECT_EQ(launches.front().description, expected.front().description) << line;
+      const bool is_stored = wanted == &Args::grad_query;
+      EXPECT_EQ(launches.front().source.config.find(".is_stored = true") != std::string::npos,
+                is_stored);
+    }
+  }
 }
 
 // So that the conformance tests run it in every dtype, and with further launches.

@@ -186,8 +186,10 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps)
 
   wait_for_previous();
   work.sample = sample_at(geometry, work.batch);
-  work.queries = seeing_queries(geometry, work.sample, work.keys, work.own);
+  const bool is_of_key = params.grad_key.data != nullptr || params.grad_value.data != nullptr;
+  work.queries = is_of_key ? seeing_queries(geometry, work.sample, work.keys, work.own) : work.own;
   differentiate_queries(params, work, facts);
+  if (!is_of_key) return;
   __syncthreads();
   differentiate_keys(params, work, facts);
 }

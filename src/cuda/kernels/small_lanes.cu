@@ -535,8 +535,9 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
   if (!is_row) return;
   if (kHasLengths && !is_query) query.clear();
-  // Of neighbours at the same time, and before an output is stored, which would wait in between.
-  if (kNeighbors > 1 && query.lane < kRows) {
+  // Of neighbours at the same time, and before an output is stored, which would wait in between. Of
+  // two that are the same query the second, whose output remains.
+  if (kNeighbors > 1 && query.lane < kRows && (query.lane > 0 || to_neighbor.lse != 0)) {
     const bool is_first = query.lane == 0;
     store_lse(query.lane, is_first ? query.maximum[0] : query.maximum[kRows - 1],
               is_first ? query.sum[0] : query.sum[kRows - 1]);
