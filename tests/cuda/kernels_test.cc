@@ -47,24 +47,25 @@ void add_sources(const Problem& problem, Args example, const DeviceFacts& facts,
   add_launches(launches, facts, sources);
 }
 
-// Two attentions of [3, 4, 8] each.
+// Two attentions of [3, 4, columns] each. Rows without columns have an lse to merge.
 template <typename Args>
 void add_merge(const Args& args, const DeviceFacts& facts, Sources* sources) {
   std::vector<KernelLaunch<Args>> launches;
   ASSERT_TRUE(small_plan_merge(args, facts, &launches).ok());
+  ASSERT_EQ(launches.size(), 1u);
   add_launches(launches, facts, sources);
 }
-void add_merges(int32_t dtype, const DeviceFacts& facts, Sources* sources) {
+void add_merges(int32_t dtype, int64_t columns, const DeviceFacts& facts, Sources* sources) {
   vecina_tensor output = {}, lse = {};
   output.data = lse.data = &output;
   output.dtype = dtype;
   lse.dtype = lse_dtype(dtype);
   output.ndim = 3;
   lse.ndim = 2;
-  const int64_t shape[] = {3, 4, 8};
+  const int64_t shape[] = {3, 4, columns};
   for (int d = 0; d < 3; ++d) {
     output.shape[d] = shape[d];
-    output.strides[d] = d == 0 ? 32 : d == 1 ? 8 : 1;
+    output.strides[d] = d == 0 ? 4 * columns : d == 1 ? columns : 1;
     if (d == 2) continue;
     lse.shape[d] = shape[d];
     lse.strides[d] = d == 0 ? 4 : 1;
@@ -122,7 +123,7 @@ std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
   }
   for (const char* line : kLongRows) add_passes(line, facts, &sources);
   for (const int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
-    add_merges(dtype, facts, &sources);
+    for (const int64_t columns : {8, 0}) add_merges(dtype, columns, facts, &sources);
   }
   return list_of(sources);
 }
