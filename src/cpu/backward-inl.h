@@ -50,7 +50,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch_, head_);
     grad_lse_ = tensor_at<const LseType>(pointers.grad_lse, plan.grad_lse, batch_, head_);
     grad_query_ = tensor_at<Element>(pointers.grad_query, plan.grad_query, batch_, head_);
-    streams_grad_query_ = kStreams && std::is_same_v<T, Element> && plan.streams_gradients &&
+    streams_grad_query_ = kStreams<T, Element> && plan.streams_gradients &&
                           has_whole_vectors(grad_query_, plan.grad_query, kLanes);
     const int64_t head_kv = head_index_ % plan.heads_kv;
     grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch_, head_kv);

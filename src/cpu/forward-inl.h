@@ -40,7 +40,7 @@ class ForwardUnit : LaneUnit<Element, ForwardPlan> {
         key_row_(keys_.layout() == KeyLayout::shifted ? keys_.transposed_row(plan.key_words)
                                                       : ptrdiff_t{keys_.tokens()} * plan.key_pitch),
         output_(tensor_at<Element>(pointers.output, plan.output, batch_, head_)),
-        streams_output_(kStreams && std::is_same_v<T, Element> && plan.streams_output &&
+        streams_output_(kStreams<T, Element> && plan.streams_output &&
                         has_whole_vectors(output_, plan.output, kMaxLanes)),
         lse_(tensor_at<LseType>(pointers.lse, plan.lse, batch_, head_)) {}
 

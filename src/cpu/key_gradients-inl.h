@@ -34,8 +34,8 @@ class KeyGradients {
     const int64_t batch = head_index / plan.heads_kv, head = head_index % plan.heads_kv;
     grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch, head);
     grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch, head);
-    streams_ = kStreams && std::is_same_v<T, Element> && plan.streams_gradients &&
-               plan.head_dim >= kLanes && plan.head_dim_value >= kLanes &&
+    streams_ = kStreams<T, Element> && plan.streams_gradients && plan.head_dim >= kLanes &&
+               plan.head_dim_value >= kLanes &&
                has_whole_vectors(grad_key_, plan.grad_key, kLanes) &&
                has_whole_vectors(grad_value_, plan.grad_value, kLanes);
     grad_additional_key_ =

@@ -215,12 +215,13 @@ HWY_INLINE hn::Vec<D> round_beside(D d, hn::Vec<D> low, hn::Vec<D> high) {
 #endif
 
 // Where a vector is a line of the cache, large tensors are written past the caches: a line is then
-// not read before.
-inline constexpr bool kStreams = HWY_TARGET == HWY_AVX3;
+// not read before. Not half of a line, of elements that are computed in another type.
+template <typename T, typename Element>
+inline constexpr bool kStreams = (HWY_TARGET == HWY_AVX3) && std::is_same_v<T, Element>;
 // is_streamed: `to` is a whole vector, has_whole_vectors().
 template <class D, typename Element>
 HWY_INLINE void store_or_stream(D d, hn::Vec<D> v, bool is_streamed, Element* to) {
-  if constexpr (kStreams && std::is_same_v<hn::TFromD<D>, Element>) {
+  if constexpr (kStreams<hn::TFromD<D>, Element>) {
     if (is_streamed) {
       hn::Stream(v, d, to);
       return;

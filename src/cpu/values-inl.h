@@ -387,7 +387,7 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
           store_some(d, v, static_cast<size_t>(target.left - at), output + at);
         }
       });
-    } else if constexpr (kStreams && std::is_same_v<T, Element>) {
+    } else if constexpr (kStreams<T, Element>) {
       if (target.is_streamed) {
         write([&](hn::Vec<D> v, ptrdiff_t at) VECINA_INLINE { hn::Stream(v, d, output + at); });
       } else {

@@ -55,8 +55,8 @@ std::string unsuitable(const Problem& problem) {
 // Of what its kernel holds in registers.
 std::string unsuitable_bias_gradient(const Problem& problem) {
   if (std::string why = unsuitable(problem); !why.empty()) return why;
-  if (std::max(problem.head_dim(), problem.head_dim_value()) > kMaxColumns) {
-    return fmt::format("head_dim or head_dim_value above {}", kMaxColumns);
+  if (std::max(problem.head_dim(), problem.head_dim_value()) > kMaxSummedColumns) {
+    return fmt::format("head_dim or head_dim_value above {}", kMaxSummedColumns);
   }
   return {};
 }
@@ -138,7 +138,7 @@ bool is_faster_by_row(const Problem& problem) {
                         std::max(problem.head_dim(), problem.head_dim_value()) <= kMostColumns;
   // In parts: 2,048 queries with 81 keys and head_dim 384 took 68 us instead of 59
   // (benchmarks/results/h200-tiles-long-rows.json).
-  const bool is_in_parts = problem.head_dim_value() > kMaxColumns;
+  const bool is_in_parts = problem.head_dim_value() > kMaxSummedColumns;
   return !is_taken && visible_keys(problem) < (is_in_parts ? kLeastKeysOfParts : kLeastKeys) &&
          multiply_adds(problem) < kLittleWork;
 }
@@ -149,8 +149,8 @@ bool is_faster_by_row(const Problem& problem) {
 bool are_gradients_faster_by_row(const Problem& problem) {
   constexpr double kLittleWork = 1 << 26, kLeastKeys = 96.0;  // guesses
   const bool has_many_parts =
-      std::max(problem.head_dim(), problem.head_dim_value()) > kMaxColumns ||
-      (problem.head_dim() > kMaxColumns / 2 && visible_keys(problem) < kMinTensorCoreKeys);
+      std::max(problem.head_dim(), problem.head_dim_value()) > kMaxSummedColumns ||
+      (problem.head_dim() > kMaxSummedColumns / 2 && visible_keys(problem) < kMinTensorCoreKeys);
   return has_many_parts && !problem.has_bias() && visible_keys(problem) < kLeastKeys &&
          multiply_adds(problem) < kLittleWork;
 }
@@ -172,7 +172,7 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
   if (why.empty()) why = unsuitable_bias(problem, example.bias);
   if (!why.empty()) return why;
   std::vector<ForwardLaunch> parts;
-  for_value_parts(problem, example, kMaxColumns,
+  for_value_parts(problem, example, kMaxSummedColumns,
                   [&](const Problem& part, const vecina_forward_args& args, int first) {
                     const TilesShape shape = choose_tiles_shape(part, TilesKernel::forward, facts);
                     if (shape.partners == 0) why = "rows that shared memory cannot hold";
@@ -288,12 +288,12 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
     found.insert(found.begin(), make_rows_launch(problem, "tiles_gradient_facts",
                                                  TilesKernel::gradient_query, example, facts));
   }
-  if (columns_of_sums(problem, TilesKernel::gradient_key) <= kMaxColumns) {
+  if (columns_of_sums(problem, TilesKernel::gradient_key) <= kMaxSummedColumns) {
     if (is_of_key) add(problem, TilesKernel::gradient_key, example, true);
   } else {
     if (given(example.grad_key)) add(problem, TilesKernel::gradient_key_alone, example, true);
     if (given(example.grad_value)) {
-      for_value_parts(problem, example, kMaxColumns,
+      for_value_parts(problem, example, kMaxSummedColumns,
                       [&](const Problem& part, const vecina_backward_args& args, int first) {
                         add(part, TilesKernel::gradient_value_alone, args, false);
                         if (has_shapes) fill_of_value_columns(part, first, &found.back());

@@ -76,7 +76,7 @@ bool has_own_queries(const Problem& problem) {
 
 int part_of_key(const Problem& problem, TilesKernel kernel) {
   const bool has_two = kernel == TilesKernel::gradient_query && !gives_delta(problem);
-  return part_of(problem.head_dim(), has_two ? kMaxColumns / 2 : kMaxColumns);
+  return part_of(problem.head_dim(), has_two ? kMaxSummedColumns / 2 : kMaxSummedColumns);
 }
 
 int columns_of_sums(const Problem& problem, TilesKernel kernel) {
@@ -124,7 +124,7 @@ void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config)
   const bool is_part = config->adds_key || !config->of_keys
                            ? part_of_key(problem, kernel) < problem.head_dim()
                            : false;
-  config->shares_key = sums / 2 + key / 4 > kMaxRegisters || key > kMaxColumns || is_part;
+  config->shares_key = sums / 2 + key / 4 > kMaxRegisters || key > kMaxSummedColumns || is_part;
 }
 
 int boxes_of(const TilesConfig& config) {
@@ -455,7 +455,7 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
   }
   std::vector<Choice> choices = {
       {16, {4, 6, 8}, kCyclesPerProduct, kCyclesPerStep, kBusyForwardWarps}};
-  if (problem.head_dim_value() <= kMaxColumns / 2) {
+  if (problem.head_dim_value() <= kMaxSummedColumns / 2) {
     choices.push_back({32, {4, 8}, kCyclesPerWideProduct, kCyclesPerWideStep, kBusyWideWarps});
   }
   return choices;

@@ -12,7 +12,7 @@
 
 namespace vecina::internal::cuda {
 
-inline constexpr int kMaxColumns = 256;  // whose sums fit a thread's registers
+inline constexpr int kMaxSummedColumns = 256;  // whose sums fit a thread's registers
 
 // gradient_key: of key and value; the next two: of one alone, where sums of both would take more
 // registers than there are. gradient_all: of both, and adds to that of query.
