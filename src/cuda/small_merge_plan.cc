@@ -119,7 +119,7 @@ Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
   config.dtype = shape.dtype;
   config.count = example.count;
   config.head_dim = static_cast<int>(*columns);
-  config.vector = kLoadBytes;
+  config.vector = row_vector(config.dtype, *columns, kLoadBytes);  // without columns none is given
   for_tensors(example, [&](const vecina_tensor* tensor, bool has_columns) {
     all.push_back(tensor);
     if (!wanted(tensor)) return;

@@ -47,7 +47,8 @@ void add_sources(const Problem& problem, Args example, const DeviceFacts& facts,
   add_launches(launches, facts, sources);
 }
 
-// Two attentions of [3, 4, columns] each. Rows without columns have an lse to merge.
+// Two attentions of [3, 4, columns] each. Rows without columns have an lse to merge; a caller may
+// give them an address or not.
 template <typename Args>
 void add_merge(const Args& args, const DeviceFacts& facts, Sources* sources) {
   std::vector<KernelLaunch<Args>> launches;
@@ -55,9 +56,11 @@ void add_merge(const Args& args, const DeviceFacts& facts, Sources* sources) {
   ASSERT_EQ(launches.size(), 1u);
   add_launches(launches, facts, sources);
 }
-void add_merges(int32_t dtype, int64_t columns, const DeviceFacts& facts, Sources* sources) {
+void add_merges(int32_t dtype, int64_t columns, bool has_address, const DeviceFacts& facts,
+                Sources* sources) {
   vecina_tensor output = {}, lse = {};
-  output.data = lse.data = &output;
+  output.data = has_address ? &output : nullptr;
+  lse.data = &lse;
   output.dtype = dtype;
   lse.dtype = lse_dtype(dtype);
   output.ndim = 3;
@@ -123,7 +126,8 @@ std::vector<KernelSource> sources_for(const DeviceFacts& facts) {
   }
   for (const char* line : kLongRows) add_passes(line, facts, &sources);
   for (const int32_t dtype : {VECINA_F32, VECINA_F64, VECINA_F16, VECINA_BF16}) {
-    for (const int64_t columns : {8, 0}) add_merges(dtype, columns, facts, &sources);
+    for (const int64_t columns : {8, 0}) add_merges(dtype, columns, true, facts, &sources);
+    add_merges(dtype, 0, false, facts, &sources);
   }
   return list_of(sources);
 }
