@@ -22,6 +22,7 @@ static_assert(kMaxSmallMerge == vecina::cuda::kMaxMerge);
 
 constexpr int kThreads = 128;
 constexpr int kMaxLanes = 32;
+constexpr int64_t kMaxRowBytes = 2147483647;  // kernels number a row's bytes in 32 bits
 constexpr int kLoadBytes = 16;
 
 std::string print(const SmallMergeConfig& c) {
@@ -114,6 +115,10 @@ Status plan(const char* kernel, const Args& example, const DeviceFacts& facts,
   const vecina_tensor& shape = example.outputs[0];
   const int64_t* const columns = shape.shape + shape.ndim - 1;  // rows without them have an lse
   if (std::find(shape.shape, columns, 0) != columns) return {};
+  if (*columns > kMaxRowBytes / dtype_bytes(shape.dtype)) {
+    return unsupported(fmt::format(
+        "rows to merge of {} columns have 2^31 bytes or more; backend cpu merges them.", *columns));
+  }
   std::vector<const vecina_tensor*> all, given_ones;
   SmallMergeConfig config = {};
   config.dtype = shape.dtype;

@@ -12,6 +12,7 @@
 #include "cli/random.h"
 #include "core/arguments.h"
 #include "core/problem.h"
+#include "core/tensor.h"
 #include "core/window.h"
 #include "cuda/folded_axes.h"
 #include "cuda/parsed_problem.h"
@@ -334,6 +335,41 @@ TEST(SmallPlan, MergesUpToSixteenInOneLaunch) {
   ASSERT_EQ(gradients.size(), 1u);
   EXPECT_EQ(gradients.front().source.file, "merge_gradient.cu");
   EXPECT_LE(gradients.front().params_bytes, kMaxParamsBytes);
+}
+
+TEST(SmallPlan, MergesNoRowsThatThirtyTwoBitsCannotNumber) {
+  struct Row {
+    int32_t dtype;
+    int64_t columns;
+    bool is_merged;
+  };
+  constexpr int64_t kBytes = int64_t{1} << 31;
+  for (const Row& row : {Row{VECINA_F32, kBytes / 4 - 1, true}, Row{VECINA_F32, kBytes / 4, false},
+                         Row{VECINA_F16, kBytes / 2 - 8, true}, Row{VECINA_F64, kBytes / 8, false},
+                         Row{VECINA_F32, (int64_t{1} << 32) + 8, false},
+                         Row{VECINA_F32, int64_t{1} << 61, false}}) {
+    vecina_tensor output = {}, lse = {};
+    output.data = lse.data = &output;
+    output.dtype = row.dtype;
+    lse.dtype = lse_dtype(row.dtype);
+    output.ndim = 2;
+    lse.ndim = 1;
+    output.shape[0] = lse.shape[0] = 1;
+    output.shape[1] = output.strides[0] = row.columns;
+    output.strides[1] = lse.strides[0] = 1;
+    const vecina_tensor outputs[] = {output, output}, lses[] = {lse, lse};
+    std::vector<KernelLaunch<MergeArgs>> launches;
+    std::vector<KernelLaunch<MergeBackwardArgs>> gradients;
+    const vecina_status expected = row.is_merged ? VECINA_OK : VECINA_UNSUPPORTED;
+    EXPECT_EQ(small_plan_merge({2, outputs, lses, &output, &lse}, {}, &launches).code(), expected)
+        << row.columns;
+    EXPECT_EQ(
+        small_plan_merge({2, outputs, lses, &output, &lse, outputs, lses}, {}, &gradients).code(),
+        expected)
+        << row.columns;
+    EXPECT_EQ(launches.size(), row.is_merged ? 1u : 0u);
+    EXPECT_EQ(gradients.size(), row.is_merged ? 1u : 0u);
+  }
 }
 
 }  // namespace
