@@ -9,7 +9,8 @@
 namespace vecina::internal::cuda {
 namespace {
 
-constexpr int kGatheredBytes = 20 * 1024;  // of shared memory, where the warps of a block meet
+// Of shared memory, where the warps of a block meet: to have more of them, and at most.
+constexpr int kGatheredBytes = 20 * 1024, kMostGatheredBytes = 48 * 1024;
 constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
 
 }  // namespace
@@ -68,6 +69,18 @@ int most_gather_warps(int32_t dtype, int columns) {
   const auto bytes = static_cast<int>(dtype_bytes(lse_dtype(dtype)));
   int warps = dtype == VECINA_F64 ? kMostGatherWarps / 2 : kMostGatherWarps;
   while (warps > kGatherWarps && warps * bytes * columns > kGatheredBytes) warps /= 2;
+  return warps;
+}
+
+int meeting_warps(int warps, int32_t dtype, int vector, std::initializer_list<int> columns) {
+  const int lanes = gather_lanes(std::max(columns), vector);
+  int64_t elements = 0;  // of a warp; rows of one length meet in the same place
+  for (const int* row = columns.begin(); row != columns.end(); ++row) {
+    if (std::find(columns.begin(), row, *row) != row) continue;
+    elements += divide_up(*row, int64_t{vector} * lanes) * vector * lanes;
+  }
+  const int64_t bytes = elements * dtype_bytes(lse_dtype(dtype));
+  while (warps > 1 && warps * bytes > kMostGatheredBytes) warps /= 2;
   return warps;
 }
 

@@ -4,6 +4,7 @@
 #define VECINA_CUDA_GATHER_COMMON_H_
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "core/problem.h"
@@ -31,6 +32,9 @@ inline constexpr double kMaxNumber = 2147483647.0;
 int gather_lanes(int columns, int vector);
 // Of a block that owns one row of so many columns and walks all queries.
 int most_gather_warps(int32_t dtype, int columns);
+// As many of `warps`, at least one, as can meet in shared memory to add up rows of these columns
+// (sum_over_warps), which lanes hold as gather_lanes() says: any row fits one warp's registers.
+int meeting_warps(int warps, int32_t dtype, int vector, std::initializer_list<int> columns);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_GATHER_COMMON_H_

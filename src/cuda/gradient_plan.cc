@@ -133,10 +133,12 @@ class LaunchList {
     config.of_part = parts > 1;
     config.is_stored = written.query != nullptr;
     config.of_additional = of_additional;
-    config.warps =
-        of_additional
-            ? most_gather_warps(config.dtype, std::max(config.head_dim, config.head_dim_value))
-            : kGatherWarps;
+    config.warps = kGatherWarps;
+    if (of_additional) {
+      config.warps = meeting_warps(
+          most_gather_warps(config.dtype, std::max(config.head_dim, config.head_dim_value)),
+          config.dtype, config.vector, {config.head_dim, config.head_dim_value});
+    }
     config.has_wide_number = rows > kMaxNumber;
     GradientParams params = params_;
     params.geometry.num_rows = static_cast<long long>(rows);

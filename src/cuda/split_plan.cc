@@ -90,6 +90,9 @@ SplitConfig make_config(const Problem& problem, const SplitArgs& example, const 
                                 config.columns, kLoadBytes);
   config.lanes = of_bias ? 1 : gather_lanes(config.columns, config.vector);
   config.warps = work.owns_block ? most_gather_warps(config.dtype, config.columns) : kGatherWarps;
+  if (work.of_additional) {
+    config.warps = meeting_warps(config.warps, config.dtype, config.vector, {config.columns});
+  }
   config.of_additional = work.of_additional;
   config.has_bias = work.bias != nullptr && problem.has_bias();
   config.right_aligned = example.c.right_aligned != 0;

@@ -199,6 +199,36 @@ TEST_F(KernelsTest, SumsOfManyColumnsInParts) {
   }
 }
 
+// Whose warps have little shared memory to meet in.
+TEST_F(KernelsTest, LongRowsOfAdditionalTokens) {
+  const DeviceFacts facts = imagined_facts(90);
+  Sources sources;
+  std::set<std::string> warps;
+  const auto keep = [&](const Sources& from) {
+    int kept = 0;
+    for (const auto& [name, source] : from) {
+      if (source.config.find(".of_additional = true") == std::string::npos) continue;
+      sources.emplace(name, source);
+      const size_t at = source.config.find(".warps = ");
+      warps.insert(source.config.substr(at, source.config.find(',', at) - at));
+      ++kept;
+    }
+    EXPECT_EQ(kept, 1);
+  };
+  for (const char* line : {"head_dim 1024 head_dim_value 768 dtype f64",
+                           "head_dim 2048 head_dim_value 1536 dtype f64", "head_dim 3080 dtype f32",
+                           "head_dim 1536 dtype f64"}) {
+    Sources backward, split;
+    const Problem problem = parsed(fmt::format("1d 64 kernel_size 3 heads 1 additional 1 {}", line));
+    add_sources(problem, vecina_backward_args{}, facts, &backward);
+    add_sources(problem, SplitArgs{Pass::qk_backward, {}}, facts, &split);
+    keep(backward);
+    keep(split);
+  }
+  EXPECT_EQ(warps, (std::set<std::string>{".warps = 1", ".warps = 2", ".warps = 4"}));
+  compile_all(*compiler_, 90, list_of(sources));
+}
+
 TEST_F(KernelsTest, AKernelThatDoesNotCompileSaysWhere) {
   KernelSource source = sources_for({}).front();
   source.config = "{.no_such_field = 1}";

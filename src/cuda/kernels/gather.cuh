@@ -171,20 +171,23 @@ VECINA_DEVICE QueryPlace query_place(const GatherGeometry& geometry,
   return place;
 }
 
-// Sums what the warps of a block have gathered into the first warp's, in their order.
+// Sums what the warps of a block have gathered into the first warp's, in their order. How many fit
+// shared memory says meeting_warps() in gather_common.h.
 template <class Part>
 VECINA_DEVICE void sum_over_warps(Part& part, int warp, int lane, int group) {
-  __shared__ Real gathered[kWarps][Part::kColumns * kLanes];
-  __syncthreads();
+  if constexpr (kWarps > 1) {
+    __shared__ Real gathered[kWarps][Part::kColumns * kLanes];
+    __syncthreads();
 #pragma unroll
-  for (int i = 0; i < Part::kColumns; ++i) {
-    if (group == 0) gathered[warp][i * kLanes + lane] = part.columns[i];
-  }
-  __syncthreads();
+    for (int i = 0; i < Part::kColumns; ++i) {
+      if (group == 0) gathered[warp][i * kLanes + lane] = part.columns[i];
+    }
+    __syncthreads();
 #pragma unroll
-  for (int i = 0; i < Part::kColumns; ++i) {
-    part.columns[i] = Real(0);
-    for (int w = 0; w < kWarps; ++w) part.columns[i] += gathered[w][i * kLanes + lane];
+    for (int i = 0; i < Part::kColumns; ++i) {
+      part.columns[i] = Real(0);
+      for (int w = 0; w < kWarps; ++w) part.columns[i] += gathered[w][i * kLanes + lane];
+    }
   }
 }
 
