@@ -3,10 +3,13 @@
 // choice of a backend; bad calls of merge.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cli/conformance.h"
@@ -164,6 +167,35 @@ TEST_P(Plans, ProfileCountsItsRuns) {
   EXPECT_FALSE(std::isnan(outputs.output.get(0)));
   vecina_profile(plan.get(), &args, 0, text, sizeof(text));
   EXPECT_NE(std::string(text).find("repeats 0"), std::string::npos) << text;
+}
+
+// A thread of its own, so that one that waits for itself fails the test.
+TEST(Log, MayCallTheLibrary) {
+  struct Listener {
+    cli::ContextPtr context = cli::make_context("", 1);
+    vecina_problem problem = cli::parse_problem("1d 9 kernel_size 3 heads 1 head_dim 8");
+    cli::Inputs inputs = cli::random_inputs(problem, 1);
+    cli::Outputs outputs = cli::make_outputs(problem);
+    int lines = 0;
+
+    void plan() { plan_forward(context.get(), problem, cli::forward_args(inputs, outputs)); }
+    static void listen(void* user, int32_t, const char*) {
+      auto* self = static_cast<Listener*>(user);
+      if (++self->lines == 1) self->plan();
+      vecina_set_log(nullptr, nullptr);
+    }
+  };
+  auto* listener = new Listener;  // outlives a thread that never ends
+  vecina_set_log(Listener::listen, listener);
+  std::promise<void> done;
+  std::future<void> is_done = done.get_future();
+  std::thread([listener, done = std::move(done)]() mutable {
+    listener->plan();
+    done.set_value();
+  }).detach();
+  ASSERT_EQ(is_done.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(listener->lines, 2);
+  delete listener;
 }
 
 TEST(PlanArguments, NullsAndMixedUpPasses) {

@@ -316,7 +316,10 @@ VECINA_API size_t vecina_profile(const vecina_plan* plan, const void* args, int3
                                  char* text, size_t size);
 
 /* Severity 0 debug, 1 info, 2 warning. Default: VECINA_LOG=plan writes to stderr which backend
- * takes a problem that is planned, else silence. */
+ * takes a problem that is planned, VECINA_LOG=cache why compiled kernels are not kept on disk
+ * (VECINA_LOG=plan,cache both), else silence. LOG may call the library, this function too. Threads
+ * that call the library at the same time may call LOG at the same time, and a call that one of them
+ * has begun may still run, with its USER, when this function returns. */
 VECINA_API void vecina_set_log(void (*log)(void* user, int32_t severity, const char* line),
                                void* user);
 

@@ -1,16 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Lines about what the library decides: to the caller's function, or to stderr with VECINA_LOG.
 #ifndef VECINA_API_LOG_H_
 #define VECINA_API_LOG_H_
 
-#include <string>
+#include "core/log.h"
 
-namespace vecina::internal {
-
-void set_log(void (*log)(void* user, int severity, const char* line), void* user);
-// True if someone listens to `area` ("plan"); ask before building a line.
-bool is_logged(const char* area);
-void log_line(const char* area, int severity, const std::string& line);
-
-}  // namespace vecina::internal
 #endif  // VECINA_API_LOG_H_

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "api/log.h"
+#include "core/log.h"
 
 #include <fmt/format.h>
 
@@ -45,9 +45,15 @@ bool is_logged(const char* area) {
 
 void log_line(const char* area, int severity, const std::string& line) {
   Log& log = log_state();
-  const std::lock_guard lock(log.mutex);
-  if (log.function != nullptr) {
-    log.function(log.user, severity, line.c_str());
+  void (*function)(void* user, int severity, const char* line) = nullptr;
+  void* user = nullptr;
+  {
+    const std::lock_guard lock(log.mutex);
+    function = log.function;
+    user = log.user;
+  }
+  if (function != nullptr) {
+    function(user, severity, line.c_str());
   } else {
     std::fprintf(stderr, "vecina %s: %s\n", area, line.c_str());
   }
