@@ -2,15 +2,18 @@
 #include "cuda/disk_cache.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "core/file.h"
+#include "core/log.h"
 #include "cuda/digest.h"
 
 namespace vecina::internal::cuda {
@@ -24,14 +27,34 @@ constexpr const char* kCompilerNote = "compiler.json";
 // Some 70 kB a kernel: far more than a user meets, little for a disk. The oldest go.
 constexpr size_t kMaxEntries = 4096;
 constexpr uintmax_t kMaxBytes = 512u << 20;
+// A draft of a running process is renamed within moments.
+constexpr std::chrono::hours kMaxDraftAge{1};
 
-fs::path default_folder() {
+// Empty if there is none.
+fs::path folder_of_user() {
   const char* cache = std::getenv("XDG_CACHE_HOME");
   if (cache != nullptr && cache[0] == '/') return fs::path(cache) / "vecina";
   const char* home = std::getenv("HOME");
   if (home != nullptr && home[0] == '/') return fs::path(home) / ".cache" / "vecina";
-  std::error_code ignored;
-  return fs::temp_directory_path(ignored) / fmt::format("vecina-{}", getuid());
+  return {};
+}
+
+// Every user of the machine knows its name, and may have made it before.
+fs::path temporary_folder() {
+  std::error_code error;
+  const fs::path folder = fs::temp_directory_path(error);
+  return (error ? "/tmp" : folder) / fmt::format("vecina-{}", geteuid());
+}
+
+// Not a link to one either.
+bool is_of_this_user_alone(const struct stat& folder) {
+  return S_ISDIR(folder.st_mode) && folder.st_uid == geteuid() &&
+         (folder.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
+bool is_draft(const std::string& name) {
+  return name.find(std::string(kExtension) + ".") != std::string::npos ||
+         name.starts_with(std::string(kCompilerNote) + ".");
 }
 
 std::string checksum(std::string_view image) { return Digest().add(image).hex(); }
@@ -95,13 +118,33 @@ std::string CacheKey::file_name() const {
 }
 
 DiskCache::DiskCache(const std::string& folder)
-    : folder_(folder.empty() ? default_folder() : fs::path(folder)) {}
+    : folder_(folder.empty() ? folder_of_user() : fs::path(folder)) {
+  if (!folder_.empty()) return;
+  folder_ = temporary_folder();
+  is_temporary_ = true;
+  struct stat found = {};
+  if (lstat(folder_.c_str(), &found) == 0 && !is_of_this_user_alone(found) && is_logged("cache")) {
+    log_line("cache", 2,
+             fmt::format("compiled kernels are not kept: {} is not a folder of this user alone; "
+                         "set VECINA_CACHE_DIR",
+                         folder_.string()));
+  }
+}
+
+bool DiskCache::may_use() const {
+  struct stat found = {};
+  return !is_temporary_ || (lstat(folder_.c_str(), &found) == 0 && is_of_this_user_alone(found));
+}
+
+std::string DiskCache::read_file(const std::string& name) const {
+  return may_use() ? internal::read_file(folder_ / name) : std::string();
+}
 
 std::optional<Compiled> DiskCache::read(const CacheKey& key) const {
   const fs::path path = folder_ / key.file_name();
   std::error_code ignored;
-  if (!fs::exists(path, ignored)) return std::nullopt;
-  auto entry = parse_entry(read_file(path));
+  if (!may_use() || !fs::exists(path, ignored)) return std::nullopt;
+  auto entry = parse_entry(internal::read_file(path));
   if (!entry || !is_of(entry->first, header_of(key))) {
     fs::remove(path, ignored);
     return std::nullopt;
@@ -123,6 +166,10 @@ void DiskCache::write(const CacheKey& key, const Compiled& compiled) const {
 
 bool DiskCache::make_folder() const {
   std::error_code error;
+  if (is_temporary_) {
+    mkdir(folder_.c_str(), S_IRWXU);
+    return may_use();
+  }
   if (fs::create_directories(folder_, error)) {
     fs::permissions(folder_, fs::perms::owner_all, error);
   }
@@ -139,6 +186,17 @@ void DiskCache::write_file(const std::string& name, const std::string& bytes) co
   if (error) fs::remove(draft, error);
 }
 
+std::vector<fs::directory_entry> DiskCache::list_files() const {
+  std::vector<fs::directory_entry> files;
+  if (!may_use()) return files;
+  std::error_code error;
+  for (fs::directory_iterator at(folder_, error); !error && at != fs::directory_iterator();
+       at.increment(error)) {
+    files.push_back(*at);
+  }
+  return files;
+}
+
 void DiskCache::keep_within_limits() const {
   struct File {
     fs::file_time_type time;
@@ -147,11 +205,21 @@ void DiskCache::keep_within_limits() const {
   };
   std::vector<File> files;
   uintmax_t total = 0;
+  const auto now = fs::file_time_type::clock::now();
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
-    if (entry.path().extension() != kExtension) continue;
-    files.push_back({entry.last_write_time(error), entry.file_size(error), entry.path()});
-    total += files.back().bytes;
+  for (const fs::directory_entry& entry : list_files()) {
+    const bool is_kernel = entry.path().extension() == kExtension;
+    if (!is_kernel && !is_draft(entry.path().filename().string())) continue;
+    const auto time = entry.last_write_time(error);
+    if (error) continue;  // another process has removed it
+    const uintmax_t bytes = entry.file_size(error);
+    if (error) continue;
+    if (is_kernel) {
+      files.push_back({time, bytes, entry.path()});
+      total += bytes;
+    } else if (now - time > kMaxDraftAge) {  // its process was killed
+      fs::remove(entry.path(), error);
+    }
   }
   std::sort(files.begin(), files.end(),
             [](const File& a, const File& b) { return a.time > b.time; });
@@ -164,10 +232,9 @@ void DiskCache::keep_within_limits() const {
 
 std::vector<CacheEntry> DiskCache::list() const {
   std::vector<CacheEntry> entries;
-  std::error_code error;
-  for (const fs::directory_entry& file : fs::directory_iterator(folder_, error)) {
+  for (const fs::directory_entry& file : list_files()) {
     if (file.path().extension() != kExtension) continue;
-    const auto entry = parse_entry(read_file(file.path()));
+    const auto entry = parse_entry(internal::read_file(file.path()));
     if (!entry) continue;
     const ordered_json& header = entry->first;
     entries.push_back({text_of(header, "file"), text_of(header, "config"),
@@ -183,28 +250,24 @@ std::vector<CacheEntry> DiskCache::list() const {
 
 int DiskCache::clear() const {
   const int removed = remove_files(kExtension);
-  std::error_code error;
-  fs::remove(folder_ / kCompilerNote, error);
+  remove_files(kCompilerNote);
   return removed;
 }
 
 int DiskCache::remove_files(const std::string& extension) const {
   int removed = 0;
   std::error_code error;
-  std::vector<fs::path> paths;
-  for (const fs::directory_entry& file : fs::directory_iterator(folder_, error)) {
+  for (const fs::directory_entry& file : list_files()) {
     // Drafts of processes that were killed carry the extension in the middle of their names.
-    if (file.path().filename().string().find(extension) != std::string::npos) {
-      paths.push_back(file.path());
-    }
+    if (file.path().filename().string().find(extension) == std::string::npos) continue;
+    removed += fs::remove(file.path(), error);
   }
-  for (const fs::path& path : paths) removed += fs::remove(path, error);
   return removed;
 }
 
 std::optional<CompilerFacts> DiskCache::noted_compiler(const std::string& path) const {
   const ordered_json identity = identity_of(path);
-  const ordered_json note = parse_object(read_file(folder_ / kCompilerNote));
+  const ordered_json note = parse_object(read_file(kCompilerNote));
   if (identity.is_null() || !note.contains("library") || note["library"] != identity) return {};
   try {
     return CompilerFacts{note.at("version"), note.at("capabilities")};

@@ -33,7 +33,9 @@ struct CacheEntry {
 
 class DiskCache {
  public:
-  // An empty folder: $XDG_CACHE_HOME/vecina, else ~/.cache/vecina.
+  // An empty folder: $XDG_CACHE_HOME/vecina, else ~/.cache/vecina. Without a home one of the
+  // temporary folder, where others could put kernels of theirs: used only while it is the user's
+  // and nobody else may write there.
   explicit DiskCache(const std::string& folder);
 
   const std::filesystem::path& folder() const { return folder_; }
@@ -51,13 +53,17 @@ class DiskCache {
 
   // Of any file in the folder, whole or not at all; best effort.
   void write_file(const std::string& name, const std::string& bytes) const;
+  std::string read_file(const std::string& name) const;  // empty if it cannot be read
   // Those with an extension, and drafts of them; how many were removed.
   int remove_files(const std::string& extension) const;
 
  private:
+  bool may_use() const;
   bool make_folder() const;
+  std::vector<std::filesystem::directory_entry> list_files() const;  // as far as that works
   void keep_within_limits() const;
   std::filesystem::path folder_;
+  bool is_temporary_ = false;
 };
 
 }  // namespace vecina::internal::cuda

@@ -3,7 +3,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "core/file.h"
 #include "cuda/digest.h"
 
 namespace vecina::internal::cuda {
@@ -56,7 +55,7 @@ std::string TunedCuts::file_name(const Problem& problem) const {
 }
 
 std::optional<TunedCut> TunedCuts::read(const Problem& problem) const {
-  const std::string bytes = read_file(cache_.folder() / file_name(problem));
+  const std::string bytes = cache_.read_file(file_name(problem));
   const size_t end = bytes.find('\n');
   if (end == std::string::npos || bytes.substr(end + 1) != checksum_of(bytes.substr(0, end))) {
     return std::nullopt;

@@ -2,14 +2,37 @@
 // The disk cache gives back what was written or nothing, whatever happened to the files.
 #include "cuda/disk_cache.h"
 
+#include <dirent.h>
+#include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <thread>
 #include <vector>
 
+#include "core/log.h"
 #include "cuda/cache_folder.h"
+
+namespace {
+int num_listed = -1;  // files of a folder until it cannot be listed further; negative: no end
+}  // namespace
+
+// Stands before the C library's.
+extern "C" __attribute__((visibility("default"))) dirent* readdir(DIR* folder) {
+  static const auto next = reinterpret_cast<dirent* (*)(DIR*)>(dlsym(RTLD_NEXT, "readdir"));
+  if (num_listed == 0) {
+    errno = ESTALE;
+    return nullptr;
+  }
+  if (num_listed > 0) --num_listed;
+  return next(folder);
+}
 
 namespace vecina::internal::cuda {
 namespace {
@@ -115,6 +138,108 @@ TEST_F(DiskCacheTest, ListsAndClears) {
   EXPECT_EQ(cache.clear(), 2);
   EXPECT_TRUE(cache.list().empty());
   EXPECT_TRUE(fs::exists(folder_ / "mine.txt"));
+}
+
+TEST_F(DiskCacheTest, AFolderThatCannotBeListedToItsEndIsNoError) {
+  const DiskCache cache = this->cache();
+  for (int i = 0; i < 4; ++i) cache.write(key(std::to_string(i)), kernel());
+  const auto with_a_stale_folder = [](const auto& work) {
+    num_listed = 4;  // two may be the folder itself and the one above
+    EXPECT_NO_THROW(work());
+    EXPECT_EQ(num_listed, 0);
+    num_listed = -1;
+  };
+  with_a_stale_folder([&] { EXPECT_LE(cache.list().size(), 4u); });
+  with_a_stale_folder([&] { cache.write(key(), kernel()); });
+  with_a_stale_folder([&] { EXPECT_LE(cache.clear(), 4); });
+}
+
+TEST_F(DiskCacheTest, DraftsOfKilledProcessesGo) {
+  const DiskCache cache = this->cache();
+  cache.write(key(), kernel());
+  const auto draft = [&](const std::string& name, std::chrono::hours age) {
+    std::ofstream(folder_ / name) << "half";
+    fs::last_write_time(folder_ / name, fs::file_time_type::clock::now() - age);
+    return folder_ / name;
+  };
+  const fs::path old = draft(key().file_name() + ".17.0", std::chrono::hours(2)),
+                 old_note = draft("compiler.json.17.1", std::chrono::hours(2)),
+                 young = draft(key().file_name() + ".18.0", std::chrono::hours(0)),
+                 other = draft("mine.17.0", std::chrono::hours(2));
+  cache.write(key("{.head_dim = 64}"), kernel());
+  EXPECT_FALSE(fs::exists(old));
+  EXPECT_FALSE(fs::exists(old_note));
+  EXPECT_TRUE(fs::exists(young)) << "it may be renamed soon";
+  EXPECT_TRUE(fs::exists(other));
+  EXPECT_TRUE(cache.read(key()).has_value());
+}
+
+// A process without a home, whose cache lies where others may write.
+class HomelessCacheTest : public DiskCacheTest {
+ protected:
+  void SetUp() override {
+    DiskCacheTest::SetUp();
+    fs::create_directories(folder_);
+    for (const char* name : {"XDG_CACHE_HOME", "HOME", "TMPDIR"}) {
+      if (const char* value = std::getenv(name)) before_[name] = value;
+      unsetenv(name);
+    }
+    setenv("TMPDIR", folder_.c_str(), 1);
+    set_log([](void* user, int, const char* line) { *static_cast<std::string*>(user) += line; },
+            &log_);
+  }
+  void TearDown() override {
+    set_log(nullptr, nullptr);
+    unsetenv("TMPDIR");
+    for (const auto& [name, value] : before_) setenv(name.c_str(), value.c_str(), 1);
+    DiskCacheTest::TearDown();
+  }
+  fs::path place() const { return folder_ / ("vecina-" + std::to_string(geteuid())); }
+  void expect_unused(const char* why) {
+    log_.clear();
+    const DiskCache cache("");
+    cache.write(key(), kernel());
+    cache.note_compiler("/proc/self/exe", {"13.0", {80}});
+    EXPECT_FALSE(cache.read(key()).has_value()) << why;
+    EXPECT_TRUE(cache.list().empty()) << why;
+    EXPECT_EQ(cache.clear(), 0) << why;
+    EXPECT_NE(log_.find(place().string()), std::string::npos) << why << ": " << log_;
+  }
+
+  std::string log_;
+
+ private:
+  std::map<std::string, std::string> before_;
+};
+
+TEST_F(HomelessCacheTest, HasAFolderOfItsOwn) {
+  DiskCache("").write(key(), kernel());
+  EXPECT_EQ(fs::status(place()).permissions(), fs::perms::owner_all);
+  EXPECT_TRUE(DiskCache("").read(key()).has_value());
+  EXPECT_EQ(log_, "");
+}
+
+TEST_F(HomelessCacheTest, DoesNotUseWhatOthersMayWrite) {
+  DiskCache("").write(key(), kernel());
+  for (const fs::perms others : {fs::perms::group_write, fs::perms::others_write}) {
+    fs::permissions(place(), fs::perms::owner_all | others);
+    expect_unused("others may write");
+    EXPECT_TRUE(fs::exists(place() / key().file_name()));
+  }
+  fs::permissions(place(), fs::perms::owner_all | fs::perms::group_read);
+  EXPECT_TRUE(DiskCache("").read(key()).has_value());
+  if (geteuid() != 0) return;  // only root gives a folder away
+  ASSERT_EQ(chown(place().c_str(), 1, 1), 0);
+  expect_unused("another user's");
+}
+
+TEST_F(HomelessCacheTest, DoesNotFollowALink) {
+  const fs::path elsewhere = folder_ / "elsewhere";
+  fs::create_directories(elsewhere);
+  fs::permissions(elsewhere, fs::perms::owner_all);
+  fs::create_directory_symlink(elsewhere, place());
+  expect_unused("a link");
+  EXPECT_TRUE(fs::is_empty(elsewhere));
 }
 
 TEST_F(DiskCacheTest, NotesTheCompilerUntilItsFileChanges) {
