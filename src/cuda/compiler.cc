@@ -128,9 +128,9 @@ std::string find_functions(void* library) {
 
 std::string log_of(Program program) {
   size_t bytes = 0;
-  nvrtc.log_size(program, &bytes);
+  if (nvrtc.log_size(program, &bytes) != 0) return {};
   std::string log(bytes, '\0');
-  nvrtc.log(program, log.data());
+  if (nvrtc.log(program, log.data()) != 0) return {};
   while (!log.empty() && (log.back() == '\0' || log.back() == '\n')) log.pop_back();
   return log;
 }
@@ -232,9 +232,17 @@ Status Compiler::compile(const KernelSource& source, const std::string& architec
   }
   const bool is_ptx = architecture.starts_with("compute_");
   size_t bytes = 0;
-  (is_ptx ? nvrtc.ptx_size : nvrtc.cubin_size)(program, &bytes);
-  compiled->image.resize(bytes);
-  (is_ptx ? nvrtc.ptx : nvrtc.cubin)(program, compiled->image.data());
+  result = (is_ptx ? nvrtc.ptx_size : nvrtc.cubin_size)(program, &bytes);
+  if (result == 0) {
+    compiled->image.resize(bytes);
+    result = (is_ptx ? nvrtc.ptx : nvrtc.cubin)(program, compiled->image.data());
+  }
+  if (result != 0 || bytes == 0) {  // of no use on disk either
+    nvrtc.destroy(&program);
+    return {VECINA_DEVICE_ERROR,
+            fmt::format("NVRTC {} gave no image of {} for {}: {}", facts_.version, source.file,
+                        architecture, result == 0 ? "0 bytes" : nvrtc.error(result))};
+  }
   const std::string log = log_of(program);
   compiled->resources = resources_of(log);
   compiled->serializes_products = log.find("instructions are serialized") != std::string::npos;

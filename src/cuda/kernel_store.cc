@@ -84,8 +84,9 @@ Status KernelStore::load(const KernelSource& source, Slot* slot) const {
   const Driver& driver = Driver::get();
   Built built;
   VECINA_RETURN_IF_ERROR(build_kernel(source, device_.compute_capability(), cache_, &built));
-  const Result loaded = driver.cuLibraryLoadData(&slot->library, built.compiled.image.data(),
-                                                 nullptr, nullptr, 0, nullptr, nullptr, 0);
+  LibraryHandle library = nullptr;
+  const Result loaded = driver.cuLibraryLoadData(&library, built.compiled.image.data(), nullptr,
+                                                 nullptr, 0, nullptr, nullptr, 0);
   if (loaded != kSuccess) {
     CompilerFacts facts;
     VECINA_RETURN_IF_ERROR(compiler_facts(cache_, &facts));
@@ -97,10 +98,19 @@ Status KernelStore::load(const KernelSource& source, Slot* slot) const {
     }
     return {VECINA_DEVICE_ERROR, message};
   }
-  KernelHandle kernel = nullptr;
-  VECINA_CUDA_RETURN_IF_ERROR(driver, cuLibraryGetKernel,
-                              (&kernel, slot->library, source.entry.c_str()));
-  VECINA_CUDA_RETURN_IF_ERROR(driver, cuKernelGetFunction, (&slot->kernel.function, kernel));
+  const auto find = [&]() -> Status {
+    KernelHandle kernel = nullptr;
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuLibraryGetKernel,
+                                (&kernel, library, source.entry.c_str()));
+    VECINA_CUDA_RETURN_IF_ERROR(driver, cuKernelGetFunction, (&slot->kernel.function, kernel));
+    return {};
+  };
+  Status found = find();
+  if (!found.ok()) {  // the next call loads it again
+    driver.cuLibraryUnload(library);
+    return found;
+  }
+  slot->library = library;
   slot->kernel.resources = built.compiled.resources;
   slot->is_loaded = true;
   return {};
