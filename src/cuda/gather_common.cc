@@ -11,7 +11,7 @@ namespace {
 
 // Of shared memory, where the warps of a block meet: to have more of them, and at most.
 constexpr int kGatheredBytes = 20 * 1024, kMostGatheredBytes = 48 * 1024;
-constexpr int kMaxColumns = 8;  // of a row in a thread, where 32 threads are enough for that
+constexpr int kColumnsOfLane = 8;  // of a row in a thread, where 32 threads are enough for that
 
 }  // namespace
 
@@ -61,7 +61,7 @@ std::string too_many_rows(const Problem& problem) {
 
 int gather_lanes(int columns, int vector) {
   int lanes = 1;
-  while (lanes < 32 && columns > lanes * std::max(kMaxColumns, vector)) lanes *= 2;
+  while (lanes < 32 && columns > lanes * std::max(kColumnsOfLane, vector)) lanes *= 2;
   return lanes;
 }
 

@@ -4,7 +4,9 @@
 // key with value; those of additional tokens; bias. The first two run on tensor cores where
 // halo_plan.h or tiles_plan.h takes the problem, the last with the latter; of little work they are
 // one launch (gradient_span_plan.h), which keeps facts if others follow. Which form takes a problem
-// does not depend on the gradients that are wanted, so their bits do not either.
+// does not depend on the gradients that are wanted, so their bits do not either; unless they may
+// differ from run to run anyway (VECINA_NONDETERMINISTIC_BACKWARD), where the one kernel of tiles
+// that adds up all of them wants two of them at least (tiles_plan.h).
 #include "cuda/gradient_plan.h"
 
 #include <fmt/format.h>
@@ -27,8 +29,6 @@ namespace {
 
 using vecina::cuda::GradientConfig;
 using vecina::cuda::GradientParams;
-
-constexpr int kLoadBytes = 16;  // of a thread at once
 
 std::string print(const GradientConfig& c) {
   return fmt::format(

@@ -157,7 +157,6 @@ std::string unsuitable(const Problem& problem) {
 }
 
 std::string print(const HaloConfig& c) {
-  const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .of_keys = {}, "
       ".heads = {}, .head_group = {}, .items_of_block = {}, .box = {}, .boxes = {}, "
@@ -165,8 +164,8 @@ std::string print(const HaloConfig& c) {
       ".stride = {}, .dilation = {}, .is_causal = {{{}, {}, {}}}, "
       ".additional_tokens = {}, .stages = {}, .blocks = {}, .has_grad_lse = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.of_keys, c.heads, c.head_group,
-      c.items_of_block, ints(c.box), ints(c.boxes), ints(c.union_size), ints(c.halo_size),
-      ints(c.kernel_size), ints(c.stride), ints(c.dilation), c.is_causal[0], c.is_causal[1],
+      c.items_of_block, braces(c.box), braces(c.boxes), braces(c.union_size), braces(c.halo_size),
+      braces(c.kernel_size), braces(c.stride), braces(c.dilation), c.is_causal[0], c.is_causal[1],
       c.is_causal[2], c.additional_tokens, c.stages, c.blocks, c.has_grad_lse);
 }
 

@@ -13,10 +13,10 @@
 namespace vecina::internal::cuda {
 namespace {
 
-// Of numbers that are not negative, without the processor's division.
-class Divider {
+// By one divisor, of numbers that are not negative, without the processor's division.
+class Quotients {
  public:
-  explicit Divider(int divisor) : inverse_(1.0 / divisor) {}
+  explicit Quotients(int divisor) : inverse_(1.0 / divisor) {}
   int down(int n) const { return static_cast<int>((n + 0.5) * inverse_); }
   int up(int n) const { return n == 0 ? 0 : down(n - 1) + 1; }
 
@@ -160,7 +160,7 @@ double seen_keys(const std::vector<BlockKind>& kinds) {
 
 AxisSums sum_kinds(const std::vector<BlockKind>& kinds, int key_box, int short_rows) {
   AxisSums sums;
-  const Divider tiles(key_box);
+  const Quotients tiles(key_box);
   EndingTiles ending;  // but those that are a box's first, which are computed as a whole
   for (const BlockKind& kind : kinds) {
     int loaded = 0;

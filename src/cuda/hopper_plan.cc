@@ -264,10 +264,6 @@ ForwardLaunch samples_launch(const Problem& problem, const vecina_forward_args& 
   return launch;
 }
 
-std::string braces(const int (&values)[3]) {
-  return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
-}
-
 // A launch for each sample, since the maps hold one.
 Status launch_by_sample(const Problem& problem, const vecina_forward_args& example,
                         const DeviceFacts& facts, const HopperChoice& choice,
@@ -347,7 +343,7 @@ Problem with_longest_samples(const Problem& problem) {
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {
   if (facts.compute_capability != 90) return "a GPU of compute capability 9.0 only";
-  if (pass == Pass::backward) return "gradients: not yet";
+  if (pass == Pass::backward) return "computes outputs alone";
   if (problem.dtype() != VECINA_BF16 && problem.dtype() != VECINA_F16) {
     return "dtypes f16 and bf16 only";
   }

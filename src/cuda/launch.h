@@ -31,10 +31,10 @@ struct DeviceFacts {
 
 // One compiled kernel: an entry of an embedded file with its constants.
 struct KernelSource {
-  std::string file;           // "small_forward.cu"
-  std::string entry;          // "small_forward"
-  std::string config_header;  // "small_config.h"
-  std::string config_type;    // "SmallConfig"
+  std::string file;           // "small_lanes.cu"
+  std::string entry;          // "small_lanes_forward"
+  std::string config_header;  // "small_lanes_config.h"
+  std::string config_type;    // "SmallLanesConfig"
   std::string config;         // the aggregate's initialiser, "{.head_dim = 32, ...}"
   // Uses instructions of that architecture alone (wgmma, setmaxnreg): compiled for sm_90a, not
   // sm_90.

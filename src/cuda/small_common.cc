@@ -361,7 +361,7 @@ bool has_wide_offsets(const vecina_forward_args& example) {
   return false;
 }
 
-std::string braces(const std::array<int, 3>& values) {
+std::string braces(std::span<const int, 3> values) {
   return fmt::format("{{{}, {}, {}}}", values[0], values[1], values[2]);
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 
 #include "core/problem.h"
@@ -75,6 +76,7 @@ void set_launch(const WideParams& params, int rank, bool is_wide, uint32_t threa
 // Sets the grid of at most kMaxBlocks blocks; true if it is flat (small_geometry.cuh).
 bool set_grid(const Problem& problem, const SmallTiles& tiles, ForwardLaunch* launch);
 
+inline constexpr int kLoadBytes = 16;  // that a thread can load at once
 // Neighbouring elements of a row that one thread takes: 1, 2, 4, ... up to `bytes`, a divisor of
 // head_dim. Independent of addresses and strides, since it decides the order of sums.
 int row_vector(int32_t dtype, int64_t head_dim, int bytes);
@@ -87,7 +89,7 @@ int vector_elements(std::initializer_list<const vecina_tensor*> tensors, int64_t
 bool has_wide_offsets(const vecina_forward_args& example);
 
 // "{1, 2, 3}"
-std::string braces(const std::array<int, 3>& values);
+std::string braces(std::span<const int, 3> values);
 
 }  // namespace vecina::internal::cuda
 #endif  // VECINA_CUDA_SMALL_COMMON_H_

@@ -36,8 +36,6 @@ int max_tiles(int32_t dtype, int head_dim) {
   return tiles * 32 / head_dim;
 }
 
-std::array<int, 3> array_of(const int (&values)[3]) { return {values[0], values[1], values[2]}; }
-
 // Why the problem or its strides do not suit, before any box is chosen.
 std::string unsuitable(const Problem& problem, const vecina_forward_args& example) {
   if (problem.lengths() != VECINA_LENGTHS_EQUAL) return "lengths of samples";
@@ -132,10 +130,10 @@ std::string print(const SmallFragmentsConfig& c) {
       ".warps_per_box = {}, .kernel_size = {}, .stride = {}, .dilation = {}, .is_causal = {}, "
       ".union_size = {}, .is_full = {}, .is_cut = {}, .additional_tokens = {}, "
       ".has_flat_grid = {}}}",
-      c.dtype, c.rank, c.head_dim, braces(array_of(c.box)), c.heads, braces(array_of(c.boxes)),
-      c.warps_per_box, braces(array_of(c.kernel_size)), braces(array_of(c.stride)),
-      braces(array_of(c.dilation)), bools(c.is_causal), braces(array_of(c.union_size)),
-      bools(c.is_full), bools(c.is_cut), c.additional_tokens, c.has_flat_grid);
+      c.dtype, c.rank, c.head_dim, braces(c.box), c.heads, braces(c.boxes), c.warps_per_box,
+      braces(c.kernel_size), braces(c.stride), braces(c.dilation), bools(c.is_causal),
+      braces(c.union_size), bools(c.is_full), bools(c.is_cut), c.additional_tokens,
+      c.has_flat_grid);
 }
 
 std::string plan_fragments(const Problem& given_problem, const vecina_forward_args& given_example,

@@ -20,7 +20,6 @@ using vecina::cuda::SmallLanesConfig;
 constexpr int kThreads = 128;    // of a block
 constexpr int kFewThreads = 64;  // where those would not reach every multiprocessor
 constexpr int kMaxLanes = 32;
-constexpr int kLoadBytes = 16;
 constexpr int kMaxColumns = 16;  // elements of a row that a thread holds
 constexpr int kMaxVectors = 8;   // in so many loads
 // Logits that a thread holds: those of all its keys and heads if they are not more.
@@ -47,14 +46,6 @@ int columns_of(int64_t vectors, int vector, int lanes) {
   return static_cast<int>(std::min<int64_t>(divide_up(vectors, lanes), most_vectors(vector)));
 }
 
-int64_t window_keys(const Problem& problem) {
-  double keys = 1.0;  // may exceed 64 bits
-  for (int a = 0; a < problem.rank(); ++a) {
-    keys *= static_cast<double>(problem.axis(a).kernel_size);
-  }
-  return static_cast<int64_t>(std::min(keys, 1e9));
-}
-
 // Whether windows of neighbouring queries along the last axis differ by one key at most, and share
 // more than they do not.
 bool neighbors_share_windows(const Problem& problem) {
@@ -67,7 +58,6 @@ bool neighbors_share_windows(const Problem& problem) {
 }  // namespace
 
 std::string print(const SmallLanesConfig& c) {
-  const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .key_vector = {}, "
       ".value_vector = {}, .key_piece = {}, .value_piece = {}, .lanes = {}, .key_columns = {}, "
@@ -76,9 +66,9 @@ std::string print(const SmallLanesConfig& c) {
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}, .has_flat_grid = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
-      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, c.neighbors, ints(c.tile),
-      c.keys_at_once, c.is_unrolled, ints(c.kernel_size), ints(c.stride), ints(c.dilation),
-      ints(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
+      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, c.neighbors, braces(c.tile),
+      c.keys_at_once, c.is_unrolled, braces(c.kernel_size), braces(c.stride), braces(c.dilation),
+      braces(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
       c.has_bias, c.lengths, c.has_wide_offsets, c.has_flat_grid);
 }
 
@@ -108,7 +98,7 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   config.key_columns = columns_of(key_vectors, config.key_vector, config.lanes);
   config.value_columns = columns_of(value_vectors, config.value_vector, config.lanes);
 
-  const int64_t keys = window_keys(problem) + problem.additional_tokens();
+  const auto keys = static_cast<int64_t>(std::min(visible_keys(problem), 1e9));
   // A thread's registers: half as many numbers in f64.
   const int64_t logits = problem.dtype() == VECINA_F64 ? kMaxLogits / 2 : kMaxLogits;
   config.lengths = problem.lengths();

@@ -23,7 +23,6 @@ static_assert(kMaxSmallMerge == vecina::cuda::kMaxMerge);
 constexpr int kThreads = 128;
 constexpr int kMaxLanes = 32;
 constexpr int64_t kMaxRowBytes = 2147483647;  // kernels number a row's bytes in 32 bits
-constexpr int kLoadBytes = 16;
 
 std::string print(const SmallMergeConfig& c) {
   return fmt::format(

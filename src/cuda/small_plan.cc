@@ -30,10 +30,8 @@ std::string plan_one(const Problem& problem, const vecina_forward_args& example,
 }  // namespace
 
 std::string small_why_not(const Problem& problem, Pass pass, const DeviceFacts& /*facts*/) {
-  if (pass == Pass::backward) return "gradients: not yet";
-  if (problem.has_e4m3()) {
-    return "query_key_dtype e4m3: only the kernels of cuda for Hopper, and backend reference";
-  }
+  if (pass == Pass::backward) return "computes outputs alone";
+  if (problem.has_e4m3()) return e4m3_why_not(problem, pass);
   if (lanes_blocks(problem) > kMaxBlocks) {
     return "the problem needs more than 2^31 - 1 blocks of threads";
   }

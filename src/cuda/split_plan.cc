@@ -20,8 +20,6 @@ using vecina::cuda::SplitConfig;
 using vecina::cuda::SplitParams;
 using Args = vecina_split_args;
 
-constexpr int kLoadBytes = 16;  // of a thread at once
-
 std::string print(const SplitConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .columns = {}, .vector = {}, .piece = {}, .warps = {}, "

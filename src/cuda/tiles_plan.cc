@@ -24,7 +24,6 @@ using vecina::cuda::TilesConfig;
 constexpr int kMaxRow = 512;  // columns; longer ones leave shared memory too few partners
 
 std::string print(const TilesConfig& c) {
-  const auto ints = [](const int(&v)[3]) { return braces({v[0], v[1], v[2]}); };
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .first_column = {}, "
       ".end_column = {}, .of_keys = {}, "
@@ -35,11 +34,12 @@ std::string print(const TilesConfig& c) {
       ".has_bias = {}, .lengths = {}, .is_attention = {}, "
       ".is_delta_given = {}, .adds_key = {}, .adds_value = {}, .adds_queries = {}, .of_bias = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.first_column, c.end_column, c.of_keys,
-      c.heads, c.head_group, c.items_of_block, ints(c.box), ints(c.boxes), ints(c.partner_box),
-      c.partners, ints(c.kernel_size), ints(c.stride), ints(c.dilation), ints(c.output_stride),
-      c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens, c.shares_key,
-      c.shares_value, c.shared_bytes, c.blocks, c.has_grad_lse, c.has_bias, c.lengths,
-      c.is_attention, c.is_delta_given, c.adds_key, c.adds_value, c.adds_queries, c.of_bias);
+      c.heads, c.head_group, c.items_of_block, braces(c.box), braces(c.boxes),
+      braces(c.partner_box), c.partners, braces(c.kernel_size), braces(c.stride),
+      braces(c.dilation), braces(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2],
+      c.additional_tokens, c.shares_key, c.shares_value, c.shared_bytes, c.blocks, c.has_grad_lse,
+      c.has_bias, c.lengths, c.is_attention, c.is_delta_given, c.adds_key, c.adds_value,
+      c.adds_queries, c.of_bias);
 }
 
 std::string unsuitable(const Problem& problem) {

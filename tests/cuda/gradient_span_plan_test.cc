@@ -191,7 +191,8 @@ TEST(GradientSpanPlan, OtherGradientsAreLaunchesOfTheirOwn) {
   EXPECT_EQ(launches_of(problem).front().workspace_bytes, gradient_facts_bytes(problem));
 }
 
-// So the bits of a gradient do not depend on which others are wanted.
+// So the bits of a gradient do not depend on which others are wanted. (Those of problems that allow
+// other bits in every run may: tiles_plan_test.cc.)
 TEST(GradientSpanPlan, TheFormDoesNotDependOnWhatIsWanted) {
   using Args = vecina_backward_args;
   for (const char* line :

@@ -479,7 +479,7 @@ TEST(HopperPlan, SaysWhatItDoesNotTake) {
             "a GPU of compute capability 9.0 only");
   EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::forward, 100),
             "a GPU of compute capability 9.0 only");
-  EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::backward), "gradients: not yet");
+  EXPECT_EQ(why("head_dim 64 dtype bf16", Pass::backward), "computes outputs alone");
   EXPECT_EQ(why("head_dim 64 dtype f32"), "dtypes f16 and bf16 only");
   EXPECT_EQ(why("head_dim 72 head_dim_value 40 dtype bf16"), "");
   EXPECT_EQ(why("head_dim 76 dtype bf16"), "head_dim 76: multiples of 8 up to 256 only");

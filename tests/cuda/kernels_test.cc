@@ -215,11 +215,12 @@ TEST_F(KernelsTest, LongRowsOfAdditionalTokens) {
     }
     EXPECT_EQ(kept, 1);
   };
-  for (const char* line : {"head_dim 1024 head_dim_value 768 dtype f64",
-                           "head_dim 2048 head_dim_value 1536 dtype f64", "head_dim 3080 dtype f32",
-                           "head_dim 1536 dtype f64"}) {
+  for (const char* line :
+       {"head_dim 1024 head_dim_value 768 dtype f64", "head_dim 2048 head_dim_value 1536 dtype f64",
+        "head_dim 3080 dtype f32", "head_dim 1536 dtype f64"}) {
     Sources backward, split;
-    const Problem problem = parsed(fmt::format("1d 64 kernel_size 3 heads 1 additional 1 {}", line));
+    const Problem problem =
+        parsed(fmt::format("1d 64 kernel_size 3 heads 1 additional 1 {}", line));
     add_sources(problem, vecina_backward_args{}, facts, &backward);
     add_sources(problem, SplitArgs{Pass::qk_backward, {}}, facts, &split);
     keep(backward);

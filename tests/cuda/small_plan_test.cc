@@ -344,10 +344,10 @@ TEST(SmallPlan, MergesNoRowsThatThirtyTwoBitsCannotNumber) {
     bool is_merged;
   };
   constexpr int64_t kBytes = int64_t{1} << 31;
-  for (const Row& row : {Row{VECINA_F32, kBytes / 4 - 1, true}, Row{VECINA_F32, kBytes / 4, false},
-                         Row{VECINA_F16, kBytes / 2 - 8, true}, Row{VECINA_F64, kBytes / 8, false},
-                         Row{VECINA_F32, (int64_t{1} << 32) + 8, false},
-                         Row{VECINA_F32, int64_t{1} << 61, false}}) {
+  for (const Row& row :
+       {Row{VECINA_F32, kBytes / 4 - 1, true}, Row{VECINA_F32, kBytes / 4, false},
+        Row{VECINA_F16, kBytes / 2 - 8, true}, Row{VECINA_F64, kBytes / 8, false},
+        Row{VECINA_F32, (int64_t{1} << 32) + 8, false}, Row{VECINA_F32, int64_t{1} << 61, false}}) {
     vecina_tensor output = {}, lse = {};
     output.data = lse.data = &output;
     output.dtype = row.dtype;

@@ -12,10 +12,6 @@
 namespace vecina::cuda {
 namespace {
 
-struct Range {
-  int begin, end;
-};
-
 VECINA_DEVICE int number_of(const int (&extent)[3], const int (&token)[3]) {
   int number = token[kFirstAxis];
 #pragma unroll

@@ -25,10 +25,6 @@ inline constexpr int kThreads = 128 * (kWarpgroups + 1);
 // Attention, which has one axis: its window is as long as the sample, perhaps empty.
 inline constexpr bool kMayCoverSamples = kConfig.has_lengths && kConfig.rank == 1;
 
-struct Range {
-  int begin, end;
-};
-
 // Keys of a full window.
 VECINA_DEVICE int window_size(const HopperAxis& axis, int extent) {
   return kMayCoverSamples ? na_min(axis.kernel_size, extent) : axis.kernel_size;

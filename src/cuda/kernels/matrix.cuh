@@ -80,5 +80,13 @@ VECINA_DEVICE unsigned without_infinities(F16, unsigned word) {
   return word;
 }
 
+// Sum or maximum of the four threads that hold a row.
+VECINA_DEVICE float over_quad(float x, bool is_sum) {
+  const float other = __shfl_xor_sync(0xffffffffu, x, 1);
+  x = is_sum ? x + other : larger(x, other);
+  const float last = __shfl_xor_sync(0xffffffffu, x, 2);
+  return is_sum ? x + last : larger(x, last);
+}
+
 }  // namespace vecina::cuda
 #endif  // VECINA_CUDA_KERNELS_MATRIX_CUH_

@@ -102,9 +102,6 @@ VECINA_DEVICE void load_transposed(unsigned (&words)[4], unsigned from) {
                : "r"(from));
 }
 
-struct Range {
-  int begin, end;
-};
 // Owners and partners of a dilation group along an axis.
 struct Group {
   int residue;  // token of the first owner
@@ -352,13 +349,6 @@ VECINA_DEVICE int token_number(const HaloParams& params, const int (&token)[3]) 
 #pragma unroll
   for (int a = kFirstAxis; a < 3; ++a) number = number * facts_along(params, a) + token[a];
   return number;
-}
-
-VECINA_DEVICE float over_quad(float x, bool is_sum) {
-  const float other = __shfl_xor_sync(0xffffffffu, x, 1);
-  x = is_sum ? x + other : larger(x, other);
-  const float last = __shfl_xor_sync(0xffffffffu, x, 2);
-  return is_sum ? x + last : larger(x, last);
 }
 
 }  // namespace vecina::cuda

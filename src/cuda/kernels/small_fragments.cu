@@ -56,13 +56,6 @@ VECINA_DEVICE void load_values(const Rows (&values)[2], const Box& box,
   }
 }
 
-VECINA_DEVICE float over_quad(float x, bool is_sum) {
-  const float other = __shfl_xor_sync(0xffffffffu, x, 1);
-  x = is_sum ? x + other : larger(x, other);
-  const float last = __shfl_xor_sync(0xffffffffu, x, 2);
-  return is_sum ? x + last : larger(x, last);
-}
-
 // logits += query . key for all the warp's keys.
 template <class E>
 VECINA_DEVICE void multiply_keys(const unsigned (&query)[2][kWords],

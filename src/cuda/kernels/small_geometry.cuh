@@ -21,6 +21,10 @@ VECINA_DEVICE int divide_off(int& n, Divider d, int divisor) {
   return remainder;
 }
 
+struct Range {
+  int begin, end;
+};
+
 // What a block computes: a tile of queries, of columns of the output, and a few heads.
 struct BlockPlace {
   int tile[3], column_tile, head_block, batch;
