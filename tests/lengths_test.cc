@@ -255,6 +255,73 @@ TEST_P(LengthsOfSamples, MayDifferFromRunToRunOfAPlan) {
   for (const char* line : kLarge) expect_lengths_may_change(GetParam(), line);
 }
 
+// A call whose two samples have these lengths, in tensors that a row too many does not leave.
+struct StridedCall {
+  StridedCall(double first, double second, int64_t count)
+      : num_outputs(count),
+        outputs{tensor({1, count, 1, 8}), tensor({1, count, 1})},
+        gradients{tensor({1, 8, 1, 8}), tensor({1, 8, 1, 8}), tensor({1, 8, 1, 8}), {}, {}, {}} {
+    inputs.query = inputs.key = inputs.value = tensor({1, 8, 1, 8});
+    inputs.grad_output = tensor({1, count, 1, 8});
+    set_lengths(first, second);
+  }
+  static cli::HostTensor tensor(const std::vector<int64_t>& shape) {
+    cli::HostTensor filled(shape, VECINA_F32, {/*gap=*/0, /*offset=*/64});
+    filled.fill(0.5);
+    return filled;
+  }
+  void set_lengths(double first, double second) {
+    inputs.lengths = cli::HostTensor({2, 1}, VECINA_I32);
+    inputs.lengths.set(0, first);
+    inputs.lengths.set(1, second);
+  }
+  vecina_forward_args forward() const { return cli::forward_args(inputs, outputs); }
+  vecina_backward_args backward() const { return cli::backward_args(inputs, outputs, gradients); }
+
+  int64_t num_outputs;
+  cli::Inputs inputs;
+  cli::Outputs outputs;
+  cli::Gradients gradients;
+};
+
+// With an output_stride as many tokens may have more or fewer outputs, which the tensors of a plan
+// that is in the cache do not have.
+TEST_P(LengthsOfSamples, OfPackedSamplesLeaveAsManyOutputsAsThePlanHas) {
+  const vecina_problem problem =
+      cli::parse_problem("1d 5 kernel_size 3 output_stride 2 heads 1 head_dim 8 lengths packed:2");
+  if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+  StridedCall four(4, 4, /*count=*/4), five(3, 5, /*count=*/5);
+  for (StridedCall* call : {&four, &five}) {
+    const vecina_forward_args forward = call->forward();
+    const vecina_backward_args backward = call->backward();
+    ASSERT_EQ(vecina_forward(context_.get(), &problem, &forward, nullptr), VECINA_OK)
+        << vecina_last_error();
+    ASSERT_EQ(vecina_backward(context_.get(), &problem, &backward, nullptr), VECINA_OK)
+        << vecina_last_error();
+  }
+  four.set_lengths(3, 5);
+  five.set_lengths(4, 4);
+  for (StridedCall* call : {&four, &five}) {
+    call->outputs.output.fill(77.0);
+    call->outputs.lse.fill(77.0);
+    call->gradients.query.fill(77.0);
+    const vecina_forward_args forward = call->forward();
+    const vecina_backward_args backward = call->backward();
+    const std::vector<std::string> words = {call == &four ? "5 outputs" : "4 outputs",
+                                            std::to_string(call->num_outputs)};
+    EXPECT_EQ(vecina_forward(context_.get(), &problem, &forward, nullptr), VECINA_INVALID_ARGUMENT);
+    expect_last_error(words);
+    EXPECT_EQ(vecina_backward(context_.get(), &problem, &backward, nullptr),
+              VECINA_INVALID_ARGUMENT);
+    expect_last_error(words);
+    for (const cli::HostTensor* tensor :
+         {&call->outputs.output, &call->outputs.lse, &call->gradients.query}) {
+      for (const double value : values_of(*tensor)) ASSERT_EQ(value, 77.0);
+      EXPECT_TRUE(tensor->gaps_intact());
+    }
+  }
+}
+
 TEST(LengthsOfSamplesOnTheCpu, TheSameAgainAllocateNothing) {
   if (!kCountsAllocations) GTEST_SKIP() << "not beside a sanitizer";
   const cli::ContextPtr context = cli::make_context("cpu", 1);

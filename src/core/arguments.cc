@@ -341,10 +341,13 @@ Status check_addresses(const Problem& problem, const Args& example, const Args& 
   if (problem.lengths() != VECINA_LENGTHS_PACKED || args.lengths.device != VECINA_CPU) return {};
   then.keys = example.key.shape[1];
   then.query_tokens = example.query.shape[1];
-  if (then.keys != now.keys || then.query_tokens != now.query_tokens) {
+  then.outputs = example.output.shape[1];
+  if (then.keys != now.keys || then.query_tokens != now.query_tokens ||
+      then.outputs != now.outputs) {
     return invalid(fmt::format(
-        "lengths add up to {} keys and {} queries, but the plan was made for {} and {}.", now.keys,
-        now.query_tokens, then.keys, then.query_tokens));
+        "lengths add up to {} keys, {} queries and {} outputs, but the plan was made for {}, {} "
+        "and {}.",
+        now.keys, now.query_tokens, now.outputs, then.keys, then.query_tokens, then.outputs));
   }
   return {};
 }
