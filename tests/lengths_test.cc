@@ -322,6 +322,39 @@ TEST_P(LengthsOfSamples, OfPackedSamplesLeaveAsManyOutputsAsThePlanHas) {
   }
 }
 
+// A run's tensor of lengths is the plan's at another address, whatever it says of itself: what is
+// checked are the numbers that are read.
+TEST_P(LengthsOfSamples, AreCheckedWhereTheyAreRead) {
+  const vecina_problem problem =
+      cli::parse_problem("1d 9 kernel_size 3 batch 2 heads 2 head_dim 8 lengths padded");
+  if (!why_not(context_.get(), GetParam(), problem).empty()) GTEST_SKIP();
+  constexpr cli::Placement kRoomy = {/*gap=*/0, /*offset=*/64};
+  cli::Inputs inputs = cli::random_inputs(problem, 1, kRoomy);
+  inputs.lengths = cli::HostTensor({2, 1}, VECINA_I32);
+  inputs.lengths.fill(4.0);
+  const cli::Outputs outputs = cli::make_outputs(problem, kRoomy);
+  const vecina_forward_args args = cli::forward_args(inputs, outputs);
+  vecina_plan* made = nullptr;
+  ASSERT_EQ(vecina_plan_forward(context_.get(), &problem, &args, &made), VECINA_OK);
+  const PlanPtr plan(made, vecina_plan_destroy);
+  cli::HostTensor table({4, 1}, VECINA_I32);
+  for (int64_t i = 0; i < 4; ++i) table.set(i, i == 1 ? 10 : 4);
+  vecina_forward_args every_second = args;
+  every_second.lengths = table.view();
+  every_second.lengths.shape[0] = 2;
+  every_second.lengths.strides[0] = 2;
+  EXPECT_EQ(vecina_run_forward(plan.get(), &every_second, nullptr), VECINA_INVALID_ARGUMENT);
+  expect_last_error({"lengths[1, 0]", "10", "9"});
+  vecina_forward_args wide = args;
+  wide.lengths = table.view();
+  wide.lengths.shape[0] = 2;
+  wide.lengths.dtype = VECINA_I64;
+  EXPECT_EQ(vecina_run_forward(plan.get(), &wide, nullptr), VECINA_INVALID_ARGUMENT);
+  expect_last_error({"lengths[1, 0]", "10", "9"});
+  EXPECT_TRUE(outputs.output.gaps_intact());
+  for (const double value : values_of(outputs.output)) ASSERT_TRUE(std::isnan(value));
+}
+
 TEST(LengthsOfSamplesOnTheCpu, TheSameAgainAllocateNothing) {
   if (!kCountsAllocations) GTEST_SKIP() << "not beside a sanitizer";
   const cli::ContextPtr context = cli::make_context("cpu", 1);

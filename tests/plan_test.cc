@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cli/conformance.h"
+#include "plan_cases.h"
 #include "results.h"
 #include "vecina/vecina.h"
 
@@ -58,25 +59,88 @@ TEST_P(Plans, RunAtOtherAddresses) {
   }
 }
 
-// "Only data pointers are read": shapes and strides in the args of a run do not count.
-TEST_P(Plans, RunReadsOnlyPointers) {
-  const cli::Inputs inputs = cli::random_inputs(problem_, 1);
-  const cli::Outputs outputs = cli::make_outputs(problem_), expected = cli::make_outputs(problem_);
-  const PlanPtr plan = plan_forward(context_.get(), problem_, cli::forward_args(inputs, expected));
-  vecina_forward_args args = cli::forward_args(inputs, expected);
+// What both passes read.
+template <typename Args>
+void keep_inputs(const Args& args, Rest rest, Args* run) {
+  for (auto tensor :
+       {&Args::query, &Args::key, &Args::value, &Args::additional_key, &Args::additional_value,
+        &Args::bias, &Args::lengths, &Args::query_lengths, &Args::output, &Args::lse}) {
+    run->*tensor = address_alone(args.*tensor, rest);
+  }
+}
+vecina_forward_args addresses_alone(const vecina_forward_args& args, Rest rest) {
+  vecina_forward_args run = {};
+  run.struct_size = sizeof(run);
+  keep_inputs(args, rest, &run);
+  run.head_scale = address_alone(args.head_scale, rest);
+  return run;
+}
+vecina_backward_args addresses_alone(const vecina_backward_args& args, Rest rest) {
+  using Args = vecina_backward_args;
+  vecina_backward_args run = {};
+  run.struct_size = sizeof(run);
+  keep_inputs(args, rest, &run);
+  for (auto tensor :
+       {&Args::grad_output, &Args::grad_lse, &Args::grad_query, &Args::grad_key, &Args::grad_value,
+        &Args::grad_additional_key, &Args::grad_additional_value, &Args::grad_bias}) {
+    run.*tensor = address_alone(args.*tensor, rest);
+  }
+  return run;
+}
+
+// Shapes, strides, dtypes and devices in the args of a run do not count.
+void expect_only_pointers_are_read(const std::string& backend, const char* line) {
+  SCOPED_TRACE(line);
+  const cli::ContextPtr context = cli::make_context(backend, 2);
+  const vecina_problem problem = cli::parse_problem(line);
+  if (!why_not(context.get(), backend, problem).empty()) return;
+  if (backend == "reference" && !cli::is_quick(problem)) return;
+  const cli::Inputs inputs = cli::random_inputs(problem, 1);
+  const cli::Outputs expected = cli::make_outputs(problem);
+  const PlanPtr plan = plan_forward(context.get(), problem, cli::forward_args(inputs, expected));
+  const vecina_forward_args args = cli::forward_args(inputs, expected);
   ASSERT_EQ(vecina_run_forward(plan.get(), &args, nullptr), VECINA_OK) << vecina_last_error();
-  vecina_forward_args bare = {};
-  bare.struct_size = sizeof(bare);
-  bare.query.data = args.query.data;
-  bare.key.data = args.key.data;
-  bare.value.data = args.value.data;
-  bare.additional_key.data = args.additional_key.data;
-  bare.additional_value.data = args.additional_value.data;
-  bare.output.data = outputs.output.view().data;
-  bare.lse.data = outputs.lse.view().data;
-  ASSERT_EQ(vecina_run_forward(plan.get(), &bare, nullptr), VECINA_OK) << vecina_last_error();
-  EXPECT_EQ(bits_of(outputs.output), bits_of(expected.output));
-  EXPECT_EQ(bits_of(outputs.lse), bits_of(expected.lse));
+  for (const Rest rest : {Rest::is_missing, Rest::is_misleading}) {
+    const cli::Outputs outputs = cli::make_outputs(problem);
+    const vecina_forward_args run = addresses_alone(cli::forward_args(inputs, outputs), rest);
+    ASSERT_EQ(vecina_run_forward(plan.get(), &run, nullptr), VECINA_OK) << vecina_last_error();
+    EXPECT_EQ(bits_of(outputs.output), bits_of(expected.output));
+    EXPECT_EQ(bits_of(outputs.lse), bits_of(expected.lse));
+  }
+  if (problem.query_key_dtype == VECINA_E4M3) return;
+  const cli::Gradients wanted = run_backward(context.get(), problem, inputs, expected);
+  const vecina_backward_args example = cli::backward_args(inputs, expected, wanted);
+  vecina_plan* made = nullptr;
+  ASSERT_EQ(vecina_plan_backward(context.get(), &problem, &example, &made), VECINA_OK)
+      << vecina_last_error();
+  const PlanPtr backward(made, vecina_plan_destroy);
+  for (const Rest rest : {Rest::is_missing, Rest::is_misleading}) {
+    const cli::Gradients gradients = cli::make_gradients(problem);
+    const vecina_backward_args run =
+        addresses_alone(cli::backward_args(inputs, expected, gradients), rest);
+    ASSERT_EQ(vecina_run_backward(backward.get(), &run, nullptr), VECINA_OK) << vecina_last_error();
+    for (auto member : {&cli::Gradients::query, &cli::Gradients::key, &cli::Gradients::value,
+                        &cli::Gradients::additional_key, &cli::Gradients::additional_value,
+                        &cli::Gradients::bias}) {
+      if (!(wanted.*member).given()) continue;
+      EXPECT_EQ(bits_of(gradients.*member), bits_of(wanted.*member));
+    }
+  }
+}
+
+TEST_P(Plans, RunReadsOnlyPointers) {
+  for (const char* line : kCallLines) expect_only_pointers_are_read(GetParam(), line);
+  for (const char* line : {
+           "2d 9x8 kernel_size 5x3 batch 2 heads 4 heads_kv 2 head_dim 16 additional 2",
+           "2d 9x8 kernel_size 3 batch 3 heads 2 head_dim 8 bias additional 1 lengths padded",
+           "1d 20 kernel_size 5 output_stride 3 heads 2 head_dim 8 lengths packed:4",
+           "attention 12x15 heads 2 head_dim 8 additional 1 lengths packed:3",
+           "3d 4x5x6 kernel_size 3 batch 3 heads 2 head_dim 40 dtype bf16",
+           "2d 12x10 kernel_size 5 heads 2 head_dim 32 head_dim_value 320 dtype f16",
+           "2d 6x6 kernel_size 3 heads 2 head_dim 16 dtype bf16 query_key_dtype e4m3",
+       }) {
+    expect_only_pointers_are_read(GetParam(), line);
+  }
 }
 
 TEST_P(Plans, RunAtWorseAddressesIsRefused) {

@@ -226,9 +226,9 @@ VECINA_API size_t vecina_plan_workspace_bytes(const vecina_plan* plan);
 VECINA_API size_t vecina_plan_describe(const vecina_plan* plan, char* text, size_t size);
 VECINA_API void vecina_plan_destroy(vecina_plan* plan);
 
-/* Enqueues on `queue` (a CUstream for CUDA, ignored by CPU backends, which return when done). Only
- * data pointers are read. A warm run allocates nothing, takes no contended lock and never
- * synchronises. */
+/* Enqueues on `queue` (a CUstream for CUDA, ignored by CPU backends, which return when done). Of
+ * tensors only data and byte_offset are read: all else, of lengths too, is the example's. A warm
+ * run allocates nothing, takes no contended lock and never synchronises. */
 VECINA_API vecina_status vecina_run_forward(const vecina_plan* plan,
                                             const vecina_forward_args* args, void* queue);
 VECINA_API vecina_status vecina_run_backward(const vecina_plan* plan,

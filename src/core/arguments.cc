@@ -216,6 +216,19 @@ Totals totals_of_tensors(const Problem& problem, const Args& args) {
   return {keys, queries, is_strided ? std::max<int64_t>(args.output.shape[1], 0) : queries};
 }
 
+// The values of lengths in host memory, whose tensors are as they should be, and what they add up
+// to.
+Status check_values_of_lengths(const Problem& problem, const vecina_tensor& lengths,
+                               const vecina_tensor& query_lengths, Totals* totals) {
+  const bool of_both = !given(query_lengths);
+  VECINA_RETURN_IF_ERROR(check_lengths(problem, "lengths", lengths, /*of_queries=*/false, of_both,
+                                       &totals->keys, &totals->outputs));
+  totals->query_tokens = totals->keys;
+  if (of_both) return {};
+  return check_lengths(problem, "query_lengths", query_lengths, /*of_queries=*/true,
+                       /*of_both=*/false, &totals->query_tokens, &totals->outputs);
+}
+
 template <typename Args>
 Status check_all_lengths(const Problem& problem, const Args& args, Totals* totals) {
   if (problem.lengths() == VECINA_LENGTHS_EQUAL) {
@@ -236,24 +249,20 @@ Status check_all_lengths(const Problem& problem, const Args& args, Totals* total
                                  name, tensor.device, tensor.device_index, args.query.device,
                                  args.query.device_index));
     }
-    if (tensor.device != VECINA_CPU) return Status();  // values are not read from here
-    const bool of_queries = name[0] == 'q';
-    int64_t tokens = 0, queries = 0;
-    VECINA_RETURN_IF_ERROR(check_lengths(problem, name, tensor, of_queries,
-                                         !of_queries && !given(args.query_lengths), &tokens,
-                                         &queries));
-    if (!of_queries) totals->keys = tokens;
-    totals->query_tokens = tokens;
-    totals->outputs = queries;
     return Status();
   };
   VECINA_RETURN_IF_ERROR(expect("lengths", args.lengths));
-  if (args.lengths.device != VECINA_CPU) *totals = totals_of_tensors(problem, args);
-  if (!given(args.query_lengths)) return {};
-  if (!problem.is_attention()) {
-    return invalid("query_lengths is given, but only attention problems have them.");
+  if (given(args.query_lengths)) {
+    if (!problem.is_attention()) {
+      return invalid("query_lengths is given, but only attention problems have them.");
+    }
+    VECINA_RETURN_IF_ERROR(expect("query_lengths", args.query_lengths));
   }
-  return expect("query_lengths", args.query_lengths);
+  if (args.lengths.device != VECINA_CPU) {  // values are not read from here
+    *totals = totals_of_tensors(problem, args);
+    return {};
+  }
+  return check_values_of_lengths(problem, args.lengths, args.query_lengths, totals);
 }
 
 // Kernels take maxima before they scale. Values on a device are not read from here.
@@ -323,9 +332,7 @@ Status check_moved(const Args& example, const Args& args) {
   if (!may_overlap(shapes, ranges, num_given)) return {};
   vecina_tensor merged[kMaxTensors];
   for (size_t i = 0; i < num_given; ++i) {
-    merged[i] = *shapes[i].tensor;
-    merged[i].data = addresses[i].tensor->data;
-    merged[i].byte_offset = addresses[i].tensor->byte_offset;
+    merged[i] = at_address(*shapes[i].tensor, *addresses[i].tensor);
     shapes[i].tensor = &merged[i];
   }
   return check_overlap(shapes, num_given);
@@ -335,10 +342,12 @@ template <typename Args>
 Status check_addresses(const Problem& problem, const Args& example, const Args& args) {
   VECINA_RETURN_IF_ERROR(check_moved(example, args));
   VECINA_RETURN_IF_ERROR(check_head_scale(example, args));
-  if (problem.lengths() == VECINA_LENGTHS_EQUAL) return {};
+  if (problem.lengths() == VECINA_LENGTHS_EQUAL || example.lengths.device != VECINA_CPU) return {};
   Totals then, now;
-  VECINA_RETURN_IF_ERROR(check_all_lengths(problem, args, &now));
-  if (problem.lengths() != VECINA_LENGTHS_PACKED || args.lengths.device != VECINA_CPU) return {};
+  VECINA_RETURN_IF_ERROR(
+      check_values_of_lengths(problem, at_address(example.lengths, args.lengths),
+                              at_address(example.query_lengths, args.query_lengths), &now));
+  if (problem.lengths() != VECINA_LENGTHS_PACKED) return {};
   then.keys = example.key.shape[1];
   then.query_tokens = example.query.shape[1];
   then.outputs = example.output.shape[1];

@@ -51,6 +51,12 @@ inline bool given(const vecina_tensor& tensor) { return tensor.data != nullptr; 
 inline char* address(const vecina_tensor& tensor) {
   return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
+// A plan's tensor where a run has it: of that one only the address is read.
+inline vecina_tensor at_address(vecina_tensor planned, const vecina_tensor& of_run) {
+  planned.data = of_run.data;
+  planned.byte_offset = of_run.byte_offset;
+  return planned;
+}
 // lengths[sample, axis] of an i32 or i64 tensor in host memory.
 inline int64_t length_at(const vecina_tensor& lengths, int64_t sample, int axis) {
   const int64_t index = sample * lengths.strides[0] + axis * lengths.strides[1];

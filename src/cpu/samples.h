@@ -103,8 +103,7 @@ inline constexpr auto kFields<vecina_backward_args> = [] {
 template <class Args>
 Args at_addresses(const Args& args, Args example) {
   for (const Field<Args>& field : kFields<Args>) {
-    (example.*field.tensor).data = (args.*field.tensor).data;
-    (example.*field.tensor).byte_offset = (args.*field.tensor).byte_offset;
+    example.*field.tensor = at_address(example.*field.tensor, args.*field.tensor);
   }
   return example;
 }

@@ -91,14 +91,12 @@ void move_inputs(const Args& args, Args& example) {
   for (auto tensor :
        {&Args::query, &Args::key, &Args::value, &Args::additional_key, &Args::additional_value,
         &Args::bias, &Args::lengths, &Args::query_lengths, &Args::output, &Args::lse}) {
-    (example.*tensor).data = (args.*tensor).data;
-    (example.*tensor).byte_offset = (args.*tensor).byte_offset;
+    example.*tensor = at_address(example.*tensor, args.*tensor);
   }
 }
 void move_to(const vecina_forward_args& args, vecina_forward_args& example) {
   move_inputs(args, example);
-  example.head_scale.data = args.head_scale.data;
-  example.head_scale.byte_offset = args.head_scale.byte_offset;
+  example.head_scale = at_address(example.head_scale, args.head_scale);
 }
 void move_to(const vecina_backward_args& args, vecina_backward_args& example) {
   using Args = vecina_backward_args;
@@ -106,8 +104,7 @@ void move_to(const vecina_backward_args& args, vecina_backward_args& example) {
   for (auto tensor :
        {&Args::grad_output, &Args::grad_lse, &Args::grad_query, &Args::grad_key, &Args::grad_value,
         &Args::grad_additional_key, &Args::grad_additional_value, &Args::grad_bias}) {
-    (example.*tensor).data = (args.*tensor).data;
-    (example.*tensor).byte_offset = (args.*tensor).byte_offset;
+    example.*tensor = at_address(example.*tensor, args.*tensor);
   }
 }
 // A split call comes through the cache of plans: its strides are the example's.

@@ -19,6 +19,7 @@
 
 #include "cli/conformance.h"
 #include "device_call.h"
+#include "plan_cases.h"
 #include "results.h"
 
 namespace vecina::internal::cuda {
@@ -26,18 +27,6 @@ namespace {
 
 using ForwardCall = DeviceCall<vecina_forward_args>;
 using BackwardCall = DeviceCall<vecina_backward_args>;
-
-// One for each family of kernels: lanes, fragments, halo, tiles, Hopper's.
-constexpr const char* kLines[] = {
-    "1d 64 kernel_size 7 batch 2 heads 4 heads_kv 2 head_dim 32 additional 2",
-    "1d 41 kernel_size 5 dilation 3 causal heads 2 head_dim 12 bias",
-    "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
-    "2d 32x32 kernel_size 5 batch 16 heads 4 head_dim 32 dtype bf16",
-    "2d 48x48 kernel_size 21 heads 2 head_dim 64 dtype f16 additional 1",
-    "2d 40x40 kernel_size 17 heads 2 head_dim 64 head_dim_value 48 dtype bf16",
-    "3d 6x7x8 kernel_size 3x4x5 causal 1x0x0 heads 2 head_dim 16 dtype f64",
-    "attention 50x70 batch 2 heads 2 head_dim 32 dtype f16",
-};
 
 std::vector<uint64_t> bits_of_all(std::initializer_list<const cli::HostTensor*> tensors) {
   std::vector<uint64_t> bits;
@@ -164,7 +153,7 @@ using CudaCalls = OnDevice;
 
 TEST_F(CudaCalls, AreRecordedInGraphsAndReplayedWithOtherInputs) {
   const Driver& driver = Driver::get();
-  for (const char* line : kLines) {
+  for (const char* line : tests::kCallLines) {
     SCOPED_TRACE(line);
     const Stream stream;
     Step step(device(), line);
@@ -187,7 +176,7 @@ TEST_F(CudaCalls, AreRecordedInGraphsAndReplayedWithOtherInputs) {
 }
 
 TEST_F(CudaCalls, ReturnBeforeTheStreamGetsToThemAndAllocateNothing) {
-  for (const char* line : kLines) {
+  for (const char* line : tests::kCallLines) {
     SCOPED_TRACE(line);
     const Stream stream, side;
     Step step(device(), line), other(device(), line);
@@ -214,12 +203,13 @@ TEST_F(CudaCalls, ReturnBeforeTheStreamGetsToThemAndAllocateNothing) {
 }
 
 TEST_F(CudaCalls, OfManyThreadsShareADevice) {
-  constexpr size_t kThreads = 2 * std::size(kLines);
+  constexpr size_t kThreads = 2 * std::size(tests::kCallLines);
   constexpr int kRounds = 5;
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<std::vector<uint64_t>> wanted;
   for (size_t i = 0; i < kThreads; ++i) {
-    steps.push_back(std::make_unique<Step>(device(), kLines[i % std::size(kLines)]));
+    steps.push_back(
+        std::make_unique<Step>(device(), tests::kCallLines[i % std::size(tests::kCallLines)]));
     wanted.push_back(steps.back()->run(10 + i, Stream()));
   }
   const cli::ContextPtr shared = cli::make_context("", 1);  // plans and loads from all at once
@@ -246,7 +236,7 @@ TEST_F(CudaCalls, OfManyThreadsShareADevice) {
 
 TEST_F(CudaCalls, NeedNoContextAndLeaveTheCallersCurrent) {
   const Driver& driver = Driver::get();
-  Step step(device(), kLines[0]);
+  Step step(device(), tests::kCallLines[0]);
   std::vector<uint64_t> wanted;
   {
     const Stream stream;
@@ -279,7 +269,7 @@ TEST_F(CudaCalls, NeedNoContextAndLeaveTheCallersCurrent) {
 TEST_F(CudaCalls, RefuseADeviceThatIsNotThere) {
   const int count = Driver::get().num_devices;
   const cli::ContextPtr context = cli::make_context("", 1);
-  const vecina_problem problem = cli::parse_problem(kLines[0]);
+  const vecina_problem problem = cli::parse_problem(tests::kCallLines[0]);
   const cli::Inputs inputs = cli::random_inputs(problem, 1);
   const cli::Outputs outputs = cli::make_outputs(problem);
   ForwardCall call(device(), cli::forward_args(inputs, outputs), 0);
@@ -346,7 +336,7 @@ constexpr uint64_t kSeeds[] = {20, 10};  // in turn, so that results of the last
 // One context keeps plans and kernels of both; those of one device fail on the other.
 TEST_F(TwoDevices, TakeTurnsInOneContextWithEitherCurrent) {
   const cli::ContextPtr shared = cli::make_context("", 1);
-  for (const char* line : kLines) {
+  for (const char* line : tests::kCallLines) {
     SCOPED_TRACE(line);
     const StepOn first(device(), line), second(other(), line);
     std::vector<std::vector<uint64_t>> wanted;
@@ -372,7 +362,7 @@ TEST_F(TwoDevices, AreUsedByThreadsAtTheSameTime) {
   const cli::ContextPtr shared = cli::make_context("", 1);  // plans and loads from all at once
   std::atomic<size_t> num_wrong{0};
   std::vector<std::thread> threads;
-  for (const char* line : kLines) {
+  for (const char* line : tests::kCallLines) {
     const StepOn first(device(), line);
     const cli::ContextPtr own = cli::make_context("", 1);
     std::vector<std::vector<uint64_t>> wanted;
@@ -394,7 +384,7 @@ TEST_F(TwoDevices, AreUsedByThreadsAtTheSameTime) {
 
 TEST_F(TwoDevices, RecordAGraphOfTheOneThatIsNotCurrent) {
   const Driver& driver = Driver::get();
-  const StepOn second(other(), kLines[0]);
+  const StepOn second(other(), tests::kCallLines[0]);
   const cli::ContextPtr context = cli::make_context("", 1);
   const std::vector<uint64_t> wanted = second.run(10, context.get());
   ASSERT_NE(second.run(20, context.get()), wanted);
@@ -412,7 +402,7 @@ TEST_F(TwoDevices, RecordAGraphOfTheOneThatIsNotCurrent) {
 
 TEST_F(TwoDevices, DoNotMixInOneCall) {
   const cli::ContextPtr context = cli::make_context("", 1);
-  const vecina_problem problem = cli::parse_problem(kLines[2]);
+  const vecina_problem problem = cli::parse_problem(tests::kCallLines[2]);
   const cli::Inputs inputs = cli::random_inputs(problem, 1);
   const cli::Outputs outputs = cli::make_outputs(problem);
   ForwardCall call(device(), cli::forward_args(inputs, outputs), 0);
@@ -451,7 +441,7 @@ TEST_F(CudaCalls, SayWhenMemoryIsShortAndGoOn) {
   tests::expect_last_error({"free memory"});
   munmap(room, bytes);
   const Stream stream;
-  Step step(device(), kLines[0]);
+  Step step(device(), tests::kCallLines[0]);
   EXPECT_EQ(step.run(10, stream), step.run(10, stream));
 }
 
@@ -461,7 +451,7 @@ int provoke_a_device_error() {
   if (!Device::open(0, &device).ok()) return 3;
   const Device::Current current(*device);
   const cli::ContextPtr context = cli::make_context("", 1);
-  const vecina_problem problem = cli::parse_problem(kLines[0]);
+  const vecina_problem problem = cli::parse_problem(tests::kCallLines[0]);
   const cli::Inputs inputs = cli::random_inputs(problem, 1);
   const cli::Outputs outputs = cli::make_outputs(problem);
   ForwardCall call(*device, cli::forward_args(inputs, outputs), 0);
@@ -489,7 +479,7 @@ TEST_F(CudaCalls, ReportADeviceErrorAndLeaveTheProcessUsable) {
 TEST_F(CudaCalls, ThatWereNotPlannedCanBeCaptured) {
   const Driver& driver = Driver::get();
   const Stream stream;
-  Step planned(device(), kLines[0]), step(device(), kLines[0]);
+  Step planned(device(), tests::kCallLines[0]), step(device(), tests::kCallLines[0]);
   const std::vector<uint64_t> wanted = planned.run(10, stream);
   step.draw(10);
   Graph graph;
