@@ -275,12 +275,10 @@ Status launch_by_sample(const Problem& problem, const vecina_forward_args& examp
   HopperChoice of_one = hopper_choice(one, facts, choice.config);
   of_one.is_tuned = choice.is_tuned;
   for (int64_t sample = 0; sample < problem.batch(); ++sample) {
-    VECINA_RETURN_IF_ERROR(
-        hopper_launch(one, args_of_sample(example, sample), facts, of_one, launches));
-    ForwardLaunch& launch = launches->back();
-    launch.fill = [fill = launch.fill, sample](const vecina_forward_args& args, void* memory) {
-      return fill(args_of_sample(args, sample), memory);
-    };
+    PartOfCall<vecina_forward_args> part;
+    const vecina_forward_args own = args_of_sample(example, sample, &part);
+    VECINA_RETURN_IF_ERROR(hopper_launch(one, own, facts, of_one, launches));
+    fill_part(part, &launches->back());
   }
   return {};
 }
@@ -391,13 +389,19 @@ std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts&
   return {};
 }
 
-vecina_forward_args args_of_sample(const vecina_forward_args& args, int64_t sample) {
-  vecina_forward_args one = args;
-  for (vecina_tensor* tensor : {&one.query, &one.key, &one.value, &one.additional_key,
-                                &one.additional_value, &one.output, &one.lse}) {
-    if (!given(*tensor)) continue;
-    tensor->byte_offset += sample * tensor->strides[0] * dtype_bytes(tensor->dtype);
-    tensor->shape[0] = 1;
+vecina_forward_args args_of_sample(const vecina_forward_args& example, int64_t sample,
+                                   PartOfCall<vecina_forward_args>* part) {
+  using Args = vecina_forward_args;
+  const auto tensors = std::to_array({&Args::query, &Args::key, &Args::value, &Args::additional_key,
+                                      &Args::additional_value, &Args::output, &Args::lse});
+  for (const auto tensor : tensors) {
+    const vecina_tensor& whole = example.*tensor;
+    if (!given(whole)) continue;
+    part->shift(tensor, sample * whole.strides[0] * dtype_bytes(whole.dtype));
+  }
+  vecina_forward_args one = part->of(example);
+  for (const auto tensor : tensors) {
+    if (given(one.*tensor)) (one.*tensor).shape[0] = 1;
   }
   return one;
 }

@@ -12,6 +12,7 @@
 #include "core/status.h"
 #include "cuda/hopper_tiling.h"
 #include "cuda/launch.h"
+#include "cuda/part_of_call.h"
 
 namespace vecina::internal::cuda {
 
@@ -31,8 +32,9 @@ Status hopper_launch(const Problem& problem, const vecina_forward_args& example,
                      const DeviceFacts& facts, const HopperChoice& choice,
                      std::vector<ForwardLaunch>* launches);
 
-// Of every tensor that sample alone.
-vecina_forward_args args_of_sample(const vecina_forward_args& args, int64_t sample);
+// The example of that sample alone, and where it begins in a call's tensors.
+vecina_forward_args args_of_sample(const vecina_forward_args& example, int64_t sample,
+                                   PartOfCall<vecina_forward_args>* part);
 
 size_t hopper_workspace_bytes(const Problem& problem);  // 0 without lengths
 

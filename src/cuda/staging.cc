@@ -31,8 +31,8 @@ Status StagedTensors::add(const Device& device, bool is_output, vecina_tensor* t
   copy.is_output = is_output;
   VECINA_RETURN_IF_ERROR(DeviceMemory::allocate(device, copy.bytes + kAlignment, &copy.memory));
   copy.address = copy.memory.address() + offset;
-  const auto first = static_cast<size_t>(address(*tensor) - range.begin);
-  tensor->data = reinterpret_cast<void*>(copy.address + first);
+  copy.first = static_cast<size_t>(address(*tensor) - range.begin);
+  tensor->data = reinterpret_cast<void*>(copy.address + copy.first);
   tensor->byte_offset = 0;
   tensor->device = VECINA_CUDA;
   tensor->device_index = device.index();
@@ -43,7 +43,7 @@ Status StagedTensors::add(const Device& device, bool is_output, vecina_tensor* t
 Status StagedTensors::copy_in(size_t index, const vecina_tensor& host) const {
   const Copy& copy = copies_[index];
   VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuMemcpyHtoD_v2,
-                              (copy.address, byte_range(host).begin, copy.bytes));
+                              (copy.address, address(host) - copy.first, copy.bytes));
   return {};
 }
 
@@ -51,7 +51,7 @@ Status StagedTensors::copy_out(size_t index, const vecina_tensor& host) const {
   const Copy& copy = copies_[index];
   if (!copy.is_output) return {};
   VECINA_CUDA_RETURN_IF_ERROR(Driver::get(), cuMemcpyDtoH_v2,
-                              (byte_range(host).begin, copy.address, copy.bytes));
+                              (address(host) - copy.first, copy.address, copy.bytes));
   return {};
 }
 

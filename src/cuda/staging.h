@@ -19,6 +19,7 @@ class StagedTensors {
   // Makes room for a host tensor and lets it point there. Tensors are known by their order from
   // then on.
   Status add(const Device& device, bool is_output, vecina_tensor* tensor);
+  // Of `host` the address alone is read.
   Status copy_in(size_t index, const vecina_tensor& host) const;
   Status copy_out(size_t index, const vecina_tensor& host) const;  // does nothing for inputs
   size_t size() const { return copies_.size(); }
@@ -26,6 +27,7 @@ class StagedTensors {
  private:
   struct Copy {
     size_t bytes = 0;
+    size_t first = 0;  // of its bytes: where the tensor's first element is
     bool is_output = false;
     DevicePointer address = 0;
     DeviceMemory memory;

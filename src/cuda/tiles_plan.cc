@@ -173,12 +173,14 @@ std::string plan_tiles_forward(const Problem& problem, const vecina_forward_args
   if (!why.empty()) return why;
   std::vector<ForwardLaunch> parts;
   for_value_parts(problem, example, kMaxSummedColumns,
-                  [&](const Problem& part, const vecina_forward_args& args, int first) {
-                    const TilesShape shape = choose_tiles_shape(part, TilesKernel::forward, facts);
+                  [&](const Problem& columns, const vecina_forward_args& own,
+                      const PartOfCall<vecina_forward_args>& part) {
+                    const TilesShape shape =
+                        choose_tiles_shape(columns, TilesKernel::forward, facts);
                     if (shape.partners == 0) why = "rows that shared memory cannot hold";
                     if (!why.empty()) return;
-                    parts.push_back(tiles_forward_launch(part, args, facts, shape));
-                    fill_of_value_columns(part, first, &parts.back());
+                    parts.push_back(tiles_forward_launch(columns, own, facts, shape));
+                    fill_part(part, &parts.back());
                   });
   if (why.empty()) std::move(parts.begin(), parts.end(), std::back_inserter(*launches));
   return why;
@@ -199,13 +201,10 @@ BackwardLaunch tiles_gradient_launch(const Problem& problem, TilesKernel kernel,
   BackwardLaunch launch = make_launch(problem, example, file, file, config, facts);
   // What a launch does not add up is not its own to store either.
   if (config.of_keys && !(config.adds_key && config.adds_value)) {
-    launch.fill = [fill = std::move(launch.fill), config](const vecina_backward_args& args,
-                                                          void* memory) -> Status {
-      vecina_backward_args own = args;
-      if (!config.adds_key) own.grad_key = {};
-      if (!config.adds_value) own.grad_value = {};
-      return fill(own, memory);
-    };
+    PartOfCall<vecina_backward_args> part;
+    if (!config.adds_key) part.leave_out(&vecina_backward_args::grad_key);
+    if (!config.adds_value) part.leave_out(&vecina_backward_args::grad_value);
+    fill_part(part, &launch);
   }
   launch.source.is_architecture_specific = has_warpgroups(config);
   launch.workspace_bytes = workspace_bytes(problem, kernel);
@@ -294,9 +293,10 @@ std::string plan_tiles_backward(const Problem& problem, const vecina_backward_ar
     if (given(example.grad_key)) add(problem, TilesKernel::gradient_key_alone, example, true);
     if (given(example.grad_value)) {
       for_value_parts(problem, example, kMaxSummedColumns,
-                      [&](const Problem& part, const vecina_backward_args& args, int first) {
-                        add(part, TilesKernel::gradient_value_alone, args, false);
-                        if (has_shapes) fill_of_value_columns(part, first, &found.back());
+                      [&](const Problem& columns, const vecina_backward_args& own,
+                          const PartOfCall<vecina_backward_args>& part) {
+                        add(columns, TilesKernel::gradient_value_alone, own, false);
+                        if (has_shapes) fill_part(part, &found.back());
                       });
     }
   }

@@ -1,16 +1,35 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/value_parts.h"
 
+#include <array>
+
 #include "core/tensor.h"
 #include "cuda/small_common.h"
 
 namespace vecina::internal::cuda {
 namespace {
 
-void take_columns(int first, int columns, vecina_tensor* tensor) {
-  if (!given(*tensor)) return;
-  tensor->byte_offset += first * dtype_bytes(tensor->dtype);
-  tensor->shape[tensor->ndim - 1] = columns;
+template <typename Args>
+constexpr auto tensors_of_values() {
+  return std::to_array({&Args::value, &Args::additional_value, &Args::output});
+}
+template <>
+constexpr auto tensors_of_values<vecina_backward_args>() {
+  using Args = vecina_backward_args;
+  return std::to_array({&Args::value, &Args::additional_value, &Args::output, &Args::grad_output,
+                        &Args::grad_value});
+}
+
+template <typename Args>
+Args take_columns(const Args& example, int first, int columns, PartOfCall<Args>* part) {
+  for (const auto tensor : tensors_of_values<Args>()) {
+    part->shift(tensor, first * dtype_bytes((example.*tensor).dtype));
+  }
+  Args own = part->of(example);
+  for (const auto tensor : tensors_of_values<Args>()) {
+    if (given(own.*tensor)) (own.*tensor).shape[(own.*tensor).ndim - 1] = columns;
+  }
+  return own;
 }
 
 }  // namespace
@@ -29,20 +48,15 @@ Problem with_value_columns(const Problem& problem, int columns) {
   return Problem::make(changed, &made).ok() ? made : problem;
 }
 
-vecina_forward_args of_value_columns(vecina_forward_args args, int first, int columns) {
-  for (vecina_tensor* tensor : {&args.value, &args.additional_value, &args.output}) {
-    take_columns(first, columns, tensor);
-  }
-  if (first > 0) args.lse = {};
-  return args;
+vecina_forward_args of_value_columns(const vecina_forward_args& example, int first, int columns,
+                                     PartOfCall<vecina_forward_args>* part) {
+  if (first > 0) part->leave_out(&vecina_forward_args::lse);
+  return take_columns(example, first, columns, part);
 }
 
-vecina_backward_args of_value_columns(vecina_backward_args args, int first, int columns) {
-  for (vecina_tensor* tensor :
-       {&args.value, &args.additional_value, &args.output, &args.grad_output, &args.grad_value}) {
-    take_columns(first, columns, tensor);
-  }
-  return args;
+vecina_backward_args of_value_columns(const vecina_backward_args& example, int first, int columns,
+                                      PartOfCall<vecina_backward_args>* part) {
+  return take_columns(example, first, columns, part);
 }
 
 }  // namespace vecina::internal::cuda

@@ -4,10 +4,9 @@
 #define VECINA_CUDA_VALUE_PARTS_H_
 
 #include <algorithm>
-#include <utility>
 
 #include "core/problem.h"
-#include "cuda/launch.h"
+#include "cuda/part_of_call.h"
 
 namespace vecina::internal::cuda {
 
@@ -16,27 +15,25 @@ int part_of(int columns, int most);
 
 // The problem with so many columns of values.
 Problem with_value_columns(const Problem& problem, int columns);
-// The arguments of the columns of values from `first` on. Lse is of the first part.
-vecina_forward_args of_value_columns(vecina_forward_args args, int first, int columns);
+// The example of the columns of values from `first` on, and where they begin in a call's tensors.
+// Lse is of the first part.
+vecina_forward_args of_value_columns(const vecina_forward_args& example, int first, int columns,
+                                     PartOfCall<vecina_forward_args>* part);
 // Of the gradient of value, which needs no others.
-vecina_backward_args of_value_columns(vecina_backward_args args, int first, int columns);
+vecina_backward_args of_value_columns(const vecina_backward_args& example, int first, int columns,
+                                      PartOfCall<vecina_backward_args>* part);
 
-// visit(the problem and the arguments of a part of values, its first column)
+// visit(the problem of a part of values, its example, where it begins); launches that are planned
+// so are for fill_part.
 template <typename Args, typename Visit>
-void for_value_parts(const Problem& problem, const Args& args, int most, Visit visit) {
-  const int part = part_of(problem.head_dim_value(), most);
-  for (int first = 0; first < problem.head_dim_value(); first += part) {
-    const int columns = std::min(part, problem.head_dim_value() - first);
-    visit(with_value_columns(problem, columns), of_value_columns(args, first, columns), first);
+void for_value_parts(const Problem& problem, const Args& example, int most, Visit visit) {
+  const int step = part_of(problem.head_dim_value(), most);
+  for (int first = 0; first < problem.head_dim_value(); first += step) {
+    const int columns = std::min(step, problem.head_dim_value() - first);
+    PartOfCall<Args> part;
+    const Args own = of_value_columns(example, first, columns, &part);
+    visit(with_value_columns(problem, columns), own, part);
   }
-}
-// The launch of a part is given the arguments of the whole.
-template <typename Args>
-void fill_of_value_columns(const Problem& part, int first, KernelLaunch<Args>* launch) {
-  launch->fill = [fill = std::move(launch->fill), first, columns = part.head_dim_value()](
-                     const Args& args, void* memory) {
-    return fill(of_value_columns(args, first, columns), memory);
-  };
 }
 
 }  // namespace vecina::internal::cuda

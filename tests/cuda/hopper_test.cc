@@ -597,7 +597,8 @@ TEST(HopperPlan, ASampleIsTheSameOfEveryTensor) {
   args.key.strides[0] += 8;
   args.value.byte_offset = 48;
   args.additional_key.strides[0] = 0;
-  const vecina_forward_args one = args_of_sample(args, 2);
+  PartOfCall<vecina_forward_args> sample;
+  const vecina_forward_args one = args_of_sample(args, 2, &sample);
   NamedTensor all[kMaxTensors], parts[kMaxTensors];
   const int count = list_tensors(args, all);
   ASSERT_EQ(list_tensors(one, parts), count);
