@@ -336,6 +336,20 @@ Problem Problem::of_sample(const std::array<int64_t, 3>& extent,
   return sample;
 }
 
+Problem Problem::of_full_samples(int64_t batch) const {
+  Problem full = *this;
+  full.batch_ = batch;
+  full.samples_ = 0;
+  full.lengths_ = VECINA_LENGTHS_EQUAL;
+  return full;
+}
+
+Problem Problem::with_head_dim_value(int head_dim_value) const {
+  Problem changed = *this;
+  changed.head_dim_value_ = head_dim_value;
+  return changed;
+}
+
 double Problem::visible_pairs() const {
   double pairs = 1.0, queries = 1.0;
   for (int a = 0; a < rank_; ++a) {

@@ -72,6 +72,10 @@ class Problem {
   // problems it may have no tokens.
   Problem of_sample(const std::array<int64_t, 3>& extent,
                     const std::array<int64_t, 3>& query_extent) const;
+  // The problem of so many samples that fill the extents. Its tensors may be larger than any that
+  // can be addressed.
+  Problem of_full_samples(int64_t batch) const;
+  Problem with_head_dim_value(int head_dim_value) const;  // 1 or more
 
   int64_t num_keys() const;     // tokens of key, product over the axes
   int64_t num_queries() const;  // tokens of output, product over the axes

@@ -268,10 +268,7 @@ ForwardLaunch samples_launch(const Problem& problem, const vecina_forward_args& 
 Status launch_by_sample(const Problem& problem, const vecina_forward_args& example,
                         const DeviceFacts& facts, const HopperChoice& choice,
                         std::vector<ForwardLaunch>* launches) {
-  vecina_problem c = problem.to_c();
-  c.batch = 1;
-  Problem one;
-  VECINA_RETURN_IF_ERROR(Problem::make(c, &one));
+  const Problem one = problem.of_full_samples(/*batch=*/1);
   HopperChoice of_one = hopper_choice(one, facts, choice.config);
   of_one.is_tuned = choice.is_tuned;
   for (int64_t sample = 0; sample < problem.batch(); ++sample) {
@@ -329,14 +326,7 @@ std::string print(const HopperConfig& c) {
 }
 
 Problem with_longest_samples(const Problem& problem) {
-  if (!has_lengths(problem)) return problem;
-  vecina_problem longest = problem.to_c();
-  longest.batch = problem.num_samples();
-  longest.lengths = VECINA_LENGTHS_EQUAL;
-  longest.samples = 0;
-  Problem made;
-  static_cast<void>(Problem::make(longest, &made));  // as valid as the problem
-  return made;
+  return has_lengths(problem) ? problem.of_full_samples(problem.num_samples()) : problem;
 }
 
 std::string hopper_why_not(const Problem& problem, Pass pass, const DeviceFacts& facts) {

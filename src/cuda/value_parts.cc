@@ -40,14 +40,6 @@ int part_of(int columns, int most) {
   return parts == 1 ? columns : kStep * static_cast<int>(divide_up(columns, kStep * parts));
 }
 
-Problem with_value_columns(const Problem& problem, int columns) {
-  if (columns == problem.head_dim_value()) return problem;
-  vecina_problem changed = problem.to_c();
-  changed.head_dim_value = columns;
-  Problem made;
-  return Problem::make(changed, &made).ok() ? made : problem;
-}
-
 vecina_forward_args of_value_columns(const vecina_forward_args& example, int first, int columns,
                                      PartOfCall<vecina_forward_args>* part) {
   if (first > 0) part->leave_out(&vecina_forward_args::lse);

@@ -13,8 +13,6 @@ namespace vecina::internal::cuda {
 // Columns of each part but the last, where all have at most `most`.
 int part_of(int columns, int most);
 
-// The problem with so many columns of values.
-Problem with_value_columns(const Problem& problem, int columns);
 // The example of the columns of values from `first` on, and where they begin in a call's tensors.
 // Lse is of the first part.
 vecina_forward_args of_value_columns(const vecina_forward_args& example, int first, int columns,
@@ -32,7 +30,7 @@ void for_value_parts(const Problem& problem, const Args& example, int most, Visi
     const int columns = std::min(step, problem.head_dim_value() - first);
     PartOfCall<Args> part;
     const Args own = of_value_columns(example, first, columns, &part);
-    visit(with_value_columns(problem, columns), own, part);
+    visit(problem.with_head_dim_value(columns), own, part);
   }
 }
 

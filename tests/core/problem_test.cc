@@ -299,6 +299,23 @@ TEST(ProblemMake, VisiblePairsOfCausalProblems) {
   EXPECT_DOUBLE_EQ(problem.visible_pairs(), 1 + 2 + 3 + 3 + 4 * 2);
 }
 
+TEST(ProblemOf, OneFieldIsChangedAsMakeWouldChangeIt) {
+  const auto parsed = [](const std::string& line) {
+    Problem problem;
+    EXPECT_TRUE(Problem::parse(line, &problem).ok()) << line;
+    return problem;
+  };
+  const std::string window = "2d 9x8 kernel_size 3 heads 4 heads_kv 2 head_dim 16 ";
+  const Problem equal = parsed(window + "head_dim_value 48 batch 3 additional 2 bias");
+  EXPECT_EQ(equal.with_head_dim_value(24),
+            parsed(window + "head_dim_value 24 batch 3 additional 2 bias"));
+  EXPECT_EQ(equal.with_head_dim_value(16), parsed(window + "batch 3 additional 2 bias"));
+  EXPECT_EQ(equal.of_full_samples(1), parsed(window + "head_dim_value 48 additional 2 bias"));
+  for (const char* lengths : {"batch 5 lengths padded", "lengths packed:5"}) {
+    EXPECT_EQ(parsed(window + lengths).of_full_samples(5), parsed(window + "batch 5")) << lengths;
+  }
+}
+
 TEST(ProblemInit, SetsOnesAndZeros) {
   vecina_problem p;
   std::memset(static_cast<void*>(&p), 0x5a, sizeof(p));

@@ -589,6 +589,17 @@ TEST(HopperPlan, LaunchesForEachSampleWhereMapsHoldOne) {
   EXPECT_NE(launches[0].source.config.find(".has_heads_for_batch = false"), std::string::npos);
 }
 
+// As many packed samples, all as long as the longest, would need tensors beyond 2^60 bytes.
+TEST(HopperPlan, CountsTheQueriesOfSamplesThatCannotAllBeLong) {
+  const Problem problem = parsed(
+      "1d 536870912 kernel_size 1000 heads 64 head_dim 256 lengths packed:100000 dtype bf16");
+  const Problem longest = with_longest_samples(problem);
+  EXPECT_EQ(longest.batch(), 100000);
+  EXPECT_EQ(longest.axis(0), problem.axis(0));
+  EXPECT_NE(hopper_why_not(problem, Pass::forward, {}).find("2^31 - 1 queries"), std::string::npos)
+      << hopper_why_not(problem, Pass::forward, {});
+}
+
 TEST(HopperPlan, ASampleIsTheSameOfEveryTensor) {
   const Problem problem =
       parsed("3d 16x32x32 kernel_size 9 batch 3 heads 8 head_dim 72 additional 2 dtype bf16");

@@ -288,7 +288,7 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
       if (may_be_small(problem)) continue;
       EXPECT_EQ(file, "tiles_forward.cu") << line;
       const Problem part =
-          with_value_columns(problem, part_of(problem.head_dim_value(), /*most=*/256));
+          problem.with_head_dim_value(part_of(problem.head_dim_value(), /*most=*/256));
       const TilesShape shape = choose_tiles_shape(part, TilesKernel::forward, facts);
       rows.insert(shape.box[0] * shape.box[1] * shape.box[2]);
     }
