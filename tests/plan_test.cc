@@ -341,6 +341,22 @@ TEST(ContextOptions, EnvironmentChoosesTheBackend) {
   unsetenv("VECINA_BACKEND");
 }
 
+// Others are asked too, but the user named this one.
+TEST(Backends, ThatAreHiddenSayWhyTheyDoNotTakeAProblem) {
+  const cli::ContextPtr context = cli::make_context("plain", 1);
+  const vecina_problem problem = cli::parse_problem("1d 9 kernel_size 3 heads 2 head_dim 8");
+  const cli::Inputs inputs = cli::random_inputs(problem, 1);
+  const cli::Outputs outputs = run_forward(context.get(), problem, inputs);
+  const cli::Gradients gradients = cli::make_gradients(problem);
+  vecina_problem e4m3 = problem;
+  e4m3.query_key_dtype = VECINA_E4M3;
+  cli::Inputs bytes = inputs;
+  bytes.query = bytes.key = cli::HostTensor({1, 9, 2, 8}, VECINA_E4M3);
+  const vecina_backward_args args = cli::backward_args(bytes, outputs, gradients);
+  EXPECT_EQ(vecina_backward(context.get(), &e4m3, &args, nullptr), VECINA_UNSUPPORTED);
+  expect_last_error({"backend 'plain' does not take", "plain: query_key_dtype e4m3"});
+}
+
 TEST(Backends, AreListedInOrder) {
   const std::vector<std::string> names = backend_names();
   ASSERT_GE(names.size(), 2u);

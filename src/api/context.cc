@@ -40,13 +40,6 @@ std::string backend_names() {
   return names;
 }
 
-bool is_hidden(const char* name) {
-  for (const BackendRow& row : backend_rows()) {
-    if (std::strcmp(row.name, name) == 0) return row.is_hidden;
-  }
-  return false;
-}
-
 // Why a backend cannot run here on tensors of a device; empty if it can. `asked_for`: the backend
 // that the user named.
 std::string why_not_on(const Backend& backend, int32_t device, const std::string& asked_for) {
@@ -217,7 +210,7 @@ Status Context::choose(const Problem& problem, Pass pass, int32_t device, Backen
       *chosen = backend.get();
       return {};
     }
-    if (is_hidden(backend->name())) continue;
+    if (is_hidden(backend->name()) && backend_ != backend->name()) continue;
     sentences += fmt::format("{}{}: {}", sentences.empty() ? "" : "; ", backend->name(),
                              why.empty() ? "can, but this context was made for another" : why);
   }
@@ -258,19 +251,19 @@ Status Context::plan(const Problem& problem, const vecina_backward_args& example
 template <typename Args>
 Status Context::find_plan(const vecina_problem& problem, const Args& args,
                           std::shared_ptr<const PlanRecord>* record) {
-  // Plans hold nothing of their context, so the last one may outlive it here; the id in the key
-  // keeps it from being used then.
+  // Plans hold threads, scratch and caches of their context, so the last one must not outlive it
+  // here: it is the cache's, and the id in the key is no other context's.
   struct Last {
     Key key, wanted;
-    std::shared_ptr<const PlanRecord> record;
+    std::weak_ptr<const PlanRecord> record;
   };
   thread_local Last last_of_thread;
   Last& last = last_of_thread;
   int64_t words[kMaxKeyWords];
   const size_t size = write_key(id_, problem, args, words);
-  if (last.record != nullptr && std::equal(words, words + size, last.key.begin(), last.key.end())) {
-    *record = last.record;
-    return {};
+  if (std::equal(words, words + size, last.key.begin(), last.key.end())) {
+    *record = last.record.lock();
+    if (*record != nullptr) return {};
   }
   last.wanted.assign(words, words + size);
   {

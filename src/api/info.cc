@@ -17,13 +17,6 @@ using nlohmann::ordered_json;
 
 constexpr int kMaxTuned = 100;  // ways to compute a problem; each takes a fifth of a second
 
-bool is_hidden(const char* name) {
-  for (const BackendRow& row : backend_rows()) {
-    if (std::string_view(row.name) == name) return row.is_hidden;
-  }
-  return false;
-}
-
 // "list", "clear" or "build CAPABILITY [PARTS] LINE".
 struct KernelsCommand {
   enum class Action { list, clear, build } action = Action::list;

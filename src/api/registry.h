@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "core/backend.h"
 
@@ -16,6 +17,8 @@ struct BackendRow {
   bool is_hidden;  // only used when asked for by name
 };
 std::span<const BackendRow> backend_rows();
+// Whether the backend of a name is only used when asked for.
+bool is_hidden(std::string_view name);
 
 }  // namespace vecina::internal
 #endif  // VECINA_API_REGISTRY_H_

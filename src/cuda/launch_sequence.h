@@ -15,7 +15,7 @@
 
 namespace vecina::internal::cuda {
 
-// One GPU with its kernels. What runs on it shares it, since plans may outlive their context.
+// One GPU with its kernels, shared by what runs on it. Its stores hold the backend's DiskCache.
 struct DeviceState {
   std::unique_ptr<Device> device;
   std::unique_ptr<KernelStore> kernels;
