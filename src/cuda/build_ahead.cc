@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/build_ahead.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/arguments.h"
@@ -58,6 +61,12 @@ class Builder {
     const char* family = "";
     std::vector<KernelLaunch<Args>> launches;
     VECINA_RETURN_IF_ERROR(plan_launches(problem_, example, facts_, &family, &launches));
+    if constexpr (std::is_same_v<Args, vecina_forward_args>) {  // other kernels, perhaps
+      std::vector<KernelLaunch<Args>> without_lse;
+      example.lse = {};
+      VECINA_RETURN_IF_ERROR(plan_launches(problem_, example, facts_, &family, &without_lse));
+      std::move(without_lse.begin(), without_lse.end(), std::back_inserter(launches));
+    }
     return build_launches(pass_name(pass), family, launches);
   }
 

@@ -267,7 +267,7 @@ WideParams make_params(const Problem& problem, const vecina_forward_args& exampl
   }
   params.num_head_blocks = problem.heads() / tiles.heads;
   params.head_blocks = divider(params.num_head_blocks);
-  params.blocks_per_group = divider(problem.head_group() / tiles.heads);
+  params.blocks_per_group = divider(std::max(problem.head_group() / tiles.heads, 1));
   params.column_tiles = divider(tiles.column_tiles);
   params.additional_tokens = static_cast<int>(problem.additional_tokens());
   params.lengths = sample_lengths(problem, example);

@@ -38,7 +38,7 @@ inline constexpr double kMinTensorCoreKeys = 17.0;  // fewer are faster without
 struct SmallTiles {
   std::array<int, 3> tile = {1, 1, 1};       // queries of a block along each axis
   std::array<int64_t, 3> count = {1, 1, 1};  // tiles along each axis
-  int heads = 1;                             // of a block; divide the heads of a key head
+  int heads = 1;  // of a block; divide the heads of a key head, or these are one
   int64_t column_tiles = 1;
 };
 // Tiles of neighbouring output tokens.

@@ -55,21 +55,39 @@ bool neighbors_share_windows(const Problem& problem) {
          problem.lengths() == VECINA_LENGTHS_EQUAL;
 }
 
+// Lses of a token's heads share a sector of memory, and blocks that store into one wait for each
+// other: 3 % of a kernel of 2 us. Two heads a warp avoid half of that, but load more keys where
+// neighbouring queries share theirs, which costs 2 % without lse and more with long rows. In 16
+// bits, one row a thread, they are faster anyway, but not where queries share more.
+bool heads_belong_beside(const Problem& problem, const SmallLanesConfig& config, bool has_lse) {
+  constexpr int64_t kRowBytes = 128;
+  const int64_t bytes = dtype_bytes(problem.dtype());
+  if (!config.is_unrolled || problem.head_group() > 1 || problem.heads() % 2 != 0 ||
+      problem.lengths() != VECINA_LENGTHS_EQUAL) {
+    return false;
+  }
+  if (config.neighbors > 1) {
+    return has_lse && std::max(problem.head_dim(), problem.head_dim_value()) * bytes <= kRowBytes;
+  }
+  return bytes == 2 && problem.rank() == 1 &&
+         2 * problem.axis(0).kernel_size <= problem.axis(0).extent;
+}
+
 }  // namespace
 
 std::string print(const SmallLanesConfig& c) {
   return fmt::format(
       "{{.dtype = {}, .rank = {}, .head_dim = {}, .head_dim_value = {}, .key_vector = {}, "
       ".value_vector = {}, .key_piece = {}, .value_piece = {}, .lanes = {}, .key_columns = {}, "
-      ".value_columns = {}, .heads = {}, .neighbors = {}, "
+      ".value_columns = {}, .heads = {}, .neighbors = {}, .heads_beside = {}, "
       ".tile = {}, .keys_at_once = {}, .is_unrolled = {}, .kernel_size = {}, .stride = {}, "
       ".dilation = {}, .output_stride = {}, .is_causal = {{{}, {}, {}}}, .additional_tokens = {}, "
       ".has_bias = {}, .lengths = {}, .has_wide_offsets = {}, .has_flat_grid = {}}}",
       c.dtype, c.rank, c.head_dim, c.head_dim_value, c.key_vector, c.value_vector, c.key_piece,
-      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, c.neighbors, braces(c.tile),
-      c.keys_at_once, c.is_unrolled, braces(c.kernel_size), braces(c.stride), braces(c.dilation),
-      braces(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2], c.additional_tokens,
-      c.has_bias, c.lengths, c.has_wide_offsets, c.has_flat_grid);
+      c.value_piece, c.lanes, c.key_columns, c.value_columns, c.heads, c.neighbors, c.heads_beside,
+      braces(c.tile), c.keys_at_once, c.is_unrolled, braces(c.kernel_size), braces(c.stride),
+      braces(c.dilation), braces(c.output_stride), c.is_causal[0], c.is_causal[1], c.is_causal[2],
+      c.additional_tokens, c.has_bias, c.lengths, c.has_wide_offsets, c.has_flat_grid);
 }
 
 double lanes_blocks(const Problem& problem) {
@@ -124,11 +142,11 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
   if (config.is_unrolled) config.additional_tokens = static_cast<int>(problem.additional_tokens());
 
   int threads = kThreads;
-  config.neighbors = 1;
+  config.neighbors = config.heads_beside = 1;
   const auto cut = [&] {
-    SmallTiles tiles =
-        make_tiles(problem, spread_queries(problem, config.neighbors * threads / config.lanes));
-    tiles.heads = config.heads;
+    const int rows = config.neighbors * threads / config.lanes;
+    SmallTiles tiles = make_tiles(problem, spread_queries(problem, rows / config.heads_beside));
+    tiles.heads = config.heads * config.heads_beside;
     tiles.column_tiles = divide_up(value_vectors, int64_t{config.lanes} * config.value_columns);
     return tiles;
   };
@@ -150,6 +168,12 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
     threads = kFewThreads;
     tiles = cut();
   }
+  constexpr double kFewBlocks = 2.0;  // of a multiprocessor
+  if (count_blocks(problem, tiles) <= kFewBlocks * facts.multiprocessors &&
+      heads_belong_beside(problem, config, given(example.lse))) {
+    config.heads_beside = 2;
+    tiles = cut();
+  }
   std::copy(tiles.tile.begin(), tiles.tile.end(), config.tile);
 
   const double blocks = count_blocks(problem, tiles);
@@ -161,10 +185,12 @@ ForwardLaunch plan_lanes(const Problem& problem, const vecina_forward_args& exam
              static_cast<uint32_t>(threads), facts, &launch);
   launch.description = fmt::format(
       R"("form": "lanes", "queries_per_block": [{}, {}, {}], "threads_per_query": {}, )"
-      R"("heads_per_thread": {}, "queries_per_thread": {}, "blocks": {}, "keys": "{}", )"
+      R"("heads_per_thread": {}, "queries_per_thread": {}, "heads_per_block": {}, "blocks": {}, )"
+      R"("keys": "{}", )"
       R"("why": "{}")",
       tiles.tile[0], tiles.tile[1], tiles.tile[2], config.lanes, config.heads, config.neighbors,
-      blocks, config.is_unrolled ? "all at once" : "running maximum", "takes every problem");
+      tiles.heads, blocks, config.is_unrolled ? "all at once" : "running maximum",
+      "takes every problem");
   return launch;
 }
 

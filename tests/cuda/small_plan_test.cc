@@ -135,6 +135,30 @@ TEST(SmallPlan, TheGridCountsTilesInItsFirstDimensions) {
               false);
 }
 
+// Of neighbouring queries where lse is wanted, of 16 bits in any case.
+TEST(SmallPlan, TwoHeadsABlockWhereTheirLsesShareASector) {
+  const auto has_two = [](const std::string& line, bool has_lse) {
+    const Problem problem = parsed(line);
+    vecina_forward_args example = example_of(problem);
+    if (!has_lse) example.lse = {};
+    const std::string config = plan_lanes(problem, example, {}).source.config;
+    return config.find(".heads_beside = 2") != std::string::npos;
+  };
+  const std::string line = "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32";
+  EXPECT_TRUE(has_two(line, true));
+  EXPECT_FALSE(has_two(line, false));
+  EXPECT_TRUE(has_two(line + " dtype bf16", true));
+  EXPECT_TRUE(has_two(line + " dtype bf16", false));
+  for (const std::string other :
+       {line + " heads_kv 2", std::string("1d 256 kernel_size 7 batch 2 heads 7 head_dim 32"),
+        std::string("1d 256 kernel_size 7 batch 2 heads 8 head_dim 64"),
+        std::string("1d 4096 kernel_size 7 batch 2 heads 8 head_dim 32"),  // many blocks
+        std::string("1d 16 kernel_size 16 batch 4 heads 8 head_dim 32 dtype bf16"),
+        std::string("2d 16x16 kernel_size 3 batch 2 heads 4 head_dim 32 dtype bf16")}) {
+    EXPECT_FALSE(has_two(other, true)) << other;
+  }
+}
+
 TEST(SmallPlan, AGridIsFlatWhereItsDimensionsAreTooShort) {
   expect_grid("1d 3 kernel_size 3 batch 65535 heads 1 head_dim 8", {1, 1, 65535}, false);
   expect_grid("1d 3 kernel_size 3 batch 65536 heads 1 head_dim 8", {65536, 1, 1}, true);

@@ -35,11 +35,12 @@ constexpr bool kIsPacked = kConfig.lengths == kPackedLengths;
 // A thread has a query of each of some heads, or neighbouring queries of one head.
 constexpr int kHeads = kConfig.heads, kNeighbors = kConfig.neighbors;
 constexpr int kRows = kHeads * kNeighbors;
-static_assert(kHeads == 1 || kNeighbors == 1);
+static_assert(kHeads == 1 || (kNeighbors == 1 && kConfig.heads_beside == 1));
 constexpr int kLanes = kConfig.lanes;
 static_assert(kNeighbors <= 2 && kNeighbors <= kLanes && kConfig.tile[2] % kNeighbors == 0);
 constexpr int kPlaces[3] = {kConfig.tile[0], kConfig.tile[1], kConfig.tile[2] / kNeighbors};
-constexpr int kBlock = kPlaces[0] * kPlaces[1] * kPlaces[2] * kLanes;
+constexpr int kBeside = kConfig.heads_beside;
+constexpr int kBlock = kPlaces[0] * kPlaces[1] * kPlaces[2] * kBeside * kLanes;
 static_assert(kBlock % 32 == 0, "whole warps: every thread takes part in the butterflies");
 
 constexpr int kKeyVectors = kConfig.head_dim / kConfig.key_vector;
@@ -100,6 +101,23 @@ VECINA_DEVICE SmallWindow window_rule(const Params& params, const Sample& sample
       if (params.lengths.window_tokens[a] == 0) rule.kernel_size = sample.key.extent[a];
     }
     return rule;
+  }
+}
+
+// *to = value() if is_stored. In f32 without a branch, behind which the outputs would wait; in f64
+// a logarithm takes longer than that.
+template <class Value>
+VECINA_DEVICE void store_if(bool is_stored, Real* to, const Value& value) {
+  if constexpr (kConfig.dtype == kF64) {
+    if (is_stored) *to = value();
+  } else {
+    asm volatile(
+        "{ .reg .pred is_stored;\n"
+        "setp.ne.u32 is_stored, %0, 0;\n"
+        "@is_stored st.global.f32 [%1], %2; }"
+        :
+        : "r"(static_cast<unsigned>(is_stored)), "l"(to), "f"(value())
+        : "memory");
   }
 }
 
@@ -435,15 +453,16 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       (kValueVectors + kLanes * kConfig.value_columns - 1) / (kLanes * kConfig.value_columns);
   const BlockPlace block = block_place<kConfig.rank, kColumnTiles, kConfig.has_flat_grid>(params);
   const int batch = block.batch, column_tile = block.column_tile;
-  const int head = block.head_block * kHeads;
-  const int head_kv = divide(block.head_block, params.blocks_per_group);
+  int place = static_cast<int>(threadIdx.x) / kLanes;
+  const int head = (block.head_block * kBeside + place % kBeside) * kHeads;
+  const int head_kv = kBeside > 1 ? head : divide(block.head_block, params.blocks_per_group);
+  place /= kBeside;
 
   // Where things lie.
   const Sample sample = sample_of_block(params, batch);
   Query query;
   query.lane = static_cast<int>(threadIdx.x) % kLanes;
   query.first_value = column_tile * (kLanes * kConfig.value_columns) + query.lane;
-  int place = static_cast<int>(threadIdx.x) / kLanes;
   bool is_row = true;                  // not beyond the last row of the output
   bool is_query = sample.has_windows;  // not beyond the sample's last token
   Window window;
@@ -506,12 +525,6 @@ extern "C" __global__ void __launch_bounds__(kBlock)
   }
 
   const SmallStrides<Offset>& to_next = kNeighbors > 1 ? to_neighbor : params.head;  // row
-  const auto store_lse = [&](int r, Real maximum, Real sum) {
-    if (params.lse == nullptr || column_tile != 0) return;
-    const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
-    char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
-    *reinterpret_cast<Real*>(lse + r * to_next.lse) = (shift + logarithm_of_two(sum)) * Real(kLn2);
-  };
 
   wait_for_previous();
   // A thread without a query goes along with the sample's last; its loads are of real tokens.
@@ -535,13 +548,26 @@ extern "C" __global__ void __launch_bounds__(kBlock)
 
   if (!is_row) return;
   if (kHasLengths && !is_query) query.clear();
-  // Of neighbours at the same time, and before an output is stored, which would wait in between. Of
-  // two that are the same query the second, whose output remains.
-  if (kNeighbors > 1 && query.lane < kRows && (query.lane > 0 || to_neighbor.lse != 0)) {
-    const bool is_first = query.lane == 0;
-    store_lse(query.lane, is_first ? query.maximum[0] : query.maximum[kRows - 1],
-              is_first ? query.sum[0] : query.sum[kRows - 1]);
-  }
+  // Each of the first lanes stores the lse of a row.
+  const auto store_lses = [&] {
+    char* lse = rows_of(params.lse, sample.output, params.batch.lse, inner.lse) + lse_offset;
+#pragma unroll
+    for (int first = 0; first < kRows; first += kLanes) {
+      const int r = first + query.lane;
+      Real maximum = query.maximum[first], sum = query.sum[first];
+      if (kRows > first + 1 && query.lane > 0) {
+        maximum = query.maximum[kRows - 1];
+        sum = query.sum[kRows - 1];
+      }
+      const Real shift = maximum == Real(-infinity()) ? Real(0) : maximum;
+      // Of two neighbours that are one query the second's, whose output remains.
+      const bool is_last = kNeighbors == 1 || r > 0 || to_neighbor.lse != 0;
+      store_if(params.lse != nullptr && column_tile == 0 && r < kRows && is_last,
+               reinterpret_cast<Real*>(lse + r * to_next.lse),
+               [&] { return (shift + logarithm_of_two(sum)) * Real(kLn2); });
+    }
+  };
+  if constexpr (!kHasBarrier) store_lses();
   char* output =
       rows_of(params.output, sample.output, params.batch.output, inner.output) + output_offset;
 #pragma unroll
@@ -560,8 +586,8 @@ extern "C" __global__ void __launch_bounds__(kBlock)
       store_pieces<Element, kConfig.value_vector, kConfig.value_piece>(
           columns, row + vector * (kConfig.value_vector * static_cast<int>(sizeof(Element))));
     }
-    if (kNeighbors == 1 && query.lane == 0) store_lse(r, query.maximum[r], query.sum[r]);
   }
+  if constexpr (kHasBarrier) store_lses();  // before, these kernels were slower
 }
 
 }  // namespace vecina::cuda

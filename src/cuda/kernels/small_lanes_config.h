@@ -16,6 +16,7 @@ struct SmallLanesConfig {
   int value_columns;             // vectors of a value row of a thread; the block's tile of columns
   int heads;                     // query heads of one key head that a thread computes
   int neighbors;                 // or queries beside each other along the last axis: 1 or 2
+  int heads_beside;              // key heads, each with a query head, that a block has: 1 or 2
   int tile[3];                   // queries of a block along each axis
   int keys_at_once;              // keys between two updates of the running maximum
   // All keys of a query at once, with the window's geometry compiled in: the fields below.
