@@ -2,7 +2,7 @@
 // The query's gradient first, always: its launch leaves the facts of each query in the workspace.
 // Then one for each other kind that is wanted, or two where parts of the queries are added up:
 // key with value; those of additional tokens; bias. The first two run on tensor cores where
-// halo_plan.h or tiles_plan.h takes the problem, the last with the latter; of little work they are
+// halo_plan.h or tiles_plan.h takes the problem, the last with the latter; of few keys they are
 // one launch (gradient_span_plan.h), which keeps facts if others follow. Which form takes a problem
 // does not depend on the gradients that are wanted, so their bits do not either; unless they may
 // differ from run to run anyway (VECINA_NONDETERMINISTIC_BACKWARD), where the one kernel of tiles
@@ -173,7 +173,7 @@ class LaunchList {
     launch.workspace_bytes = keeps_facts ? static_cast<size_t>(params.facts_bytes) : 0;
     launch.description = fmt::format(
         R"("keys": {}, "queries": {}, "threads_per_query": {}, "threads_per_key": {}, )"
-        R"("why": "little work: neighbours' queries found again cost less than a launch")",
+        R"("why": "few keys: neighbours' queries found again cost less than two launches")",
         span.keys, span.seeing_queries, config.lanes * span.query_groups,
         config.lanes * span.key_groups);
     launches_->push_back(std::move(launch));

@@ -15,10 +15,10 @@ namespace {
 using vecina::cuda::GradientConfig;
 
 constexpr size_t kFactsBytes = 48 * 1024;  // of shared memory, without opt-in
-// Queries or keys of all samples and heads; measured with 4,096, where it takes two thirds of the
-// time, so these are guesses, and so is that f64 gains as f32 does. In 16 bits the tensor cores
-// take what is left, more keys too.
-constexpr double kMostRows = 1 << 14, kMostHalfRows = 1 << 13, kMostHalfKeys = 16.0;
+// Queries or keys of all samples and heads. More were not measured, and the host would count them
+// for milliseconds; with so many it takes half the time. In 16 bits tensor cores take more, and
+// more keys; it gains 5 % at the limit.
+constexpr double kMostRows = 1 << 18, kMostHalfRows = 1 << 13, kMostHalfKeys = 16.0;
 
 struct Counts {
   double query_keys, key_queries;  // that a query sees, and that see a key, at most
@@ -35,32 +35,35 @@ Counts count_partners(const Problem& problem) {
   return counts;
 }
 
-// Instructions of a warp, fitted to times of an H200 (benchmarks/results/h200-small-backward.json):
-// for a pair of each of its groups, for its owners, to halve the groups once. They err by a sixth.
+// Cycles and instructions of a warp, fitted to an H200's times of all forms of 21 problems
+// (benchmarks/results/h200-small-backward-forms.json): they err by a tenth. Instructions: for a
+// pair of each of its groups, for its owners, to halve the groups once.
 struct Instructions {
   double pair, owner, halving;
 };
 Instructions count_instructions(const GradientConfig& config) {
   const auto columns = static_cast<double>(
       divide_up(std::max(config.head_dim, config.head_dim_value), config.lanes));
-  return {25.0 + 21.0 * columns, 210.0, 90.0 + 5.0 * columns};
+  const double each = config.dtype == VECINA_F64 ? 2.5 : 1.0;
+  return {each * 35.0 * columns, each * 450.0, each * (5.0 + 6.5 * columns)};
 }
 double count_steps(double owners, double at_once, double partners, int groups,
                    const Instructions& of) {
   return std::ceil(owners / at_once) *
          (of.owner + std::ceil(partners / groups) * of.pair + std::log2(groups) * of.halving);
 }
-// Cycles of instructions of warps, so many of which a scheduler has: alone each waits for itself.
-double cycles_of(double instructions, double warps, int multiprocessors) {
-  constexpr double kAlone = 4.0, kSchedulers = 4.0, kWarpsAtOnce = 4.0;
+// Of warps, so many of which a scheduler has at once: alone each waits for itself.
+double cycles_of(double instructions, double warps, double warps_at_once, int multiprocessors) {
+  constexpr double kAlone = 3.0, kSchedulers = 4.0;
   const double of_scheduler = warps / (kSchedulers * multiprocessors);
-  return std::ceil(of_scheduler / kWarpsAtOnce) * instructions *
-         std::max(std::min(of_scheduler, kWarpsAtOnce), kAlone);
+  return std::ceil(of_scheduler / warps_at_once) * instructions *
+         std::max(std::min(of_scheduler, warps_at_once), kAlone);
 }
-// Of a launch, with all that a kernel waits for once.
-constexpr double kLaunch = 6900.0;
-// Two launches take less than the model says.
-constexpr double kTwoLaunches = 0.8;
+// A multiprocessor has two blocks of gradient_span.cu, or one in f64.
+double warps_at_once(int32_t dtype) { return dtype == VECINA_F64 ? 2.0 : 4.0; }
+// Of the launch, with all that its kernel waits for once; of each of the two others, and how much
+// longer these take than is counted.
+constexpr double kLaunch = 5800.0, kEachOfTwo = 1400.0, kTwoLaunches = 1.4;
 
 // Chooses for one problem.
 class Chooser {
@@ -80,28 +83,21 @@ class Chooser {
 
   GradientSpan choose() const {
     GradientSpan best;
-    if (!is_little_work()) return best;
+    if (!is_measured()) return best;
     const int most_groups = 32 / config_.lanes;
     double least =
-        kTwoLaunches *
-        (2.0 * kLaunch +
-         cycles_of(steps(1, 1, partners_.query_keys, most_groups), rows_.query, multiprocessors_) +
-         cycles_of(steps(1, 1, partners_.key_queries, most_groups), rows_.key, multiprocessors_));
-    // As many keys as owners at once, or as many queries that see them.
-    const Axis& axis = problem_.axis(0);
-    const int64_t halo = problem_.is_attention() ? 0 : (axis.kernel_size - 1) * axis.dilation;
-    for (int64_t size = 1; size <= 32 * kSpanWarps / config_.lanes; size *= 2) {
-      for (const int64_t keys : {size, size - halo}) {
-        if (keys < 1) continue;
-        GradientSpan span = span_of(keys);
-        if (span.facts_bytes > kFactsBytes) continue;
-        for (span.query_groups = 1; span.query_groups <= most_groups; span.query_groups *= 2) {
-          for (span.key_groups = 1; span.key_groups <= most_groups; span.key_groups *= 2) {
-            const double cycles = one_launch(span);
-            if (cycles >= least) continue;
-            least = cycles;
-            best = span;
-          }
+        kTwoLaunches * (2.0 * kEachOfTwo + cycles_of_rows(partners_.query_keys, rows_.query) +
+                        cycles_of_rows(partners_.key_queries, rows_.key));
+    // Of equal ones the one with fewer blocks, which finds fewer facts twice.
+    for (int64_t keys = 1; keys <= 32 * kSpanWarps / config_.lanes; keys *= 2) {
+      GradientSpan span = span_of(keys);
+      if (span.facts_bytes > kFactsBytes) continue;
+      for (span.query_groups = 1; span.query_groups <= most_groups; span.query_groups *= 2) {
+        for (span.key_groups = 1; span.key_groups <= most_groups; span.key_groups *= 2) {
+          const double cycles = one_launch(span);
+          if (cycles > least || (cycles == least && span.keys == best.keys)) continue;
+          least = cycles;
+          best = span;
         }
       }
     }
@@ -109,7 +105,7 @@ class Chooser {
   }
 
  private:
-  bool is_little_work() const {
+  bool is_measured() const {
     const double rows = std::max(rows_.query, rows_.key);
     if (std::min(rows_.query, rows_.key) == 0.0) return false;
     if (dtype_bytes(config_.dtype) > 2) return rows <= kMostRows;
@@ -137,7 +133,13 @@ class Chooser {
                                      span.query_groups) +
                                    steps(static_cast<double>(span.keys), at_once / span.key_groups,
                                          partners_.key_queries, span.key_groups),
-                               blocks * kSpanWarps, multiprocessors_);
+                               blocks * kSpanWarps, warps_at_once(config_.dtype), multiprocessors_);
+  }
+  // Of a launch with a warp for each row.
+  double cycles_of_rows(double partners, double rows) const {
+    constexpr double kWarpsAtOnce = 4.0;
+    return cycles_of(steps(1, 1, partners, 32 / config_.lanes), rows, kWarpsAtOnce,
+                     multiprocessors_);
   }
 
   const Problem& problem_;

@@ -160,18 +160,21 @@ TEST(GradientSpanPlan, BlocksCoverEveryKeyAndQuery) {
   EXPECT_GT(taken, 20);
 }
 
-TEST(GradientSpanPlan, OneLaunchForLittleWorkAlone) {
+TEST(GradientSpanPlan, OneLaunchForFewKeys) {
   for (const char* line : {"1d 256 kernel_size 7 batch 2 heads 8 head_dim 32",
                            "1d 256 kernel_size 7 batch 2 heads 8 heads_kv 2 head_dim 32",
                            "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32 dtype bf16",
+                           "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32 dtype f64",
                            "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32 lengths padded",
-                           "1d 16 kernel_size 16 batch 4 heads 8 head_dim 32"}) {
+                           "1d 16384 kernel_size 7 heads 16 head_dim 32",
+                           "2d 32x32 kernel_size 3 batch 2 heads 4 head_dim 32"}) {
     EXPECT_EQ(files(line), (std::vector<std::string>{"gradient_span.cu"})) << line;
     EXPECT_EQ(launches_of(parsed(line)).front().workspace_bytes, 0u) << line;
   }
   const std::vector<std::string> both = {"gradient_query.cu", "gradient_key.cu"};
-  for (const char* line : {"1d 4096 kernel_size 7 batch 2 heads 8 head_dim 32",
+  for (const char* line : {"1d 32768 kernel_size 7 heads 16 head_dim 32",
                            "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32",
+                           "1d 16 kernel_size 16 batch 4 heads 8 head_dim 32",
                            "1d 64 kernel_size 64 batch 4 heads 8 head_dim 32"}) {
     EXPECT_EQ(files(line), both) << line;
   }
