@@ -14,9 +14,9 @@
 
 #include "api/context.h"
 #include "api/info.h"
-#include "api/log.h"
 #include "api/registry.h"
 #include "core/arguments.h"
+#include "core/log.h"
 #include "core/problem.h"
 #include "core/status.h"
 #include "vecina/vecina.h"

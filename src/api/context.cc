@@ -12,9 +12,9 @@
 #include <string_view>
 #include <type_traits>
 
-#include "api/log.h"
 #include "api/registry.h"
 #include "core/arguments.h"
+#include "core/log.h"
 #include "core/tensor.h"
 
 namespace vecina::internal {
