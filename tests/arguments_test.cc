@@ -446,6 +446,39 @@ TEST_F(Arguments, LengthsOfPackedSamplesAddUp) {
   expect_refused(call, ForwardChange([&](auto& args) { args.lengths = lengths.view(); }), {"27"});
 }
 
+// 128 samples of 2^57 tokens: 2^64 in all, which is 0 in 64 bits.
+TEST_F(Arguments, LengthsWhoseSumOverflows) {
+  const vecina_problem problem = cli::parse_problem(
+      "3d 524288x524288x524288 kernel_size 3 heads 1 head_dim 1 lengths packed:128");
+  cli::HostTensor lengths({1, 3}, VECINA_I64);
+  for (int64_t i = 0; i < 3; ++i) lengths.set(i, 524288);
+  float element = 0.0f;
+  vecina_tensor empty = {};
+  empty.data = &element;
+  empty.ndim = 4;
+  empty.shape[0] = empty.shape[2] = empty.shape[3] = 1;
+  vecina_forward_args forward = {};
+  forward.struct_size = sizeof(forward);
+  forward.query = forward.key = forward.value = forward.output = empty;
+  forward.lengths = lengths.view();
+  forward.lengths.shape[0] = 128;
+  forward.lengths.strides[0] = 0;
+  vecina_backward_args backward = {};
+  backward.struct_size = sizeof(backward);
+  backward.query = backward.key = backward.value = backward.output = backward.grad_output = empty;
+  backward.lse = empty;
+  backward.lse.ndim = 3;
+  backward.lengths = forward.lengths;
+  for (const char* backend : {"cpu", "reference"}) {
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    EXPECT_EQ(vecina_forward(context.get(), &problem, &forward, nullptr), VECINA_INVALID_ARGUMENT);
+    expect_last_error({"lengths", "add up", "2^60"});
+    EXPECT_EQ(vecina_backward(context.get(), &problem, &backward, nullptr),
+              VECINA_INVALID_ARGUMENT);
+    expect_last_error({"lengths", "add up", "2^60"});
+  }
+}
+
 // Lengths stand for query lengths that are not given, so they must fit the queries too.
 TEST_F(Arguments, LengthsThatExceedTheQueries) {
   Call call("attention 4x10 batch 2 heads 1 head_dim 8 lengths padded");
@@ -607,6 +640,58 @@ TEST_F(Arguments, EmptyBatchNeedsNoMemory) {
     args.lse = {};
     EXPECT_EQ(vecina_forward(context.get(), &problem, &args, nullptr), VECINA_OK)
         << backend << ": " << vecina_last_error();
+  }
+}
+
+// PyTorch's empty tensors keep stride 0 in the last dimension.
+vecina_tensor with_stride_0(vecina_tensor empty) {
+  if (empty.ndim > 0) empty.strides[empty.ndim - 1] = 0;
+  return empty;
+}
+
+TEST_F(Arguments, StridesOfAnEmptyBatchDoNotMatter) {
+  const vecina_problem problem =
+      cli::parse_problem("2d 9x9 kernel_size 3 batch 0 heads 2 head_dim 8 additional 2");
+  const cli::Inputs inputs = cli::random_inputs(problem, 1);
+  const cli::Outputs outputs = cli::make_outputs(problem);
+  const cli::Gradients gradients = cli::make_gradients(problem);
+  vecina_forward_args forward = cli::forward_args(inputs, outputs);
+  for (const Field& field : kForwardFields) {
+    forward.*field.tensor = with_stride_0(forward.*field.tensor);
+  }
+  vecina_backward_args backward = cli::backward_args(inputs, outputs, gradients);
+  for (vecina_tensor* tensor : {&backward.query, &backward.key, &backward.output, &backward.lse,
+                                &backward.grad_output, &backward.grad_lse, &backward.grad_query,
+                                &backward.grad_key, &backward.grad_additional_value}) {
+    *tensor = with_stride_0(*tensor);
+  }
+  const cli::HostTensor weights({0, 9, 9, 2, 9 + 2}, VECINA_F32);
+  vecina_split_args split = {};
+  split.struct_size = sizeof(split);
+  split.query = split.grad_query = forward.query;
+  split.key = split.grad_key = split.value = split.grad_value = forward.key;
+  split.additional_key = split.additional_value = forward.additional_key;
+  split.weights = split.grad_weights = with_stride_0(weights.view());
+  split.output = split.grad_output = forward.output;
+  const vecina_tensor many_outputs[2] = {forward.output, forward.output};
+  const vecina_tensor lses[2] = {forward.lse, forward.lse};
+  for (const std::string& backend : backend_names()) {
+    SCOPED_TRACE(backend);
+    const cli::ContextPtr context = cli::make_context(backend, 1);
+    const auto expect_done = [](vecina_status status) {
+      EXPECT_EQ(status, VECINA_OK) << vecina_last_error();
+    };
+    expect_done(vecina_forward(context.get(), &problem, &forward, nullptr));
+    expect_done(vecina_backward(context.get(), &problem, &backward, nullptr));
+    expect_done(vecina_qk(context.get(), &problem, &split, nullptr));
+    expect_done(vecina_av(context.get(), &problem, &split, nullptr));
+    expect_done(vecina_qk_backward(context.get(), &problem, &split, nullptr));
+    expect_done(vecina_av_backward(context.get(), &problem, &split, nullptr));
+    expect_done(vecina_merge_attentions(context.get(), 2, many_outputs, lses, &forward.output,
+                                        &forward.lse, nullptr));
+    expect_done(vecina_merge_attentions_backward(context.get(), 2, many_outputs, lses,
+                                                 &forward.output, &forward.lse, many_outputs, lses,
+                                                 nullptr));
   }
 }
 

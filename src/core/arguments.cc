@@ -114,7 +114,8 @@ Status check_tensor(const Expected& expected) {
     return invalid(fmt::format("{} is on device {}, which is unknown.", name, tensor.device));
   }
   const int last = tensor.ndim - 1;
-  if (tensor.shape[last] > 1 && tensor.strides[last] != 1) {
+  // Of a tensor without elements any: PyTorch's have 0 where others have 1.
+  if (!is_empty && tensor.shape[last] > 1 && tensor.strides[last] != 1) {
     return invalid(fmt::format(
         "{} has stride {} in its last dimension; it must be 1 (other dimensions are free).", name,
         tensor.strides[last]));
@@ -172,6 +173,12 @@ Status check_list(const std::vector<Expected>& list) {
   return check_overlap(list, list.size());
 }
 
+// Whether byte offsets into the problem's tensors of so many tokens fit int64 with room for sums.
+bool can_address(const Problem& problem, int64_t tokens) {
+  const int head_dim = std::max(problem.head_dim(), problem.head_dim_value());
+  return 8.0 * static_cast<double>(tokens) * problem.heads() * head_dim <= 0x1p60;
+}
+
 // Each sample's extents fit the problem and its window; returns the tokens of all samples.
 Status check_lengths(const Problem& problem, const char* name, const vecina_tensor& lengths,
                      bool of_queries, bool of_both, int64_t* tokens, int64_t* queries) {
@@ -199,8 +206,15 @@ Status check_lengths(const Problem& problem, const char* name, const vecina_tens
       sample_tokens *= length;
       sample_queries *= (length + axis.output_stride - 1) / axis.output_stride;
     }
+    // check_products has bounded what one sample adds, so that no sum up to here overflows.
     *tokens += sample_tokens;
     *queries += sample_queries;
+    if (!can_address(problem, std::max(*tokens, *queries))) {
+      return invalid(fmt::format(
+          "{} add up to {} tokens up to sample {}; the tensors of so many hold more than 2^60 "
+          "bytes.",
+          name, *tokens, sample));
+    }
   }
   return {};
 }

@@ -182,14 +182,17 @@ Status check_products(const vecina_problem& p) {
   for (int a = 0; a < p.rank; ++a) {
     bytes *= static_cast<double>(std::max(p.extent[a], p.query_extent[a]));
   }
-  bytes = std::max(bytes, 8.0 * static_cast<double>(std::max<int64_t>(p.batch, 1)) * p.heads *
+  // Additional tokens have a row for each sample. Those of packed keys are summed with lengths.
+  const int64_t samples = p.lengths == VECINA_LENGTHS_PACKED ? p.samples : p.batch;
+  bytes = std::max(bytes, 8.0 * static_cast<double>(std::max<int64_t>(samples, 1)) * p.heads *
                               std::max({p.head_dim, p.head_dim_value, 1}) *
                               static_cast<double>(p.additional_tokens));
   if (bytes > 0x1p60) {
     return invalid(fmt::format(
-        "the tensors of batch {} x heads {} x head_dim {} over these extents hold about {:.1e} "
+        "the tensors of {} {} x heads {} x head_dim {} over these extents hold about {:.1e} "
         "bytes; at most 2^60 can be addressed.",
-        p.batch, p.heads, std::max(p.head_dim, p.head_dim_value), bytes));
+        p.lengths == VECINA_LENGTHS_PACKED ? "samples" : "batch", samples, p.heads,
+        std::max(p.head_dim, p.head_dim_value), bytes));
   }
   return {};
 }
