@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
+#include <numbers>
 #include <utility>
 
 #include "core/tensor.h"
@@ -53,6 +55,20 @@ Status check_enums(const vecina_problem& p) {
   return {};
 }
 
+// Softmax is computed in powers of two: scale times log2(e) is a number of the type of the sums.
+Status check_scale(const vecina_problem& p) {
+  if (!p.has_scale) return {};
+  if (!std::isfinite(p.scale)) return invalid(fmt::format("scale {} is not finite.", p.scale));
+  constexpr double kMost = 1.24e308, kMostOfFloats = 2.35e38;
+  static_assert(kMostOfFloats * std::numbers::log2e < std::numeric_limits<float>::max());
+  static_assert(kMost * std::numbers::log2e < std::numeric_limits<double>::max());
+  const double most = p.dtype == VECINA_F64 ? kMost : kMostOfFloats;
+  if (std::abs(p.scale) <= most) return {};
+  return invalid(
+      fmt::format("scale {} is not within -{} and {}, beyond which {} problems have no logits.",
+                  p.scale, most, most, dtype_name(p.dtype)));
+}
+
 Status check_sizes(const vecina_problem& p) {
   if (p.batch < 0) return invalid(fmt::format("batch {} is negative; 0 or more.", p.batch));
   if (p.heads < 1) return invalid(fmt::format("heads {} is less than 1.", p.heads));
@@ -72,10 +88,7 @@ Status check_sizes(const vecina_problem& p) {
     return invalid(fmt::format("additional_tokens {} is not within 0 and {}.", p.additional_tokens,
                                kMaxExtent));
   }
-  if (p.has_scale && !std::isfinite(p.scale)) {
-    return invalid(fmt::format("scale {} is not finite.", p.scale));
-  }
-  return {};
+  return check_scale(p);
 }
 
 Status check_lengths(const vecina_problem& p) {

@@ -149,6 +149,26 @@ TEST(ProblemMake, RefusesNeighborhood) {
          q.scale = std::nan("");
        },
        {"scale", "nan"}},
+      {"scale beyond f32",
+       [](auto& q) {
+         q.has_scale = 1;
+         q.scale = -1e39;
+       },
+       {"scale", "-1e+39", "2.35e+38", "f32"}},
+      {"scale beyond f32, times log2(e)",
+       [](auto& q) {
+         q.has_scale = 1;
+         q.scale = 3e38;
+         q.dtype = VECINA_BF16;
+       },
+       {"scale", "3e+38", "2.35e+38", "bf16"}},
+      {"scale beyond f64, times log2(e)",
+       [](auto& q) {
+         q.has_scale = 1;
+         q.scale = 1.3e308;
+         q.dtype = VECINA_F64;
+       },
+       {"scale", "1.3e+308", "1.24e+308", "f64"}},
       {"has_scale 2", [](auto& q) { q.has_scale = 2; }, {"has_scale", "2"}},
       {"has_bias -1", [](auto& q) { q.has_bias = -1; }, {"has_bias", "-1"}},
       {"lengths unknown", [](auto& q) { q.lengths = 3; }, {"lengths", "3"}},
@@ -178,6 +198,14 @@ TEST(ProblemMake, RefusesNeighborhood) {
       {"bytes beyond 2^60",
        [](auto& q) { q.batch = int64_t{1} << 60; },
        {"batch", "1152921504606846976"}},
+      {"additional tokens of all packed samples beyond 2^60 bytes",
+       [](auto& q) {
+         q.lengths = VECINA_LENGTHS_PACKED;
+         q.batch = 1;
+         q.samples = 1 << 30;
+         q.additional_tokens = 1 << 29;
+       },
+       {"samples 1073741824", "2^60"}},
       {"product of extents overflows",
        [](auto& q) {
          q.extent[0] = q.extent[1] = int64_t{1} << 29;
@@ -240,6 +268,17 @@ TEST(ProblemMake, Accepts) {
        [](auto& q) {
          q.has_scale = 1;
          q.scale = 0.0;
+       }},
+      {"scale 2.35e38",
+       [](auto& q) {
+         q.has_scale = 1;
+         q.scale = -2.35e38;
+       }},
+      {"scale 1e300 of f64",
+       [](auto& q) {
+         q.has_scale = 1;
+         q.scale = 1e300;
+         q.dtype = VECINA_F64;
        }},
       {"scale is not looked at without has_scale", [](auto& q) { q.scale = std::nan(""); }},
       {"bias", [](auto& q) { q.has_bias = 1; }},
