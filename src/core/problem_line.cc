@@ -12,7 +12,9 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/problem.h"
@@ -36,11 +38,23 @@ std::vector<std::string_view> split(std::string_view text, std::string_view sepa
   return parts;
 }
 
+enum class Reading { number, beyond_range, no_number };
+
 template <typename Number>
-bool read_number(std::string_view text, Number* number) {
+Reading read_number(std::string_view text, Number* number) {
   const char* end = text.data() + text.size();
   const auto [stopped, error] = std::from_chars(text.data(), end, *number);
-  return !text.empty() && error == std::errc() && stopped == end;
+  if (text.empty() || stopped != end || error == std::errc::invalid_argument) {
+    return Reading::no_number;
+  }
+  return error == std::errc() ? Reading::number : Reading::beyond_range;
+}
+
+template <typename Number>
+Status beyond_range(std::string_view word, std::string_view text) {
+  using Limits = std::numeric_limits<Number>;
+  return invalid(fmt::format("'{}' takes numbers within {} and {}, not {}.", word, Limits::lowest(),
+                             Limits::max(), text));
 }
 
 // Reads the words of one line into a vecina_problem; the first mistake stops it.
@@ -57,14 +71,14 @@ class LineParser {
     while (next_ < words_.size()) {
       const std::string_view word = words_[next_++];
       if (word != "allow") {
-        if (std::find(seen_.begin(), seen_.end(), word) != seen_.end()) {
+        if (has_seen(word)) {
           return invalid(fmt::format("'{}' is given twice.", word));
         }
         seen_.push_back(word);
       }
       VECINA_RETURN_IF_ERROR(parse_word(word, problem));
     }
-    return {};
+    return check_complete(*problem);
   }
 
  private:
@@ -82,13 +96,32 @@ class LineParser {
     next_ = 1;
     if (!is_attention) return parse_axes("extents", rank, false, problem->extent);
     int64_t extents[3] = {};
-    VECINA_RETURN_IF_ERROR(parse_axes("attention", 2, true, extents));
+    VECINA_RETURN_IF_ERROR(parse_axes("attention", 2, false, extents));
     if (extents[0] < 1) {  // in the struct, 0 stands for the keys' extent
       return invalid(fmt::format("'attention' needs 1 query or more, not {}.", extents[0]));
     }
     problem->kind = VECINA_ATTENTION;
     problem->query_extent[0] = extents[0];
     problem->extent[0] = extents[1];
+    return {};
+  }
+
+  bool has_seen(std::string_view word) const {
+    return std::find(seen_.begin(), seen_.end(), word) != seen_.end();
+  }
+
+  Status check_complete(const vecina_problem& problem) const {
+    for (const char* word : {"kernel_size", "head_dim"}) {
+      if (has_seen(word) || (word[0] == 'k' && problem.kind == VECINA_ATTENTION)) continue;
+      return invalid(fmt::format("'{}' must be given.", word));
+    }
+    // In the struct, 0 stands for a field that was left out.
+    for (const auto& [word, value] :
+         {std::pair{"heads_kv", problem.heads_kv}, {"head_dim_value", problem.head_dim_value}}) {
+      if (has_seen(word) && value == 0) {
+        return invalid(fmt::format("'{}' needs 1 or more, not 0.", word));
+      }
+    }
     return {};
   }
 
@@ -130,10 +163,14 @@ class LineParser {
   Status parse_number(std::string_view word, Number* number) {
     const std::optional<std::string_view> text = take();
     if (!text) return invalid(fmt::format("'{}' needs a number after it.", word));
-    if (!read_number(*text, number)) {
-      return invalid(fmt::format("'{}' needs a number, not '{}'.", word, *text));
+    switch (read_number(*text, number)) {
+      case Reading::number:
+        return {};
+      case Reading::beyond_range:
+        return beyond_range<Number>(word, *text);
+      default:
+        return invalid(fmt::format("'{}' needs a number, not '{}'.", word, *text));
     }
-    return {};
   }
 
   // "7" for all axes (if allowed) or one number for each: "7x5".
@@ -147,7 +184,10 @@ class LineParser {
           fmt::format("'{}' needs {} number(s) joined by x, not '{}'.", word, count, *text));
     }
     for (int i = 0; i < count; ++i) {
-      if (!read_number(parts[repeated ? 0 : static_cast<size_t>(i)], &values[i])) {
+      const std::string_view part = parts[repeated ? 0 : static_cast<size_t>(i)];
+      const Reading reading = read_number(part, &values[i]);
+      if (reading == Reading::beyond_range) return beyond_range<int64_t>(word, part);
+      if (reading == Reading::no_number) {
         return invalid(
             fmt::format("'{}' needs {} number(s) joined by x, not '{}'.", word, count, *text));
       }
@@ -178,7 +218,7 @@ class LineParser {
       return {};
     }
     if (text.substr(0, kPacked.size()) == kPacked &&
-        read_number(text.substr(kPacked.size()), &problem->samples)) {
+        read_number(text.substr(kPacked.size()), &problem->samples) == Reading::number) {
       problem->lengths = VECINA_LENGTHS_PACKED;
       return {};
     }
