@@ -590,7 +590,7 @@ TEST_F(Arguments, NullPointersAndStructSizes) {
     wrong.struct_size = size;
     EXPECT_EQ(vecina_forward(context.get(), &call.problem, &wrong, nullptr),
               VECINA_INVALID_ARGUMENT);
-    expect_last_error({"struct_size", std::to_string(size)});
+    expect_last_error({"struct_size", std::to_string(size), "sizeof(vecina_forward_args)"});
   }
   for (size_t size : {size_t{0}, size_t{8}, offsetof(vecina_backward_args, grad_output)}) {
     vecina_backward_args wrong = backward;

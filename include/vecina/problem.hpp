@@ -35,6 +35,14 @@ std::string text_of(Print print) {
   return text;
 }
 
+// The same; throws Error if what was written is the sentence of an error.
+template <typename Print>
+std::string checked_text_of(Print print) {
+  std::string text = text_of(print);
+  check(vecina_last_status());
+  return text;
+}
+
 }  // namespace detail
 
 // One number for all axes, or one for each, outermost first: kernel_size(7), kernel_size({7, 5}).
@@ -108,7 +116,9 @@ class Problem {
   Problem& lengths_packed(std::int32_t samples) {
     return set(fields_.lengths, VECINA_LENGTHS_PACKED).set(fields_.samples, samples);
   }
-  Problem& allow(vecina_flags v) { return set(fields_.flags, fields_.flags | v); }
+  Problem& allow(vecina_flags v) {
+    return set(fields_.flags, fields_.flags | static_cast<std::uint32_t>(v));
+  }
 
   vecina_problem& fields() { return fields_; }
   const vecina_problem& fields() const { return fields_; }
@@ -146,10 +156,10 @@ class Problem {
     return shape;
   }
   Sizes additional_key_shape() const {
-    return {fields_.batch, fields_.additional_tokens, heads_kv_or(), fields_.head_dim};
+    return {samples(), fields_.additional_tokens, heads_kv_or(), fields_.head_dim};
   }
   Sizes additional_value_shape() const {
-    return {fields_.batch, fields_.additional_tokens, heads_kv_or(), head_dim_value_or()};
+    return {samples(), fields_.additional_tokens, heads_kv_or(), head_dim_value_or()};
   }
   Sizes bias_shape() const {
     Sizes shape{fields_.heads};
@@ -157,10 +167,7 @@ class Problem {
     return shape;
   }
   Sizes head_scale_shape() const { return {fields_.heads}; }
-  Sizes lengths_shape() const {
-    const bool is_packed = fields_.lengths == VECINA_LENGTHS_PACKED;
-    return {is_packed ? fields_.samples : fields_.batch, rank()};
-  }
+  Sizes lengths_shape() const { return {samples(), rank()}; }
 
  private:
   template <typename T>
@@ -176,6 +183,9 @@ class Problem {
   int rank() const {
     if (fields_.rank < 1 || fields_.rank > 3) check();  // throws
     return fields_.rank;
+  }
+  std::int64_t samples() const {
+    return fields_.lengths == VECINA_LENGTHS_PACKED ? fields_.samples : fields_.batch;
   }
   std::int32_t heads_kv_or() const { return fields_.heads_kv ? fields_.heads_kv : fields_.heads; }
   std::int32_t head_dim_value_or() const {

@@ -48,6 +48,10 @@ typedef enum vecina_status {
 /* The sentence for the last status other than VECINA_OK on this thread; valid until this thread's
  * next failing call. */
 VECINA_API const char* vecina_last_error(void);
+/* The status of this thread's last call, other than of these two, vecina_version and those that
+ * return nothing. It says whether a function that returns a size failed: one that writes text has
+ * then written the sentence instead, vecina_workspace_bytes returned 0. */
+VECINA_API vecina_status vecina_last_status(void);
 VECINA_API const char* vecina_version(void); /* "0.1.0" */
 
 typedef enum vecina_dtype {
@@ -122,10 +126,11 @@ typedef struct vecina_problem {
   int64_t additional_tokens; /* keys that every query sees besides its window */
   int32_t has_scale;         /* 0: scale is head_dim^-0.5 */
   int32_t has_bias;          /* relative position bias, fp32 (fp64 for VECINA_F64) */
-  double scale;              /* multiplies query . key; any finite value, 0 included */
-  int32_t lengths;           /* vecina_lengths */
-  int32_t samples;           /* VECINA_LENGTHS_PACKED: how many */
-  uint32_t flags;            /* vecina_flags; other bits are VECINA_INVALID_ARGUMENT */
+  double scale;    /* multiplies query . key; 0 and below 0 too; |scale| is at most 2.35e38
+                      (1.24e308 of VECINA_F64) */
+  int32_t lengths; /* vecina_lengths */
+  int32_t samples; /* VECINA_LENGTHS_PACKED: how many */
+  uint32_t flags;  /* vecina_flags; other bits are VECINA_INVALID_ARGUMENT */
   /* 0 or dtype's: as dtype. VECINA_E4M3, experimental, may change: query, key and additional_key
    * are e4m3, all else as before. Forward only, on GPUs of compute capability 9.0 with dtype f16 or
    * bf16 and a head_dim that is a multiple of 16 (docs/hopper.md); backend "reference" takes any.

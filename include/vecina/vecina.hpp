@@ -93,7 +93,7 @@ class Context {
     });
   }
   std::string text(const char* what) const {
-    return detail::text_of(
+    return detail::checked_text_of(
         [&](char* text, std::size_t size) { return vecina_info(get(), what, text, size); });
   }
 
@@ -222,10 +222,13 @@ inline vecina_split_args to_c(const Problem& problem, const SplitArgs& args) {
 
 }  // namespace detail
 
-// Bytes of device workspace that a call needs (0 on the CPU).
+// Bytes of device workspace that a call needs (0 on the CPU). Throws Error if the problem is not
+// valid.
 inline std::size_t workspace_bytes(const Context& context, const Problem& problem,
                                    bool backward = false) {
-  return vecina_workspace_bytes(context.get(), &problem.fields(), backward);
+  const std::size_t bytes = vecina_workspace_bytes(context.get(), &problem.fields(), backward);
+  detail::check(vecina_last_status());
+  return bytes;
 }
 
 // Attention: writes args.output, and args.lse if given. Plans are kept in the context, so the first
@@ -282,14 +285,14 @@ class Plan {
     const vecina_forward_args c = detail::to_c(problem, example);
     vecina_plan* plan = nullptr;
     detail::check(vecina_plan_forward(context.get(), &problem.fields(), &c, &plan));
-    return Plan(plan, problem);
+    return Plan(plan, problem, false);
   }
   static Plan backward(const Context& context, const Problem& problem,
                        const BackwardArgs& example) {
     const vecina_backward_args c = detail::to_c(problem, example);
     vecina_plan* plan = nullptr;
     detail::check(vecina_plan_backward(context.get(), &problem.fields(), &c, &plan));
-    return Plan(plan, problem);
+    return Plan(plan, problem, true);
   }
 
   // Runs it; may be called from many threads at once. Throws Error (VECINA_INVALID_ARGUMENT) if a
@@ -309,14 +312,20 @@ class Plan {
   std::size_t workspace_bytes() const { return vecina_plan_workspace_bytes(get()); }
   // JSON: backend, kernel, tiles, work, why.
   std::string describe() const {
-    return detail::text_of(
+    return detail::checked_text_of(
         [this](char* text, std::size_t size) { return vecina_plan_describe(get(), text, size); });
   }
-  // Runs it `repeats` times and says where the time went, as JSON.
+  // Runs it `repeats` times and says where the time went, as JSON. Throws Error as run() does, and
+  // if repeats is less than 1.
   template <PassArgs Args = ForwardArgs>
   std::string profile(const Args& args, int repeats) const {
+    if (std::same_as<Args, BackwardArgs> != is_backward_) {  // vecina_profile cannot tell
+      throw Error(VECINA_INVALID_ARGUMENT,
+                  is_backward_ ? "this plan is for backward; profile it with BackwardArgs."
+                               : "this plan is for forward; profile it with ForwardArgs.");
+    }
     const auto c = detail::to_c(problem_, args);
-    return detail::text_of([&](char* text, std::size_t size) {
+    return detail::checked_text_of([&](char* text, std::size_t size) {
       return vecina_profile(get(), &c, repeats, text, size);
     });
   }
@@ -328,10 +337,12 @@ class Plan {
   struct Destroy {
     void operator()(vecina_plan* plan) const { vecina_plan_destroy(plan); }
   };
-  Plan(vecina_plan* plan, const Problem& problem) : plan_(plan), problem_(problem) {}
+  Plan(vecina_plan* plan, const Problem& problem, bool is_backward)
+      : plan_(plan), problem_(problem), is_backward_(is_backward) {}
 
   std::unique_ptr<vecina_plan, Destroy> plan_;
   Problem problem_;
+  bool is_backward_;
 };
 
 // Attentions over different keys, made one. All outputs have one shape [..., head_dim_value] and

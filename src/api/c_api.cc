@@ -38,10 +38,12 @@ struct vecina_plan {
 namespace {
 
 thread_local std::string last_error;
+thread_local vecina_status last_status = VECINA_OK;
 
 vecina_status finish(const Status& status) {
   if (!status.ok()) last_error = status.message();
-  return status.code();
+  last_status = status.code();
+  return last_status;
 }
 
 // Runs `body`, which returns a Status, and turns what it throws into one.
@@ -75,22 +77,26 @@ size_t guarded_text(char* text, size_t size, Body body) {
   return write_text(result, text, size);
 }
 
-// The first fields of each struct, those that version 0.1 began with; a smaller struct is a
-// mistake.
-constexpr size_t least_size(const vecina_problem*) {
-  return offsetof(vecina_problem, additional_tokens);
+// Of each struct its name and its first fields, those that version 0.1 began with; a smaller struct
+// is a mistake.
+struct StructRow {
+  const char* name;
+  size_t least_size;
+};
+constexpr StructRow row_of(const vecina_problem*) {
+  return {"vecina_problem", offsetof(vecina_problem, additional_tokens)};
 }
-constexpr size_t least_size(const vecina_context_options*) {
-  return offsetof(vecina_context_options, device_index);
+constexpr StructRow row_of(const vecina_context_options*) {
+  return {"vecina_context_options", offsetof(vecina_context_options, device_index)};
 }
-constexpr size_t least_size(const vecina_forward_args*) {
-  return offsetof(vecina_forward_args, lse);
+constexpr StructRow row_of(const vecina_forward_args*) {
+  return {"vecina_forward_args", offsetof(vecina_forward_args, lse)};
 }
-constexpr size_t least_size(const vecina_backward_args*) {
-  return offsetof(vecina_backward_args, grad_lse);
+constexpr StructRow row_of(const vecina_backward_args*) {
+  return {"vecina_backward_args", offsetof(vecina_backward_args, grad_lse)};
 }
-constexpr size_t least_size(const vecina_split_args*) {
-  return offsetof(vecina_split_args, right_aligned);
+constexpr StructRow row_of(const vecina_split_args*) {
+  return {"vecina_split_args", offsetof(vecina_split_args, right_aligned)};
 }
 
 // A struct as the caller compiled it, shorter or longer, becomes ours: missing fields are zero,
@@ -103,10 +109,10 @@ Status read_struct(const char* name, const Struct* given, Struct* storage, const
     *read = given;
     return {};
   }
-  if (size < least_size(given)) {
+  if (size < row_of(given).least_size) {
     return invalid(
         fmt::format("{}->struct_size is {}; set it to sizeof({}), which is {} in version {}.", name,
-                    size, name, sizeof(Struct), VECINA_VERSION));
+                    size, row_of(given).name, sizeof(Struct), VECINA_VERSION));
   }
   std::memset(static_cast<void*>(storage), 0, sizeof(Struct));
   std::memcpy(static_cast<void*>(storage), given, std::min(size, sizeof(Struct)));
@@ -231,6 +237,8 @@ extern "C" {
 
 const char* vecina_last_error(void) { return last_error.c_str(); }
 
+vecina_status vecina_last_status(void) { return last_status; }
+
 const char* vecina_version(void) { return VECINA_VERSION; }
 
 void vecina_problem_init(vecina_problem* problem, size_t struct_size, int32_t rank) {
@@ -253,7 +261,7 @@ vecina_status vecina_problem_parse(const char* line, vecina_problem* problem) {
   return guarded([&]() -> Status {
     VECINA_RETURN_IF_ERROR(check_not_null({{"line", line}, {"problem", problem}}));
     const size_t size = problem->struct_size;
-    if (size < least_size(problem)) {
+    if (size < row_of(problem).least_size) {
       return invalid(
           fmt::format("problem->struct_size is {}; set it to sizeof(vecina_problem), {}.", size,
                       sizeof(vecina_problem)));
