@@ -357,6 +357,22 @@ TEST(Backends, ThatAreHiddenSayWhyTheyDoNotTakeAProblem) {
   expect_last_error({"backend 'plain' does not take", "plain: query_key_dtype e4m3"});
 }
 
+TEST(ContextOptions, BadEnvironmentIsRefused) {
+  const auto expect_refused = [](const char* name, const char* value,
+                                 const std::vector<std::string>& words) {
+    ASSERT_EQ(setenv(name, value, 1), 0);
+    vecina_context* context = nullptr;
+    EXPECT_EQ(vecina_context_create(nullptr, &context), VECINA_INVALID_ARGUMENT) << value;
+    unsetenv(name);
+    expect_last_error({name});
+    expect_last_error(words);
+  };
+  for (const char* value : {"0", "-1", "many", "4097", "99999999999"}) {
+    expect_refused("VECINA_NUM_THREADS", value, {value, "within 1 and 4096"});
+  }
+  expect_refused("VECINA_LOG", "foo", {"'foo'", "plan"});
+}
+
 TEST(Backends, AreListedInOrder) {
   const std::vector<std::string> names = backend_names();
   ASSERT_GE(names.size(), 2u);

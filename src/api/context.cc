@@ -54,20 +54,29 @@ std::string why_not_on(const Backend& backend, int32_t device, const std::string
 }
 
 Status read_threads(int32_t option, int* threads) {
+  constexpr int kMost = 4096;
   *threads = option;
   const std::string text = environment("VECINA_NUM_THREADS");
   if (option == 0 && !text.empty()) {
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *threads);
-    if (error != std::errc() || end != text.data() + text.size() || *threads < 1) {
-      return invalid(fmt::format("VECINA_NUM_THREADS is '{}'; a number of 1 or more.", text));
+    if (error != std::errc() || end != text.data() + text.size() || *threads < 1 ||
+        *threads > kMost) {
+      return invalid(
+          fmt::format("VECINA_NUM_THREADS is '{}'; a number within 1 and {}.", text, kMost));
     }
   }
-  if (*threads < 0 || *threads > 4096) {
-    return Status(
-        VECINA_INVALID_ARGUMENT,
-        fmt::format("threads {} is not within 0 (as many as there are) and 4096.", *threads));
+  if (*threads < 0 || *threads > kMost) {
+    return invalid(
+        fmt::format("threads {} is not within 0 (as many as there are) and {}.", *threads, kMost));
   }
   return {};
+}
+
+// What is not known would be silence that looks like nothing to say.
+Status check_log_areas() {
+  const std::string text = environment("VECINA_LOG");
+  if (text.empty() || text == "plan") return {};
+  return invalid(fmt::format("VECINA_LOG is '{}'; it can be plan.", text));
 }
 
 constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
@@ -168,6 +177,7 @@ Context::Context(const BackendOptions& options) : id_(next_context_id()) {
 Status Context::make(const vecina_context_options& options, std::shared_ptr<Context>* context) {
   BackendOptions resolved;
   VECINA_RETURN_IF_ERROR(read_threads(options.threads, &resolved.threads));
+  VECINA_RETURN_IF_ERROR(check_log_areas());
   resolved.parallel_for = options.parallel_for;
   resolved.parallel_for_user = options.parallel_for_user;
   resolved.cache_dir = options.cache_dir ? options.cache_dir : environment("VECINA_CACHE_DIR");
