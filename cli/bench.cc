@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "cli/calls.h"
@@ -75,15 +76,27 @@ std::vector<BenchRow> chosen_rows(const BenchOptions& options) {
   return {{line, "problem", "Problem", line, line, BenchKind::output}};
 }
 
+void check_distinct(const std::vector<std::string>& backends) {
+  for (size_t i = 0; i < backends.size(); ++i) {
+    if (std::count(backends.begin(), backends.end(), backends[i]) == 1) continue;
+    throw UsageError(fmt::format("--backends names {} twice.", backends[i]));
+  }
+}
+
 int run_bench(const BenchOptions& options) {
   BenchSetup setup;
   setup.backends = options.backends.empty() ? default_backends() : options.backends;
+  check_distinct(setup.backends);
   setup.device = cpu_model();
   setup.warmup = options.warmup;
   setup.repeats = options.repeats;
   const std::vector<BenchRow> rows = chosen_rows(options);
   // Before the measurements, so that a wrong name does not cost them.
-  const std::string old = options.compare.empty() ? std::string() : read_file(options.compare);
+  const OldResults old =
+      options.compare.empty() ? OldResults() : read_results(options.compare, setup, rows);
+  for (const std::string& path : {options.json, options.plot}) {
+    if (!path.empty()) expect_writable(path);
+  }
 
   std::vector<ContextPtr> contexts;
   for (const std::string& backend : setup.backends) {

@@ -4,6 +4,7 @@
 #ifndef VECINA_CLI_BENCH_H_
 #define VECINA_CLI_BENCH_H_
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -57,10 +58,14 @@ struct BenchSetup {
 std::string format_table(const BenchSetup& setup, const std::vector<BenchResult>& results);
 // One object for each row; the format of `--json` and `--compare`.
 nlohmann::ordered_json to_json(const BenchSetup& setup, const std::vector<BenchResult>& results);
-// Old, new and old / new for every row and backend that both have. Throws UsageError if `old_text`
-// is not such a file or shares nothing with the results.
+// The rows of an earlier file by name. Throws UsageError if it is none, or has no row and backend
+// in common with what is going to be measured.
+using OldResults = std::map<std::string, nlohmann::ordered_json>;
+OldResults read_results(const std::string& path, const BenchSetup& setup,
+                        const std::vector<BenchRow>& rows);
+// Old, new and old / new for every row and backend that both have.
 std::string format_comparison(const BenchSetup& setup, const std::vector<BenchResult>& results,
-                              const std::string& old_text);
+                              const OldResults& old_rows);
 // Bars on a logarithmic time axis.
 std::string draw_chart(const BenchSetup& setup, const std::vector<BenchResult>& results);
 

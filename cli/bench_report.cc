@@ -22,6 +22,15 @@ constexpr int kFeatureWidth = 13;
 constexpr int kConfigWidth = 22;
 constexpr int kTimeWidth = 9;
 
+std::optional<double> old_ms(const OldResults& old, const std::string& name,
+                             const std::string& backend) {
+  const auto row = old.find(name);
+  if (row == old.end()) return std::nullopt;
+  const auto time = row->second.find(backend + "_ms");
+  if (time == row->second.end() || !time->is_number()) return std::nullopt;
+  return time->get<double>();
+}
+
 int config_width(const std::vector<BenchResult>& results) {
   size_t width = kConfigWidth;
   for (const BenchResult& result : results) width = std::max(width, result.row.config.size());
@@ -141,18 +150,29 @@ ordered_json to_json(const BenchSetup& setup, const std::vector<BenchResult>& re
   return list;
 }
 
-std::string format_comparison(const BenchSetup& setup, const std::vector<BenchResult>& results,
-                              const std::string& old_text) {
-  const ordered_json old = ordered_json::parse(old_text, nullptr, /*allow_exceptions=*/false);
-  if (!old.is_array()) {
+OldResults read_results(const std::string& path, const BenchSetup& setup,
+                        const std::vector<BenchRow>& rows) {
+  const ordered_json list =
+      ordered_json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  if (!list.is_array()) {
     throw UsageError("the file of --compare is not a list of results that `bench --json` wrote.");
   }
-  std::map<std::string, ordered_json> old_rows;
-  for (const ordered_json& row : old) {
+  OldResults old;
+  for (const ordered_json& row : list) {
     if (row.is_object() && row.contains("name") && row["name"].is_string()) {
-      old_rows[row["name"].get<std::string>()] = row;
+      old[row["name"].get<std::string>()] = row;
     }
   }
+  for (const BenchRow& row : rows) {
+    for (const std::string& backend : setup.backends) {
+      if (old_ms(old, row.name, backend)) return old;
+    }
+  }
+  throw UsageError("the file of --compare has no row and backend in common with this run.");
+}
+
+std::string format_comparison(const BenchSetup& setup, const std::vector<BenchResult>& results,
+                              const OldResults& old_rows) {
   int width = kConfigWidth;
   for (const BenchResult& result : results) {
     width = std::max(width, static_cast<int>(result.row.name.size()));
@@ -164,20 +184,14 @@ std::string format_comparison(const BenchSetup& setup, const std::vector<BenchRe
                      {"Old/new", 7, true}});
   std::string text;
   for (const BenchResult& result : results) {
-    const auto row = old_rows.find(result.row.name);
-    if (row == old_rows.end()) continue;
     for (size_t b = 0; b < setup.backends.size(); ++b) {
-      const std::string key = setup.backends[b] + "_ms";
+      const std::optional<double> old = old_ms(old_rows, result.row.name, setup.backends[b]);
       const std::optional<Times>& times = result.backends[b].times;
-      if (!times || !row->second.contains(key) || !row->second[key].is_number()) continue;
-      const double old_ms = row->second[key].get<double>();
-      text += table.row({result.row.name, setup.backends[b], format_ms(old_ms),
-                         format_ms(times->median_ms),
-                         fmt::format("{:.2f}x", old_ms / times->median_ms)});
+      if (!old || !times) continue;
+      text +=
+          table.row({result.row.name, setup.backends[b], format_ms(*old),
+                     format_ms(times->median_ms), fmt::format("{:.2f}x", *old / times->median_ms)});
     }
-  }
-  if (text.empty()) {
-    throw UsageError("the file of --compare has no row and backend in common with this run.");
   }
   return table.header() + text + "(above 1x: faster than before)\n";
 }

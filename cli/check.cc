@@ -132,8 +132,7 @@ Command add_check(CLI::App& root) {
       ->check(CLI::Range(1, 1000000000));
   add_option(*app, "--seed", options->seed, "S",
              "Seed of the first case (1); the next one has S + 1, and so on");
-  add_option(*app, "--time-limit", options->time_limit_s, "SECONDS", "Stop after this time")
-      ->check(CLI::PositiveNumber);
+  add_time_limit_option(*app, options->time_limit_s, "Stop after this time");
   add_option(*app, "--problem", options->problem, "LINE", "Check this problem, not random ones");
   app->add_flag("--backward", options->is_backward, "Check the gradients instead of the output");
   app->add_flag("--split", options->is_split,

@@ -7,7 +7,10 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <exception>
+#include <iostream>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -33,6 +36,8 @@ int run_command(const Command& command) {
     return report(name, error.what(), kWrongUsage);
   } catch (const std::invalid_argument& error) {
     return report(name, error.what(), kWrongUsage);
+  } catch (const std::bad_alloc&) {
+    return report(name, "this needs more memory than there is.", kFailed);
   } catch (const std::exception& error) {
     return report(name, error.what(), kFailed);
   }
@@ -78,7 +83,11 @@ int run(int argc, char** argv) {
 
 int run_command_line(int argc, char** argv) {
   try {
-    return run(argc, argv);
+    const int code = run(argc, argv);
+    std::cout.flush();
+    const bool is_written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && std::cout;
+    if (code != 0 || is_written) return code;
+    return report("", "writing to standard output failed.", kFailed);
   } catch (const std::exception& error) {
     return report("", error.what(), kFailed);
   }

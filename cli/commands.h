@@ -40,6 +40,8 @@ CLI::Option* add_option(CLI::App& app, const std::string& names, Value& value,
 CLI::Option* add_line_option(CLI::App& app, std::vector<std::string>& words);
 void add_backend_option(CLI::App& app, std::string& backend);
 void add_threads_option(CLI::App& app, int& threads);
+// --time-limit, in seconds.
+CLI::Option* add_time_limit_option(CLI::App& app, double& seconds, const std::string& text);
 
 }  // namespace vecina::cli
 #endif  // VECINA_CLI_COMMANDS_H_

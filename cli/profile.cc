@@ -200,6 +200,7 @@ void print_dense(vecina_context* context, const vecina_problem& problem,
 
 int run_profile(const ProfileOptions& options) {
   const vecina_problem problem = chosen_problem(options);
+  if (problem.batch == 0) throw UsageError("batch 0 leaves nothing to time.");
   const ContextPtr context = make_context(options.backend, options.threads);
   const Measured measured = measure(context.get(), problem, options);
   const std::string backend = measured.plan.value("backend", "");
@@ -251,9 +252,8 @@ Command add_profile(CLI::App& root) {
       ->check(CLI::Range(0, 1000000));
   add_option(*app, "--repeats", options->repeats, "N", "Timed calls (30)")
       ->check(CLI::Range(1, 1000000));
-  add_option(*app, "--time-limit", options->time_limit_s, "SECONDS",
-             "No more calls after this time, but 3 at least (10)")
-      ->check(CLI::PositiveNumber);
+  add_time_limit_option(*app, options->time_limit_s,
+                        "No more calls after this time, but 3 at least (10)");
   add_backend_option(*app, options->backend);
   add_threads_option(*app, options->threads);
   add_natten_options(*app, options->natten, line);

@@ -4,8 +4,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <optional>
+#include <system_error>
+#include <utility>
+#include <vector>
 
 #include "cli/calls.h"
 #include "cli/commands.h"
@@ -13,6 +17,7 @@
 #include "cli/dtypes.h"
 #include "cli/errors.h"
 #include "cli/npy.h"
+#include "cli/text.h"
 
 namespace vecina::cli {
 namespace {
@@ -37,10 +42,6 @@ struct RunOptions {
 // Not given if there is no path.
 HostTensor read_optional(const std::string& path, int32_t dtype) {
   return path.empty() ? HostTensor() : read_npy(path, dtype);
-}
-
-void write_optional(const std::string& path, const HostTensor& tensor) {
-  if (!path.empty()) write_npy(path, tensor);
 }
 
 Inputs read_inputs(const RunOptions& options) {
@@ -109,42 +110,104 @@ vecina_problem problem_of(const RunOptions& options, const Inputs& inputs) {
   return problem;
 }
 
-void run_backward(vecina_context* context, const vecina_problem& problem, const RunOptions& options,
-                  const Inputs& inputs, const Outputs& outputs) {
-  Gradients gradients = make_gradients(problem);
-  struct Wanted {
-    const std::string& path;
-    HostTensor& gradient;
-  };
-  const Wanted all[] = {{options.grad_query, gradients.query},
-                        {options.grad_key, gradients.key},
-                        {options.grad_value, gradients.value},
-                        {options.grad_additional_key, gradients.additional_key},
-                        {options.grad_additional_value, gradients.additional_value}};
-  for (const Wanted& wanted : all) {
-    if (!wanted.path.empty() && !wanted.gradient.given()) {
-      throw UsageError(
-          fmt::format("{} cannot be written: there are no additional tokens.", wanted.path));
-    }
-    if (wanted.path.empty()) wanted.gradient = {};
+// A file to write and the option that names it; the tensor once it is computed.
+struct Written {
+  const char* option;
+  const std::string& path;
+  const HostTensor& tensor;
+};
+std::vector<Written> written_files(const RunOptions& options, const Outputs& outputs,
+                                   const Gradients& gradients) {
+  std::vector<Written> files;
+  for (const Written& file :
+       {Written{"--out", options.output, outputs.output},
+        {"--lse", options.lse, outputs.lse},
+        {"--grad-query", options.grad_query, gradients.query},
+        {"--grad-key", options.grad_key, gradients.key},
+        {"--grad-value", options.grad_value, gradients.value},
+        {"--grad-additional-key", options.grad_additional_key, gradients.additional_key},
+        {"--grad-additional-value", options.grad_additional_value, gradients.additional_value}}) {
+    if (!file.path.empty()) files.push_back(file);
   }
-  BackwardCall(context, problem, inputs, outputs, gradients).run();
-  for (const Wanted& wanted : all) write_optional(wanted.path, wanted.gradient);
+  return files;
 }
 
-int run_run(const RunOptions& options) {
+bool is_same_file(const std::string& a, const std::string& b) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (fs::exists(a, ignored) && fs::exists(b, ignored)) {
+    return fs::equivalent(a, b, ignored) && !fs::is_character_file(a, ignored);  // /dev/null
+  }
+  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+}
+
+// Nothing is written over something that was read, or written before.
+void check_files(const RunOptions& options, const std::vector<Written>& files) {
+  std::vector<std::pair<const char*, std::string>> others = {
+      {"--query", options.query},
+      {"--key", options.key},
+      {"--value", options.value},
+      {"--additional-key", options.additional_key},
+      {"--additional-value", options.additional_value},
+      {"--grad-out", options.grad_output},
+      {"--grad-lse", options.grad_lse}};
+  for (const Written& file : files) {
+    for (const auto& [option, path] : others) {
+      if (path.empty() || !is_same_file(path, file.path)) continue;
+      throw UsageError(fmt::format("{} and {} name one file, {}; give each its own.", option,
+                                   file.option, file.path));
+    }
+    expect_writable(file.path);
+    others.emplace_back(file.option, file.path);
+  }
+}
+
+Gradients run_backward(vecina_context* context, const vecina_problem& problem,
+                       const RunOptions& options, const Inputs& inputs, const Outputs& outputs) {
+  Gradients gradients = make_gradients(problem);
+  if (options.grad_query.empty()) gradients.query = {};
+  if (options.grad_key.empty()) gradients.key = {};
+  if (options.grad_value.empty()) gradients.value = {};
+  if (options.grad_additional_key.empty()) gradients.additional_key = {};
+  if (options.grad_additional_value.empty()) gradients.additional_value = {};
+  BackwardCall(context, problem, inputs, outputs, gradients).run();
+  return gradients;
+}
+
+void check_what_is_asked_for(const RunOptions& options) {
   if (options.output.empty() && options.lse.empty() && !options.wants_gradients()) {
     throw UsageError("nothing is asked for; give --out, --lse or a gradient to write.");
   }
+  if (!options.grad_output.empty() && !options.wants_gradients()) {
+    throw UsageError(
+        "--grad-out is given, but no gradient to write; give --grad-query, --grad-key or "
+        "--grad-value.");
+  }
+  if (!options.additional_key.empty()) return;
+  for (const std::string& path : {options.grad_additional_key, options.grad_additional_value}) {
+    if (path.empty()) continue;
+    throw UsageError(fmt::format("{} cannot be written: there are no additional tokens.", path));
+  }
+}
+
+int run_run(const RunOptions& options) {
+  check_what_is_asked_for(options);
+  Outputs outputs;
+  Gradients gradients;
+  check_files(options, written_files(options, outputs, gradients));
   const Inputs inputs = read_inputs(options);
   const vecina_problem problem = problem_of(options, inputs);
   const ContextPtr context = make_context(options.backend, options.threads);
-  Outputs outputs = make_outputs(problem);
+  outputs = make_outputs(problem);
   if (options.lse.empty() && !options.wants_gradients()) outputs.lse = {};
   ForwardCall(context.get(), problem, inputs, outputs).run();
-  write_optional(options.output, outputs.output);
-  write_optional(options.lse, outputs.lse);
-  if (options.wants_gradients()) run_backward(context.get(), problem, options, inputs, outputs);
+  if (options.wants_gradients()) {
+    gradients = run_backward(context.get(), problem, options, inputs, outputs);
+  }
+  // Only now: a call that is refused leaves no file, and old ones as they were.
+  for (const Written& file : written_files(options, outputs, gradients)) {
+    write_npy(file.path, file.tensor);
+  }
   return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -11,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 #include <system_error>
 
 #include "cli/errors.h"
@@ -54,14 +56,31 @@ std::string read_file(const std::string& path) {
 void write_file(const std::string& path, const std::string& content) {
   if (path == "-") {
     std::fwrite(content.data(), 1, content.size(), stdout);
-    if (std::fflush(stdout) != 0) throw UsageError("writing to standard output failed.");
+    if (std::fflush(stdout) != 0) throw std::runtime_error("writing to standard output failed.");
     return;
   }
   std::ofstream file(path, std::ios::binary);
   if (!file) throw UsageError(fmt::format("cannot write {}: {}.", path, std::strerror(errno)));
   file << content;
   file.close();
-  if (!file) throw UsageError(fmt::format("writing {} failed: {}.", path, std::strerror(errno)));
+  if (!file) {
+    throw std::runtime_error(fmt::format("writing {} failed: {}.", path, std::strerror(errno)));
+  }
+}
+
+void expect_writable(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (path == "-") return;
+  std::error_code ignored;
+  const bool exists = fs::exists(path, ignored);
+  if (exists && fs::is_directory(path, ignored)) {
+    throw UsageError(fmt::format("cannot write {}: it is a folder.", path));
+  }
+  const fs::path folder = fs::path(path).parent_path();
+  const fs::path target = exists ? fs::path(path) : folder.empty() ? fs::path(".") : folder;
+  if (access(target.c_str(), W_OK) != 0) {
+    throw UsageError(fmt::format("cannot write {}: {}.", path, std::strerror(errno)));
+  }
 }
 
 }  // namespace vecina::cli

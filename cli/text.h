@@ -28,9 +28,13 @@ std::string join(const std::vector<std::string>& parts, const std::string& separ
 // "0.58 ms", "47 µs" below 0.1 ms, "1.24 s" from 10 s on.
 std::string format_ms(double ms);
 
-// Throws UsageError if the file cannot be read or written. "-" writes to stdout.
+// Throws UsageError if the file cannot be read.
 std::string read_file(const std::string& path);
+// "-" writes to stdout. Throws UsageError if the file cannot be opened, std::runtime_error if
+// writing fails.
 void write_file(const std::string& path, const std::string& content);
+// Before what takes long: throws UsageError if write_file could not open the file. Writes nothing.
+void expect_writable(const std::string& path);
 
 }  // namespace vecina::cli
 #endif  // VECINA_CLI_TEXT_H_

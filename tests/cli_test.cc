@@ -96,6 +96,11 @@ TEST_F(Cli, UsageErrors) {
   expect_usage_error("tune --clear 1d 9 kernel_size 3 head_dim 4", {"--clear"});
   expect_usage_error("tune 1d 9 kernel_size 30 head_dim 4", {"kernel_size 30", "9"});
   expect_usage_error("run", {"--query"});
+  for (const char* command : {"check", "profile"}) {
+    expect_usage_error(std::string(command) + " --time-limit 0",
+                       {"--time-limit", "above 0, not 0"});
+  }
+  expect_usage_error("profile 1d 9 kernel_size 3 head_dim 4 batch 0", {"batch 0"});
   EXPECT_EQ(run("").code, 2) << "no command";
 }
 
@@ -171,6 +176,41 @@ TEST_F(Cli, BenchWritesOnlyJsonWhereAsked) {
   const Finished compared =
       run("bench --features gqa merge --repeats 2 --warmup 1 --compare old.json");
   EXPECT_EQ(compared.code, 0) << compared.err;
+}
+
+// What would be refused after the measurements is refused before: none of these takes a second.
+TEST_F(Cli, BenchLooksAtItsFilesFirst) {
+  const std::string bench = "bench --repeats 1000000 ";
+  expect_usage_error(bench + "--json none/now.json", {"none/now.json"});
+  expect_usage_error(bench + "--plot none/now.svg", {"none/now.svg"});
+  expect_usage_error(bench + "--json .", {"folder"});
+  std::ofstream(path("words.json")) << "no numbers";
+  expect_usage_error(bench + "--compare words.json", {"--compare", "list"});
+  std::ofstream(path("other.json")) << R"([{"name": "baseline_1d_L256_K7", "abacus_ms": 3}])";
+  expect_usage_error(bench + "--compare other.json", {"--compare", "in common"});
+  expect_usage_error(bench + "--backends cpu,cpu", {"cpu", "twice"});
+  EXPECT_FALSE(std::filesystem::exists(path("none")));
+}
+
+TEST_F(Cli, WhatCannotBeWrittenFails) {
+  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
+  for (const char* arguments : {"window 1d 10 kernel_size 3", "info --json", "--help", "man"}) {
+    const std::string command = "cd '" + folder_.string() + "' && '" + VECINA_CLI_PATH + "' " +
+                                arguments + " >/dev/full 2>err </dev/null";
+    const int status = std::system(command.c_str());
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << arguments << ": " << status;
+    EXPECT_NE(text_of("err").find("writ"), std::string::npos) << text_of("err");
+  }
+  const Finished window = run("window 1d 10 kernel_size 3 --svg /dev/full");
+  EXPECT_EQ(window.code, 1) << window.err;
+  EXPECT_NE(window.err.find("/dev/full"), std::string::npos) << window.err;
+}
+
+TEST_F(Cli, MemoryThatThereIsNotIsNamed) {
+  const Finished finished =
+      run("plan --measure 3d 4096x4096x4096 kernel_size 3 heads 64 head_dim 512");  // 2^53 bytes
+  EXPECT_EQ(finished.code, 1);
+  EXPECT_NE(finished.err.find("memory"), std::string::npos) << finished.err;
 }
 
 // "3,4": one number for each axis.
@@ -275,6 +315,40 @@ TEST_F(Cli, RunRefusesBadFiles) {
         cli::random_inputs(cli::parse_problem("1d 8 kernel_size 3 heads 2 head_dim 4"), 1).key);
   expect_failure("run --query q.npy" + rest, {"key", "8", "9"});
   expect_failure("run --query q.npy --key k.npy --value v.npy --kernel-size 3", {"--out"});
+}
+
+TEST_F(Cli, RunWritesNothingIfItRefuses) {
+  const vecina_problem problem = cli::parse_problem("1d 9 kernel_size 3 heads 2 head_dim 4");
+  const cli::Inputs inputs = cli::random_inputs(problem, 52);
+  write("q.npy", inputs.query);
+  write("k.npy", inputs.key);
+  write("v.npy", inputs.value);
+  write("g.npy", inputs.grad_output);
+  write("wrong.npy",
+        cli::random_inputs(cli::parse_problem("1d 8 kernel_size 3 heads 2 head_dim 4"), 1).key);
+  const std::string call = "run --query q.npy --key k.npy --value v.npy --kernel-size 3 ";
+  const std::string query = text_of("q.npy");
+  std::ofstream(path("o.npy")) << "older";
+  const auto expect_refused = [&](const std::string& arguments,
+                                  const std::vector<std::string>& words) {
+    expect_usage_error(call + arguments, words);
+    EXPECT_EQ(text_of("o.npy"), "older") << arguments;
+    EXPECT_EQ(text_of("q.npy"), query) << arguments;
+    EXPECT_FALSE(std::filesystem::exists(path("gq.npy"))) << arguments;
+  };
+  expect_refused("--out o.npy --grad-out wrong.npy --grad-query gq.npy", {"grad_output", "8"});
+  expect_refused("--out o.npy --grad-out g.npy --grad-additional-key gq.npy", {"additional"});
+  expect_refused("--out o.npy --grad-out g.npy", {"--grad-out", "--grad-query"});
+  expect_refused("--out o.npy --lse none/l.npy", {"none/l.npy"});
+  expect_refused("--out o.npy --lse .", {"folder"});
+  expect_refused("--out o.npy --lse ./o.npy", {"--out", "--lse", "o.npy"});
+  expect_refused("--lse gq.npy --grad-out g.npy --grad-query gq.npy", {"--lse", "--grad-query"});
+  expect_refused("--out q.npy", {"--query", "--out", "q.npy"});
+  const Finished finished =
+      run(call + "--out o.npy --lse /dev/null --grad-out g.npy --grad-query gq.npy");
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_EQ(cli::read_npy(path("o.npy")).shape(), inputs.query.shape());
+  EXPECT_EQ(cli::read_npy(path("gq.npy")).shape(), inputs.query.shape());
 }
 
 TEST_F(Cli, WindowDrawsTheDefinition) {
