@@ -96,7 +96,7 @@ class LineParser {
     next_ = 1;
     if (!is_attention) return parse_axes("extents", rank, false, problem->extent);
     int64_t extents[3] = {};
-    VECINA_RETURN_IF_ERROR(parse_axes("attention", 2, false, extents));
+    VECINA_RETURN_IF_ERROR(parse_axes("attention", 2, true, extents));
     if (extents[0] < 1) {  // in the struct, 0 stands for the keys' extent
       return invalid(fmt::format("'attention' needs 1 query or more, not {}.", extents[0]));
     }
