@@ -28,7 +28,6 @@ except ImportError as error:
     raise ImportError("vecina.torch needs PyTorch: pip install torch") from error
 
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina
@@ -351,7 +350,6 @@ class _Forward(torch.autograd.Function):
         return (output, lse) if return_lse else output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output, grad_lse=None):
         *tensors, output, lse = ctx.saved_tensors
         refuse_tangents((grad_output, grad_lse, *tensors))
@@ -361,7 +359,12 @@ class _Forward(torch.autograd.Function):
                 return (None,) * (2 + count)
             grad_output = torch.zeros_like(output)
         tensors = (tensors + [None] * _NUM_TENSORS)[:_NUM_BACKWARD_TENSORS]
-        gradients = _run_backward(tensors, output, lse, grad_output, grad_lse, ctx.parameters)
+        results = (*tensors, output, lse, grad_output, grad_lse)
+        if torch.is_grad_enabled():  # create_graph: the op says no to who derives the gradients
+            found = torch.ops.vecina.backward(*results, *_schema_parameters(ctx.parameters))
+            gradients = [None if t is None else g for t, g in zip(tensors, found)]
+        else:
+            gradients = _run_backward(tensors, *results[len(tensors):], ctx.parameters)
         return (None, None, *(gradients + [None] * 3)[:count])
 
 

@@ -136,6 +136,26 @@ def test_func_grad(name):
         torch.testing.assert_close(found, torch.stack([wanted, wanted]))
 
 
+@pytest.mark.parametrize("name", ["na1d", "bias", "lse", "attention", "varlen", "module"])
+def test_gradients_of_gradients_say_no(name):
+    """What asks for them may be no tensor that the gradient came with: a penalty on it."""
+    leaf, other = QUERY.clone().requires_grad_(), QUERY.clone().requires_grad_()
+    layer = vt.NeighborhoodAttention1D(4, 1, 3).double()
+    call = {
+        "na1d": lambda x: vt.na1d(x, other, other, 3),
+        "bias": lambda x: vt.na1d(x, other, other, 3, bias=x.new_zeros(2, 5)),
+        "lse": lambda x: vt.na1d(x, other, other, 3, return_lse=True)[1],
+        "attention": lambda x: vt.attention(x, other, other),
+        "varlen": lambda x: vt.neighborhood_attention_varlen(x, other, other, LENGTHS, 2),
+        "module": lambda x: layer(x[:, :, 0]),
+    }[name]
+    (plain,) = torch.autograd.grad(call(leaf).sum(), leaf)
+    (gradient,) = torch.autograd.grad(call(leaf).sum(), leaf, create_graph=True)
+    assert torch.equal(gradient, plain) and gradient.requires_grad
+    with pytest.raises(NotImplementedError, match="gradients of gradients: not yet"):
+        gradient.square().sum().backward()
+
+
 def test_vmap_over_a_bias_says_no():
     query, key, value = leaves(1, 7, 2, 4)
     bias = torch.zeros(3, 2, 5)
