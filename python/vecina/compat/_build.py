@@ -147,7 +147,7 @@ def fill(name: str, release: str) -> None:
     for path in _table.INTERNALS.get(release, ()):
         tree.at(path).__getattr__ = _refuser(path)
     if release in _table.VERSIONS:
-        tree.at("version").__version__ = _table.VERSIONS[release]
+        tree.at("").__version__ = tree.at("version").__version__ = _table.VERSIONS[release]
     for path in _table.SHOWN[release]:
         for each in _public(tree.at(path)):
             setattr(tree.at(""), each, getattr(tree.at(path), each))

@@ -38,6 +38,20 @@ def _dense(*tensors) -> None:
             raise NotImplementedError("nested and sparse tensors: not yet; use dense ones.")
 
 
+def _taken(*tensors) -> list:
+    """Copies of those whose last dimension does not lie in one piece, as NATTEN's calls make.
+
+    Other strides may stay. Arrays of NumPy and MLX are taken as they are.
+    """
+    return [
+        tensor.contiguous()
+        if hasattr(tensor, "is_contiguous") and tensor.ndim and tensor.shape[-1] > 1
+        and tensor.stride(-1) != 1
+        else tensor
+        for tensor in tensors
+    ]  # fmt: skip
+
+
 def _is_on_host(tensor) -> bool:
     return str(getattr(tensor, "device", "cpu")) == "cpu"
 
@@ -83,6 +97,9 @@ def natten_na(
             raise ValueError(f"kernel_schedule {kernel_schedule!r} is none of non, coop, pp.")
     window = _checks.check_all_args(rank, kernel_size, stride, dilation, is_causal)
     _checks.check_args_against_input(query, *window)
+    query, key, value, additional_keys, additional_values, rpb = _taken(
+        query, key, value, additional_keys, additional_values, rpb
+    )
     _record(f"na{rank}d", {**tuning, "backend": backend, "kernel_schedule": kernel_schedule})
     return front.neighborhood_attention(
         query, key, value, *window, scale, additional_keys=additional_keys,
@@ -129,8 +146,10 @@ def natten_reference(front, rank, query, key, value, kernel_size, **keywords):
                 keywords[name] = keywords[name].cpu()
         found = natten_reference(front, rank, query, key, value, kernel_size, **keywords)
         return tuple(t.to(device) for t in found) if isinstance(found, tuple) else found.to(device)
+    for name in ("additional_keys", "additional_values"):
+        keywords[name] = _taken(keywords.get(name))[0]
     return front.neighborhood_attention(
-        query, key, value, kernel_size, backend="reference", **keywords
+        *_taken(query, key, value), kernel_size, backend="reference", **keywords
     )
 
 
@@ -225,6 +244,7 @@ def natten_attention(
         raise ValueError(f"query has {query.ndim} dimensions; [batch, queries, heads, head_dim].")
     _backends.check(backend, _backends.FMHA)
     _check_tiles(tuning)
+    query, key, value = _taken(query, key, value)
     _record("attention", {**tuning, "backend": backend})
     is_capturing = _is_capturing(query)
     if is_capturing and (seqlens_Q is not None or seqlens_KV is not None):
@@ -304,7 +324,8 @@ def _merge(front, outputs, lse_tensors):
         if outputs[0].device.type not in ("cpu", "cuda"):
             return _composed_merge(outputs, lse_tensors)
         dtype = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
-        lse_tensors = [lse.to(dtype) for lse in lse_tensors]
+        lse_tensors = _taken(*(lse.to(dtype) for lse in lse_tensors))
+        outputs = _taken(*outputs)
     return front.merge_attentions(list(outputs), list(lse_tensors))
 
 
@@ -384,6 +405,7 @@ def heads_first_qk(
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
     bias = rpb if bias is None else bias
+    query, key, additional_keys, bias = _taken(query, key, additional_keys, bias)
     if bias is not None and is_causal not in (False, (False,) * rank, [False] * rank):
         raise NotImplementedError("bias with is_causal is not defined in NATTEN; leave one out.")
     logits = front.qk(
@@ -409,6 +431,7 @@ def heads_first_av(
     _heads_first_rank(rank, attn, value)
     kernel_size, dilation = _cubed(kernel_size, dilation, kernel_size_d, dilation_d)
     is_causal = False if is_causal is None else is_causal
+    attn, value, additional_values = _taken(attn, value, additional_values)
     output = front.av(
         _heads_last(attn), _heads_last(value), kernel_size, 1, dilation, is_causal,
         additional_values=_heads_last(additional_values),

@@ -7,6 +7,7 @@ import functools
 
 from vecina._windows import Axis, axis_lists
 from vecina.compat import _mlx_backends, _mps_backends, _operations, _port_utils
+from vecina.compat._operations import _taken
 
 
 def _port_window(rank, tokens, kernel_size, stride, dilation, is_causal):
@@ -68,6 +69,9 @@ def port_na(
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         forward = getattr(module, f"na{rank}d_forward")
         return forward(query, key, value, *window, scale)
+    query, key, value, additional_keys, additional_values = _taken(
+        query, key, value, additional_keys, additional_values
+    )
     return front.neighborhood_attention(
         query, key, value, kernel, 1, dilation, is_causal, scale, output_stride=stride,
         additional_keys=additional_keys, additional_values=additional_values,
@@ -86,8 +90,9 @@ def port_qk(
         rank, query.shape[1:-2], kernel_size, stride, dilation, is_causal
     )
     return front.qk(
-        query, key, kernel, 1, dilation, is_causal, scale, output_stride=stride, right_aligned=True
-    )
+        *_taken(query, key), kernel, 1, dilation, is_causal, scale, output_stride=stride,
+        right_aligned=True,
+    )  # fmt: skip
 
 
 def mps_qk(front, rank, query, key, kernel_size, scale=None, **keywords):
@@ -102,8 +107,9 @@ def port_av(front, rank, attn, value, kernel_size, dilation=1, stride=1, is_caus
         rank, value.shape[1:-2], kernel_size, stride, dilation, is_causal
     )
     return front.av(
-        attn, value, kernel, 1, dilation, is_causal, output_stride=stride, right_aligned=True
-    )
+        *_taken(attn, value), kernel, 1, dilation, is_causal, output_stride=stride,
+        right_aligned=True,
+    )  # fmt: skip
 
 
 def port_varlen(
@@ -137,7 +143,7 @@ def port_varlen(
     if hasattr(query, "is_cuda"):
         lengths = lengths.to(query.device)
     return front.neighborhood_attention(
-        query, key, value, kernel, 1, dilation, scale=scale, lengths=lengths
+        *_taken(query, key, value), kernel, 1, dilation, scale=scale, lengths=lengths
     )
 
 
@@ -173,6 +179,7 @@ def port_qk_rpb(front, rank, query, key, rpb, kernel_size, dilation=1, scale=Non
     _check_rank(rank, query, key)
     kernel, dilation = _square(rank, kernel_size, dilation)
     scale = 1.0 if scale is None else scale
+    query, key, rpb = _taken(query, key, rpb)
     return front.qk(query, key, kernel, 1, dilation, scale=scale, bias=rpb)
 
 
@@ -182,7 +189,7 @@ def port_av_fused(
     attn = attention_probs if attn is None else attn
     _check_rank(rank, attn, value)
     kernel, dilation = _square(rank, kernel_size, dilation)
-    return front.av(attn, value, kernel, 1, dilation)
+    return front.av(*_taken(attn, value), kernel, 1, dilation)
 
 
 def _heads_last_all(front, run, *tensors):

@@ -2,6 +2,8 @@
 """Names, arguments and submodules of each release, as vecina.compat installs them."""
 
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -184,5 +186,82 @@ def test_unmodified_code_and_reading_no_framework():
         "from natten.functional import na2d_av, na2d_qk; import natten.context; "
         "from natten import NeighborhoodAttention2D as Layer, has_cuda; import torch; "
         "assert Layer(8, 2, 3)(torch.zeros(1, 4, 4, 8)).shape == (1, 4, 4, 8)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _apart(tensor):
+    """The same numbers, with a last dimension that does not lie in one piece."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+@pytest.mark.parametrize("name, version", [
+    ("natten", "0.21.6"), ("natten", "0.17.5"), ("natten", "0.14.6"), ("natten_mps", None),
+])  # fmt: skip
+def test_tensors_are_copied_where_the_release_copies(name, version):
+    top = vecina.compat.install(name, version)
+    tensors = query, key, value = qkv(2, 7, 9, 2, 4)
+    weights, lses = torch.randn(2, 7, 9, 2, 9), torch.randn(2, 2, 9, 2)
+    more = [t.flatten(1, 2)[:, :3] for t in tensors[1:]]
+    flat = [t.flatten(1, 2) for t in tensors]
+    if name == "natten_mps":
+        calls = {
+            "na2d": (lambda *t: top.na2d(*t[:3], 3, additional_keys=t[3], additional_values=t[4]),
+                     (*tensors, *more)),
+            "qk": (lambda q, k: top.na2d_qk(q, k, 3), (query, key)),
+            "av": (lambda w, v: top.na2d_av(w, v, 3), (weights, value)),
+        }  # fmt: skip
+    elif version == "0.21.6":
+        calls = {
+            "na2d": (lambda *t: top.na2d(*t[:3], 3, additional_keys=t[3], additional_values=t[4]),
+                     (*tensors, *more)),
+            "attention": (lambda *t: top.attention(*t), flat),
+            "reference": (lambda *t: top.backends.reference.na2d_reference(*t, 3), tensors),
+            "merge": (lambda a, b, c, d: top.merge_attentions([a, b], [c, d])[0],
+                      (flat[0][:, :9], flat[1][:, :9], *lses)),
+        }  # fmt: skip
+    else:
+        functional = importlib.import_module("natten.functional")
+        qk = functional.na2d_qk if version == "0.17.5" else functional.natten2dqk
+        av = functional.na2d_av if version == "0.17.5" else functional.natten2dav
+        first = [t.movedim(3, 1) for t in (*tensors, weights)]
+        calls = {
+            "qk": (lambda q, k: qk(q, k, 3, 1), first[:2]),
+            "av": (lambda w, v: av(w, v, 3, 1), first[:1:-1]),
+        }
+        if version == "0.17.5":
+            calls["na2d"] = (lambda *t: functional.na2d(*t, 3), tensors)
+    for call, inputs in calls.values():
+        assert _apart(inputs[0]).stride(-1) != 1
+        torch.testing.assert_close(call(*map(_apart, inputs)), call(*inputs))
+
+
+@pytest.mark.parametrize("name, version, known", [
+    ("natten", "0.14.6", "0.14.6"), ("natten", None, "0.21.6"), ("natten_mps", None, "0.3.3"),
+])  # fmt: skip
+def test_what_looks_for_the_release_finds_it(name, version, known):
+    top = vecina.compat.install(name, version)
+    assert importlib.metadata.version(name) == importlib.metadata.version(name.upper()) == known
+    assert name in importlib.metadata.packages_distributions()
+    assert importlib.util.find_spec(name).name == name and "vecina" in top.__file__
+    assert "NeighborhoodAttention1D" in top.__all__
+    assert all(hasattr(top, each) for each in top.__all__)
+    del top.NeighborhoodAttention1D
+    assert importlib.reload(top) is top and hasattr(top, "NeighborhoodAttention1D")
+    assert top.__version__ == known and importlib.import_module(f"{name}.functional")
+    del sys.modules[name]  # as who wants the release itself again
+    assert importlib.util.find_spec(name) is None or "vecina" not in str(
+        importlib.util.find_spec(name).origin
+    )
+
+
+def test_hugging_face_takes_the_release():
+    pytest.importorskip("transformers.models.dinat")
+    code = (
+        "import vecina.compat; vecina.compat.install('natten', version='0.14.6'); import torch; "
+        "from transformers import DinatConfig, DinatModel; "
+        "config = DinatConfig(embed_dim=16, depths=[2, 2], num_heads=[2, 4], kernel_size=3, "
+        "dilations=[[1, 2], [1, 1]]); output = DinatModel(config)(torch.randn(1, 3, 64, 64)); "
+        "output.last_hidden_state.sum().backward()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
