@@ -47,7 +47,11 @@ void throw_if_failed(vecina_status status) {
 
 ContextPtr context_for(nb::handle backend, int32_t device) {
   if (!backend.is_none()) {
-    if (!PyUnicode_Check(backend.ptr())) throw nb::type_error("backend is a name or None.");
+    if (!PyUnicode_Check(backend.ptr())) {
+      throw nb::value_error(("backend is " + std::string(nb::repr(backend).c_str()) +
+                             "; a name of vecina.backends() or None is needed.")
+                                .c_str());
+    }
     return context_named(nb::str(backend).c_str());
   }
   static constexpr const char* kBackends[] = {"cpu", "cuda", "vulkan", "metal"};

@@ -18,7 +18,10 @@ bool read_integer(nb::handle object, int64_t* value) {
   if (!PyLong_Check(object.ptr())) {
     index = nb::steal(PyNumber_Index(object.ptr()));
     object = index;
-    if (!object.is_valid()) throw nb::python_error();
+    if (!object.is_valid()) {  // as of an array of more than one
+      PyErr_Clear();
+      return false;
+    }
   }
   *value = PyLong_AsLongLong(object.ptr());
   if (*value == -1 && PyErr_Occurred()) {
@@ -62,10 +65,22 @@ void read_axes(const char* name, const char* kind, nb::handle object, int rank, 
 void check_dimensions(const char* name, const vecina_tensor& tensor, int rank) {
   static constexpr const char* kTokens[] = {"tokens", "length", "height, width",
                                             "depth, height, width"};
+  if (tensor.ndim == 0 && tensor.dtype == 0)
+    refuse(std::string(name) + " is None; a tensor is needed.");
   if (tensor.ndim != (rank == 0 ? 4 : rank + 3)) {
     refuse(std::string(name) + " has " + std::to_string(tensor.ndim) + " dimensions; " +
            (rank == 0 ? "attention" : std::to_string(rank) + "-D neighborhood attention") +
            " takes [batch, " + kTokens[rank] + ", heads, head_dim].");
+  }
+}
+
+// In the library an extent of 0 is a default, or said of no tensor.
+void check_tokens(const char* name, const vecina_tensor& tensor, int rank) {
+  for (int a = 0; a < rank; ++a) {
+    if (tensor.shape[1 + a] == 0) {
+      refuse(std::string(name) + " has no tokens along axis " + std::to_string(a) +
+             "; one or more are needed.");
+    }
   }
 }
 
@@ -140,6 +155,10 @@ vecina_problem make_problem(const Parameters& parameters, Inputs* inputs) {
   problem.head_dim_value = narrow("head_dim of value", value.shape[heads + 1]);
   if (problem.heads_kv == 0 || problem.head_dim_value == 0) {  // in the library 0 is a default
     refuse("key and value need one head or more, and a head_dim of 1 or more.");
+  }
+  if (!is_packed) {
+    check_tokens("query", query, rank);
+    check_tokens("key", key, rank);
   }
   for (int a = 0; a < rank && !is_packed; ++a) {
     problem.extent[a] = key.shape[1 + a];

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vecina._windows import per_axis
+
 #: What a parameter with a value for each axis takes: one value for all, or one for each.
 Axes = int | Sequence[int]
 Flags = bool | Sequence[bool]
@@ -38,6 +40,16 @@ def rank_of(query, name: str = "neighborhood_attention") -> int:
             "with one, two or three axes of tokens."
         )
     return rank
+
+
+def extents_of(largest: list[int], kernel_size: Axes, dilation: Axes) -> list[int]:
+    """The largest extents of packed samples; where all are empty along one, a window's."""
+    if all(largest):
+        return largest
+    rank = len(largest)
+    windows = (per_axis("kernel_size", int, kernel_size, rank),
+               per_axis("dilation", int, dilation, rank))  # fmt: skip
+    return [most or size * step for most, size, step in zip(largest, *windows)]
 
 
 def weights_shape(query, kernel_size: tuple, output_stride: tuple, additional) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ except ImportError as error:  # pragma: no cover
 
 from vecina import _vecina, _windows
 from vecina._docs import documented, filled
-from vecina._shapes import Axes, Flags, output_shape, rank_of, weights_shape
+from vecina._shapes import Axes, Flags, extents_of, output_shape, rank_of, weights_shape
 
 __doc__ = filled(__doc__ or "")
 
@@ -41,6 +41,8 @@ def _buffer(array):
     """What the buffer protocol can export."""
     if array is None or not hasattr(array, "dtype"):
         return array
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError("an array is masked, and masks are not taken; give its filled().")
     exported = _EXPORTED.get(array.dtype.name)
     return array if exported is None else array.view(exported)
 
@@ -228,14 +230,15 @@ def attention_backward(
     )
 
 
-def _packed(lengths, max_lengths):
+def _packed(lengths, max_lengths, kernel_size=1, dilation=1):
     """(rank, the largest extents) of samples that lie one after another."""
     shape = np.shape(lengths)
     rank = shape[1] if len(shape) == 2 else 1
     if len(shape) not in (1, 2) or rank not in (1, 2, 3) or shape[0] == 0:
         raise ValueError(f"lengths has shape {shape}; [samples, rank] is needed.")
     if max_lengths is None:
-        max_lengths = np.reshape(lengths, (shape[0], -1)).max(0).tolist()
+        largest = np.reshape(lengths, (shape[0], -1)).max(0).tolist()
+        max_lengths = extents_of(largest, kernel_size, dilation)
     return rank, max_lengths
 
 
@@ -270,7 +273,7 @@ def neighborhood_attention_varlen(
     Returns:
         {packed_outputs}
     """
-    rank, extents = _packed(lengths, max_lengths)
+    rank, extents = _packed(lengths, max_lengths, kernel_size, dilation)
     return _forward(
         rank,
         (query, key, value, additional_keys, additional_values, bias, lengths, None),
@@ -302,7 +305,7 @@ def neighborhood_attention_varlen_backward(
     backend: str | None = None,
 ) -> dict:
     """Gradients of neighborhood_attention_varlen(), as in neighborhood_attention_backward()."""
-    rank, extents = _packed(lengths, max_lengths)
+    rank, extents = _packed(lengths, max_lengths, kernel_size, dilation)
     return _backward(
         rank,
         (query, key, value, additional_keys, additional_values, bias, lengths, None),
@@ -323,6 +326,8 @@ def attention_varlen(
     scale: float | None = None,
     *,
     query_lengths=None,
+    max_length: int | None = None,
+    max_query_length: int | None = None,
     additional_keys=None,
     additional_values=None,
     head_scale=None,
@@ -335,14 +340,15 @@ def attention_varlen(
         query, key, value: ``[1, tokens of all samples, heads, head_dim]``.
         lengths: int32 or int64 ``[samples]``: keys of each sample.
         query_lengths: ``[samples]``: queries of each sample; None: as many as keys.
+        max_length, max_query_length: the largest ones; None looks at the lengths.
         The others: as in attention().
 
     Returns:
         output ``[1, queries of all samples, heads, head_dim_value]``, with return_lse also lse
         ``[1, queries, heads]``.
     """
-    extents = _packed(lengths, None)[1]
-    query_extent = None if query_lengths is None else _packed(query_lengths, None)[1]
+    extents = _packed(lengths, max_length)[1]
+    query_extent = None if query_lengths is None else _packed(query_lengths, max_query_length)[1]
     return _forward(
         _ATTENTION,
         (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
@@ -364,14 +370,16 @@ def attention_varlen_backward(
     scale: float | None = None,
     *,
     query_lengths=None,
+    max_length: int | None = None,
+    max_query_length: int | None = None,
     grad_lse=None,
     additional_keys=None,
     additional_values=None,
     backend: str | None = None,
 ) -> dict:
     """Gradients of attention_varlen(), as in neighborhood_attention_backward()."""
-    extents = _packed(lengths, None)[1]
-    query_extent = None if query_lengths is None else _packed(query_lengths, None)[1]
+    extents = _packed(lengths, max_length)[1]
+    query_extent = None if query_lengths is None else _packed(query_lengths, max_query_length)[1]
     return _backward(
         _ATTENTION,
         (query, key, value, additional_keys, additional_values, None, lengths, query_lengths),
@@ -388,7 +396,7 @@ def merge_attentions(outputs: Sequence, lses: Sequence, *, backend: str | None =
     """
     {merge}
     """
-    if not outputs or not lses:
+    if len(outputs) < 2 or len(outputs) != len(lses):
         raise ValueError("merge takes two or more outputs and as many lses.")
     output, lse = np.empty_like(outputs[0], order="C"), np.empty_like(lses[0], order="C")
     _vecina.merge(

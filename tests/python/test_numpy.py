@@ -206,3 +206,37 @@ def test_about_itself():
     output = vn.na1d(ONE, ONE, ONE, 3)
     vecina.set_num_threads(0)
     np.testing.assert_array_equal(output, vn.na1d(ONE, ONE, ONE, 3))
+
+
+def test_attention_varlen_takes_the_largest_lengths():
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 1, 9, 2, 4), np.float32)
+    lengths, most = np.array([4, 5]), dict(max_length=6, max_query_length=7)
+    wanted = vn.attention_varlen(query, key, value, lengths, return_lse=True)
+    found = vn.attention_varlen(
+        query, key, value, lengths, query_lengths=lengths, return_lse=True, **most
+    )
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    backward = vn.attention_varlen_backward
+    gradients = [backward(query, key, value, *wanted, wanted[0], lengths, **keywords)
+                 for keywords in ({}, dict(query_lengths=lengths, **most))]  # fmt: skip
+    for name, gradient in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="5"):
+        vn.attention_varlen(query, key, value, lengths, max_length=4)
+
+
+def test_wrong_arguments_of_arrays():
+    zeros = np.zeros((2, 9, 2, 4), np.float32)
+    none = zeros[:1, :0]
+    assert vn.na1d(zeros, zeros, zeros, np.array([3])).shape == zeros.shape
+    assert vn.attention_varlen(none, none, none, np.array([0, 0])).shape == none.shape
+    merged = vn.merge_attentions(np.stack([zeros] * 2), np.stack([zeros[..., 0].copy()] * 2))
+    assert merged[0].shape == zeros.shape
+    for wrong, says in (
+        (lambda: vn.na1d(zeros, zeros, zeros, np.array([3, 3])), "kernel_size is array"),
+        (lambda: vn.na1d(zeros, zeros, zeros, 3, backend=0), "backend is 0"),
+        (lambda: vn.na1d(zeros, np.ma.masked_array(zeros, zeros == 0), zeros, 3), "masked"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            wrong()
