@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "contexts.h"
@@ -45,6 +46,9 @@ enum Argument {
   kNumArguments
 };
 constexpr int kNumTensors = kRank;
+constexpr const char* kNames[kNumTensors] = {
+    "query", "key",     "value",         "additional_keys", "additional_values",
+    "bias",  "lengths", "query_lengths", "head_scale"};
 constexpr int kNumParameters = kNumArguments - kRank;
 using Arguments = PyObject* const*;
 
@@ -165,6 +169,29 @@ class Attribute {
   descrgetfunc get_;
 };
 
+// A method without arguments, of any tensor; from one tensor's.
+class Method {
+ public:
+  explicit Method(nb::object bound) : name_(bound.attr("__name__")) {
+    PyObject* object = bound.ptr();
+    if (!PyCFunction_CheckExact(object) || PyCFunction_GetFlags(object) != METH_NOARGS) return;
+    direct_ = PyCFunction_GetFunction(object);
+  }
+  bool is_true(PyObject* tensor) const {
+    PyObject* result = direct_ != nullptr
+                           ? direct_(tensor, nullptr)
+                           : PyObject_CallMethodObjArgs(tensor, name_.ptr(), nullptr);
+    if (result == nullptr) throw nb::python_error();
+    const bool value = result == Py_True;
+    Py_DECREF(result);
+    return value;
+  }
+
+ private:
+  nb::object name_;
+  PyCFunction direct_ = nullptr;
+};
+
 // What is asked of the framework. Never freed: the interpreter may be gone before statics are.
 struct Framework {
   std::vector<nb::object> tensor_types;  // exact types that nobody overrides
@@ -173,6 +200,7 @@ struct Framework {
   Question is_autocasting;
   Question is_grad_enabled;
   Attribute requires_grad;
+  Method is_negative;        // its memory holds the numbers with the other sign
   nb::object empty_like;     // makes an output from a prototype
   nb::object new_prototype;  // (value, shape, is_lse) -> a tensor like the output, without memory
   nb::object new_memory;     // (query, bytes) -> a tensor of so many bytes, or a few more
@@ -198,6 +226,13 @@ bool is_watched(Arguments arguments, size_t count) {
   }
   return std::any_of(framework->watchers.begin(), framework->watchers.end(),
                      [](const Question& watcher) { return watcher.is_true(); });
+}
+
+// True if what lies in the memory of a tensor has the other sign, which the dispatcher mends.
+bool is_any_negative(Arguments arguments, size_t count) {
+  return std::any_of(arguments, arguments + count, [](PyObject* tensor) {
+    return tensor != Py_None && framework->is_negative.is_true(tensor);
+  });
 }
 
 // Of tensors of known types.
@@ -242,6 +277,16 @@ bool is_alike(const vecina_tensor& one, const vecina_tensor& other) {
 
 bool is_empty(const vecina_tensor& tensor) {
   return std::find(tensor.shape, tensor.shape + tensor.ndim, 0) != tensor.shape + tensor.ndim;
+}
+
+// False for what lies as imaginary parts cannot, which is where PyTorch's tensors of the other sign
+// come from. To ask each tensor would cost a held call a tenth of its time.
+bool may_be_negative(const vecina_tensor& tensor) {
+  if (tensor.ndim == 0 || tensor.shape[tensor.ndim - 1] != 1) return false;
+  for (int d = 0; d < tensor.ndim; ++d) {
+    if (tensor.shape[d] > 1 && tensor.strides[d] % 2 != 0) return false;
+  }
+  return true;
 }
 
 // A call that was seen before, ready to run.
@@ -367,12 +412,13 @@ nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_forwa
   const auto parameter = [&](Argument i) { return nb::handle(arguments[i]); };
   const vecina_tensor& query = args->query;
   const int dimensions = query.ndim;
-  const bool is_packed = arguments[kExtents] != Py_None;
   const int rank = arguments[kRank] == Py_None ? dimensions - 3
                                                : static_cast<int>(PyLong_AsLong(arguments[kRank]));
-  if (rank < 0 || rank > 3 || (!is_packed && dimensions != std::max(rank, 1) + 3)) {
+  const bool is_packed = arguments[kExtents] != Py_None;
+  if (rank < 0 || rank > 3 || (rank > 0 && !is_packed && dimensions != rank + 3)) {
     return nb::none();
   }
+  if (is_any_negative(arguments, kNumTensors)) return nb::none();
   Inputs inputs = {
       args->query, args->key,     args->value,        args->additional_key, args->additional_value,
       args->bias,  args->lengths, args->query_lengths};
@@ -413,9 +459,6 @@ nb::object run_new(Held* entry, uint64_t hash, Arguments arguments, vecina_forwa
 
 template <typename Watch>
 nb::object attend_plain(Arguments arguments, Watch* watch) {
-  static constexpr const char* kNames[] = {
-      "query", "key",     "value",         "additional_keys", "additional_values",
-      "bias",  "lengths", "query_lengths", "head_scale"};
   Tensors tensors;
   vecina_forward_args args = {};
   args.struct_size = sizeof(args);
@@ -429,12 +472,20 @@ nb::object attend_plain(Arguments arguments, Watch* watch) {
   Held& entry = held[hash % kNumHeld];
   const bool is_held = is_of(entry, arguments, args);
   watch->end(kFind);
-  if (is_held) return run_held(entry, &args, &tensors, watch);
+  if (is_held && std::none_of(kInputs.begin(), kInputs.end(),
+                              [&args](auto input) { return may_be_negative(args.*input); })) {
+    return run_held(entry, &args, &tensors, watch);
+  }
   return run_new(&entry, hash, arguments, &args, &tensors);
 }
 
 template <typename Watch>
 nb::object attend(Arguments arguments, Watch* watch) {
+  for (const Argument i : {kQuery, kKey, kValue}) {
+    if (arguments[i] == Py_None) {
+      throw nb::value_error((std::string(kNames[i]) + " is None; a tensor is needed.").c_str());
+    }
+  }
   const bool is_seen = framework->forward_mode.is_entered() || is_watched(arguments, kNumTensors);
   watch->end(kWatchers);
   if (is_seen || framework->is_autocasting.is_true()) return nb::none();
@@ -538,7 +589,7 @@ void add_attend(nb::module_* module) {
       "set_framework",
       [](nb::tuple tensor_types, nb::tuple watchers, nb::tuple forward_mode,
          nb::object is_autocasting, nb::object is_grad_enabled, nb::object empty_like,
-         nb::object new_prototype, nb::object new_memory) {
+         nb::object new_prototype, nb::object new_memory, nb::object is_negative) {
         std::vector<Question> questions;
         for (nb::handle watcher : watchers) questions.emplace_back(nb::borrow(watcher));
         auto* made = new Framework{
@@ -548,6 +599,7 @@ void add_attend(nb::module_* module) {
             Question(is_autocasting),
             Question(is_grad_enabled),
             Attribute(tensor_types[0], "requires_grad"),
+            Method(is_negative),
             empty_like,
             new_prototype,
             new_memory};
@@ -557,7 +609,8 @@ void add_attend(nb::module_* module) {
       },
       nb::arg("tensor_types"), nb::arg("watchers"), nb::arg("forward_mode"),
       nb::arg("is_autocasting"), nb::arg("is_grad_enabled"), nb::arg("empty_like"),
-      nb::arg("new_prototype"), nb::arg("new_memory"), "What attend() asks of the framework.");
+      nb::arg("new_prototype"), nb::arg("new_memory"), nb::arg("is_negative"),
+      "What attend() asks of the framework.");
   module->def("take_times", &take_times,
               "Nanoseconds of each part of timed_attend() since the last time, by name.");
   module->def("time_release", &time_release, nb::arg("tensor"), nb::arg("calls"),
@@ -569,16 +622,20 @@ void add_attend(nb::module_* module) {
         if (framework == nullptr || tensors.size() > list.size())
           throw nb::type_error("9 tensors.");
         for (size_t i = 0; i < tensors.size(); ++i) list[i] = tensors[i].ptr();
-        return is_watched(list.data(), tensors.size());
+        return is_watched(list.data(), tensors.size()) ||
+               is_any_negative(list.data(), tensors.size());
       },
-      "True if a mode, a transform or a subclass wants to see an op.");
+      "True if a mode, a transform or a subclass wants to see an op, or a tensor needs one, "
+      "because "
+      "its memory holds the numbers with the other sign.");
   add<run_attend>(module, "attend",
                   "attend($module, /, *arguments)\n--\n\nThe output, or (output, lse); None where "
                   "somebody watches, False where gradients are needed.");
   add<run_attend_plain>(
       module, "attend_plain",
       "attend_plain($module, /, *arguments)\n--\n\nThe output, or (output, lse), of "
-      "tensors that nobody watches; None where dimensions or bias do not fit.");
+      "tensors that nobody watches; None where query has another rank, the bias another dtype "
+      "or a tensor's memory the other sign.");
   add<run_timed<attend<Timed>>>(module, "timed_attend", "attend(), for take_times().");
   add<run_timed<attend_plain<Timed>>>(module, "timed_attend_plain",
                                       "attend_plain(), for take_times().");

@@ -52,6 +52,19 @@ int32_t dtype_of(const char* name, const dlpack::DataType& type) {
          "int64.");
 }
 
+// A tensor that the framework did not hand over: its error may be pages of C++.
+[[noreturn]] void refuse_unreadable(const char* name, nb::handle object) {
+  const nb::python_error error;  // of the framework; what follows may ask Python
+  const bool is_meta = nb::cast<bool>(nb::getattr(object, "is_meta", nb::bool_(false)));
+  if (is_meta) throw error;  // the caller knows what to do
+  std::string kind = nb::str(nb::getattr(object, "layout", object.type())).c_str();
+  if (nb::cast<bool>(nb::getattr(object, "is_nested", nb::bool_(false)))) kind = "nested";
+  if (nb::cast<bool>(nb::getattr(object, "is_quantized", nb::bool_(false)))) kind = "quantized";
+  PyErr_SetString(PyExc_NotImplementedError,
+                  (std::string(name) + " is " + kind + ": not yet; use a dense tensor.").c_str());
+  throw nb::python_error();
+}
+
 // Room of vecina_tensor.
 void check_ndim(const char* name, int64_t ndim) {
   if (ndim < 0 || ndim > 6) {
@@ -143,7 +156,7 @@ bool Tensors::read_exchanged(const char* name, nb::handle object, vecina_tensor*
   const dlpack::ExchangeApi* api = api_of(Py_TYPE(object.ptr()));
   if (api == nullptr) return false;
   dlpack::Tensor from;
-  if (api->tensor_from_py_object_no_sync(object.ptr(), &from) != 0) throw nb::python_error();
+  if (api->tensor_from_py_object_no_sync(object.ptr(), &from) != 0) refuse_unreadable(name, object);
   check_ndim(name, from.ndim);
   tensor->data = from.data;
   tensor->byte_offset = static_cast<int64_t>(from.byte_offset);
@@ -153,6 +166,10 @@ bool Tensors::read_exchanged(const char* name, nb::handle object, vecina_tensor*
     tensor->shape[d] = from.shape[d];
     tensor->strides[d] = from.strides != nullptr ? from.strides[d] : contiguous;
     contiguous *= from.shape[d];
+  }
+  // PyTorch's zero tensors, which have no memory. (contiguous is the number of elements by now.)
+  if (from.data == nullptr && contiguous != 0) {
+    refuse(std::string(name) + " has no memory of its own, only a shape; clone it.");
   }
   tensor->dtype = dtype_of(name, from.dtype);
   tensor->device = device_of(name, from.device.type);

@@ -324,6 +324,7 @@ def qk(
     Returns:
         {logits}
     """
+    vt._check_tensors((query, key), ("query", "key"))
     rank_of(query.shape, "qk")
     query, key, additional_keys = _cast((query, key, additional_keys))
     if bias is not None and bias.dtype != vt._lse_dtype(query):
@@ -354,6 +355,7 @@ def av(
     without a key are not looked at. Returns ``[batch, queries..., heads, head_dim_value]``. Memory
     and speed as with qk().
     """
+    vt._check_tensors((attention, value), ("attention", "value"))
     rank_of(value.shape, "av")
     tensors = _cast((attention, value, additional_values))
     return _call(

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vecina import _vecina
 from vecina._docs import documented, filled
-from vecina._shapes import Axes, Flags, output_shape, rank_of
+from vecina._shapes import Axes, Flags, extents_of, output_shape, rank_of
 from vecina._torch_derivatives import forward_ad, refuse_tangents, register_autograd
 from vecina._windows import per_axis
 
@@ -90,6 +90,7 @@ _vecina.set_framework(
     torch.empty_like,
     _prototype,
     _new_memory,
+    torch.empty(0).is_neg,
 )
 _attend, _attend_plain = _vecina.attend, _vecina.attend_plain
 # Other ways to compile and to export have a mode on, which the extension sees.
@@ -123,6 +124,7 @@ def _refuse_gradients():
 
 
 def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
+    grad_output = grad_output.resolve_neg()
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
         grad_output = grad_output.contiguous()
     if grad_lse is not None and grad_lse.ndim and grad_lse.stride(-1) != 1:
@@ -278,6 +280,12 @@ def _fold(tensor, dim, size: int):
     return tensor.flatten(0, 1)
 
 
+def _unfolded(results, size: int, query, dim):
+    """[size * batch, ...] as [size, batch, ...]; query's batch, since size may be 0."""
+    batch = query.shape[1 if dim == 0 else 0]
+    return tuple(result.unflatten(0, (size, batch)) for result in results)
+
+
 def _forward_vmap(info, in_dims, *args):
     # One call over a larger batch; autograd is below, so that gradients are one call too.
     for i, name in ((5, "a bias"), (8, "head_scale")):
@@ -290,7 +298,7 @@ def _forward_vmap(info, in_dims, *args):
         for i in range(_NUM_TENSORS)
     ]
     found = torch.ops.vecina.forward(*tensors, *args[_NUM_TENSORS:])
-    return tuple(output.unflatten(0, (info.batch_size, -1)) for output in found), (0, 0)
+    return _unfolded(found, info.batch_size, args[0], in_dims[0]), (0, 0)
 
 
 torch.library.register_vmap("vecina::forward", _forward_vmap, lib=_library)
@@ -298,12 +306,13 @@ torch.library.register_vmap("vecina::forward", _forward_vmap, lib=_library)
 
 def _merge_vmap(info, in_dims, outputs, lses, backend):
     size = info.batch_size
+    first = outputs[0], in_dims[0][0] if in_dims[0] else None
     outputs, lses = (
         [_fold(t, dim, size) for t, dim in zip(tensors, dims or [None] * len(tensors))]
         for tensors, dims in zip((outputs, lses), in_dims)
     )
     found = torch.ops.vecina.merge(outputs, lses, backend)
-    return tuple(result.unflatten(0, (size, -1)) for result in found), (0, 0)
+    return _unfolded(found, size, *first), (0, 0)
 
 
 torch.library.register_vmap("vecina::merge", _merge_vmap, lib=_library)
@@ -343,7 +352,11 @@ class _Forward(torch.autograd.Function):
         if tensors[0].dtype is _E4M3:
             _refuse_gradients()
         missing = (None,) * (_NUM_TENSORS - len(tensors))
-        output, lse = _attend_plain(*tensors, *missing, *parameters, True)
+        found = _attend_plain(*tensors, *missing, *parameters, True)
+        if found is None:  # the memory of one holds the other sign
+            tensors = [None if t is None else t.resolve_neg() for t in tensors]
+            found = _attend_plain(*tensors, *missing, *parameters, True)
+        output, lse = found
         ctx.save_for_backward(*tensors, output, lse)
         ctx.parameters = parameters
         ctx.set_materialize_grads(False)
@@ -455,10 +468,57 @@ def _is_plain(tensors) -> bool:
     )
 
 
+_NAMES = (
+    "query", "key", "value", "additional_keys", "additional_values", "bias", "lengths",
+    "query_lengths", "head_scale",
+)  # fmt: skip
+
+
+def _refuse_type(name: str, given):
+    kind = "None" if given is None else f"of type {type(given).__name__}"
+    raise ValueError(f"{name} is {kind}; a torch.Tensor is needed.")
+
+
+def _check_tensors(tensors, names=_NAMES) -> None:
+    """What the dispatcher would refuse in its own terms. The first three must be given."""
+    for i, (tensor, name) in enumerate(zip(tensors, names)):
+        if tensor is None and i > 2:
+            continue
+        if not isinstance(tensor, Tensor):
+            _refuse_type(name, tensor)
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "nested" if tensor.is_nested else str(tensor.layout)
+            kind = "quantized" if tensor.is_quantized else kind
+            raise NotImplementedError(f"{name} is {kind}: not yet; use a dense tensor.")
+
+
+def _check_meta(tensors, parameters) -> None:
+    """The library's checks of shapes and dtypes, by a call of no samples."""
+    query, key, value, *more = tensors
+    if parameters[7] is not None:  # packed: one sample or more, whose lengths nobody knows
+        return
+    for name, tensor in zip(_NAMES, tensors):
+        if name in ("bias", "head_scale") or tensor is None or not (query.ndim and tensor.ndim):
+            continue
+        if tensor.shape[0] != query.shape[0]:
+            raise ValueError(f"{name} has batch {tensor.shape[0]}, query {query.shape[0]}.")
+    whole = (5, 8)  # without a batch
+    stand_ins = [
+        None if t is None else torch.empty(
+            t.shape if i in whole or not t.ndim else (0, *t.shape[1:]), dtype=t.dtype, device="cpu"
+        )
+        for i, t in enumerate(tensors)
+    ]  # fmt: skip
+    if stand_ins[5] is not None:
+        stand_ins[5] = stand_ins[5].to(_lse_dtype(value))
+    _attend_plain(*stand_ins, *parameters[:-1], "reference", False)
+
+
 def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
     if query.is_meta:  # shapes only; autocast knows no such device
+        _check_meta(tensors, parameters)
         if _is_decomposing:
             return _composed(tensors, parameters, return_lse)
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
@@ -491,6 +551,8 @@ def _dispatch(tensors, parameters, return_lse: bool):
             found = None
         if found is not None and found is not False:
             return found
+        if found is None:
+            _check_tensors(tensors)
     return _call(tensors, parameters, return_lse)
 
 
@@ -566,6 +628,11 @@ def _of_rank(rank: int | None):
                     raise
             if found is not None and found is not False:
                 return found
+            if found is None:
+                _check_tensors((
+                    query, key, value, additional_keys, additional_values, bias, lengths, None,
+                    head_scale,
+                ))  # fmt: skip
         if rank is not None and query.ndim != rank + 3:
             raise ValueError(
                 f"query has {query.ndim} dimensions; {name} takes {rank + 3}: "
@@ -620,7 +687,12 @@ def attention(
     )
 
 
-def _largest(lengths: Tensor | None, given, name: str):
+def _check_lengths(lengths, name: str = "lengths") -> None:
+    if not isinstance(lengths, Tensor):
+        _refuse_type(name, lengths)
+
+
+def _largest(lengths: Tensor | None, given, name: str, window=(1, 1)):
     """The largest extent along each axis; on a device that has to wait for it."""
     if given is not None or lengths is None:
         return given
@@ -628,7 +700,7 @@ def _largest(lengths: Tensor | None, given, name: str):
         raise ValueError(f"{name} must be given inside torch.compile, torch.export and the like.")
     if lengths.numel() == 0:
         raise ValueError("lengths is empty; one row for each sample is needed.")
-    return lengths.reshape(len(lengths), -1).amax(0).tolist()
+    return extents_of(lengths.reshape(len(lengths), -1).amax(0).tolist(), *window)
 
 
 @documented
@@ -663,12 +735,13 @@ def neighborhood_attention_varlen(
     Returns:
         {packed_outputs}
     """
+    _check_lengths(lengths)
     if lengths.ndim not in (1, 2):
         raise ValueError(f"lengths has {lengths.ndim} dimensions; [samples, rank] is needed.")
     rank = 1 if lengths.ndim == 1 else lengths.shape[1]
     if rank not in (1, 2, 3):
         raise ValueError(f"lengths has {rank} columns; one, two or three axes are possible.")
-    extents = _largest(lengths, max_lengths, "max_lengths")
+    extents = _largest(lengths, max_lengths, "max_lengths", (kernel_size, dilation))
     return _dispatch(
         (query, key, value, additional_keys, additional_values, bias, lengths, None, head_scale),
         (rank, kernel_size, stride, dilation, is_causal, scale, 1, extents, None, backend),
@@ -702,6 +775,9 @@ def attention_varlen(
         max_length, max_query_length: the largest ones; None as in neighborhood_attention_varlen().
         The others: as there and in attention().
     """
+    _check_lengths(lengths)
+    if query_lengths is not None:
+        _check_lengths(query_lengths, "query_lengths")
     extents = _largest(lengths, max_length, "max_length")
     query_extent = _largest(query_lengths, max_query_length, "max_query_length")
     return _dispatch(
@@ -720,9 +796,13 @@ def merge_attentions(
     {merge}
     Both are differentiable.
     """
+    outputs, lses = list(outputs), list(lses)
     if not outputs or not lses:
         raise ValueError("merge takes two or more outputs and as many lses.")
-    return torch.ops.vecina.merge(list(outputs), list(lses), backend)
+    for name, tensors in (("outputs", outputs), ("lses", lses)):
+        for i, tensor in enumerate(tensors):
+            _check_tensors((tensor,), (f"{name}[{i}]",))
+    return torch.ops.vecina.merge(outputs, lses, backend)
 
 
 # At the end, because the modules call the functions above.

@@ -224,3 +224,87 @@ def test_attention_of_natten(wrong):
     attention(**PACKED, **SUMS, **MOST)
     with pytest.raises(ValueError):
         attention(**{**PACKED, **wrong})
+
+
+QUERY = TENSORS["query"]
+SIDES = dict(key=QUERY, value=QUERY)
+KINDS = {
+    "ndarray": QUERY.numpy(), "list": QUERY.tolist(), "None": None, "sparse": QUERY.to_sparse(),
+    "nested": torch.nested.nested_tensor([QUERY[0], QUERY[1]]),
+    "jagged": torch.nested.nested_tensor([QUERY[0], QUERY[1]], layout=torch.jagged),
+    "quantized": torch.quantize_per_tensor(QUERY, 0.1, 0, torch.qint8),
+    "zero": torch._efficientzerotensor(QUERY.shape),
+}  # fmt: skip
+OF_KIND = {
+    "na1d": lambda x: vt.na1d(x, QUERY, QUERY, 3),
+    "na1d of key": lambda x: vt.na1d(QUERY, x, QUERY, 3),
+    "with gradients": lambda x: vt.na1d(x, QUERY.clone().requires_grad_(), QUERY, 3),
+    "of any rank": lambda x: vt.neighborhood_attention(x, QUERY, QUERY, 3),
+    "attention": lambda x: vt.attention(x, QUERY, QUERY),
+    "attention, value": lambda x: vt.attention(QUERY, QUERY, x),
+    "attention, gradients": lambda x: vt.attention(x, QUERY.clone().requires_grad_(), QUERY),
+    "attention_varlen": lambda x: vt.attention_varlen(x, QUERY, QUERY, torch.tensor([8])),
+    "qk": lambda x: vt.qk(x, QUERY, 3),
+    "av": lambda x: vt.av(x, QUERY, 3),
+    "merge": lambda x: vt.merge_attentions([QUERY, x], [zeros(2, 8, 4)] * 2),
+}
+
+
+@pytest.mark.parametrize("function", OF_KIND)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_dense_tensor(kind, function):
+    of_type = kind in ("ndarray", "list", "None", "zero")
+    with pytest.raises(ValueError if of_type else NotImplementedError) as error:
+        OF_KIND[function](KINDS[kind])
+    says = {"None": "None", "sparse": "sparse_coo", "jagged": "nested",
+            "zero": "stride 0" if function == "merge" else "no memory"}  # fmt: skip
+    assert says.get(kind, kind) in str(error.value) and len(str(error.value)) < 160
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (lambda: vt.neighborhood_attention_varlen(**PACKED, lengths=[4, 5], kernel_size=3),
+     "lengths is of type list"),
+    (lambda: vt.attention_varlen(**PACKED, lengths=[4, 5]), "lengths is of type list"),
+    (lambda: vt.attention_varlen(**PACKED, lengths=int32(4, 5), query_lengths=[4, 5]),
+     "query_lengths is of type list"),
+    (lambda: vt.na1d(QUERY, QUERY, QUERY, 3, lengths=[[8], [5]]), "lengths is of type list"),
+    (lambda: vt.na1d(QUERY, QUERY, QUERY, torch.tensor([3, 3])), "kernel_size is tensor"),
+    (lambda: vt.na1d(QUERY, QUERY, QUERY, 3, backend=0), "backend is 0"),
+    (lambda: vt.attention(QUERY[:, :0], QUERY, QUERY), "query has no tokens"),
+    (lambda: vt.attention(QUERY, QUERY[:, :0], QUERY[:, :0]), "key has no tokens"),
+    (lambda: vt.na1d(*[QUERY[:, :0]] * 3, 1), "query has no tokens"),
+    (lambda: vt.attention(*[QUERY[None]] * 3), "query has 5 dimensions"),
+    (lambda: vt.attention(*[QUERY[0]] * 3, return_lse=True), "query has 3 dimensions"),
+    (lambda: vt.attention(QUERY[None].clone().requires_grad_(), QUERY, QUERY),
+     "query has 5 dimensions"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_the_callers_terms(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        wrong()
+
+
+def test_stacked_tensors_are_parts_to_merge():
+    parts, lses = torch.randn(2, 1, 8, 2, 4), torch.randn(2, 1, 8, 2)
+    for got, wanted in zip(vt.merge_attentions(parts, lses),
+                           vt.merge_attentions(list(parts), list(lses))):  # fmt: skip
+        assert torch.equal(got, wanted)
+
+
+META = zeros(2, 8, 4, 4, device="meta")
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: vt.na1d(META, META, META, 9),
+    lambda: vt.na1d(META, META[:, :7], META, 3),
+    lambda: vt.na1d(META, META[:1], META, 3),
+    lambda: vt.na1d(META, META.double(), META, 3),
+    lambda: vt.na1d(META, META, META, 3, stride=4),
+    lambda: vt.na1d(META, META, META, 3, bias=zeros(4, 6, device="meta")),
+    lambda: vt.attention(META, META, META[:, :7]),
+])  # fmt: skip
+def test_meta_tensors_are_checked(wrong):
+    assert vt.na1d(META, META, META[..., :3], 3, output_stride=3).shape == (2, 3, 4, 3)
+    assert vt.na1d(META, META, META, 3, bias=zeros(4, 5, device="meta")).is_meta
+    assert vt.attention(META, META[:, :5, :2], META[:, :5, :2], return_lse=True)[1].is_meta
+    with pytest.raises(ValueError):
+        wrong()

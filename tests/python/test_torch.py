@@ -176,3 +176,59 @@ def test_nondeterministic_backward_is_asked_for(monkeypatch):
         vt.allow_nondeterministic_backward(False)
     gradients()
     assert asked == [False, True, False, False]
+
+
+def test_batch_0_gives_no_sample():
+    none = torch.zeros(0, 9, 2, 4)
+    leaf = none.clone().requires_grad_()
+    assert vt.na1d(none, none, none[..., :3], 3, output_stride=2).shape == (0, 5, 2, 3)
+    assert vt.attention(none, none[:, :5], none[:, :5]).shape == none.shape
+    assert vt.na1d(none, none, none, 3, return_lse=True)[1].shape == (0, 9, 2)
+    layer = vt.NeighborhoodAttention1D(8, 2, 3)
+    for output in (
+        vt.na1d(leaf, leaf, leaf, 3), vt.attention(leaf, leaf, leaf), vt.qk(leaf, leaf, 3),
+        vt.av(leaf[..., :3], leaf, 3), layer(leaf.flatten(-2)),
+        vt.merge_attentions([leaf, leaf], [leaf[..., 0], leaf[..., 1]])[0],
+        torch.compile(lambda x: vt.na1d(x, x, x, 3), backend="aot_eager")(leaf),
+    ):  # fmt: skip
+        (gradient,) = torch.autograd.grad(output.sum(), leaf)
+        assert len(output) == 0 and gradient.shape == leaf.shape
+    tensors = torch.zeros(3, 0, 2, 9, 2, 4)
+    assert torch.vmap(lambda q, k, v: vt.na1d(q, k, v, 3))(*tensors).shape == tensors[0].shape
+
+
+def test_samples_that_are_all_empty():
+    none = torch.zeros(1, 0, 2, 4, requires_grad=True)
+    for lengths in (torch.tensor([0, 0]), torch.tensor([[0, 6], [0, 9]])):
+        for most in (None, [9] * lengths.ndim):
+            found = vt.neighborhood_attention_varlen(
+                none, none, none, lengths, 3, dilation=2, max_lengths=most
+            )
+            assert found.shape == none.shape
+            found.sum().backward()
+    assert vt.attention_varlen(none, none, none, torch.tensor([0, 0])).shape == none.shape
+    keyless = vt.attention_varlen(
+        torch.ones(1, 9, 2, 4), none, none, torch.tensor([0]), query_lengths=torch.tensor([9])
+    )
+    assert keyless.shape == (1, 9, 2, 4) and not keyless.any()
+
+
+@pytest.mark.parametrize("kind", ["neg view", "imaginary part"])
+def test_tensors_whose_memory_has_the_other_sign(kind):
+    plain = torch.randn(2, 9, 2, 1)
+    other = torch._neg_view(-plain)
+    if kind == "imaginary part":
+        other = torch.complex(plain, -plain).conj().imag
+    assert other.is_neg() and torch.equal(other, plain)
+    key, leaf = torch.randn(2, 2, 9, 2, 1).unbind()
+    leaf = leaf.requires_grad_()
+    for call in (
+        lambda x: vt.na1d(x, key, key, 3, scale=3.0), lambda x: vt.attention(key, key, x),
+        lambda x: vt.qk(x, key, 3), lambda x: vt.av(key.expand(2, 9, 2, 3).contiguous(), x, 3),
+        lambda x: vt.merge_attentions([x, key], [key[..., 0], key[..., 0]])[0],
+        lambda x: torch.autograd.grad(vt.na1d(x, leaf, x, 3), leaf, x)[0],
+        lambda x: torch.autograd.grad(vt.attention(x, leaf, x), leaf, x)[0],
+    ):  # fmt: skip
+        # A plan may be held by then, but is not for tensors that lie as imaginary parts do.
+        for _ in range(3 if kind == "imaginary part" else 1):
+            assert torch.equal(call(other), call(plain))
