@@ -106,6 +106,7 @@ def _new_gradients(tensors):
 
 
 def _contiguous(gradient):
+    gradient = gradient.resolve_neg()
     if gradient.stride(-1) != 1 and gradient.shape[-1] > 1:  # expanded, as by sum()
         return gradient.contiguous()
     return gradient

@@ -127,8 +127,10 @@ def _run_backward(tensors, output, lse, grad_output, grad_lse, parameters):
     grad_output = grad_output.resolve_neg()
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:  # expanded, as by sum()
         grad_output = grad_output.contiguous()
-    if grad_lse is not None and grad_lse.ndim and grad_lse.stride(-1) != 1:
-        grad_lse = grad_lse.contiguous()
+    if grad_lse is not None:
+        grad_lse = grad_lse.resolve_neg()
+        if grad_lse.ndim and grad_lse.stride(-1) != 1:
+            grad_lse = grad_lse.contiguous()
     gradients = _new_gradients(tensors)
     _vecina.backward(
         *tensors, output, lse, grad_output, grad_lse, *gradients, *parameters,
@@ -494,7 +496,7 @@ def _check_tensors(tensors, names=_NAMES) -> None:
 
 def _check_meta(tensors, parameters) -> None:
     """The library's checks of shapes and dtypes, by a call of no samples."""
-    query, key, value, *more = tensors
+    query, value = tensors[0], tensors[2]
     if parameters[7] is not None:  # packed: one sample or more, whose lengths nobody knows
         return
     for name, tensor in zip(_NAMES, tensors):

@@ -228,6 +228,7 @@ def test_tensors_whose_memory_has_the_other_sign(kind):
         lambda x: vt.merge_attentions([x, key], [key[..., 0], key[..., 0]])[0],
         lambda x: torch.autograd.grad(vt.na1d(x, leaf, x, 3), leaf, x)[0],
         lambda x: torch.autograd.grad(vt.attention(x, leaf, x), leaf, x)[0],
+        lambda x: torch.autograd.grad(vt.qk(leaf, key, 1), leaf, x)[0],
     ):  # fmt: skip
         # A plan may be held by then, but is not for tensors that lie as imaginary parts do.
         for _ in range(3 if kind == "imaginary part" else 1):
