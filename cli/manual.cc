@@ -92,7 +92,9 @@ int print_manual(const CLI::App& root) {
       ".TP\n.B VECINA_CUDA_TARGET\nPlan as for a GPU of this compute capability times 10.\n"
       ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels and tuned plans lie.\n"
       ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
-      ".TP\n.B VECINA_LOG\nplan: on standard error, which backend takes a problem.\n");
+      ".TP\n.B VECINA_LOG\nplan: on standard error, which backend takes a problem; cache: why "
+      "compiled kernels are not "
+      "kept. Commas between.\n");
   return 0;
 }
 

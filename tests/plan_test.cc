@@ -370,7 +370,9 @@ TEST(ContextOptions, BadEnvironmentIsRefused) {
   for (const char* value : {"0", "-1", "many", "4097", "99999999999"}) {
     expect_refused("VECINA_NUM_THREADS", value, {value, "within 1 and 4096"});
   }
-  expect_refused("VECINA_LOG", "foo", {"'foo'", "plan"});
+  expect_refused("VECINA_LOG", "foo", {"'foo'", "plan or cache"});
+  expect_refused("VECINA_LOG", "plan,foo", {"'plan,foo'"});
+  expect_refused("VECINA_LOG", "plan,,cache", {"'plan,,cache'"});
 }
 
 TEST(Backends, AreListedInOrder) {

@@ -72,13 +72,6 @@ Status read_threads(int32_t option, int* threads) {
   return {};
 }
 
-// What is not known would be silence that looks like nothing to say.
-Status check_log_areas() {
-  const std::string text = environment("VECINA_LOG");
-  if (text.empty() || text == "plan") return {};
-  return invalid(fmt::format("VECINA_LOG is '{}'; it can be plan.", text));
-}
-
 constexpr Pass pass_of(const vecina_forward_args&) { return Pass::forward; }
 constexpr Pass pass_of(const vecina_backward_args&) { return Pass::backward; }
 constexpr Pass pass_of(const SplitArgs& args) { return args.pass; }

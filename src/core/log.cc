@@ -3,13 +3,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <mutex>
 #include <string_view>
 
 namespace vecina::internal {
 namespace {
+
+constexpr std::string_view kAreas[] = {"plan", "cache"};
 
 struct Log {
   std::mutex mutex;
@@ -29,6 +33,20 @@ Log& log_state() {
 }
 
 }  // namespace
+
+Status check_log_areas() {
+  const char* given = std::getenv("VECINA_LOG");
+  std::string_view rest = given ? given : "";
+  while (!rest.empty()) {
+    const size_t end = std::min(rest.find(','), rest.size());
+    const std::string_view area = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    if (std::find(std::begin(kAreas), std::end(kAreas), area) != std::end(kAreas)) continue;
+    return invalid(fmt::format("VECINA_LOG is '{}'; it can be {}, with commas between.", given,
+                               fmt::join(kAreas, " or ")));
+  }
+  return {};
+}
 
 void set_log(void (*function)(void* user, int severity, const char* line), void* user) {
   Log& log = log_state();

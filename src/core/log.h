@@ -5,9 +5,14 @@
 
 #include <string>
 
+#include "core/status.h"
+
 namespace vecina::internal {
 
 void set_log(void (*log)(void* user, int severity, const char* line), void* user);
+// Refuses a VECINA_LOG that names what is no area: it would be silence that looks like nothing to
+// say.
+Status check_log_areas();
 // True if someone listens to `area` ("plan", "cache"); ask before building a line.
 bool is_logged(const char* area);
 // The caller's function is called without a lock: it may call the library.
