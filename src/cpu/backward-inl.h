@@ -18,16 +18,18 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 
 #include "cpu/backward.h"
 #include "cpu/backward_tile-inl.h"
 #include "cpu/bias-inl.h"
+#include "cpu/fetches-inl.h"
 #include "cpu/key_gradients-inl.h"
 #include "cpu/key_sums-inl.h"
 #include "cpu/lane_unit-inl.h"
 #include "cpu/pack-inl.h"
-#include "cpu/sums-inl.h"
+#include "cpu/query_sums-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
 
@@ -39,12 +41,14 @@ template <typename Element>
 class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Base = LaneUnit<Element, BackwardPlan>;
   using typename Base::D, typename Base::LseType, typename Base::T;
-  using Sums = RowSums<D>;
 
  public:
   BackwardUnit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                void* scratch)
-      : Base(plan, pointers, unit, scratch), pointers_(pointers), layout_(keys_.layout()) {
+      : Base(plan, pointers, unit, scratch),
+        pointers_(pointers),
+        layout_(keys_.layout()),
+        starts_sums_(KeySums<Element>::starts_sums(lane_axis(), plan.max_slots)) {
     output_ = tensor_at<const Element>(pointers.output, plan.output, batch_, head_);
     lse_ = tensor_at<const LseType>(pointers.lse, plan.lse, batch_, head_);
     grad_output_ = tensor_at<const Element>(pointers.grad_output, plan.grad_output, batch_, head_);
@@ -90,7 +94,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       int packed_y = keys_.range(1).begin, written_y = 0;
       for (int row = 0; row < rows; row += kBackwardRows) {
         const int num_rows = std::min(kBackwardRows, rows - row);
-        pack_rows(fresh, {packed_y, middle_keys(row + num_rows - 1).end});
+        fresh_ = {fresh, {packed_y, middle_keys(row + num_rows - 1).end}};
+        pack_rows(z, row, num_rows);
         packed_y = std::max(packed_y, middle_keys(row + num_rows - 1).end);
         const int written_end = row + num_rows < rows
                                     ? std::min(packed_y, middle_keys(row + num_rows).begin)
@@ -126,7 +131,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       Base::visible_keys;
   using Base::kLog2E;
   static constexpr int kLanes = Base::kMaxLanes;
-  static constexpr int kMaxRuns = 128;
+  static constexpr int kMaxRuns = BackwardTile<Element>::kMaxRuns;
   // AVX-512 computes so fast that it waits for the third cache; what the next tile reads is as much
   // as the first holds.
   static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
@@ -141,7 +146,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   // Rows of keys of some planes: packed for the next tiles, or written after these.
   struct Ahead {
     KeyRange planes, rows;
+    bool holds(int z, int y) const {
+      return z >= planes.begin && z < planes.end && y >= rows.begin && y < rows.end;
+    }
   };
+  static constexpr int kNever = std::numeric_limits<int>::max();
 
   // Query rows at one position of the middle axis.
   int rows_at_once() const {
@@ -172,13 +181,24 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     this->pack_for_all_tiles();
   }
 
-  // Keys and values of the rows at planes x rows, and zeros for their sums.
-  void pack_rows(const KeyRange& planes, const KeyRange& rows) {
-    const ptrdiff_t count = keys_.tokens();
-    for (int z = planes.begin; z < planes.end; ++z) {
-      for (int y = rows.begin; y < rows.end; ++y) {
+  // Keys and values of the fresh rows, and zeros for their sums, unless the tiles at query rows
+  // [row, row + num_rows) start those.
+  void pack_rows(int at_z, int row, int num_rows) {
+    const auto count = static_cast<ptrdiff_t>(plan_.sums_tokens(keys_.box()));
+    const AxisGroup& outer = keys_.axis(0);
+    for (int z = fresh_.planes.begin; z < fresh_.planes.end; ++z) {
+      for (int y = fresh_.rows.begin; y < fresh_.rows.end; ++y) {
         pack_row(z, y);
-        const ptrdiff_t first = plan_.sums_row(keys_.box(), z, y) * count;
+        bool is_seen = starts_sums_ && z >= outer.begin(outer.position(at_z));
+        if (is_seen) {
+          is_seen = false;  // between the windows of a downsampled axis
+          for (int r = row; r < row + num_rows && !is_seen; ++r) {
+            const KeyRange seen = middle_keys(r);
+            is_seen = y >= seen.begin && y < seen.end;
+          }
+        }
+        if (is_seen) continue;
+        const ptrdiff_t first = plan_.first_sum(keys_.box(), z, y);
         std::fill_n(sums_ + first * plan_.key_pitch, count * plan_.key_pitch, T{0});
         std::fill_n(sums_ + plan_.sums_value + first * plan_.value_pitch, count * plan_.value_pitch,
                     T{0});
@@ -217,6 +237,12 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     const int position_z = keys_.axis(0).position(z);
     const int num_keys = visible_keys(rows, num_rows);
     is_whole_ = holds_all_keys(rows, num_rows, z, num_keys);
+    const QuerySums<Element> query_sums = this->query_sums();
+    for (int r = 0; r < num_rows; ++r) {
+      Row& row = rows[static_cast<size_t>(r)];
+      row.is_written_at_once = grad_query_ != nullptr && query_sums.can_write(row, is_whole_);
+    }
+    start_fetches(rows, num_rows, z, num_keys);
     if (!is_whole_) {
       for (int r = 0; r < num_rows; ++r) add_to_delta(&rows[static_cast<size_t>(r)], r);
     }
@@ -233,6 +259,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
           Run* run = new_run(std::min(plan_.max_slots, num_keys - j), first, last, &rows, num_rows);
           set_window(x, key_z, key_y, j, run);
           add_logits(*run, rows);
+          fetches_.advance(run->num_slots());
         }
       }
     }
@@ -242,10 +269,12 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       Run* run = new_run(count, 0, num_rows, &rows, num_rows);
       set_additional(j, run);
       add_logits(*run, rows);
+      fetches_.advance(run->num_slots());
     }
     flush(&rows, num_rows);
+    fetches_.finish();
     if (grad_query_ != nullptr) {
-      for (int r = 0; r < num_rows; ++r) write_queries(rows[static_cast<size_t>(r)], r);
+      for (int r = 0; r < num_rows; ++r) query_sums.write(&rows[static_cast<size_t>(r)], r);
     }
   }
 
@@ -263,50 +292,54 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   }
 
   // A tile fetches what it writes last, what the next ones read, and gradients of keys that are
-  // written after it: so many kinds, those that are needed first before the others, in a piece for
-  // each of its rows.
-  int kinds_of_fetches() const {
-    if (kFetchesFar && !plan_.fetches_far) return 0;
-    return kFetchesFar && layout_ == KeyLayout::shifted ? 6 : 2;
-  }
-  void fetch(int kind, const Row& row, int r) const {
-    switch (kind) {
-      case 0:
-        return fetch_grad_query(row);
-      case 1:
-        return fetch_next(r);
-      case 2:
-        return fetch_keys(reads_, key_, plan_.key, plan_.head_dim, row, r);
-      case 3:
-        return fetch_keys(reads_, value_, plan_.value, plan_.head_dim_value, row, r);
-      case 4:
-        return fetch_keys(writes_, grad_key_, plan_.grad_key, plan_.head_dim, row, r);
-      default:
-        fetch_keys(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value, row, r);
+  // written after it, those that are needed first before the others. Each key of a row is in five
+  // products.
+  void start_fetches(const Rows& rows, int num_rows, int z, int num_keys) {
+    const int position = keys_.axis(0).position(z);
+    const int keys_z = keys_.axis(0).end(position) - keys_.axis(0).begin(position);
+    int64_t slots = num_rows * plan_.additional_tokens;
+    for (int r = 0; r < num_rows; ++r) {
+      const Row& row = rows[static_cast<size_t>(r)];
+      slots += int64_t{keys_z} * (row.key_end - row.key_begin) * num_keys;
     }
+    fetches_.start(5 * slots);
+    if (kFetchesFar && !plan_.fetches_far) return;
+    const auto for_rows = [&](const auto& fetch) {
+      for (int r = 0; r < num_rows; ++r) fetch(rows[static_cast<size_t>(r)], r);
+    };
+    for_rows([&](const Row& row, int /*r*/) { fetch_grad_query(row); });
+    for_rows([&](const Row& /*row*/, int r) { fetch_next(r); });
+    if (!kFetchesFar || layout_ != KeyLayout::shifted) return;
+    const auto fetch = [&](const Ahead& ahead, const Element* tensor, const Strides& strides,
+                           int size) {
+      for_rows([&](const Row& row, int r) { fetch_keys(ahead, tensor, strides, size, row, r); });
+    };
+    fetch(reads_, key_, plan_.key, plan_.head_dim);
+    fetch(reads_, value_, plan_.value, plan_.head_dim_value);
+    fetch(writes_, grad_key_, plan_.grad_key, plan_.head_dim);
+    fetch(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value);
   }
   // What row r of the next tile reads first.
-  void fetch_next(int r) const {
+  void fetch_next(int r) {
     if (next_.first_row + r >= next_.num_rows) return;
     const Place place = place_of(next_.x, next_.z, next_.first_row + r);
     const int64_t query_step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
     const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
     const int lanes = num_queries(place);
-    prefetch_rows<kFetch>(query_ + query_offset(plan_.query, place), query_step, lanes,
-                          plan_.head_dim);
-    prefetch_rows<kFetch>(grad_output_ + output_offset(plan_.grad_output, place), output_step,
-                          lanes, plan_.head_dim_value);
+    fetches_.add(query_ + query_offset(plan_.query, place), query_step, lanes, plan_.head_dim);
+    fetches_.add(grad_output_ + output_offset(plan_.grad_output, place), output_step, lanes,
+                 plan_.head_dim_value);
   }
-  void fetch_grad_query(const Row& row) const {
+  void fetch_grad_query(const Row& row) {
     if (grad_query_ == nullptr || streams_grad_query_) return;
     const int64_t step =
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.grad_query.token[2];
-    prefetch_rows<kFetch>(row.grad_query, step, row.num_queries, plan_.head_dim);
+    fetches_.add(row.grad_query, step, row.num_queries, plan_.head_dim);
   }
   // Of every kBackwardRows-th row of keys from r on, what stands at the queries of row r.
   void fetch_keys(const Ahead& ahead, const Element* tensor, const Strides& strides, int size,
-                  const Row& row, int r) const {
+                  const Row& row, int r) {
     if (tensor == nullptr) return;
     const AxisGroup& axis = lane_axis();
     const int first = axis.position(row.place.x);
@@ -314,8 +347,8 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     const int64_t stride = axis.token_step * strides.token[2];
     for (int z = ahead.planes.begin; z < ahead.planes.end; ++z) {
       for (int y = ahead.rows.begin + r; y < ahead.rows.end; y += kBackwardRows) {
-        prefetch_rows<kFetch>(tensor + keys_.row_offset(strides, z, y) + first * stride, stride,
-                              count, size);
+        fetches_.add(tensor + keys_.row_offset(strides, z, y) + first * stride, stride, count,
+                     size);
       }
     }
   }
@@ -357,8 +390,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
               axis.output_step * plan_.grad_output.token[2], row->num_queries, plan_.head_dim_value,
               plan_.value_pitch, 1.0, tile(plan_.scratch.grad_outputs, r, plan_.value_pitch),
               tile(plan_.scratch.transposed_grad_outputs, r, plan_.value_pitch));
-    std::fill_n(tile(plan_.scratch.grad_queries, r, plan_.key_pitch),
-                ptrdiff_t{kLanes} * plan_.key_pitch, T{0});
+    row->has_sums = false;
     row->output = output_ + output_offset(plan_.output, place);
     set_up_softmax(
         lse_ + output_offset(plan_.lse, place),
@@ -431,6 +463,10 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     hn::Store(delta, d, row->softmax.delta);
   }
 
+  QuerySums<Element> query_sums() const {
+    return {plan_, lane_axis(), scratch_, streams_grad_query_};
+  }
+
   // Room for a run of `count` keys that rows [first, last) of the tile see, flushing what is there
   // if a row has none. Runs are written where they stay: copying what was just written in parts
   // would wait for it.
@@ -458,7 +494,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     const bool is_shared = layout_ == KeyLayout::shared;
     const ptrdiff_t lane = is_shared ? 0 : ptrdiff_t{x - box_.begin[2]};
     const ptrdiff_t key = lane * lane_axis().step + j, token = row * keys_.tokens() + key;
-    const ptrdiff_t sum = plan_.sums_row(keys_.box(), z, y) * keys_.tokens() + key;
+    const ptrdiff_t sum = plan_.first_sum(keys_.box(), z, y) + key;
     const T* keys = scratch_ + plan_.scratch.keys + token * plan_.key_pitch;
     const T* values = scratch_ + plan_.scratch.values + token * plan_.value_pitch;
     run->keys = keys;
@@ -468,6 +504,11 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     run->value_columns =
         is_shared ? values : transposed_values(row) + keys_.column(x, plan_.head_dim_value);
     run->first_key = j;
+    run->first_fresh = kNever;
+    if (starts_sums_ && fresh_.holds(z, y)) {
+      run->first_fresh =
+          x == box_.begin[2] ? 0 : KeySums<Element>::keys_written(run->count) - kLanes;
+    }
     run->z = z;
     run->y = y;
     run->is_shared = is_shared;
@@ -480,6 +521,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     run->key_sums = additional_sums_ + j * plan_.key_pitch;
     run->value_sums = additional_sums_ + plan_.additional_value_sums + j * plan_.value_pitch;
     run->first_key = run->z = run->y = 0;
+    run->first_fresh = kNever;
     run->is_shared = true;
     run->is_window = false;
   }
@@ -574,24 +616,14 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       const Run& run = runs_[static_cast<size_t>(i)];
       add_products(run, run.value_columns, plan_.head_dim_value, plan_.value_pitch,
                    plan_.scratch.transposed_grad_outputs, plan_.scratch.grad_logits);
+      fetches_.advance(run.num_slots());
     }
-    // A share after each step: what is asked for all at once is waited for.
-    int done = 0, fetched = 0, kind = 0, of_row = 0;
-    const int steps = 2 * num_rows + 2 * num_runs_, pieces = kinds_of_fetches() * num_rows;
-    const auto fetch_share = [&](int more) {
-      done += more;
-      for (; fetched * steps < done * pieces; ++fetched) {
-        fetch(kind, (*rows)[static_cast<size_t>(of_row)], of_row);
-        if (++of_row < num_rows) continue;
-        of_row = 0;
-        ++kind;
-      }
-    };
+    const QuerySums<Element> query_sums = this->query_sums();
     for (int r = 0; r < num_rows; ++r) {
       Row& row = (*rows)[static_cast<size_t>(r)];
       softmax_gradient(row, r);
-      fetch_share(2);
-      if (grad_query_ != nullptr) add_to_queries(row, r);
+      fetches_.advance(row.slots);
+      if (grad_query_ != nullptr) query_sums.add(runs_.data(), num_runs_, &row, r);
       if (plan_.grad_bias.given) add_to_bias(row, r);
       row.slots = 0;
     }
@@ -602,7 +634,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         key_sums.add(run, *rows, plan_.scratch.queries, plan_.scratch.grad_logits, plan_.key_pitch,
                      run.key_sums);
       }
-      fetch_share(1);
+      fetches_.advance(run.num_slots());
     }
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[static_cast<size_t>(i)];
@@ -610,7 +642,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         key_sums.add(run, *rows, plan_.scratch.grad_outputs, plan_.scratch.probabilities,
                      plan_.value_pitch, run.value_sums);
       }
-      fetch_share(1);
+      fetches_.advance(run.num_slots());
     }
     num_runs_ = 0;
   }
@@ -640,125 +672,6 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     }
   }
 
-  // grad_query += dS * key, over the keys that row r holds.
-  void add_to_queries(const Row& row, int r) {
-    std::array<Segment<T>, kMaxRuns> window, additional;
-    int num_window = 0, num_additional = 0;
-    int shortest = plan_.max_slots;
-    for (int i = 0; i < num_runs_; ++i) {
-      const Run& run = runs_[static_cast<size_t>(i)];
-      if (!run.is_seen_by(r)) continue;
-      const T* weights = grad_logits(r) + ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
-      const Segment<T> segment = {run.keys, weights, run.count};
-      if (!run.is_window) {
-        additional[static_cast<size_t>(num_additional++)] = segment;
-      } else if (row.has_views) {
-        add_seen(run, row, segment, r);
-      } else {
-        window[static_cast<size_t>(num_window++)] = segment;
-        shortest = std::min(shortest, run.count);
-      }
-    }
-    const bool is_shared = layout_ == KeyLayout::shared;
-    const int most = !is_shared && lane_axis().step == 1 ? Sums::most_in_stairs(shortest) : 1;
-    if (num_window > 0) {
-      add_to_lanes(row, r, window.data(), num_window, most,
-                   is_shared ? 0 : ptrdiff_t{lane_axis().step} * plan_.key_pitch);
-    }
-    if (num_additional > 0) {
-      add_to_lanes(row, r, additional.data(), num_additional, /*most_in_stairs=*/1, 0);
-    }
-  }
-
-  // Segments that start `lane_step` elements later with each lane.
-  void add_to_lanes(const Row& row, int r, const Segment<T>* segments, int count,
-                    int most_in_stairs, ptrdiff_t lane_step) const {
-    const int pitch = plan_.key_pitch;
-    T* sums = tile(plan_.scratch.grad_queries, r, pitch);
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = kLanes;
-    const bool is_stairs = most_in_stairs > 1;
-    walk.end = plan_.max_slots + Sums::kMost - 1;
-    for (int lane = 0, take; lane < row.num_queries; lane += take) {
-      walk.row_offset = lane * lane_step;
-      walk.weight_offset = lane;
-      take = is_stairs        ? Sums::take(kLanes - lane, most_in_stairs)
-             : lane_step == 0 ? Sums::take(kLanes - lane)
-                              : 1;
-      if (take == 1) {
-        Sums::single(segments, count, walk, pitch, sums + lane * pitch);
-      } else if (is_stairs) {
-        Sums::stairs(take, Weights::of_queries, segments, count, walk, pitch, sums + lane * pitch,
-                     pitch);
-      } else {
-        Sums::level(take, Weights::of_queries, segments, count, walk, pitch, sums + lane * pitch,
-                    pitch);
-      }
-    }
-  }
-
-  // A run of which each lane sees a part.
-  void add_seen(const Run& run, const Row& row, const Segment<T>& segment, int r) const {
-    const int pitch = plan_.key_pitch;
-    const ptrdiff_t lane_step = run.is_shared ? 0 : ptrdiff_t{lane_axis().step} * pitch;
-    T* sums = tile(plan_.scratch.grad_queries, r, pitch);
-    Walk walk;
-    walk.row_step = pitch;
-    walk.weight_step = kLanes;
-    int common = 0, common_end = 0;  // keys that the lanes before common_end all see
-    for (int lane = 0; lane < row.num_queries; ++lane) {
-      walk.weight_offset = lane;
-      walk.row_offset = lane * lane_step;
-      if (run.is_shared && lane == common_end) {  // each lane sees more than the one before
-        const int take = Sums::take(kLanes - lane);
-        common_end += take;
-        common = take == 1 ? 0 : part_seen(run, row, lane).visible;
-        Segment<T> all = segment;
-        all.count = common;
-        if (common > 0) {
-          Sums::level(take, Weights::of_queries, &all, 1, walk, pitch, sums + lane * pitch, pitch);
-        }
-      }
-      const QueryView seen = part_seen(run, row, lane);
-      const int parts[2][2] = {{std::max(seen.begin, common), seen.visible},
-                               {seen.wrapped, run.count}};
-      for (const auto& part : parts) {
-        if (part[0] >= part[1]) continue;
-        const Segment<T> some = {segment.rows + ptrdiff_t{part[0]} * pitch,
-                                 segment.weights + ptrdiff_t{part[0]} * kLanes, part[1] - part[0]};
-        Sums::single(&some, 1, walk, pitch, sums + lane * pitch);
-      }
-    }
-  }
-
-  // What a lane sees of a run, counted from its first key.
-  static QueryView part_seen(const Run& run, const Row& row, int lane) {
-    const QueryView& view = row.views[static_cast<size_t>(lane)];
-    const auto within = [&](int key) { return std::clamp(key - run.first_key, 0, run.count); };
-    return {within(view.begin), within(view.visible),
-            std::max(within(view.visible), within(view.wrapped))};
-  }
-
-  void write_queries(const Row& row, int r) const {
-    const D d;
-    const auto scale = hn::Set(d, static_cast<T>(plan_.scale));
-    const AxisGroup& axis = lane_axis();
-    const int64_t stride = int64_t{axis.token_step} * axis.step * plan_.grad_query.token[2];
-    const T* sums = tile(plan_.scratch.grad_queries, r, plan_.key_pitch);
-    for (int lane = 0; lane < row.num_queries; ++lane, sums += plan_.key_pitch) {
-      Element* to = row.grad_query + lane * stride;
-      for (int i = 0; i < plan_.head_dim; i += kLanes) {
-        const auto sum = hn::Mul(scale, hn::Load(d, sums + i));
-        if (i + kLanes <= plan_.head_dim) {
-          store_or_stream(d, sum, streams_grad_query_, to + i);
-        } else {
-          store_some(d, sum, static_cast<size_t>(plan_.head_dim - i), to + i);
-        }
-      }
-    }
-  }
-
   // Gradients of the keys at planes x rows.
   void write_rows(const KeyGradients<Element>& gradients, const KeyRange& planes,
                   const KeyRange& rows) const {
@@ -778,8 +691,10 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   bool streams_grad_query_;
   T *sums_, *additional_sums_, *bias_sums_;
   Element *grad_key_, *grad_value_;
-  Ahead reads_ = {}, writes_ = {};
+  const bool starts_sums_;  // the first tile that sees a key does, instead of adding to zeros
+  Ahead fresh_ = {}, reads_ = {}, writes_ = {};
   NextTile next_ = {};
+  Fetches<kFetch> fetches_;
   bool is_whole_ = false;  // the tile holds all keys of its queries
   int num_runs_ = 0;
   std::array<Run, kMaxRuns> runs_;

@@ -68,8 +68,14 @@ struct BackwardPlan : Partition {
   // rows, otherwise of those that its ring holds.
   bool keeps_sums_apart = false;
   size_t sums_value = 0, sums_size = 0;
-  ptrdiff_t sums_row(const PackedBox& box, int z, int y) const {
-    return keeps_sums_apart ? box.row(z, y) : box.ring_row(z, y);
+  // Up to eight keys are summed at once, the last ones of a row with some that are none.
+  static constexpr int kSumsBeyond = 7;
+  static int64_t sums_tokens(const PackedBox& box) {
+    return box.ranges[2].size() + (box.runs.num_runs > 0 ? kSumsBeyond : 0);
+  }
+  // The first token of a row.
+  ptrdiff_t first_sum(const PackedBox& box, int z, int y) const {
+    return (keeps_sums_apart ? box.row(z, y) : box.ring_row(z, y)) * sums_tokens(box);
   }
   // Those of additional tokens; kept apart, behind all others, if there are several boxes.
   bool keeps_additional_apart = false;

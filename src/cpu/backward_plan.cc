@@ -81,9 +81,8 @@ void lay_out_sums(BackwardPlan* plan) {
   size_t tokens = 0;
   for (const PackedBox& packed : plan->packed) {
     const int64_t rows = plan->keeps_sums_apart ? packed.rows() : packed.ring_rows();
-    tokens = std::max(tokens, box_size(*plan, packed, rows).tokens);
+    tokens = std::max(tokens, static_cast<size_t>(rows * plan->sums_tokens(packed)));
   }
-  tokens += 7;  // up to eight keys are summed at once: the last ones with some that are none
   plan->sums_value = tokens * static_cast<size_t>(plan->key_pitch);
   plan->sums_size = plan->sums_value + tokens * static_cast<size_t>(plan->value_pitch);
 

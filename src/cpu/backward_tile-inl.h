@@ -26,6 +26,7 @@ struct BackwardTile {
   using T = typename ComputeType<Element>::type;
   using D = hn::ScalableTag<T>;
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+  static constexpr int kMaxRuns = 128;
 
   // Where a query row stands: its first query, outer positions, phase and head.
   struct Place {
@@ -44,6 +45,8 @@ struct BackwardTile {
     std::array<QueryView, kLanes> views;
     BiasEntries<D> bias;
     int slots = 0;
+    bool has_sums = false;            // some keys are in its queries' gradients
+    bool is_written_at_once = false;  // all keys are, when they leave the registers
     RowSoftmax<D> softmax;
   };
   using Rows = std::array<Row, kBackwardRows>;
@@ -57,10 +60,12 @@ struct BackwardTile {
     int count, first_key;                  // of the window
     int z, y;                              // positions of its keys
     int first, last;                       // rows of the tile that see it
+    int first_fresh;                       // from this key on, no tile has written sums
     bool is_shared, is_window;
     std::array<int, kBackwardRows> slots;
 
     bool is_seen_by(int row) const { return first <= row && row < last; }
+    int num_slots() const { return count * (last - first); }
   };
 };
 

@@ -145,7 +145,7 @@ class KeyGradients {
     if (!box.packed.has_row(slice.z, slice.y)) return {};
     const KeyRange& range = box.packed.ranges[2];
     return {sums + (plan_.keeps_sums_apart ? b * plan_.sums_size : 0) +
-                plan_.sums_row(box.packed, slice.z, slice.y) * range.size() * pitch,
+                plan_.first_sum(box.packed, slice.z, slice.y) * pitch,
             range};
   }
 

@@ -33,6 +33,18 @@ class KeySums {
   KeySums(const BackwardPlan& plan, const AxisGroup& lane_axis, T* scratch)
       : plan_(plan), step_(lane_axis.step), scratch_(scratch) {}
 
+  // True if every run of whole windows goes to add_stairs(), and those are all that a tile has.
+  static bool starts_sums(const AxisGroup& lane_axis, int max_slots) {
+    const int keys = lane_axis.window.kernel_size;
+    return key_layout(lane_axis) == KeyLayout::shifted && lane_axis.step == 1 &&
+           lane_axis.phases == 1 && keys <= max_slots && Sums::most_in_stairs(keys) > 1;
+  }
+  // Keys of a row that add_stairs() writes the sums of, for windows of so many keys.
+  static int keys_written(int window) {
+    const int take = Sums::most_in_stairs(window);
+    return (kLanes - 1 + window + take - 1) / take * take;
+  }
+
   // sums of the run's keys += weight * row of queries, over all rows of the tile that see them.
   void add(const Run& run, const Rows& rows, size_t query_array, size_t weight_array, int pitch,
            T* sums) const {
@@ -91,12 +103,17 @@ class KeySums {
     Walk walk;
     walk.row_step = pitch;
     const int take = Sums::most_in_stairs(run.count);
+    const int fresh = run.first_fresh;
     for (int c = 0; c < kLanes - 1 + run.count; c += take) {
       const int lane = c - run.count + 1;  // of the stairs' first step
       walk.begin = std::max(0, -lane);
       walk.end = std::min(run.count + take - 1, kLanes - lane);
       walk.row_offset = ptrdiff_t{lane} * pitch;
       walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
+      walk.starts = c >= fresh;
+      if (c < fresh && fresh < c + take) {
+        std::fill_n(sums + ptrdiff_t{fresh} * pitch, ptrdiff_t{c + take - fresh} * pitch, T{0});
+      }
       Sums::stairs(take, Weights::of_keys, segments, count, walk, pitch,
                    sums + ptrdiff_t{c} * pitch, pitch);
     }

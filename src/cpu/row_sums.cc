@@ -35,17 +35,27 @@ struct Block {
 
   hn::Vec<D> sums[kSums * kVectors];
 
-  HWY_INLINE void load(const T* from, ptrdiff_t pitch) {
+  HWY_INLINE void load(const Walk& walk, const T* from, ptrdiff_t pitch) {
+    if (walk.starts) {
+      unroll<kSums * kVectors>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(D()); });
+      return;
+    }
     unroll<kSums>([&](auto q) VECINA_INLINE {
-      unroll<kVectors>(
-          [&](auto v) VECINA_INLINE { sums[q * kVectors + v] = hn::Load(D(), from + v * kLanes); });
+      unroll<kVectors>([&](auto v) VECINA_INLINE {
+        sums[q * kVectors + v] = hn::LoadU(D(), from + v * kLanes);
+      });
       from = at_run_time(from + pitch);
     });
   }
-  HWY_INLINE void store(T* to, ptrdiff_t pitch) const {
+  template <Weights kWeights>
+  HWY_INLINE void store(const Walk& walk, T* to, ptrdiff_t pitch) const {
+    const auto scale = hn::Set(D(), static_cast<T>(walk.scale));
     unroll<kSums>([&](auto q) VECINA_INLINE {
-      unroll<kVectors>(
-          [&](auto v) VECINA_INLINE { hn::Store(sums[q * kVectors + v], D(), to + v * kLanes); });
+      unroll<kVectors>([&](auto v) VECINA_INLINE {
+        auto sum = sums[q * kVectors + v];
+        if constexpr (kWeights == Weights::of_queries) sum = hn::Mul(scale, sum);
+        hn::StoreU(sum, D(), to + v * kLanes);
+      });
       to = at_run_time(to + pitch);
     });
   }
@@ -81,7 +91,7 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
   const ptrdiff_t first_row = walk.row_offset + column + walk.begin * row_step;
   const ptrdiff_t first_weight = walk.weight_offset + walk.begin * kStep;
   Block<kSums, kVectors, D> sums;
-  sums.load(to, pitch);
+  sums.load(walk, to, pitch);
   for (int s = 0; s < num_segments; ++s) {
     const int count = segments[s].count, end = HWY_MIN(walk.end, count + kRamp);
     const T* HWY_RESTRICT row = segments[s].rows + first_row;
@@ -120,7 +130,7 @@ HWY_NOINLINE void add_stairs(D, const Segment<hn::TFromD<D>>* segments, int num_
       }
     });
   }
-  sums.store(to, pitch);
+  sums.template store<kWeights>(walk, to, pitch);
 }
 
 template <int kSums, int kVectors, Weights kWeights, class D>
@@ -133,7 +143,7 @@ HWY_NOINLINE void add_level(D, const Segment<hn::TFromD<D>>* segments, int num_s
   constexpr ptrdiff_t kStep = kWeights == Weights::of_keys ? 1 : kLanes;
   const ptrdiff_t row_step = walk.row_step;
   Block<kSums, kVectors, D> sums;
-  sums.load(to, pitch);
+  sums.load(walk, to, pitch);
   for (int s = 0; s < num_segments; ++s) {
     const T* HWY_RESTRICT row = segments[s].rows + walk.row_offset + column;
     const T* HWY_RESTRICT weights = segments[s].weights + walk.weight_offset;
@@ -143,7 +153,7 @@ HWY_NOINLINE void add_level(D, const Segment<hn::TFromD<D>>* segments, int num_s
       weights += kStep;
     }
   }
-  sums.store(to, pitch);
+  sums.template store<kWeights>(walk, to, pitch);
 }
 
 // Four rows at once, each into sums of its own, hide the latency.
@@ -177,8 +187,9 @@ HWY_NOINLINE void add_single(D d, const Segment<hn::TFromD<D>>* segments, int nu
   unroll<kVectors>([&](auto v) VECINA_INLINE {
     const auto sum = hn::Add(hn::Add(sums.sums[v], sums.sums[kVectors + v]),
                              hn::Add(sums.sums[2 * kVectors + v], sums.sums[3 * kVectors + v]));
+    const auto scaled = hn::Mul(hn::Set(d, static_cast<T>(walk.scale)), sum);
     T* at = to + v * kLanes;
-    hn::Store(hn::Add(hn::Load(d, at), sum), d, at);
+    hn::StoreU(walk.starts ? scaled : hn::Add(hn::LoadU(d, at), scaled), d, at);
   });
 }
 

@@ -36,12 +36,14 @@ enum class Weights { of_keys, of_queries };
 struct Walk {
   ptrdiff_t row_offset = 0, weight_offset = 0, row_step = 0;
   ptrdiff_t weight_step = 0;  // of single(): from row to row
+  bool starts = false;        // the sums: nothing is at `to` yet
+  double scale = 1.0;         // of what is added to a query's sums, or is one
   // Of stairs: sum q takes the rows q to q + count - 1; of all sums' rows, here only [begin, end).
   int begin = 0, end = 0;
 };
 
-// Adds to sums of `size` elements, whole vectors, `pitch` apart. Compiled once, in row_sums.cc, for
-// all element types.
+// Adds to sums of `size` elements, whole vectors, `pitch` apart, at any address. Compiled once, in
+// row_sums.cc, for all element types.
 template <class D>
 class RowSums {
  public:
