@@ -14,6 +14,11 @@ namespace {
 // Packed keys and values of one unit should leave room in L2 (512 KiB and more on x86) for what
 // passes through it.
 constexpr size_t kPackedBytes = 200 * 1024;
+// Where the least band takes more, boxes are cut, and what lies at a cut is packed twice. Vectors
+// of 512 bits come with an L2 of 1 MiB and more, and then that costs more than it gains.
+constexpr size_t most_packed_bytes(const ForwardKernel& kernel) {
+  return kernel.lanes * kernel.element_bytes == 64 ? 320 * 1024 : kPackedBytes;
+}
 
 constexpr int64_t kUnitsOfLargeWindows = 32;
 
@@ -339,8 +344,11 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes, bool m
   runs.columns = columns_of(range.size());
   runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
-  if (may_have_strips && int64_t{2} * strips * columns_of(of_strip) <= int64_t{3} * runs.columns) {
-    runs.columns = columns_of(of_strip);
+  // Half as much room again pays where a strip is one line, which no load crosses.
+  const int strip = columns_of(of_strip);
+  const int64_t most = strip == kLine ? int64_t{3} * runs.columns / 2 : runs.columns;
+  if (may_have_strips && int64_t{strips} * strip <= most) {
+    runs.columns = strip;
     runs.strips = strips;
     runs.pitch = runs.num_runs * runs.columns;
   }
@@ -540,7 +548,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   }
   const auto is_too_large = [&](const Box& box) {
     const PackedRing ring = packed_ring(plan, box, kernel.element_bytes);
-    return packed_bytes(plan, box, ring, kernel.element_bytes) > kPackedBytes ||
+    return packed_bytes(plan, box, ring, kernel.element_bytes) > most_packed_bytes(kernel) ||
            is_long_row(plan, box);
   };
   cut_boxes(&plan, enough, is_too_large, ring_axis);
