@@ -269,6 +269,7 @@ Status Context::find_plan(const vecina_problem& problem, const Args& args,
     if (*record != nullptr) return {};
   }
   last.wanted.assign(words, words + size);
+  record->reset();
   {
     const std::shared_lock lock(mutex_);
     const auto found = plans_.find(last.wanted);

@@ -201,7 +201,7 @@ TEST(GradientSpanPlan, TheFormDoesNotDependOnWhatIsWanted) {
   for (const char* line :
        {"1d 256 kernel_size 7 batch 2 heads 8 head_dim 32",
         "1d 256 kernel_size 7 batch 2 heads 8 heads_kv 2 head_dim 32 additional 4",
-        "1d 64 kernel_size 7 stride 3 heads 1 head_dim 32 bias",
+        "1d 256 kernel_size 7 stride 3 batch 2 heads 8 head_dim 32 bias",
         "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32 dtype bf16"}) {
     const Problem problem = parsed(line);
     Args all;

@@ -127,7 +127,8 @@ void expect_grid(const std::string& line, std::array<uint32_t, 3> grid, bool is_
 }
 
 TEST(SmallPlan, TheGridCountsTilesInItsFirstDimensions) {
-  expect_grid("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32", {16, 8, 2}, false);
+  expect_grid("1d 256 kernel_size 7 batch 2 heads 7 head_dim 32", {16, 7, 2}, false);
+  expect_grid("1d 256 kernel_size 7 batch 2 heads 8 head_dim 32", {32, 8 / 2, 2}, false);
   expect_grid("1d 5 kernel_size 5 batch 3 heads 2 head_dim 12 head_dim_value 600 dtype f64",
               {3, 2 * 2, 3}, false);  // two tiles of columns
   expect_grid("2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32", {16, 4, 2 * 4}, false);
@@ -149,12 +150,14 @@ TEST(SmallPlan, TwoHeadsABlockWhereTheirLsesShareASector) {
   EXPECT_FALSE(has_two(line, false));
   EXPECT_TRUE(has_two(line + " dtype bf16", true));
   EXPECT_TRUE(has_two(line + " dtype bf16", false));
-  for (const std::string other :
-       {line + " heads_kv 2", std::string("1d 256 kernel_size 7 batch 2 heads 7 head_dim 32"),
-        std::string("1d 256 kernel_size 7 batch 2 heads 8 head_dim 64"),
-        std::string("1d 4096 kernel_size 7 batch 2 heads 8 head_dim 32"),  // many blocks
-        std::string("1d 16 kernel_size 16 batch 4 heads 8 head_dim 32 dtype bf16"),
-        std::string("2d 16x16 kernel_size 3 batch 2 heads 4 head_dim 32 dtype bf16")}) {
+  for (const std::string& other : std::vector<std::string>{
+           line + " heads_kv 2",
+           "1d 256 kernel_size 7 batch 2 heads 7 head_dim 32",
+           "1d 256 kernel_size 7 batch 2 heads 8 head_dim 64",
+           "1d 4096 kernel_size 7 batch 2 heads 8 head_dim 32",  // many blocks
+           "1d 16 kernel_size 16 batch 4 heads 8 head_dim 32 dtype bf16",
+           "2d 16x16 kernel_size 3 batch 2 heads 4 head_dim 32 dtype bf16",
+       }) {
     EXPECT_FALSE(has_two(other, true)) << other;
   }
 }
