@@ -170,7 +170,7 @@ Context::Context(const BackendOptions& options) : id_(next_context_id()) {
 Status Context::make(const vecina_context_options& options, std::shared_ptr<Context>* context) {
   BackendOptions resolved;
   VECINA_RETURN_IF_ERROR(read_threads(options.threads, &resolved.threads));
-  VECINA_RETURN_IF_ERROR(check_log_areas());
+  if (const std::string wrong = wrong_log_areas(); !wrong.empty()) return invalid(wrong);
   resolved.parallel_for = options.parallel_for;
   resolved.parallel_for_user = options.parallel_for_user;
   resolved.cache_dir = options.cache_dir ? options.cache_dir : environment("VECINA_CACHE_DIR");

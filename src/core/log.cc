@@ -34,7 +34,7 @@ Log& log_state() {
 
 }  // namespace
 
-Status check_log_areas() {
+std::string wrong_log_areas() {
   const char* given = std::getenv("VECINA_LOG");
   std::string_view rest = given ? given : "";
   while (!rest.empty()) {
@@ -42,8 +42,8 @@ Status check_log_areas() {
     const std::string_view area = rest.substr(0, end);
     rest.remove_prefix(std::min(end + 1, rest.size()));
     if (std::find(std::begin(kAreas), std::end(kAreas), area) != std::end(kAreas)) continue;
-    return invalid(fmt::format("VECINA_LOG is '{}'; it can be {}, with commas between.", given,
-                               fmt::join(kAreas, " or ")));
+    return fmt::format("VECINA_LOG is '{}'; it can be {}, with commas between.", given,
+                       fmt::join(kAreas, " or "));
   }
   return {};
 }

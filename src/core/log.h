@@ -5,14 +5,12 @@
 
 #include <string>
 
-#include "core/status.h"
-
 namespace vecina::internal {
 
 void set_log(void (*log)(void* user, int severity, const char* line), void* user);
-// Refuses a VECINA_LOG that names what is no area: it would be silence that looks like nothing to
-// say.
-Status check_log_areas();
+// What is wrong with VECINA_LOG, which may name areas alone: another name would be silence that looks
+// like nothing to say. Empty if nothing is.
+std::string wrong_log_areas();
 // True if someone listens to `area` ("plan", "cache"); ask before building a line.
 bool is_logged(const char* area);
 // The caller's function is called without a lock: it may call the library.
