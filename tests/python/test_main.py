@@ -20,7 +20,8 @@ def run(*arguments, path=""):
 
 
 def test_what_the_package_has():
-    assert json.loads(run("info").stdout) == vecina.info()
+    names = [backend["name"] for backend in json.loads(run("info").stdout)["backends"]]
+    assert names == [backend["name"] for backend in vecina.info()["backends"]]
     line = "1d 9 head_dim 4 kernel_size 3"
     assert run("window", line, "0", "4").stdout == "3 1 3\n"
     assert run("why-not", "reference", line).stdout == ""
