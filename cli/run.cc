@@ -132,13 +132,26 @@ std::vector<Written> written_files(const RunOptions& options, const Outputs& out
   return files;
 }
 
+// Where writing to a path makes a file that is not there; empty if that cannot be told.
+std::filesystem::path place_of(std::filesystem::path path) {
+  namespace fs = std::filesystem;
+  constexpr int kMostLinks = 40;
+  std::error_code error;
+  for (int i = 0; i < kMostLinks && fs::is_symlink(path, error); ++i) {
+    path = path.parent_path() / fs::read_symlink(path, error);  // an absolute one replaces all
+  }
+  const fs::path place = fs::weakly_canonical(path, error);
+  return error ? fs::path() : place;
+}
+
 bool is_same_file(const std::string& a, const std::string& b) {
   namespace fs = std::filesystem;
   std::error_code ignored;
   if (fs::exists(a, ignored) && fs::exists(b, ignored)) {
     return fs::equivalent(a, b, ignored) && !fs::is_character_file(a, ignored);  // /dev/null
   }
-  return fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+  const fs::path place = place_of(a);
+  return !place.empty() && place == place_of(b);
 }
 
 // Nothing is written over something that was read, or written before.

@@ -78,7 +78,10 @@ void expect_writable(const std::string& path) {
   }
   const fs::path folder = fs::path(path).parent_path();
   const fs::path target = exists ? fs::path(path) : folder.empty() ? fs::path(".") : folder;
-  if (access(target.c_str(), W_OK) != 0) {
+  if (!exists && fs::exists(target, ignored) && !fs::is_directory(target, ignored)) {
+    throw UsageError(fmt::format("cannot write {}: {} is no folder.", path, target.string()));
+  }
+  if (access(target.c_str(), exists ? W_OK : W_OK | X_OK) != 0) {
     throw UsageError(fmt::format("cannot write {}: {}.", path, std::strerror(errno)));
   }
 }

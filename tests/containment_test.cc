@@ -293,6 +293,7 @@ constexpr const char* kSizes[] = {
     "1d 64 kernel_size 7 stride 3 heads 1 head_dim 32",
     "1d 64 kernel_size 4 causal heads 1 head_dim 32",
     "1d 257 kernel_size 7 batch 4 heads 8 head_dim 32",  // two queries a thread
+    "1d 256 kernel_size 7 batch 2 heads 8 head_dim 32",  // two heads a block where lse is wanted
     "2d 9x64 kernel_size 3x4 causal 0x1 heads 1 head_dim 32",
     "2d 19x33 kernel_size 5x8 dilation 2x3 heads 2 head_dim 16 head_dim_value 24",
     "3d 7x8x9 kernel_size 3 batch 3 heads 2 head_dim 16",

@@ -83,8 +83,12 @@ TEST(LastStatus, IsThatOfTheLastCall) {
   vecina_problem_print(&wrong.fields(), text, sizeof(text));
   EXPECT_EQ(vecina_last_status(), VECINA_INVALID_ARGUMENT);
   EXPECT_EQ(text, std::string(vecina_last_error()));
+  vecina_set_log(nullptr, nullptr);
+  EXPECT_EQ(vecina_last_status(), VECINA_INVALID_ARGUMENT);
   EXPECT_EQ(vecina_problem_check(&problem.fields()), VECINA_OK);
   EXPECT_EQ(vecina_last_status(), VECINA_OK);
+  EXPECT_EQ(vecina_plan_workspace_bytes(nullptr), 0u);
+  EXPECT_EQ(vecina_last_status(), VECINA_INVALID_ARGUMENT);
 }
 
 }  // namespace

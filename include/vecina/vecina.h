@@ -48,9 +48,9 @@ typedef enum vecina_status {
 /* The sentence for the last status other than VECINA_OK on this thread; valid until this thread's
  * next failing call. */
 VECINA_API const char* vecina_last_error(void);
-/* The status of this thread's last call, other than of these two, vecina_version and those that
- * return nothing. It says whether a function that returns a size failed: one that writes text has
- * then written the sentence instead, vecina_workspace_bytes returned 0. */
+/* The status of this thread's last call of a function that returns a status or a size. It says
+ * whether the latter failed: one that writes text has then written the sentence instead,
+ * vecina_workspace_bytes and vecina_plan_workspace_bytes returned 0. */
 VECINA_API vecina_status vecina_last_status(void);
 VECINA_API const char* vecina_version(void); /* "0.1.0" */
 

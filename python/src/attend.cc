@@ -626,8 +626,7 @@ void add_attend(nb::module_* module) {
                is_any_negative(list.data(), tensors.size());
       },
       "True if a mode, a transform or a subclass wants to see an op, or a tensor needs one, "
-      "because "
-      "its memory holds the numbers with the other sign.");
+      "because its memory holds the numbers with the other sign.");
   add<run_attend>(module, "attend",
                   "attend($module, /, *arguments)\n--\n\nThe output, or (output, lse); None where "
                   "somebody watches, False where gradients are needed.");

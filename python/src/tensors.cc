@@ -52,14 +52,18 @@ int32_t dtype_of(const char* name, const dlpack::DataType& type) {
          "int64.");
 }
 
-// A tensor that the framework did not hand over: its error may be pages of C++.
+// A tensor that the framework did not hand over: its error may be pages of C++ where it is no dense
+// one.
 [[noreturn]] void refuse_unreadable(const char* name, nb::handle object) {
   const nb::python_error error;  // of the framework; what follows may ask Python
-  const bool is_meta = nb::cast<bool>(nb::getattr(object, "is_meta", nb::bool_(false)));
-  if (is_meta) throw error;  // the caller knows what to do
-  std::string kind = nb::str(nb::getattr(object, "layout", object.type())).c_str();
-  if (nb::cast<bool>(nb::getattr(object, "is_nested", nb::bool_(false)))) kind = "nested";
-  if (nb::cast<bool>(nb::getattr(object, "is_quantized", nb::bool_(false)))) kind = "quantized";
+  const auto is = [&](const char* what) {
+    return nb::cast<bool>(nb::getattr(object, what, nb::bool_(false)));
+  };
+  const std::string layout = nb::str(nb::getattr(object, "layout", nb::str(""))).c_str();
+  std::string kind = layout == "torch.strided" ? "" : layout;
+  if (is("is_nested")) kind = "nested";
+  if (is("is_quantized")) kind = "quantized";
+  if (kind.empty() || is("is_meta")) throw error;
   PyErr_SetString(PyExc_NotImplementedError,
                   (std::string(name) + " is " + kind + ": not yet; use a dense tensor.").c_str());
   throw nb::python_error();

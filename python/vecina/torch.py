@@ -346,6 +346,14 @@ def _direct_apply(function: type[torch.autograd.Function]):
     return super(torch.autograd.Function, function).apply
 
 
+_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
+def _is_batch(gradient) -> bool:
+    """Of torch.autograd.grad(is_grads_batched=True)."""
+    return gradient is not None and torch._C._dispatch_keys(gradient).has(_BATCHED)
+
+
 class _Forward(torch.autograd.Function):
     """The eager path with autograd: no op, no dispatcher. Tensors at the end may be left out."""
 
@@ -375,7 +383,8 @@ class _Forward(torch.autograd.Function):
             grad_output = torch.zeros_like(output)
         tensors = (tensors + [None] * _NUM_TENSORS)[:_NUM_BACKWARD_TENSORS]
         results = (*tensors, output, lse, grad_output, grad_lse)
-        if torch.is_grad_enabled():  # create_graph: the op says no to who derives the gradients
+        # The op says no to who derives the gradients (create_graph) and takes batches of them.
+        if torch.is_grad_enabled() or _is_batch(grad_output) or _is_batch(grad_lse):
             found = torch.ops.vecina.backward(*results, *_schema_parameters(ctx.parameters))
             gradients = [None if t is None else g for t, g in zip(tensors, found)]
         else:
@@ -520,7 +529,9 @@ def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
     if query.is_meta:  # shapes only; autocast knows no such device
-        _check_meta(tensors, parameters)
+        is_seen = _is_compiling() or _is_decomposing or _vecina.is_watched(*tensors)
+        if not (is_seen or torch.is_autocast_enabled()):
+            _check_meta(tensors, parameters)
         if _is_decomposing:
             return _composed(tensors, parameters, return_lse)
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))

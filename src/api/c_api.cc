@@ -371,7 +371,13 @@ vecina_status vecina_plan_backward(vecina_context* context, const vecina_problem
 }
 
 size_t vecina_plan_workspace_bytes(const vecina_plan* plan) {
-  return plan == nullptr ? 0 : plan->record->plan->workspace_bytes();
+  size_t bytes = 0;
+  guarded([&]() -> Status {
+    VECINA_RETURN_IF_ERROR(check_not_null({{"plan", plan}}));
+    bytes = plan->record->plan->workspace_bytes();
+    return {};
+  });
+  return bytes;
 }
 
 size_t vecina_plan_describe(const vecina_plan* plan, char* text, size_t size) {
@@ -499,10 +505,7 @@ size_t vecina_profile(const vecina_plan* plan, const void* args, int32_t repeats
 }
 
 void vecina_set_log(void (*log)(void* user, int32_t severity, const char* line), void* user) {
-  guarded([&] {
-    vecina::internal::set_log(log, user);
-    return Status();
-  });
+  vecina::internal::set_log(log, user);
 }
 
 }  // extern "C"

@@ -20,6 +20,10 @@ struct Log {
   void (*function)(void* user, int severity, const char* line) = nullptr;
   void* user = nullptr;
   std::string areas;  // VECINA_LOG, with commas around each area
+
+  bool names(const char* area) const {
+    return areas.find(fmt::format(",{},", area)) != std::string::npos;
+  }
 };
 
 Log& log_state() {
@@ -58,21 +62,23 @@ void set_log(void (*function)(void* user, int severity, const char* line), void*
 bool is_logged(const char* area) {
   Log& log = log_state();
   const std::lock_guard lock(log.mutex);
-  return log.function != nullptr || log.areas.find(fmt::format(",{},", area)) != std::string::npos;
+  return log.function != nullptr || log.names(area);
 }
 
 void log_line(const char* area, int severity, const std::string& line) {
   Log& log = log_state();
   void (*function)(void* user, int severity, const char* line) = nullptr;
   void* user = nullptr;
+  bool is_named = false;
   {
     const std::lock_guard lock(log.mutex);
     function = log.function;
     user = log.user;
+    is_named = log.names(area);
   }
   if (function != nullptr) {
     function(user, severity, line.c_str());
-  } else {
+  } else if (is_named) {  // the function may be gone since is_logged()
     std::fprintf(stderr, "vecina %s: %s\n", area, line.c_str());
   }
 }

@@ -8,8 +8,8 @@
 namespace vecina::internal {
 
 void set_log(void (*log)(void* user, int severity, const char* line), void* user);
-// What is wrong with VECINA_LOG, which may name areas alone: another name would be silence that looks
-// like nothing to say. Empty if nothing is.
+// What is wrong with VECINA_LOG, which may name areas alone: another name would be silence that
+// looks like nothing to say. Empty if nothing is.
 std::string wrong_log_areas();
 // True if someone listens to `area` ("plan", "cache"); ask before building a line.
 bool is_logged(const char* area);

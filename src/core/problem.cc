@@ -190,24 +190,25 @@ Status check_axis(const vecina_problem& p, int a) {
 
 // Byte sizes and offsets of every tensor must fit int64 with room for sums.
 Status check_products(const vecina_problem& p) {
-  double bytes = 8.0 * static_cast<double>(std::max<int64_t>(p.batch, 1)) * p.heads *
-                 std::max({p.head_dim, p.head_dim_value, 1});
-  for (int a = 0; a < p.rank; ++a) {
-    bytes *= static_cast<double>(std::max(p.extent[a], p.query_extent[a]));
-  }
-  // Additional tokens have a row for each sample. Those of packed keys are summed with lengths.
-  const int64_t samples = p.lengths == VECINA_LENGTHS_PACKED ? p.samples : p.batch;
-  bytes = std::max(bytes, 8.0 * static_cast<double>(std::max<int64_t>(samples, 1)) * p.heads *
-                              std::max({p.head_dim, p.head_dim_value, 1}) *
-                              static_cast<double>(p.additional_tokens));
-  if (bytes > 0x1p60) {
+  const int head_dim = std::max({p.head_dim, p.head_dim_value, 1});
+  const auto check = [&](const char* of, int64_t samples, double tokens, const char* what) {
+    const double bytes =
+        8.0 * static_cast<double>(std::max<int64_t>(samples, 1)) * p.heads * head_dim * tokens;
+    if (bytes <= 0x1p60) return Status();
     return invalid(fmt::format(
-        "the tensors of {} {} x heads {} x head_dim {} over these extents hold about {:.1e} "
-        "bytes; at most 2^60 can be addressed.",
-        p.lengths == VECINA_LENGTHS_PACKED ? "samples" : "batch", samples, p.heads,
-        std::max(p.head_dim, p.head_dim_value), bytes));
+        "the tensors of {} {} x heads {} x head_dim {} over {} hold about {:.1e} bytes; at most "
+        "2^60 can be addressed.",
+        of, samples, p.heads, head_dim, what, bytes));
+  };
+  double tokens = 1.0;
+  for (int a = 0; a < p.rank; ++a) {
+    tokens *= static_cast<double>(std::max(p.extent[a], p.query_extent[a]));
   }
-  return {};
+  VECINA_RETURN_IF_ERROR(check("batch", p.batch, tokens, "these extents"));
+  // Additional tokens have a row for each sample. Those of packed keys are summed with lengths.
+  const bool is_packed = p.lengths == VECINA_LENGTHS_PACKED;
+  return check(is_packed ? "samples" : "batch", is_packed ? p.samples : p.batch,
+               static_cast<double>(p.additional_tokens), "so many additional tokens");
 }
 
 uint64_t mix(uint64_t hash, uint64_t value) {

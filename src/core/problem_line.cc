@@ -47,6 +47,12 @@ Reading read_number(std::string_view text, Number* number) {
   if (text.empty() || stopped != end || error == std::errc::invalid_argument) {
     return Reading::no_number;
   }
+  // Numbers that are too small are reported as those that are too large.
+  if (error != std::errc() && text.find_first_of("eE") != std::string_view::npos &&
+      text.substr(text.find_first_of("eE") + 1).starts_with('-')) {
+    *number = 0;
+    return Reading::number;
+  }
   return error == std::errc() ? Reading::number : Reading::beyond_range;
 }
 

@@ -344,7 +344,7 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes, bool m
   runs.columns = columns_of(range.size());
   runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
-  // Half as much room again pays where a strip is one line, which no load crosses.
+  // Half as much room again pays where a strip of floats is one line, which no load crosses.
   const int strip = columns_of(of_strip);
   const int64_t most = strip == kLine ? int64_t{3} * runs.columns / 2 : runs.columns;
   if (may_have_strips && int64_t{strips} * strip <= most) {

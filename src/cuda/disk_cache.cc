@@ -54,6 +54,7 @@ bool is_of_this_user_alone(const struct stat& folder) {
 
 bool is_draft(const std::string& name) {
   return name.find(std::string(kExtension) + ".") != std::string::npos ||
+         name.find(std::string(kTunedExtension) + ".") != std::string::npos ||
          name.starts_with(std::string(kCompilerNote) + ".");
 }
 

@@ -31,6 +31,9 @@ struct CacheEntry {
   bool is_current = false;  // made by this build of the library
 };
 
+inline constexpr const char* kTunedExtension =
+    ".tuned";  // of what tuned_cuts.h keeps beside kernels
+
 class DiskCache {
  public:
   // An empty folder: $XDG_CACHE_HOME/vecina, else ~/.cache/vecina. Without a home one of the

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/tensor.h"
 #include "core/window.h"
@@ -15,8 +16,8 @@ namespace {
 using vecina::cuda::GradientConfig;
 
 constexpr size_t kFactsBytes = 48 * 1024;  // of shared memory, without opt-in
-// Queries or keys of all samples and heads. More were not measured, and the host would count them
-// for milliseconds; with so many it takes half the time. In 16 bits tensor cores take more, and
+// Queries or keys of all samples and heads. More were not measured; with so many it takes half the
+// time. In 16 bits tensor cores take more, and
 // more keys; it gains 5 % at the limit.
 constexpr double kMostRows = 1 << 18, kMostHalfRows = 1 << 13, kMostHalfKeys = 16.0;
 
@@ -36,8 +37,9 @@ Counts count_partners(const Problem& problem) {
 }
 
 // Cycles and instructions of a warp, fitted to an H200's times of all forms of 21 problems
-// (benchmarks/results/h200-small-backward-forms.json): they err by a tenth. Instructions: for a
-// pair of each of its groups, for its owners, to halve the groups once.
+// (benchmarks/results/h200-small-backward-forms.json): half of these err by less than a tenth, f64
+// is counted 1.4 times too long. Instructions: for a pair of each of its groups, for its owners, to
+// halve the groups once.
 struct Instructions {
   double pair, owner, halving;
 };
@@ -182,7 +184,16 @@ int64_t count_seeing_queries(const Problem& problem, int64_t keys, int64_t queri
     *begin = na_group_to_axis(na_query_begin(dense, index), dilation, group);
     *end = na_group_to_axis(na_query_end(dense, index) - 1, dilation, group) + 1;
   };
+  // Between the borders spans are like the one that lies so many keys before.
+  const int64_t period = axis.stride * axis.dilation, border = 2 * reach + period;
+  const int64_t repeat = std::lcm(keys, keys_inside * period);
+  const int64_t inner_begin = border * keys_inside, inner_end = num_keys - inner_begin - keys;
   for (int64_t first = 0, own = 0; first < num_keys; first += keys, own += queries) {
+    if (first >= inner_begin + repeat && first < inner_end) {
+      const int64_t skipped = (inner_end - first) / repeat * repeat;
+      first += skipped;
+      own += skipped / keys * queries;
+    }
     int64_t begin = std::min(own, num_queries) / queries_inside;
     int64_t end = divide_up(std::min(own + queries, num_queries), queries_inside);
     const int64_t last = (std::min(first + keys, num_keys) - 1) / keys_inside;

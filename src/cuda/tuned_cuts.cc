@@ -11,7 +11,6 @@ namespace {
 using nlohmann::ordered_json;
 using vecina::cuda::HopperConfig;
 
-constexpr const char* kTunedExtension = ".tuned";
 constexpr int kFormat = 1;  // of the files; another one's are not read
 
 // What a file must be of: the measured time depends on it.

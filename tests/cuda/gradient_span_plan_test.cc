@@ -127,6 +127,23 @@ TEST(GradientSpanPlan, SharedMemoryHoldsEveryQueryThatSeesAKey) {
   EXPECT_GT(exact, 100);
 }
 
+// Of long axes the middle is not walked.
+TEST(GradientSpanPlan, LongAxesAreCountedAsShortOnes) {
+  for (const char* line :
+       {"1d 3000 kernel_size 7", "1d 3001 kernel_size 8 stride 3",
+        "1d 2999 kernel_size 5 dilation 7", "1d 3007 kernel_size 9 stride 4 dilation 3 causal",
+        "2d 150x11 kernel_size 3x11", "2d 211x3 kernel_size 4x3 stride 3x1 dilation 2x1",
+        "1d 3000 kernel_size 7 output_stride 2", "3d 90x3x5 kernel_size 3 causal 1x0x0"}) {
+    const Problem problem = parsed(std::string(line) + " head_dim 8");
+    const auto length = static_cast<int>(problem.axis(0).extent);
+    for (const int64_t keys : {1, 2, 3, 8, 16, 37, 64}) {
+      EXPECT_EQ(count_seeing_queries(problem, keys, keys),
+                count_by_windows(problem, keys, keys, length))
+          << line << ", " << keys << " keys a block";
+    }
+  }
+}
+
 TEST(GradientSpanPlan, BlocksCoverEveryKeyAndQuery) {
   cli::Random random(11);
   int taken = 0;

@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -332,3 +333,23 @@ def test_flops():
         vt.attention(query, key, value, additional_keys=more, additional_values=more[..., :3])
         vt.na1d(key, key, key, 3, output_stride=2)
     assert counter.get_total_flops() == 2 * 5 * 2 * 11 * 7 + 2 * 5 * 2 * 3 * 8
+
+
+@pytest.mark.parametrize("run", [
+    lambda f, x: torch.compile(f, backend="eager", fullgraph=True)(x),
+    lambda f, x: make_fx(f, tracing_mode="symbolic")(x)(x),
+    lambda f, x: torch.func.grad(lambda q: f(q).sum())(x),
+], ids=["compile", "make_fx", "func.grad"])  # fmt: skip
+def test_transforms_take_meta_tensors(run):
+    query = torch.zeros(2, 8, 4, 4, device="meta")
+    assert run(lambda q: vt.na1d(q, q, q, 3), query).shape == query.shape
+
+
+def test_batches_of_gradients():
+    query = torch.randn(1, 9, 2, 4, requires_grad=True)
+    output = vt.na1d(query, query, query, 3)
+    batch = torch.randn(3, *output.shape)
+    found, = torch.autograd.grad(output, query, batch, is_grads_batched=True, retain_graph=True)
+    for one, grad_output in zip(found, batch):
+        expected, = torch.autograd.grad(output, query, grad_output, retain_graph=True)
+        assert torch.equal(one, expected)

@@ -89,6 +89,8 @@ class _Finder(importlib.metadata.DistributionFinder, importlib.abc.Loader):
         _fill(module, *self.installed[module.__name__])
 
     def find_distributions(self, context=importlib.metadata.DistributionFinder.Context()):
+        if context.path is not sys.path and list(context.path) != sys.path:
+            return  # one folder is listed, in which nothing of ours lies
         wanted = None if context.name is None else re.sub(r"[-_.]+", "_", context.name).lower()
         for name in self.installed:
             if wanted in (None, name) and self.is_there(name):

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Gradients of query, key and value in one launch, for few keys a query: a block owns a span of keys
-// of one key head, and one of queries. First it walks the keys of all queries that see its keys, with
-// every query head of the group, and leaves their facts in shared memory; those of the neighbouring
-// blocks' queries are found by these blocks too, which costs less than leaving them in memory. Then it walks the
-// queries of its keys. An owner is a few groups of lanes (gradient_query.cuh, gradient_key.cuh).
+// Gradients of query, key and value in one launch, for few keys a query: a block owns a span of
+// keys of one key head, and one of queries. First it walks the keys of all queries that see its
+// keys, with every query head of the group, and leaves their facts in shared memory; those of the
+// neighbouring blocks' queries are found by these blocks too, which costs less than leaving them in
+// memory. Then it walks the queries of its keys. An owner is a few groups of lanes
+// (gradient_query.cuh, gradient_key.cuh).
 //
 // Spans are numbers of tokens of the largest sample, the innermost axis fastest.
 #include "gradient_key.cuh"
