@@ -185,6 +185,7 @@ TEST_F(Cli, BenchLooksAtItsFilesFirst) {
   expect_usage_error(bench + "--plot none/now.svg", {"none/now.svg"});
   expect_usage_error(bench + "--json .", {"folder"});
   std::ofstream(path("words.json")) << "no numbers";
+  expect_usage_error(bench + "--json words.json/now.json", {"words.json", "no folder"});
   expect_usage_error(bench + "--compare words.json", {"--compare", "list"});
   std::ofstream(path("other.json")) << R"([{"name": "baseline_1d_L256_K7", "abacus_ms": 3}])";
   expect_usage_error(bench + "--compare other.json", {"--compare", "in common"});
@@ -342,6 +343,8 @@ TEST_F(Cli, RunWritesNothingIfItRefuses) {
   expect_refused("--out o.npy --lse none/l.npy", {"none/l.npy"});
   expect_refused("--out o.npy --lse .", {"folder"});
   expect_refused("--out o.npy --lse ./o.npy", {"--out", "--lse", "o.npy"});
+  std::filesystem::create_symlink("new.npy", path("link.npy"));
+  expect_refused("--out link.npy --lse new.npy", {"--out", "--lse", "new.npy"});
   expect_refused("--lse gq.npy --grad-out g.npy --grad-query gq.npy", {"--lse", "--grad-query"});
   expect_refused("--out q.npy", {"--query", "--out", "q.npy"});
   const Finished finished =
