@@ -14,6 +14,14 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 
+_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
+def is_batch(gradient: Tensor | None) -> bool:
+    """Of torch.autograd.grad(is_grads_batched=True)."""
+    return gradient is not None and torch._C._dispatch_keys(gradient).has(_BATCHED)
+
+
 def tensors_of(arguments) -> Iterator[Tensor]:
     """The tensors in arguments, and in lists there."""
     for argument in arguments:

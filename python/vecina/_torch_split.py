@@ -19,6 +19,7 @@ from vecina import _vecina, _windows
 from vecina import torch as vt
 from vecina._docs import documented
 from vecina._shapes import Axes, Flags, rank_of, weights_shape
+from vecina._torch_checks import check_tensors
 from vecina._torch_derivatives import has_tangent, refuse_tangents, register_autograd
 
 # A compiler cannot look into the extension, so to it the tables are an op without tensors.
@@ -325,7 +326,7 @@ def qk(
     Returns:
         {logits}
     """
-    vt._check_tensors((query, key), ("query", "key"))
+    check_tensors((query, key), ("query", "key"))
     rank_of(query.shape, "qk")
     query, key, additional_keys = _cast((query, key, additional_keys))
     if bias is not None and bias.dtype != vt._lse_dtype(query):
@@ -356,7 +357,7 @@ def av(
     without a key are not looked at. Returns ``[batch, queries..., heads, head_dim_value]``. Memory
     and speed as with qk().
     """
-    vt._check_tensors((attention, value), ("attention", "value"))
+    check_tensors((attention, value), ("attention", "value"))
     rank_of(value.shape, "av")
     tensors = _cast((attention, value, additional_values))
     return _call(

@@ -33,7 +33,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vecina import _vecina
 from vecina._docs import documented, filled
 from vecina._shapes import Axes, Flags, extents_of, output_shape, rank_of
-from vecina._torch_derivatives import forward_ad, refuse_tangents, register_autograd
+from vecina._torch_checks import check_meta, check_tensors, refuse_type
+from vecina._torch_derivatives import forward_ad, is_batch, refuse_tangents, register_autograd
 from vecina._windows import per_axis
 
 __doc__ = filled(__doc__ or "")
@@ -346,14 +347,6 @@ def _direct_apply(function: type[torch.autograd.Function]):
     return super(torch.autograd.Function, function).apply
 
 
-_BATCHED = torch._C._parse_dispatch_key("Batched")
-
-
-def _is_batch(gradient) -> bool:
-    """Of torch.autograd.grad(is_grads_batched=True)."""
-    return gradient is not None and torch._C._dispatch_keys(gradient).has(_BATCHED)
-
-
 class _Forward(torch.autograd.Function):
     """The eager path with autograd: no op, no dispatcher. Tensors at the end may be left out."""
 
@@ -384,7 +377,7 @@ class _Forward(torch.autograd.Function):
         tensors = (tensors + [None] * _NUM_TENSORS)[:_NUM_BACKWARD_TENSORS]
         results = (*tensors, output, lse, grad_output, grad_lse)
         # The op says no to who derives the gradients (create_graph) and takes batches of them.
-        if torch.is_grad_enabled() or _is_batch(grad_output) or _is_batch(grad_lse):
+        if torch.is_grad_enabled() or is_batch(grad_output) or is_batch(grad_lse):
             found = torch.ops.vecina.backward(*results, *_schema_parameters(ctx.parameters))
             gradients = [None if t is None else g for t, g in zip(tensors, found)]
         else:
@@ -479,59 +472,13 @@ def _is_plain(tensors) -> bool:
     )
 
 
-_NAMES = (
-    "query", "key", "value", "additional_keys", "additional_values", "bias", "lengths",
-    "query_lengths", "head_scale",
-)  # fmt: skip
-
-
-def _refuse_type(name: str, given):
-    kind = "None" if given is None else f"of type {type(given).__name__}"
-    raise ValueError(f"{name} is {kind}; a torch.Tensor is needed.")
-
-
-def _check_tensors(tensors, names=_NAMES) -> None:
-    """What the dispatcher would refuse in its own terms. The first three must be given."""
-    for i, (tensor, name) in enumerate(zip(tensors, names)):
-        if tensor is None and i > 2:
-            continue
-        if not isinstance(tensor, Tensor):
-            _refuse_type(name, tensor)
-        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
-            kind = "nested" if tensor.is_nested else str(tensor.layout)
-            kind = "quantized" if tensor.is_quantized else kind
-            raise NotImplementedError(f"{name} is {kind}: not yet; use a dense tensor.")
-
-
-def _check_meta(tensors, parameters) -> None:
-    """The library's checks of shapes and dtypes, by a call of no samples."""
-    query, value = tensors[0], tensors[2]
-    if parameters[7] is not None:  # packed: one sample or more, whose lengths nobody knows
-        return
-    for name, tensor in zip(_NAMES, tensors):
-        if name in ("bias", "head_scale") or tensor is None or not (query.ndim and tensor.ndim):
-            continue
-        if tensor.shape[0] != query.shape[0]:
-            raise ValueError(f"{name} has batch {tensor.shape[0]}, query {query.shape[0]}.")
-    whole = (5, 8)  # without a batch
-    stand_ins = [
-        None if t is None else torch.empty(
-            t.shape if i in whole or not t.ndim else (0, *t.shape[1:]), dtype=t.dtype, device="cpu"
-        )
-        for i, t in enumerate(tensors)
-    ]  # fmt: skip
-    if stand_ins[5] is not None:
-        stand_ins[5] = stand_ins[5].to(_lse_dtype(value))
-    _attend_plain(*stand_ins, *parameters[:-1], "reference", False)
-
-
 def _call(tensors, parameters, return_lse: bool):
     """What attend() leaves: autocast, ops for those who watch, gradients."""
     query = tensors[0]
     if query.is_meta:  # shapes only; autocast knows no such device
         is_seen = _is_compiling() or _is_decomposing or _vecina.is_watched(*tensors)
         if not (is_seen or torch.is_autocast_enabled()):
-            _check_meta(tensors, parameters)
+            check_meta(tensors, parameters, _lse_dtype(tensors[2]))
         if _is_decomposing:
             return _composed(tensors, parameters, return_lse)
         output, lse = torch.ops.vecina.forward(*tensors, *_schema_parameters(parameters))
@@ -565,7 +512,7 @@ def _dispatch(tensors, parameters, return_lse: bool):
         if found is not None and found is not False:
             return found
         if found is None:
-            _check_tensors(tensors)
+            check_tensors(tensors)
     return _call(tensors, parameters, return_lse)
 
 
@@ -642,7 +589,7 @@ def _of_rank(rank: int | None):
             if found is not None and found is not False:
                 return found
             if found is None:
-                _check_tensors((
+                check_tensors((
                     query, key, value, additional_keys, additional_values, bias, lengths, None,
                     head_scale,
                 ))  # fmt: skip
@@ -702,7 +649,7 @@ def attention(
 
 def _check_lengths(lengths, name: str = "lengths") -> None:
     if not isinstance(lengths, Tensor):
-        _refuse_type(name, lengths)
+        refuse_type(name, lengths)
 
 
 def _largest(lengths: Tensor | None, given, name: str, window=(1, 1)):
@@ -814,7 +761,7 @@ def merge_attentions(
         raise ValueError("merge takes two or more outputs and as many lses.")
     for name, tensors in (("outputs", outputs), ("lses", lses)):
         for i, tensor in enumerate(tensors):
-            _check_tensors((tensor,), (f"{name}[{i}]",))
+            check_tensors((tensor,), (f"{name}[{i}]",))
     return torch.ops.vecina.merge(outputs, lses, backend)
 
 
