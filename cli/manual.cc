@@ -93,8 +93,7 @@ int print_manual(const CLI::App& root) {
       ".TP\n.B VECINA_CACHE_DIR\nWhere compiled kernels and tuned plans lie.\n"
       ".TP\n.B VECINA_NVRTC\nThe compiler of the CUDA backend, a path to libnvrtc.so.\n"
       ".TP\n.B VECINA_LOG\nplan: on standard error, which backend takes a problem; cache: why "
-      "compiled kernels are not "
-      "kept. Commas between.\n");
+      "compiled kernels are not kept. Commas between.\n");
   return 0;
 }
 

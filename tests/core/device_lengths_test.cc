@@ -7,6 +7,7 @@
 #include "core/arguments.h"
 #include "core/problem.h"
 #include "core/tensor.h"
+#include "imagined.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal {
@@ -18,18 +19,9 @@ Problem parsed(const std::string& line) {
   return problem;
 }
 
-// With addresses far apart.
 template <typename Args>
 Args imagined(const Problem& problem) {
-  Args args;
-  imagine_arguments(problem, VECINA_CUDA, &args);
-  NamedTensor list[kMaxTensors];
-  const int count = list_tensors(args, list);
-  for (int i = 0; i < count; ++i) {
-    auto* tensor = const_cast<vecina_tensor*>(list[i].tensor);  // a member of args
-    if (given(*tensor)) tensor->byte_offset = i * (int64_t{1} << 30);
-  }
-  return args;
+  return tests::imagined<Args>(problem, int64_t{1} << 30);
 }
 
 constexpr const char* kLines[] = {

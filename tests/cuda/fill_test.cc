@@ -14,11 +14,13 @@
 #include "cuda/hopper_cases.h"
 #include "cuda/kernels/halo_params.h"
 #include "cuda/parsed_problem.h"
+#include "imagined.h"
 #include "plan_cases.h"
 
 namespace vecina::internal::cuda {
 namespace {
 
+using tests::imagined;
 using tests::Rest;
 using vecina::cuda::HaloParams;
 
@@ -44,17 +46,9 @@ DeviceFacts facts_of(int compute_capability) {
   return facts;
 }
 
-// With addresses far apart.
 template <typename Args>
 Args make_example(const Problem& problem) {
-  Args args;
-  imagine_arguments(problem, VECINA_CUDA, &args);
-  NamedTensor list[kMaxTensors];
-  const int count = list_tensors(args, list);
-  for (int i = 0; i < count; ++i) {
-    auto* tensor = const_cast<vecina_tensor*>(list[i].tensor);  // a member of args
-    if (given(*tensor)) tensor->byte_offset = (i + 1) * (int64_t{1} << 36);
-  }
+  Args args = imagined<Args>(problem, int64_t{1} << 36);
   args.workspace = static_cast<char*>(args.query.data) + (int64_t{1} << 42);
   return args;
 }
