@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/conformance.h"
 #include "cli/json_text.h"
+#include "cli/machine.h"
 #include "cli/prediction.h"
 #include "cli/text.h"
 #include "cli/timing.h"
@@ -40,6 +41,7 @@ nlohmann::ordered_json describe(const Call& call, bool is_measured) {
 int run_plan(const PlanOptions& options) {
   const vecina_problem problem = parse_problem(join(options.line, " "));
   const ContextPtr context = make_context(options.backend, options.threads);
+  if (options.is_measured) context_info(context.get(), "peak");  // what predictions need
   const Placement placement = {.is_reserved = !options.is_measured};
   const Inputs inputs = random_inputs(problem, /*seed=*/1, placement);
   const Outputs outputs = make_outputs(problem, placement);

@@ -3,11 +3,16 @@
 #define VECINA_CLI_PREDICTION_H_
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 namespace vecina::cli {
 
-// Adds "prediction_error" to the description of a plan of one kernel, if its planner predicted a
-// launch's time: how far that of its launches lies above the measured one, as a share of it.
+// What a plan's description says that a call takes, if it does: of one thread's or several threads'
+// plan, or of the launches of the only kernel of a GPU's plan. The cpu backend predicts once this
+// process has asked for the "peak".
+std::optional<double> predicted_ms(const nlohmann::ordered_json& plan);
+// Adds "prediction_error" to the description: how far that lies above the measured time, as a share
+// of it.
 void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan);
 
 }  // namespace vecina::cli

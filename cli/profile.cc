@@ -13,6 +13,7 @@
 #include "cli/dtypes.h"
 #include "cli/errors.h"
 #include "cli/machine.h"
+#include "cli/prediction.h"
 #include "cli/text.h"
 #include "cli/timing.h"
 
@@ -37,9 +38,6 @@ struct ProfileOptions {
   double time_limit_s = 10.0;
   bool is_backward = false, skips_dense = false;
 };
-
-// Five products (recompute, dP, dQ, dK, dV) where forward has two.
-constexpr double kBackwardFactor = 2.5;
 
 // One value stands for all axes.
 template <typename Value>
@@ -149,8 +147,8 @@ Measured measure(vecina_context* context, const vecina_problem& problem,
   return time(BackwardCall(context, problem, inputs, outputs, gradients), kBackwardFactor);
 }
 
-std::optional<double> peak_gflops_per_core(vecina_context* context, const std::string& backend) {
-  const nlohmann::ordered_json peak = context_info(context, "peak");
+std::optional<double> peak_gflops_per_core(const nlohmann::ordered_json& peak,
+                                           const std::string& backend) {
   if (!peak.contains(backend)) return std::nullopt;
   const auto found = peak[backend].find("fma_gflops_per_core_f32");
   if (found == peak[backend].end() || !found->is_number()) return std::nullopt;
@@ -163,11 +161,15 @@ void print_measured(const char* title, const Measured& measured) {
              measured.times.spread * 100.0, measured.times.count);
   fmt::print("          {:.4g} useful GFLOP a call, {:.4g} GFLOP/s at the median\n",
              measured.flops * 1e-9, measured.gflops());
+  if (const std::optional<double> predicted = predicted_ms(measured.plan)) {
+    fmt::print("          predicted {}, {:+.0f} % of the median\n", format_ms(*predicted),
+               100.0 * (*predicted / measured.times.median_ms - 1.0));
+  }
 }
 
-void print_peak(vecina_context* context, const vecina_problem& problem, const std::string& backend,
-                int threads, const Measured& measured) {
-  const std::optional<double> per_core = peak_gflops_per_core(context, backend);
+void print_peak(const nlohmann::ordered_json& peak, const vecina_problem& problem,
+                const std::string& backend, int threads, const Measured& measured) {
+  const std::optional<double> per_core = peak_gflops_per_core(peak, backend);
   if (!per_core) return;
   // Half as many f64 lanes; f16 and bf16 are accumulated in f32.
   const double lanes = problem.dtype == VECINA_F64 ? 0.5 : 1.0;
@@ -202,6 +204,7 @@ int run_profile(const ProfileOptions& options) {
   const vecina_problem problem = chosen_problem(options);
   if (problem.batch == 0) throw UsageError("batch 0 leaves nothing to time.");
   const ContextPtr context = make_context(options.backend, options.threads);
+  const nlohmann::ordered_json peak = context_info(context.get(), "peak");  // predictions need it
   const Measured measured = measure(context.get(), problem, options);
   const std::string backend = measured.plan.value("backend", "");
   int threads = backend_threads(context_info(context.get(), "info"), backend);
@@ -211,7 +214,7 @@ int run_profile(const ProfileOptions& options) {
   fmt::print("machine   {}; backend {}{}\n", cpu_model(), backend,
              threads > 0 ? fmt::format(", {} thread(s)", threads) : "");
   print_measured(options.is_backward ? "backward" : "forward", measured);
-  print_peak(context.get(), problem, backend, threads, measured);
+  print_peak(peak, problem, backend, threads, measured);
   if (!options.skips_dense) print_dense(context.get(), problem, options, measured);
   return 0;
 }

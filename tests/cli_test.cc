@@ -125,6 +125,23 @@ TEST_F(Cli, PlansWithoutMemoryForTheTensors) {
   }
 }
 
+TEST_F(Cli, MeasuredTimesHavePredictionsBesideThem) {
+  const std::string line = "2d 16x16 kernel_size 5 heads 1 head_dim 16";
+  for (const char* pass : {"", " --backward"}) {
+    const Finished profile =
+        run("profile --backend cpu --repeats 3 --no-dense" + std::string(pass) + " " + line);
+    ASSERT_EQ(profile.code, 0) << profile.err;
+    EXPECT_NE(profile.out.find("predicted "), std::string::npos) << profile.out;
+    const Finished plan =
+        run("plan --backend cpu --measure --json" + std::string(pass) + " " + line);
+    ASSERT_EQ(plan.code, 0) << plan.err;
+    const nlohmann::json json = nlohmann::json::parse(plan.out);
+    const double predicted_us = 1000.0 * json.at("details").at("predicted_ms").get<double>();
+    EXPECT_NEAR(json.at("prediction_error").get<double>(),
+                predicted_us / json.at("measured_us").get<double>() - 1.0, 1e-9);
+  }
+}
+
 const std::vector<std::string> kSeedNames = {
     "baseline_1d_L256_K7", "baseline_2d_32x32_K7", "gqa4_1d_L256_K7",      "mqa_1d_L256_K7",
     "gqa4_2d_32x32_K7",    "mqa_2d_32x32_K7",      "lse_1d_L256_K7",       "lse_2d_32x32_K7",

@@ -20,9 +20,11 @@
 #include <vector>
 
 #include "benchmarks/cpu/loop_nest.h"
+#include "cli/bench.h"
 #include "cli/calls.h"
 #include "cli/conformance.h"
 #include "cli/machine.h"
+#include "cli/prediction.h"
 #include "cli/text.h"
 
 namespace vecina::benchmarks {
@@ -42,7 +44,8 @@ struct Work {
 };
 
 struct Share {
-  std::string name, line;
+  std::string name;
+  Work work;
 };
 
 // left <= goal * right for costs; left >= goal * right for speed-ups (is_speedup). After a pause:
@@ -59,21 +62,38 @@ const std::string k2d = "2d 32x32 kernel_size 7 batch 2 heads 4 head_dim 32";
 const std::string k2dHeads8 = "2d 32x32 kernel_size 7 batch 2 heads 8 head_dim 32";
 const std::string k16x16 = "2d 16x16 kernel_size 16 batch 2 heads 4 head_dim 32";
 
-const std::vector<Share> kShares = {
-    {"1-D", k1d},
-    {"1-D GQA 4", k1d + " heads_kv 2"},
-    {"1-D MQA", k1d + " heads_kv 1"},
-    {"2-D", k2d},
-    {"2-D GQA 4", k2dHeads8 + " heads_kv 2"},
-    {"2-D MQA", k2dHeads8 + " heads_kv 1"},
-    {"2-D 56x56", "2d 56x56 kernel_size 7 batch 8 heads 4 head_dim 32"},
-    {"2-D 128x128 k13 D64", "2d 128x128 kernel_size 13 heads 1 head_dim 64"},
-    {"3-D", "3d 8x16x16 kernel_size 3x5x5 heads 4 head_dim 32"},
-    {"1-D 8192 w512 D64", "1d 8192 kernel_size 512 heads 1 head_dim 64"},
-    {"music, D12 with bias", "1d 4096 kernel_size 5 heads 2 head_dim 12 bias"},
-    {"dense L64", "1d 64 kernel_size 64 batch 4 heads 8 head_dim 32"},
-    {"dense 16x16", k16x16},
-};
+Pass pass_of(cli::BenchKind kind) {
+  switch (kind) {
+    case cli::BenchKind::with_lse:
+      return Pass::with_lse;
+    case cli::BenchKind::merge:
+      return Pass::merge;
+    default:
+      return Pass::forward;
+  }
+}
+
+// The seed's configurations, larger ones, and the backward pass of some.
+std::vector<Share> all_shares() {
+  std::vector<Share> shares;
+  for (const cli::BenchRow& row : cli::bench_rows({})) {
+    shares.push_back({row.name, {pass_of(row.kind), row.problem}});
+  }
+  const auto add = [&](const char* name, const std::string& line, Pass pass = Pass::forward) {
+    shares.push_back({name, {pass, line}});
+  };
+  const std::string k56x56 = "2d 56x56 kernel_size 7 batch 8 heads 4 head_dim 32";
+  add("2-D 56x56", k56x56);
+  add("2-D 128x128 k13 D64", "2d 128x128 kernel_size 13 heads 1 head_dim 64");
+  add("3-D 8x16x16", "3d 8x16x16 kernel_size 3x5x5 heads 4 head_dim 32");
+  add("1-D 8192 w512 D64", "1d 8192 kernel_size 512 heads 1 head_dim 64");
+  add("music, D12 with bias", "1d 4096 kernel_size 5 heads 2 head_dim 12 bias");
+  add("1-D backward", k1d, Pass::backward);
+  add("2-D backward", k2d, Pass::backward);
+  add("2-D 56x56 backward", k56x56, Pass::backward);
+  add("dense 16x16 backward", k16x16, Pass::backward);
+  return shares;
+}
 
 std::vector<Ratio> all_ratios() {
   const auto forward = [](const std::string& line, int threads = 1) {
@@ -130,7 +150,7 @@ class Runner {
         [[fallthrough]];
       case Pass::with_lse: {
         auto call = std::make_shared<cli::ForwardCall>(context_.get(), problem_, inputs_, outputs_);
-        flops_ = call->describe().value("forward_flops", 0.0);
+        describe(call->describe(), 1.0);
         run_ = [call] { call->run(); };
         break;
       }
@@ -139,11 +159,14 @@ class Runner {
         gradients_ = cli::make_gradients(problem_);
         auto call = std::make_shared<cli::BackwardCall>(context_.get(), problem_, inputs_, outputs_,
                                                         gradients_);
+        describe(call->describe(), cli::kBackwardFactor);
         run_ = [call] { call->run(); };
         break;
       }
       case Pass::merge: {
         auto call = std::make_shared<cli::MergeCall>(context_.get(), problem_, inputs_);
+        describe(cli::ForwardCall(context_.get(), problem_, inputs_, outputs_).describe(), 2.0);
+        predicted_ms_.reset();  // merging is not planned
         run_ = [call] { call->run(); };
         break;
       }
@@ -158,6 +181,7 @@ class Runner {
   Runner& operator=(const Runner&) = delete;
 
   double flops() const { return flops_; }
+  std::optional<double> predicted_ms() const { return predicted_ms_; }
 
   // Milliseconds a call, over a block of calls.
   double block(int calls) const {
@@ -174,6 +198,11 @@ class Runner {
   }
 
  private:
+  void describe(const Json& plan, double forwards) {
+    flops_ = forwards * plan.value("forward_flops", 0.0);
+    predicted_ms_ = cli::predicted_ms(plan);
+  }
+
   std::function<void()> loop_nest() {
     const int rank = problem_.rank;
     if (rank > 2 || problem_.heads_kv != problem_.heads) {
@@ -217,6 +246,7 @@ class Runner {
   cli::Outputs outputs_;
   cli::Gradients gradients_;
   double flops_ = 0.0;
+  std::optional<double> predicted_ms_;
   std::function<void()> run_;
 };
 
@@ -245,21 +275,30 @@ void repeat_for(double seconds, Block&& block) {
 }
 
 Json measure_share(const Share& share, double peak_gflops, const Options& options) {
-  const Runner runner({Pass::forward, share.line});
+  const Runner runner(share.work);
   const int calls = runner.calls_for(kShareBlockMs);
   std::vector<double> times_ms;
   repeat_for(options.seconds, [&] { times_ms.push_back(runner.block(calls)); });
   const cli::Times times = cli::summarize(std::move(times_ms));
   const double at_peak_ms = runner.flops() / (peak_gflops * 1e6);
-  fmt::print("{:<24} median {:>9}  best {:>9}   {:>5.1f} %  {:>5.1f} %\n", share.name,
+  const double median_share = at_peak_ms / times.median_ms, best_share = at_peak_ms / times.min_ms;
+  Json row = {{"name", share.name},
+              {"problem", share.work.line},
+              {"median_ms", times.median_ms},
+              {"best_ms", times.min_ms},
+              {"useful_gflops", median_share * peak_gflops},
+              {"median_share", median_share},
+              {"best_share", best_share}};
+  std::string predicted = "n/a";
+  if (runner.predicted_ms()) {
+    row["predicted_ms"] = *runner.predicted_ms();
+    predicted = fmt::format("{} {:+.0f} %", cli::format_ms(*runner.predicted_ms()),
+                            100.0 * (*runner.predicted_ms() / times.median_ms - 1.0));
+  }
+  fmt::print("{:<24} {:>9} {:>9} {:>8.1f} {:>7.1f} % {:>6.1f} %   {:>16}\n", share.name,
              cli::format_ms(times.median_ms), cli::format_ms(times.min_ms),
-             100.0 * at_peak_ms / times.median_ms, 100.0 * at_peak_ms / times.min_ms);
-  return {{"name", share.name},
-          {"problem", share.line},
-          {"median_ms", times.median_ms},
-          {"best_ms", times.min_ms},
-          {"median_share", at_peak_ms / times.median_ms},
-          {"best_share", at_peak_ms / times.min_ms}};
+             median_share * peak_gflops, 100.0 * median_share, 100.0 * best_share, predicted);
+  return row;
 }
 
 Json measure_ratio(const Ratio& ratio, const Options& options) {
@@ -300,8 +339,9 @@ int run(const Options& options) {
                  {"shares", Json::array()},
                  {"ratios", Json::array()}};
   fmt::print("{}; one core's multiply-adds: {:.1f} GFLOP/s\n\n", cli::cpu_model(), peak);
-  fmt::print("share of that, one thread, f32{:>45}\n", "at the median and best");
-  for (const Share& share : kShares) {
+  fmt::print("{:<24} {:>9} {:>9} {:>8} {:>9} {:>8}   {:>16}\n", "one thread", "median", "best",
+             "GFLOP/s", "of that", "at best", "predicted");
+  for (const Share& share : all_shares()) {
     if (wanted(share.name)) report["shares"].push_back(measure_share(share, peak, options));
   }
   fmt::print("\nratios of two measured in turn\n");

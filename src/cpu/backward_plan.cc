@@ -215,14 +215,13 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   plan.grad_bias = bias_table(problem, example.grad_bias);
   plan.query_extent = token_extents(example.query, rank);
   plan.key_extent = token_extents(example.key, rank);
-  int64_t bytes = 0;
   for (const vecina_tensor* tensor :
        {&example.query, &example.key, &example.value, &example.grad_output, &example.grad_query,
         &example.grad_key, &example.grad_value}) {
-    bytes += num_elements(*tensor) * dtype_bytes(tensor->dtype);
+    plan.tensor_bytes += num_elements(*tensor) * dtype_bytes(tensor->dtype);
   }
-  plan.fetches_far = bytes > kFarBytes;
-  plan.streams_gradients = bytes > kStreamedBytes;
+  plan.fetches_far = plan.tensor_bytes > kFarBytes;
+  plan.streams_gradients = plan.tensor_bytes > kStreamedBytes;
   for (int a = 0; a < rank; ++a) plan.has_unseen_tokens |= problem.axis(a).output_stride > 1;
 
   cut_boxes(&plan, kEnoughUnits, [&](const Box& box) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "cpu/backward.h"
 #include "cpu/cores.h"
@@ -17,6 +18,7 @@
 #include "cpu/sample_plans.h"
 #include "cpu/scratch.h"
 #include "cpu/split.h"
+#include "cpu/work.h"
 
 namespace vecina::internal {
 namespace {
@@ -67,13 +69,20 @@ class CpuForwardPlan : public Plan {
   std::string describe() const override {
     return fmt::format(
         R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
-        R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, "why": "first in order that takes )"
-        R"(the problem"}})",
+        R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, {}"why": "first in order that )"
+        R"(takes the problem"}})",
         alone_.direct.is_used ? "forward_direct" : "forward", kernel_.target, alone_.lanes,
-        resources_.threads.threads(), shared_units(), alone_.max_slots, scratch_bytes());
+        resources_.threads.threads(), shared_units(), alone_.max_slots, scratch_bytes(),
+        prediction());
   }
 
  private:
+  std::string prediction() const {
+    const std::optional<cpu::Peak> peak = cpu::known_peak();
+    if (!peak) return "";
+    return resources_.prediction(cpu::predict_ms(alone_, kernel_, *peak), flops_, shared_units());
+  }
+
   struct Job {
     const CpuForwardPlan* self;
     const cpu::ForwardPlan* plan;
@@ -164,12 +173,19 @@ class CpuBackwardPlan : public Plan {
     return fmt::format(
         R"({{"kernel": "backward", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
         R"("gathers": {}, "keys_at_once": {}, "scratch_bytes_per_thread": {}, "shared_bytes": {}, )"
-        R"("why": "first in order that takes the problem"}})",
+        R"({}"why": "first in order that takes the problem"}})",
         kernel_.target, kernel_.lanes, resources_.threads.threads(), plan_.num_units(),
-        plan_.num_gathers(), plan_.max_slots, scratch_bytes(), shared_bytes());
+        plan_.num_gathers(), plan_.max_slots, scratch_bytes(), shared_bytes(), prediction());
   }
 
  private:
+  std::string prediction() const {
+    const std::optional<cpu::Peak> peak = cpu::known_peak();
+    if (!peak) return "";
+    return resources_.prediction(cpu::predict_ms(plan_, kernel_, *peak), flops_,
+                                 plan_.num_units());
+  }
+
   struct Job {
     const CpuBackwardPlan* plan;
     cpu::BackwardFunction function;
@@ -256,7 +272,7 @@ class CpuBackend : public Backend {
         cpu::forward_kernel_f32().lanes, cache_bytes(1), cache_bytes(2), cache_bytes(3));
   }
 
-  std::string peak() override { return cpu::measure_peak(); }
+  std::string peak() override { return json_of(cpu::measure_peak()); }
 
  private:
   mutable Resources resources_;

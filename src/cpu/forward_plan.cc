@@ -499,6 +499,10 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.additional_key = strides_of(example.additional_key, 1);
   plan.additional_value = strides_of(example.additional_value, 1);
   plan.bias = bias_table(problem, example.bias);
+  for (const vecina_tensor* tensor :
+       {&example.query, &example.key, &example.value, &example.output}) {
+    plan.tensor_bytes += num_elements(*tensor) * dtype_bytes(tensor->dtype);
+  }
   if (plan.direct.is_used) {
     plan_direct(problem, kernel, enough, &plan);
     return plan;
@@ -515,13 +519,8 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.keys_in_place =
       (rank == 1 || dense) && is_native(problem) && key_layout(lane_group) == KeyLayout::shared &&
       lane_group.num_queries * plan.head_group <= kVectorsOfKeysInPlace * plan.lanes;
-  int64_t bytes = 0;
-  for (const vecina_tensor* tensor :
-       {&example.query, &example.key, &example.value, &example.output}) {
-    bytes += num_elements(*tensor) * dtype_bytes(tensor->dtype);
-  }
-  plan.fetches_far = bytes > kFarBytes;
-  plan.streams_output = bytes > kStreamedBytes;
+  plan.fetches_far = plan.tensor_bytes > kFarBytes;
+  plan.streams_output = plan.tensor_bytes > kStreamedBytes;
   for (AxisGroup& group : plan.groups[kRank - 1]) {
     // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
     if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;

@@ -21,6 +21,15 @@ ThreadPool::Call Resources::call(double flops) {
   return ThreadPool::Call(&threads, flops / kFlopsOfMicrosecond);
 }
 
+std::string Resources::prediction(double alone_ms, double flops, int64_t units) const {
+  const int64_t count = threads.threads();
+  double share = 1.0;  // of the thread that has most units
+  if (units > 0 && flops / kFlopsOfMicrosecond >= ThreadPool::kLeastShared) {
+    share = static_cast<double>((units + count - 1) / count) / static_cast<double>(units);
+  }
+  return fmt::format(R"("predicted_ms": {:.4g}, )", alone_ms * share);
+}
+
 ForwardKernel forward_kernel(int32_t dtype) {
   switch (dtype) {
     case VECINA_F64:

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "core/backend.h"
 #include "cpu/backward.h"
@@ -27,6 +28,9 @@ struct Resources {
   int64_t enough_units() const { return threads.threads() > 1 ? 3 * threads.threads() : 0; }
   // A call of that many floating-point operations.
   ThreadPool::Call call(double flops);
+
+  // A member of a plan's description: what calls back to back take that take alone_ms on one thread.
+  std::string prediction(double alone_ms, double flops, int64_t units) const;
 };
 
 ForwardKernel forward_kernel(int32_t dtype);

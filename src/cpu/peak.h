@@ -3,6 +3,7 @@
 #ifndef VECINA_CPU_PEAK_H_
 #define VECINA_CPU_PEAK_H_
 
+#include <optional>
 #include <string>
 
 namespace vecina::internal::cpu {
@@ -12,9 +13,17 @@ namespace vecina::internal::cpu {
 void choose_target();
 std::string target_problem();
 
-// Measures one thread for about half a second. JSON object: fma_gflops_per_core_f32, exp_gops
-// (2^x of the softmax), l1_gbs and l2_gbs (reads), target.
-std::string measure_peak();
+// What one thread reaches, a nanosecond.
+struct Peak {
+  double fma_gflops = 0.0;  // multiplications and additions of f32
+  double exp_gops = 0.0;    // 2^x of the softmax, f32
+  double l1_gbs = 0.0, l2_gbs = 0.0, l3_gbs = 0.0, memory_gbs = 0.0;  // bytes read
+};
+// Takes less than a second. Afterwards this process knows it.
+Peak measure_peak();
+std::optional<Peak> known_peak();
+// JSON object: fma_gflops_per_core_f32, the others by their names, target.
+std::string json_of(const Peak& peak);
 
 }  // namespace vecina::internal::cpu
 #endif  // VECINA_CPU_PEAK_H_

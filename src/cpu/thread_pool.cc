@@ -30,10 +30,8 @@ constexpr microseconds kSpin(50);
 // again. The price: with more threads than free cores it takes a core from one that has chunks.
 constexpr microseconds kSpinInJob(500);
 
-// Calls below the first are over before another thread has joined in. Up from the second waking a
-// worker pays if it stays awake for calls that follow, up from the third it pays by itself, as a
-// rule: waking takes several hundred microseconds on some machines.
-constexpr double kLeastShared = 10.0;
+// Up from the first waking a worker pays if it stays awake for calls that follow, up from the second
+// it pays by itself, as a rule: waking takes several hundred microseconds on some machines.
 constexpr double kLeastToWakeInTurn = 100.0;
 constexpr double kLeastToWake = 600.0;
 

@@ -22,6 +22,9 @@ class ThreadPool {
  public:
   using Body = void (*)(int64_t i, void* user_body);
 
+  // Calls of fewer microseconds are over before another thread has joined in.
+  static constexpr double kLeastShared = 10.0;
+
   // options.threads counts the caller; workers start with the first call that wants them.
   explicit ThreadPool(const BackendOptions& options);
   ~ThreadPool();
