@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 
 #include "cpu/backward.h"
 #include "cpu/backward_tile-inl.h"
@@ -132,6 +133,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Base::kLog2E;
   static constexpr int kLanes = Base::kMaxLanes;
   static constexpr int kMaxRuns = BackwardTile<Element>::kMaxRuns;
+  static constexpr T kHidden = -std::numeric_limits<T>::infinity();
   // AVX-512 computes so fast that it waits for the third cache; what the next tile reads is as much
   // as the first holds.
   static constexpr bool kFetchesFar = HWY_TARGET == HWY_AVX3;
@@ -234,7 +236,6 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
       set_up_row(place_of(x, z, first_row + r), r, &rows[static_cast<size_t>(r)]);
     }
     num_runs_ = 0;
-    const int position_z = keys_.axis(0).position(z);
     const int num_keys = visible_keys(rows, num_rows);
     is_whole_ = holds_all_keys(rows, num_rows, z, num_keys);
     const QuerySums<Element> query_sums = this->query_sums();
@@ -246,6 +247,29 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     if (!is_whole_) {
       for (int r = 0; r < num_rows; ++r) add_to_delta(&rows[static_cast<size_t>(r)], r);
     }
+    if (std::is_same_v<T, Element> && has_far_lse(rows, num_rows)) {
+      sum_logits(x, z, num_keys, &rows, num_rows);
+    }
+    for_each_run(x, z, num_keys, rows, num_rows,
+                 [&](int count, int first, int last, const auto& place_run) {
+                   Run* run = new_run(count, first, last, &rows, num_rows);
+                   place_run(run);
+                   add_logits(*run, rows);
+                   fetches_.advance(run->num_slots());
+                 });
+    flush(&rows, num_rows);
+    fetches_.finish();
+    if (grad_query_ != nullptr) {
+      for (int r = 0; r < num_rows; ++r) query_sums.write(&rows[static_cast<size_t>(r)], r);
+    }
+  }
+
+  // body(count, first, last, place_run) for all keys that the tile sees: `count` of them, by rows
+  // [first, last), and place_run(Run*) says which.
+  template <class Body>
+  void for_each_run(int x, int z, int num_keys, const Rows& rows, int num_rows,
+                    const Body& body) const {
+    const int position_z = keys_.axis(0).position(z);
     for (int key_z = keys_.axis(0).begin(position_z); key_z < keys_.axis(0).end(position_z);
          ++key_z) {
       for (int key_y = rows[0].key_begin; key_y < rows[static_cast<size_t>(num_rows - 1)].key_end;
@@ -256,26 +280,46 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         while (key_y < rows[static_cast<size_t>(last - 1)].key_begin) --last;
         if (first >= last) continue;  // between the windows of a downsampled axis
         for (int j = 0; j < num_keys; j += plan_.max_slots) {
-          Run* run = new_run(std::min(plan_.max_slots, num_keys - j), first, last, &rows, num_rows);
-          set_window(x, key_z, key_y, j, run);
-          add_logits(*run, rows);
-          fetches_.advance(run->num_slots());
+          body(std::min(plan_.max_slots, num_keys - j), first, last,
+               [&](Run* run) { set_window(x, key_z, key_y, j, run); });
         }
       }
     }
     for (int64_t j = 0; j < plan_.additional_tokens; j += plan_.max_slots) {
       const auto count =
           static_cast<int>(std::min<int64_t>(plan_.max_slots, plan_.additional_tokens - j));
-      Run* run = new_run(count, 0, num_rows, &rows, num_rows);
-      set_additional(j, run);
-      add_logits(*run, rows);
-      fetches_.advance(run->num_slots());
+      body(count, 0, num_rows, [&](Run* run) { set_additional(j, run); });
     }
-    flush(&rows, num_rows);
-    fetches_.finish();
-    if (grad_query_ != nullptr) {
-      for (int r = 0; r < num_rows; ++r) query_sums.write(&rows[static_cast<size_t>(r)], r);
-    }
+  }
+
+  bool has_far_lse(const Rows& rows, int num_rows) const {
+    return std::any_of(rows.begin(), rows.begin() + num_rows,
+                       [&](const Row& row) { return row.softmax.is_far(is_whole_); });
+  }
+
+  // Logits are computed twice, so that probabilities are what follows from them as they are here:
+  // those of forward may be rounded otherwise, and lse is.
+  void sum_logits(int x, int z, int num_keys, Rows* rows, int num_rows) const {
+    for (int r = 0; r < num_rows; ++r) (*rows)[static_cast<size_t>(r)].softmax.begin_sums();
+    for_each_run(x, z, num_keys, *rows, num_rows,
+                 [&](int count, int first, int last, const auto& place_run) {
+                   Run run;
+                   run.count = count;
+                   run.first = first;
+                   run.last = last;
+                   run.slots.fill(0);
+                   place_run(&run);
+                   add_logits(run, *rows);
+                   for (int r = first; r < last; ++r) {
+                     Row& row = (*rows)[static_cast<size_t>(r)];
+                     T* logits = probabilities(r);
+                     if (row.is_masked) {
+                       for_each_hidden(run, row, [&](ptrdiff_t i) { logits[i] = kHidden; });
+                     }
+                     row.softmax.add_keys(static_cast<size_t>(count), logits);
+                   }
+                 });
+    for (int r = 0; r < num_rows; ++r) (*rows)[static_cast<size_t>(r)].softmax.leave_lse(is_whole_);
   }
 
   Place place_of(int x, int z, int index) const {
@@ -660,14 +704,21 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
 
   // Probability 0, and no NaN to multiply it with, for keys that a lane does not see.
   void hide(const Run& run, const Row& row, int r) const {
-    if (!run.is_window || !run.is_seen_by(r)) return;
+    if (!run.is_seen_by(r)) return;
     const ptrdiff_t first = ptrdiff_t{run.slots[static_cast<size_t>(r)]} * kLanes;
     T* p = probabilities(r) + first;
     T* s = grad_logits(r) + first;
+    for_each_hidden(run, row, [&](ptrdiff_t i) { p[i] = s[i] = 0; });
+  }
+
+  // body(index) of the keys of a run, a vector each, that a lane does not see.
+  template <class Body>
+  static void for_each_hidden(const Run& run, const Row& row, const Body& body) {
+    if (!run.is_window) return;
     for (int j = 0; j < run.count; ++j) {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (row.views[static_cast<size_t>(lane)].sees(run.first_key + j)) continue;
-        p[j * kLanes + lane] = s[j * kLanes + lane] = 0;
+        body(ptrdiff_t{j} * kLanes + lane);
       }
     }
   }

@@ -35,6 +35,43 @@ struct RowSoftmax {
   HWY_ALIGN T base[kLanes], base_rest[kLanes];  // lse as a power of two's exponent, in two parts
   HWY_ALIGN T delta[kLanes], grad_lse[kLanes];
   HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
+  HWY_ALIGN T factor[kLanes];     // of probabilities, besides lse: 1 unless lse was left
+  HWY_ALIGN T largest[kLanes], total[kLanes];  // of logits, and of 2^(logit - largest)
+
+  // Whether some lane's lse, which was rounded, puts probabilities off by more than they may be; if
+  // all keys are summed up (differentiate()), by a power of two.
+  HWY_INLINE bool is_far(bool is_whole) const {
+    const D d;
+    return !hn::AllFalse(d, hn::Gt(hn::Abs(hn::Load(d, base)), far(is_whole)));
+  }
+  HWY_INLINE void begin_sums() {
+    const D d;
+    const SoftmaxState<D> none = empty_softmax(d);
+    hn::Store(none.max, d, largest);
+    hn::Store(none.sum, d, total);
+  }
+  // Takes the logits of `count` more keys, which are overwritten.
+  HWY_INLINE void add_keys(size_t count, T* HWY_RESTRICT logits) {
+    const D d;
+    SoftmaxState<D> state = {hn::Load(d, largest), hn::Load(d, total)};
+    const auto before = state.max;
+    state.max = largest_logit(d, count, logits, before);
+    softmax(d, before, &state, [&](hn::Vec<D> shift) HWY_ATTR {
+      return HWY_NAMESPACE::exponentiate(d, count, shift, logits);
+    });
+    hn::Store(state.max, d, largest);
+    hn::Store(state.sum, d, total);
+  }
+  // Lanes that are far leave lse for what was summed up.
+  HWY_INLINE void leave_lse(bool is_whole) {
+    const D d;
+    const auto high = hn::Load(d, base), sum = hn::Load(d, total), one = hn::Set(d, T{1});
+    const auto leaves =
+        hn::And(hn::Gt(hn::Abs(high), far(is_whole)), hn::Ge(sum, one));  // not if it is NaN
+    hn::Store(hn::IfThenElse(leaves, hn::Load(d, largest), high), d, base);
+    hn::Store(hn::IfThenZeroElse(leaves, hn::Load(d, base_rest)), d, base_rest);
+    hn::Store(hn::IfThenElse(leaves, hn::Div(one, sum), one), d, factor);
+  }
 
   // `lse` of all lanes, of which the first `queries` are queries.
   HWY_INLINE void set_lse(V lse, int queries) {
@@ -50,6 +87,7 @@ struct RowSoftmax {
     const auto low = hn::MulAdd(lse, rest, hn::MulSub(lse, log2e, high));
     hn::Store(hn::IfThenZeroElse(empty, high), d, base);
     hn::Store(hn::IfThenZeroElse(empty, low), d, base_rest);
+    hn::Store(hn::Set(d, T{1}), d, factor);
   }
 
   // Turns `size` logits into probabilities.
@@ -81,16 +119,16 @@ struct RowSoftmax {
     const auto one = hn::Set(d, T{1});
     const auto is_seen = hn::Eq(hn::Load(d, sees_some), one);
     const auto of_lse = hn::Load(d, grad_lse);
-    auto mean = hn::Load(d, delta), factor = one;
+    auto mean = hn::Load(d, delta), share = hn::Load(d, factor);
     if (is_whole) {
       const auto is_empty = hn::Eq(sums.probabilities, hn::Zero(d));
-      factor = hn::IfThenZeroElse(is_empty, hn::Div(one, sums.probabilities));
+      share = hn::IfThenZeroElse(is_empty, hn::Div(one, sums.probabilities));
       // A quotient: of a query with one key it is that key's dP, but for the last bit of some.
       mean =
           hn::Add(mean, hn::IfThenZeroElse(is_empty, hn::Div(sums.products, sums.probabilities)));
     }
     for (ptrdiff_t i = 0; i < size; i += kLanes) {
-      const auto probability = hn::Mul(hn::Load(d, probabilities + i), factor);
+      const auto probability = hn::Mul(hn::Load(d, probabilities + i), share);
       const auto apart = hn::Sub(hn::Load(d, gradients + i), mean);  // small where the mean is not
       const auto gradient = hn::Mul(probability, hn::Add(apart, of_lse));
       hn::Store(probability, d, probabilities + i);
@@ -99,6 +137,12 @@ struct RowSoftmax {
   }
 
  private:
+  // An lse that is rounded at its 24th (53rd) bit, as an exponent of two.
+  static HWY_INLINE V far(bool is_whole) {
+    constexpr T kFar = sizeof(T) == 4 ? 64 : 1024;
+    return hn::Set(D(), is_whole ? kFar * 32768 : kFar);
+  }
+
   // Summed in parts of so many keys: one after the other, 144 equal probabilities are all rounded
   // the same way, and their sum is off by 1.6e-6.
   static constexpr ptrdiff_t kPart = 8 * kLanes;
