@@ -38,7 +38,8 @@ complain "the library throws" \
 complain "files of over 1000 lines" \
   "$(sources -exec awk 'END { if (FNR > 1000) print FILENAME ": " FNR }' {} \;)"
 sources -exec awk 'END { if (FNR > 800) print "note: " FILENAME " has " FNR " lines" }' {} \;
-dependencies=$(grep -rhoE 'find_package\((\w+)' CMakeLists.txt cli tests --include=CMakeLists.txt |
+dependencies=$(grep -rhoE 'find_package\((\w+)' CMakeLists.txt cli tests benchmarks \
+  --include=CMakeLists.txt |
   grep -v vecina | sort -u)
 [ "$(echo "$dependencies" | wc -l)" -le 8 ] || complain "more than 8 dependencies" "$dependencies"
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 build="g++ cmake ninja-build libhwy-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
 case ${1:-} in
   build) packages=$build ;;
-  test) packages="$build libgtest-dev python3 python3-dev python3-venv clang clang-format pkg-config binutils" ;;
+  test) packages="$build libgtest-dev libbenchmark-dev python3 python3-dev python3-venv clang clang-format pkg-config binutils" ;;
   format) packages=clang-format ;;
   docs) packages="$build python3" ;;
   *) echo "usage: $0 build|test|format|docs" >&2; exit 2 ;;
@@ -18,8 +18,8 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   for tool in c++ cmake ninja; do
     command -v "$tool" >/dev/null && continue
     echo "dev: $tool is missing. Needed here: a C++20 compiler, CMake 3.22, Ninja and the" \
-      "libraries Highway, fmt, CLI11 and nlohmann-json; for tests also GoogleTest, Python 3," \
-      "clang with its runtime, clang-format, pkg-config and binutils." >&2
+      "libraries Highway, fmt, CLI11 and nlohmann-json; for tests also GoogleTest, Google Benchmark," \
+      "Python 3, clang with its runtime, clang-format, pkg-config and binutils." >&2
     exit 2
   done
   exit 0
