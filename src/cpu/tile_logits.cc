@@ -96,9 +96,16 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
       }
 #endif
       for (; i < size; i += kLanes) {
+        // Where few keys use a query, g++ loads it again as the operand of each multiply-add; of
+        // 512 bits that takes as long. Held if registers are left, of which a key takes one. SSE4
+        // gains nothing.
+        constexpr int kRegisters = HWY_TARGET == HWY_AVX3 ? 32 : HWY_TARGET == HWY_AVX2 ? 16 : 0;
+        constexpr bool kHoldsQueries =
+            kVectors > 1 && kKeys > 1 && kKeys < 4 && kVectors * (kKeys + 1) < kRegisters;
         hn::Vec<D> q[kVectors];
         unroll<kVectors>([&](auto v) VECINA_INLINE {
           q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i);
+          if constexpr (kHoldsQueries) q[v] = in_register(q[v]);
         });
         unroll<kColumns>([&](auto m) VECINA_INLINE {
           hn::Vec<D> key;
