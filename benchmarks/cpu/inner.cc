@@ -21,11 +21,7 @@
 namespace vecina::benchmarks {
 namespace {
 
-// The limits of one core, per second.
-struct Peak {
-  double multiply_adds;  // of f32
-  double exponentials, l1_bytes, l2_bytes;
-};
+using internal::cpu::Peak;
 
 bool has_failed = false;
 
@@ -64,8 +60,8 @@ void time_loop(benchmark::State& state, const InnerCase& inner, const Peak& peak
     benchmark::ClobberMemory();
   }
   const double runs_per_second = static_cast<double>(state.iterations()) / (cpu_seconds() - start);
-  const auto add = [&](const char* name, double of_one_run, double limit) {
-    state.counters[name] = of_one_run * runs_per_second / limit;
+  const auto add = [&](const char* name, double of_one_run, double limit) {  // a nanosecond
+    state.counters[name] = of_one_run * runs_per_second * 1e-9 / limit;
   };
   const auto add_rate = [&](const char* name, double of_one_run) {
     using benchmark::Counter;
@@ -75,27 +71,27 @@ void time_loop(benchmark::State& state, const InnerCase& inner, const Peak& peak
   if (work.multiply_adds > 0.0) {
     add_rate("multiply_adds", work.multiply_adds);
     const bool is_double = inner.dtype == VECINA_F64;
-    add("of_fma_peak", work.multiply_adds, peak.multiply_adds / (is_double ? 2.0 : 1.0));
+    add("of_fma_peak", 2.0 * work.multiply_adds, peak.fma_gflops / (is_double ? 2.0 : 1.0));
   }
   if (work.exponentials > 0.0) {
     add_rate("exponentials", work.exponentials);
     // Those of f64 are longer polynomials.
-    if (inner.dtype != VECINA_F64) add("of_exp_peak", work.exponentials, peak.exponentials);
+    if (inner.dtype != VECINA_F64) add("of_exp_peak", work.exponentials, peak.exp_gops);
   }
   if (work.bytes > 0.0) {
     add_rate("bytes", work.bytes);
-    add("of_l1_reads", work.bytes, peak.l1_bytes);
-    add("of_l2_reads", work.bytes, peak.l2_bytes);
+    add("of_l1_reads", work.bytes, peak.l1_gbs);
+    add("of_l2_reads", work.bytes, peak.l2_gbs);
   }
 }
 
 Peak measure_peak() {
-  const auto found = nlohmann::json::parse(internal::cpu::measure_peak());
-  for (const auto& [name, value] : found.items()) {
+  const Peak peak = internal::cpu::measure_peak();
+  const auto described = nlohmann::json::parse(json_of(peak));
+  for (const auto& [name, value] : described.items()) {
     benchmark::AddCustomContext(name, value.is_string() ? value.get<std::string>() : value.dump());
   }
-  const auto rate = [&](const char* name) { return 1e9 * found.at(name).get<double>(); };
-  return {rate("fma_gflops_per_core_f32") / 2.0, rate("exp_gops"), rate("l1_gbs"), rate("l2_gbs")};
+  return peak;
 }
 
 int run(int argc, char** argv) {
