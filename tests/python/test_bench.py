@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import vecina  # noqa: E402
 from vecina import bench  # noqa: E402
-from vecina.bench import contestants, report, rows  # noqa: E402
+from vecina.bench import agreement, contestants, report, rows  # noqa: E402
 
 SMALL = [
     rows.Row("a", "baseline", "A", "1D", "1d 12 kernel_size 5 batch 2 heads 4 head_dim 8",
@@ -24,6 +24,19 @@ SMALL = [
     rows.Row("d", "return_lse", "D", "1D", "1d 9 kernel_size 3 heads 2 head_dim 8", "with_lse"),
     rows.Row("e", "merge", "E", "1D", "1d 9 kernel_size 3 heads 2 head_dim 8", "merge"),
 ]  # fmt: skip
+
+
+# Of the caller's own, and whether natten-mps has such a call.
+OWN = {
+    "1d 12 kernel_size 5 batch 2 heads 4 head_dim 12 bias": True,
+    "2d 9x12 kernel_size 3x5 dilation 2x1 heads 2 head_dim 8 bias": True,
+    "2d 6x9 kernel_size 3x4 stride 1x2 dilation 2 causal 0x1 heads 4 heads_kv 2 head_dim 8": False,
+    "2d 6x7 kernel_size 5x4 causal heads 2 head_dim 8 head_dim_value 16 additional 3 bias": False,
+    "3d 4x5x6 kernel_size 3x5x5 causal 1x0x0 heads 2 head_dim 8 dtype f64": True,
+    "3d 3x4x5 kernel_size 2x3x4 heads 2 head_dim 8 bias dtype bf16": False,
+    "1d 14 kernel_size 14 causal batch 2 heads 2 head_dim 8 dtype f16": True,
+    "2d 4x5 kernel_size 4x5 heads 2 head_dim 8 additional 2 bias": False,
+}
 
 
 def test_rows_are_the_seeds():
@@ -53,6 +66,95 @@ def test_contestants_compute_the_same(row):
         if name == "flex":  # a minute of compilation: by hand
             continue
         torch.testing.assert_close(contestants.find(name)(row, inputs)(), wanted)
+
+
+@pytest.mark.parametrize("line, ported", OWN.items())
+def test_own_problems_are_the_same_for_all(line, ported):
+    row = rows.row_of(line)
+    inputs = contestants.draw(row)
+    wanted = agreement.kept(contestants.find("reference")(row, inputs)())
+    for name in ("cpu", "sdpa"):
+        result = agreement.kept(contestants.find(name)(row, inputs)())
+        assert agreement.why_not_same(result, wanted, row.dtype) == ""
+    if not importlib.util.find_spec("natten_mps"):
+        return
+    if not ported:
+        with pytest.raises(contestants.Unavailable, match="natten-mps"):
+            contestants.find("natten-mps")(row, inputs)
+        return
+    call = contestants.find("natten-mps")(row, inputs)
+    assert agreement.why_not_same(agreement.kept(call()), wanted, row.dtype) == ""
+    assert hasattr(call, "note") == row.has_bias
+
+
+def test_a_problem_line_is_a_row():
+    row = rows.row_of("  2d 8x9  kernel_size 3x5 heads 2 head_dim 8 causal 0x1 dilation 2x1 bias ")
+    line = "2d 8x9 kernel_size 3x5 heads 2 head_dim 8 causal 0x1 dilation 2x1 bias"
+    assert row.name == row.problem == line
+    assert row.axes("kernel_size", 0) == (3, 5) and row.axes("stride", 1) == 1
+    assert row.is_causal == (False, True) and row.has_bias and row.dtype_word == "f32"
+    assert rows.row_of("1d 9 kernel_size 9 head_dim 8 causal").is_full
+    assert not rows.row_of("1d 9 kernel_size 9 head_dim 8 causal 1").is_dense
+    assert rows.row_of("1d 9 kernel_size 9 causal 0 head_dim 8 dtype f64").is_dense
+    for line, words in (
+        ("", "begins with 1d"),
+        ("2d 8x8 kernel_size 9 head_dim 8", "exceeds the 8 tokens"),
+        ("1d 8 kernel_size 3 head_dim 8 lengths padded", "'lengths' is not compared"),
+        ("attention 8x8 head_dim 8", "'attention' is not compared"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            rows.row_of(line)
+
+
+def test_masks_that_are_too_large_are_not_made():
+    row = rows.row_of("2d 256x256 kernel_size 3 head_dim 1")
+    with pytest.raises(contestants.Unavailable, match="65536 x 65536 numbers is not made"):
+        contestants.find("sdpa")(row, contestants.draw(row))
+    row = rows.row_of("1d 16384 kernel_size 3 heads 8 head_dim 1 bias")
+    with pytest.raises(contestants.Unavailable, match="8 x 16384 x 16384"):
+        contestants.find("sdpa")(row, contestants.draw(row))
+
+
+def test_who_computes_something_else_is_not_timed(monkeypatch):
+    row = rows.row_of("1d 12 kernel_size 5 heads 2 head_dim 8")
+
+    def more(row, inputs):
+        call = contestants.find("cpu")(row, inputs)
+        return lambda: call() * 1.01
+
+    def less(row, inputs):
+        call = contestants.find("cpu")(row, inputs)
+        return lambda: call()[:, :-1]
+
+    def none(row, inputs):
+        call = contestants.find("cpu")(row, inputs)
+        return lambda: call() * float("nan")
+
+    def failing(row, inputs):
+        raise RuntimeError("the first line\nand another")
+
+    others = {"more": more, "less": less, "none": none, "failing": failing}
+    monkeypatch.setattr(contestants, "_OTHERS", others)
+    found, reasons = bench.measure(["cpu", *others], [row], 0, 1)
+    assert [name for name, times in found[0].times.items() if times] == ["cpu"]
+    words = "differs by 0.01 of", "shapes are [[1, 11, 2, 8]], not", "differs by nan", "first line"
+    assert len(reasons) == len(words)
+    for reason, name, word in zip(reasons, others, words):
+        assert reason.startswith(f"n/a on {name}: {row.name}: ") and word in reason
+    assert reasons[-1].endswith("the first line")
+
+
+def test_problems_of_the_command_line(capsys, tmp_path):
+    path = tmp_path / "now.json"
+    lines = "1d 16 kernel_size 3 head_dim 8 bias", "2d 4x4 kernel_size 3 head_dim 8 dtype f64"
+    arguments = [word for line in lines for word in ("--problem", line)]
+    assert bench.main([*arguments, "--repeats", "1", "--json", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(line in shown for line in lines)
+    written = json.loads(path.read_text())
+    assert [item["name"] for item in written] == [item["problem"] for item in written] == [*lines]
+    assert [item["dtype"] for item in written] == ["f32", "f64"]
+    assert all(item["cpu_ms"] > 0 and item["sdpa_ms"] > 0 for item in written)
 
 
 def test_who_is_not_there_says_so():
@@ -138,7 +240,12 @@ def test_plot(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(["--backends", "nobody"], "'nobody' is none of"), (["--repeats", "0"], "--repeats 0")],
+    [
+        (["--backends", "nobody"], "'nobody' is none of"),
+        (["--repeats", "0"], "--repeats 0"),
+        (["--problem", "2d 8x8"], "'kernel_size' must be given"),
+        (["--problem", "1d 8 kernel_size 3 head_dim 8", "--features", "gqa"], "excludes"),
+    ],
 )
 def test_wrong_arguments(capsys, arguments, words):
     assert bench.main(arguments) == 2

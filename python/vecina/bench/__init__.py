@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``python -m vecina.bench``: the 21 configurations of the seed benchmark from Python.
+"""``python -m vecina.bench``: the 21 configurations of the seed benchmark, or yours, from Python.
 
 Measured as the seed does: inputs drawn once, warm-up calls, then each call timed on its own,
-forward only; the upper median counts. ``--overhead`` times the parts of one call instead.
+forward only; the upper median counts. Who computes something else than the first is not timed.
+``--overhead`` times the parts of one call instead.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--features", nargs="+", choices=_rows.features(), metavar="NAME",
         help=f"only some of {' '.join(_rows.features())}")
+    add("--problem", action="append", metavar="LINE",
+        help="time this problem instead (may be repeated), such as '2d 56x56 kernel_size 7 heads 4 "
+        "head_dim 32', also with batch, heads_kv, head_dim_value, stride, dilation, causal, "
+        "additional, bias, dtype")
     add("--device", choices=("cpu", "cuda"), default="cpu",
         help="where the tensors are (cpu); on cuda the GPU is waited for after each call")
     add("--backends", metavar="A,B",
@@ -105,10 +110,10 @@ def measure(
     names: list[str], rows, warmup: int = 5, repeats: int = 30, device: str = "cpu",
     in_graph: bool = False,
 ):  # fmt: skip
-    """(results in the order of rows, why who could not run what); without autograd."""
+    """(results in the order of rows, why who could not run what, notes); without autograd."""
     import torch
 
-    from vecina.bench import contestants, report
+    from vecina.bench import agreement, contestants, report
 
     makers = {name: contestants.find(name) for name in names}
     wait = [torch.cuda.synchronize] if device == "cuda" else []
@@ -122,14 +127,30 @@ def measure(
     with torch.no_grad(), _progress(len(rows)) as progress:
         for row in rows:
             progress(row.name)
-            inputs, times = contestants.draw(row, device), {}
+            inputs, times, first = contestants.draw(row, device), {}, None
             for name, make in makers.items():
+                times[name] = None
                 try:
                     call = make(row, inputs)
-                    times[name] = report.Times.of(times_of(call))
+                    measured = times_of(call)
+                    result = agreement.kept(call())
+                    if first is None:
+                        first = name, result
+                    why_not = agreement.why_not_same(result, first[1], row.dtype)
+                    if why_not:
+                        raise contestants.Unavailable(
+                            f"{row.name}: not what {first[0]} computed, {why_not}."
+                        )
                 except (contestants.Unavailable, NotImplementedError) as error:
-                    times[name] = None
                     reasons.append(f"n/a on {name}: {error}")
+                except (ValueError, RuntimeError) as error:  # another library's ends its row alone
+                    if not contestants.is_other(name):
+                        raise
+                    reasons.append(f"n/a on {name}: {row.name}: {str(error).splitlines()[0]}")
+                else:
+                    times[name] = report.Times.of(measured)
+                    if hasattr(call, "note"):
+                        reasons.append(f"{name} {call.note}")
             results.append(report.Result(row, times))
     return results, list(dict.fromkeys(reasons))
 
@@ -152,11 +173,14 @@ def _run(options) -> None:
         raise ValueError("--device cuda: PyTorch finds no GPU here.")
     if options.graph and options.device != "cuda":
         raise ValueError("--graph needs --device cuda.")
+    if options.problem and options.features:
+        raise ValueError("--problem excludes --features.")
+    chosen = [_rows.row_of(line) for line in options.problem or ()]
     usual = "cuda,sdpa,flex" if options.device == "cuda" else "cpu,sdpa"
     names = (options.backends or usual).split(",")
     results, reasons = measure(
-        names, _rows.rows(options.features), options.warmup, options.repeats, options.device,
-        options.graph,
+        names, chosen or _rows.rows(options.features), options.warmup, options.repeats,
+        options.device, options.graph,
     )  # fmt: skip
     where = report.device(options.device)
     in_graphs = f" of graphs of {_CALLS_OF_GRAPH} calls" if options.graph else ""

@@ -89,7 +89,7 @@ def to_json(names: list[str], results: list[Result], where: str) -> list[dict]:
             item[f"{name}_min_ms"] = times and times.min_ms
             item[f"{name}_spread"] = times and times.spread
         item |= {
-            "dtype": {"float32": "f32", "bfloat16": "bf16"}[row.dtype],
+            "dtype": row.dtype_word,
             "problem": row.problem,
             "device": where,
             "version": vecina.__version__,
