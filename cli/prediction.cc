@@ -14,7 +14,7 @@ std::optional<double> predicted_ms(const nlohmann::ordered_json& plan) {
 
 void add_prediction_error(double measured_ms, nlohmann::ordered_json* plan) {
   const std::optional<double> predicted = predicted_ms(*plan);
-  if (predicted) (*plan)["prediction_error"] = *predicted / measured_ms - 1.0;
+  if (predicted && *predicted > 0.0) (*plan)["prediction_error"] = *predicted / measured_ms - 1.0;
 }
 
 }  // namespace vecina::cli

@@ -474,11 +474,15 @@ TEST(Plan, SaysHowFarThePredictionWasOff) {
   plan["details"]["kernels"][0]["launches"] = 3;
   cli::add_prediction_error(2.0, &plan);
   EXPECT_DOUBLE_EQ(plan.at("prediction_error").get<double>(), 1.25);
+  plan = nlohmann::ordered_json::parse(R"({"details": {"predicted_ms": 3.0}})");
+  cli::add_prediction_error(2.0, &plan);
+  EXPECT_DOUBLE_EQ(plan.at("prediction_error").get<double>(), 0.5);
 }
 
-TEST(Plan, HasNoPredictionErrorButForOneKernelWithAPrediction) {
+TEST(Plan, HasNoPredictionErrorWithoutAPredictionOfTheWhole) {
   for (const char* text : {
            R"({"details": {}})",
+           R"({"details": {"predicted_ms": 0}})",  // nothing to do
            R"({"details": {"kernels": [{}]}})",
            R"({"details": {"kernels": [{"predicted_ms": 1.5}, {"predicted_ms": 1.5}]}})",
        }) {

@@ -64,13 +64,14 @@ const std::string k16x16 = "2d 16x16 kernel_size 16 batch 2 heads 4 head_dim 32"
 
 Pass pass_of(cli::BenchKind kind) {
   switch (kind) {
+    case cli::BenchKind::output:
+      break;
     case cli::BenchKind::with_lse:
       return Pass::with_lse;
     case cli::BenchKind::merge:
       return Pass::merge;
-    default:
-      return Pass::forward;
   }
+  return Pass::forward;
 }
 
 // The seed's configurations, larger ones, and the backward pass of some.

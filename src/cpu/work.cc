@@ -27,7 +27,8 @@ double seen_rows(const AxisGroup& axis, int begin, int end) {
   return rows;
 }
 
-// Causal lanes of the shared layout read as far as the last query of their vector sees.
+// Causal lanes of the shared layout read as far as the last query of their vector sees; attention may
+// have more queries than keys.
 double keys_of_row(const AxisGroup& axis, int begin, int end, int lanes) {
   if (!axis.window.is_causal || key_layout(axis) == KeyLayout::shifted) {
     return axis.window.kernel_size;
@@ -36,7 +37,7 @@ double keys_of_row(const AxisGroup& axis, int begin, int end, int lanes) {
   int vectors = 0;
   for (int k = begin; k < end; k += lanes, ++vectors) {
     const int last = axis.position(std::min(k + lanes, end) - 1) + axis.phases - 1;
-    keys += axis.end(std::min(last, axis.query_extent - 1));
+    keys += std::min(last + 1, axis.window.extent);
   }
   return keys / vectors;
 }

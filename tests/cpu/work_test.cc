@@ -69,6 +69,7 @@ INSTANTIATE_TEST_SUITE_P(
                     "2d 40x64 kernel_size 9x11 causal 1x0 heads 1 head_dim 32 additional 3",
                     "2d 60x128 kernel_size 9 dilation 3x2 heads 1 head_dim 32",
                     "2d 60x64 kernel_size 9 stride 4x1 heads 1 head_dim 32",
+                    "2d 40x64 kernel_size 5x17 stride 1x4 heads 1 head_dim 32",
                     "3d 6x10x64 kernel_size 3x5x9 heads 1 head_dim 64",
                     "1d 128 kernel_size 128 heads 2 head_dim 64"));
 
@@ -85,6 +86,15 @@ TEST(Work, CausalRowsThatShareKeysReadAsFarAsTheirLastQuery) {
   const double causal = work_of(forward_plan(line + " causal")).exponentials;
   EXPECT_GE(causal, pairs(line + " causal"));
   EXPECT_LT(causal, 0.7 * all);
+}
+
+TEST(Work, CausalAttentionReadsNoKeysBeyondTheLast) {
+  const std::string line = "attention 1024x32 causal heads 1 head_dim 32";
+  const double expected = pairs(line);
+  for (const Work& work : {work_of(forward_plan(line)), work_of(backward_plan(line))}) {
+    EXPECT_GE(work.exponentials, expected);
+    EXPECT_LE(work.exponentials, 1024.0 * 32.0);
+  }
 }
 
 TEST(Work, SumsThatAreKeptApartAreGathered) {
@@ -105,13 +115,14 @@ TEST(Prediction, FollowsTheMachineAndTheWork) {
     SCOPED_TRACE(line);
     const ForwardPlan small = forward_plan(line + std::string("16"));  // beyond L2
     const ForwardPlan large = forward_plan(line + std::string("32"));
-    const ForwardKernel kernel = forward_kernel(VECINA_F32);
+    const int32_t dtype = cli::parse_problem(line + std::string("16")).dtype;
+    const ForwardKernel kernel = forward_kernel(dtype);
     const double ms = predict_ms(small, kernel, peak);
     EXPECT_GT(ms, 0.0);
     EXPECT_NEAR(predict_ms(small, kernel, twice), ms / 2.0, 1e-9 * ms);
     EXPECT_GT(predict_ms(large, kernel, peak), 1.99 * ms);
     const double backward = predict_ms(backward_plan(line + std::string("16")),
-                                       backward_kernel(VECINA_F32), peak);
+                                       backward_kernel(dtype), peak);
     EXPECT_GT(backward, ms);
   }
 }
