@@ -478,6 +478,14 @@ VECINA_DEVICE unsigned pack_bits(Mask mask) {
   };
   return pack(static_cast<unsigned>(mask)) | pack(static_cast<unsigned>(mask >> 32)) << 8;
 }
+// The weight of a pair. The product is volatile: else the compiler would compute it of pairs that
+// are seen alone, each with a load of the scale.
+VECINA_DEVICE float weight_of(float dot, float scale, float below, bool is_seen) {
+  float logit;
+  asm volatile("fma.rn.f32 %0, %1, %2, %3;" : "=f"(logit) : "f"(dot), "f"(scale), "f"(below));
+  return power_of_two(is_seen ? logit : -infinity());
+}
+
 inline constexpr int kBits = kStep / 4;  // of a step
 inline constexpr unsigned kBitsOfStep = (1u << kBits) - 1;
 VECINA_DEVICE bool is_visible(unsigned bits, int k, int e) { return (bits >> (2 * k + e)) & 1; }

@@ -121,7 +121,7 @@ struct KeyWork {
           if constexpr (kConfig.has_bias) {
             below += bias.at(e / 2, 16 * step + 8 * k + column, is_seen);
           }
-          weight = is_seen ? power_of_two(fmaf(weight, scale, below)) : 0.0f;
+          weight = weight_of(weight, scale, below, is_seen);
           if constexpr (kConfig.adds_key) {
             gradient = is_seen ? weight * (gradient - shift) : 0.0f;
           }

@@ -113,7 +113,7 @@ struct QueryWork {
         if constexpr (kConfig.has_bias) {
           below += bias.at(i, 16 * step + 8 * k + e % 2, is_seen);
         }
-        weight = is_seen ? power_of_two(fmaf(weight, scale, below)) : 0.0f;
+        weight = weight_of(weight, scale, below, is_seen);
         gradient = is_seen ? weight * (gradient - shift[i]) : 0.0f;
         if constexpr (!kConfig.is_delta_given) {
           total[i] += weight;
