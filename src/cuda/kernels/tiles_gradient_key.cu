@@ -53,53 +53,55 @@ struct KeyWork {
       clear(pairs.logits);
       clear(pairs.differences);
     }
-    // What 16 columns need, loaded while those before them are multiplied. Without the barrier
-    // the compiler puts each load right before its use, and nothing covers its 30 cycles.
-    struct Words {
-      unsigned next_queries[4], next_outputs[4], key[4], value[4], queries[4], outputs[4];
-    } words[2];
-    const auto load = [&](int c, Words& to) {
-      if constexpr (kStarts) {
-        if (c < KeySide::kSteps) {
-          load_matrices(to.next_queries, next_queries + 32 * c);
-          if constexpr (kConfig.shares_key) load_matrices(to.key, key_rows + 32 * c);
-        }
-        if (kConfig.adds_key && c < ValueSide::kSteps) {
-          load_matrices(to.next_outputs, next_outputs + 32 * c);
-          if constexpr (kConfig.shares_value) load_matrices(to.value, value_rows + 32 * c);
-        }
+    // Products with 16 columns of one tensor, in turn: those that start, then those that add. What
+    // one needs is loaded kAhead of them before. Without the barrier the compiler puts each load
+    // right before its use, and nothing covers its 30 cycles.
+    constexpr int kLogits = 0, kDifferences = 1, kValueSums = 2, kKeySums = 3;
+    constexpr int kFirstKind = kStarts ? kLogits : kValueSums;
+    constexpr int kKinds = (kAdds ? kKeySums + 1 : kValueSums) - kFirstKind;
+    constexpr int kCount = kKinds * na_max(KeySide::kSteps, ValueSide::kSteps), kAhead = 3;
+    unsigned words[kAhead + 1][4], own[kAhead + 1][4];
+    const auto load = [&](int number) {
+      const int c = number / kKinds, kind = number % kKinds + kFirstKind;
+      unsigned(&to)[4] = words[number % (kAhead + 1)];
+      unsigned(&rows)[4] = own[number % (kAhead + 1)];
+      if (kind == kLogits && c < KeySide::kSteps) {
+        load_matrices(to, next_queries + 32 * c);
+        if constexpr (kConfig.shares_key) load_matrices(rows, key_rows + 32 * c);
       }
-      if constexpr (kAdds) {
-        if (kConfig.adds_value && c < ValueSide::kSteps) {
-          load_transposed(to.outputs, outputs + 32 * c);
-        }
-        if (kConfig.adds_key && has_sums(c)) load_transposed(to.queries, queries + 32 * c);
+      if (kind == kDifferences && kConfig.adds_key && c < ValueSide::kSteps) {
+        load_matrices(to, next_outputs + 32 * c);
+        if constexpr (kConfig.shares_value) load_matrices(rows, value_rows + 32 * c);
+      }
+      if (kind == kValueSums && kConfig.adds_value && c < ValueSide::kSteps) {
+        load_transposed(to, outputs + 32 * c);
+      }
+      if (kind == kKeySums && kConfig.adds_key && has_sums(c)) {
+        load_transposed(to, queries + 32 * c);
       }
     };
-    constexpr int kSteps = na_max(KeySide::kSteps, ValueSide::kSteps);
-    load(0, words[0]);
 #pragma unroll
-    for (int c = 0; c < kSteps; ++c) {
-      const Words& now = words[c % 2];
-      if (c + 1 < kSteps) load(c + 1, words[(c + 1) % 2]);
+    for (int number = 0; number < na_min(kAhead, kCount); ++number) load(number);
+#pragma unroll
+    for (int number = 0; number < kCount; ++number) {
+      if (number + kAhead < kCount) load(number + kAhead);
       __syncwarp();
-      if constexpr (kStarts) {
-        if (c < KeySide::kSteps) {
-          add_columns(columns_of<kConfig.shares_key>(now.key, key[kHasLongKeys ? 0 : c]),
-                      now.next_queries, pairs.logits);
-        }
-        if (kConfig.adds_key && c < ValueSide::kSteps) {
-          add_columns(columns_of<kConfig.shares_value>(now.value, value[kHasLongValues ? 0 : c]),
-                      now.next_outputs, pairs.differences);
-        }
+      const int c = number / kKinds, kind = number % kKinds + kFirstKind;
+      const unsigned(&now)[4] = words[number % (kAhead + 1)];
+      const unsigned(&rows)[4] = own[number % (kAhead + 1)];
+      if (kind == kLogits && c < KeySide::kSteps) {
+        add_columns(columns_of<kConfig.shares_key>(rows, key[kHasLongKeys ? 0 : c]), now,
+                    pairs.logits);
       }
-      if constexpr (kAdds) {
-        if (kConfig.adds_value && c < ValueSide::kSteps) {
-          add_rows(factors.weights, now.outputs, c, grad_value);
-        }
-        if (kConfig.adds_key && has_sums(c)) {
-          add_rows(factors.gradients, now.queries, c - kFirstStep, grad_key);
-        }
+      if (kind == kDifferences && kConfig.adds_key && c < ValueSide::kSteps) {
+        add_columns(columns_of<kConfig.shares_value>(rows, value[kHasLongValues ? 0 : c]), now,
+                    pairs.differences);
+      }
+      if (kind == kValueSums && kConfig.adds_value && c < ValueSide::kSteps) {
+        add_rows(factors.weights, now, c, grad_value);
+      }
+      if (kind == kKeySums && kConfig.adds_key && has_sums(c)) {
+        add_rows(factors.gradients, now, c - kFirstStep, grad_key);
       }
     }
   }
@@ -221,16 +223,22 @@ struct KeyWork {
 
 // The block's work; false if a thread's results are not finite. is_cleaned: queries and gradients
 // of outputs that are not finite count as 0.
-VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& tile, const Box& box,
-                                       const Tables& tables, bool is_cleaned) {
+VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tables& tables,
+                                       bool is_cleaned) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Item item = make_item(params, tile.first_item);
+  // Read from shared memory whenever it is needed: sums leave no registers for it.
+  const Tile& tile = tables.tile;
+  const auto row_of_thread = [&](int i) {
+    return make_row(tile, first_owners(tile), lane / 4 + 8 * i);
+  };
+  const auto at_row = [&](const HaloRows& tensor, const Row& row) {
+    const Item item = make_item(params, tile.first_item);
+    return head_rows(tensor, item.batch, item.head) + row_offset(tensor, row);
+  };
   KeyWork work;
   {
-    const Row rows[2] = {make_row(tile, box, lane / 4), make_row(tile, box, lane / 4 + 8)};
-    const auto at = [&](const HaloRows& tensor, int i) {
-      return head_rows(tensor, item.batch, item.head) + row_offset(tensor, rows[i]);
-    };
+    const Row rows[2] = {row_of_thread(0), row_of_thread(1)};
+    const auto at = [&](const HaloRows& tensor, int i) { return at_row(tensor, rows[i]); };
     if constexpr (kHasLongKeys) {
       copy_rows<kKeyColumns>(at(params.key, 0), at(params.key, 1), kKeyRowsAt);
     } else {
@@ -250,6 +258,7 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   work.key_rows = place_of_shared_rows<KeySide>(kKeyRowsAt);
   work.value_rows = place_of_shared_rows<ValueSide>(kValueRowsAt);
   work.scale = params.scale_to_powers;
+  const Item item = make_item(params, tile.first_item);
   work.bias.begin(params, item.head * kConfig.head_group);
   clear(work.grad_key);
   clear(work.grad_value);
@@ -263,22 +272,19 @@ VECINA_DEVICE bool differentiate_block(const HaloParams& params, const Tile& til
   bool is_good = true;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const Row row = make_row(tile, box, lane / 4 + 8 * i);
-    const auto at = [&](const HaloRows& tensor) {
-      return head_rows(tensor, item.batch, item.head) + row_offset(tensor, row);
-    };
+    const Row row = row_of_thread(i);
     if constexpr (kConfig.adds_key) {
       if (params.grad_key.data != nullptr) {
         is_good = store_row<(kConfig.end_column - kConfig.first_column) / 8>(
                       work.grad_key, i, params.scale,
-                      at(params.grad_key) + 2 * kConfig.first_column, row.is_owner) &&
+                      at_row(params.grad_key, row) + 2 * kConfig.first_column, row.is_owner) &&
                   is_good;
       }
     }
     if constexpr (kConfig.adds_value) {
       if (params.grad_value.data != nullptr) {
-        is_good = store_row<kValueColumns / 8>(work.grad_value, i, 1.0f, at(params.grad_value),
-                                               row.is_owner) &&
+        is_good = store_row<kValueColumns / 8>(work.grad_value, i, 1.0f,
+                                               at_row(params.grad_value, row), row.is_owner) &&
                   is_good;
       }
     }
@@ -296,9 +302,7 @@ VECINA_DEVICE void compute_tile(const HaloParams& params) {
   __syncthreads();
   wait_for_previous();
   compute_block<differentiate_key_alone<kConfig.first_column, kConfig.end_column>>(
-      params, [&](bool is_cleaned) {
-    return differentiate_block(params, tile, box, tables, is_cleaned);
-  });
+      params, [&](bool is_cleaned) { return differentiate_block(params, tables, is_cleaned); });
 }
 
 VECINA_DEVICE void clear_gradients(const HaloParams& params, const Tile& tile,
