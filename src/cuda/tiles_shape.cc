@@ -234,7 +234,8 @@ int registers_of(const Problem& problem, const TilesConfig& config, TilesKernel 
     return rows_of(config) / 16 * (query + value / 2 + 16) + 48;
   }
   const int sums = config.of_bias ? 32 : columns_of_sums(problem, kernel);
-  return sums / 2 + (config.shares_key ? 0 : (key + value) / 4) + 64;
+  const int of_queries = config.adds_queries ? 48 : 0;  // sums and their factors
+  return sums / 2 + (config.shares_key ? 0 : (key + value) / 4) + of_queries + 64;
 }
 }  // namespace
 
@@ -419,12 +420,14 @@ bool suits_warpgroups(const Problem& problem, TilesKernel kernel, const DeviceFa
          (kernel != TilesKernel::gradient_all || problem.head_dim() == 128);
 }
 
-// Windows of few keys in 3-D on any architecture, where warps meet tiles in part: their steps are
-// counted. Others keep the shapes that were measured, by tiles.
+// In 3-D on any architecture warps meet tiles in part: steps are counted, of windows of few keys
+// and of gradients. Others keep the shapes that were measured, by tiles.
 constexpr double kFewKeys = 128.0;
+bool has_few_keys(const Problem& problem) { return visible_keys(problem) <= kFewKeys; }
 bool counts_steps(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
-  return problem.rank() == 3 && visible_keys(problem) <= kFewKeys &&
-         kernel != TilesKernel::gradient_all && !suits_warpgroups(problem, kernel, facts);
+  if (problem.rank() < 3 || suits_warpgroups(problem, kernel, facts)) return false;
+  const bool is_gradient = kernel != TilesKernel::forward && kernel != TilesKernel::gradient_bias;
+  return has_few_keys(problem) ? kernel != TilesKernel::gradient_all : is_gradient;
 }
 
 // What a warp's rows may be, and what they cost.
@@ -437,15 +440,17 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
                                const DeviceFacts& facts) {
   if (kernel != TilesKernel::forward) {
     // Of eight warps more wait for each other: where steps are counted, 1.15 instead of 1.11 ms.
-    const std::vector<int> warps =
-        counts_steps(problem, kernel, facts) ? std::vector<int>{4} : std::vector<int>{4, 8};
+    // What adds to queries does so half as often for it.
+    const bool is_four =
+        counts_steps(problem, kernel, facts) && kernel != TilesKernel::gradient_all;
+    const std::vector<int> warps = is_four ? std::vector<int>{4} : std::vector<int>{4, 8};
     std::vector<Choice> choices = {{16, warps, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
     if (suits_warpgroups(problem, kernel, facts)) {
       // Of two, each waits while the other has tiles that it does not see: with 125 keys in 3-D one
       // alone took 0.75 of the time (benchmarks/results/h200-small-windows.json). Windows of more
       // keys, of which two share most tiles, were not measured so.
       std::vector<int> warpgroups = {2};
-      if (kernel != TilesKernel::gradient_all && visible_keys(problem) <= kFewKeys) {
+      if (kernel != TilesKernel::gradient_all && has_few_keys(problem)) {
         warpgroups.push_back(1);
       }
       choices.push_back({kRowsOfWarpgroup, warpgroups, kCyclesPerGroupProduct, kCyclesPerGroupStep,

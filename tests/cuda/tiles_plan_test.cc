@@ -2,6 +2,7 @@
 // Plans of the kernels of large windows: when they are taken, and that their boxes fit.
 #include "cuda/tiles_plan.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -293,6 +294,36 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
       rows.insert(shape.box[0] * shape.box[1] * shape.box[2]);
     }
     EXPECT_EQ(rows, (std::set<int>{16, 32})) << gpu.capability;
+  }
+}
+
+// Warps meet tiles of 3-D in part. 4x4 keys and 4x4 queries of a plane, which a warp takes at once,
+// see each other with the fewest steps; four warps wait less for each other than eight, which add
+// half as often to queries. What adds to queries needs registers of its own: two blocks of four.
+TEST(TilesPlan, GradientsIn3DTakeFewSteps) {
+  using Box = std::array<int, 3>;
+  DeviceFacts facts = facts_of(80);
+  facts.shared_bytes_per_block = 227 * 1024;
+  const struct {
+    TilesKernel kernel;
+    int head_dim;
+    Box boxes;
+    int blocks;
+  } rows[] = {{TilesKernel::gradient_query, 128, {2, 2, 1}, 2},
+              {TilesKernel::gradient_key, 128, {2, 2, 1}, 2},
+              {TilesKernel::gradient_all, 128, {2, 2, 2}, 1},
+              {TilesKernel::gradient_all, 64, {2, 2, 1}, 2}};
+  for (const auto& row : rows) {
+    const Problem problem = parsed(
+        fmt::format("3d 30x48x80 kernel_size 18x24x24 heads 2 head_dim {} allow nondeterministic "
+                    "dtype bf16",
+                    row.head_dim));
+    const TilesShape shape = choose_tiles_shape(problem, row.kernel, facts);
+    EXPECT_EQ(shape.box, (Box{1, 4, 4}));
+    EXPECT_EQ(shape.boxes, row.boxes);
+    EXPECT_EQ(shape.partner_box, (Box{4, 4, 4}));
+    const auto config = make_tiles_config(problem, row.kernel, shape);
+    EXPECT_EQ(tiles_blocks(problem, config, row.kernel, facts), row.blocks);
   }
 }
 
