@@ -101,6 +101,7 @@ def test_a_problem_line_is_a_row():
         ("2d 8x8 kernel_size 9 head_dim 8", "exceeds the 8 tokens"),
         ("1d 8 kernel_size 3 head_dim 8 lengths padded", "'lengths' is not compared"),
         ("attention 8x8 head_dim 8", "'attention' is not compared"),
+        ("1d 8 kernel_size 3 head_dim 8 batch 0", "batch 0 leaves nothing to time"),
     ):
         with pytest.raises(ValueError, match=words):
             rows.row_of(line)

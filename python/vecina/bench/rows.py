@@ -97,4 +97,7 @@ def row_of(line: str) -> Row:
     for word in _NOT_COMPARED:
         if word in line.split():
             raise ValueError(f"'{word}' is not compared with other libraries: {line}")
-    return Row(line, "problem", "Problem", line, line, "output")
+    row = Row(line, "problem", "Problem", line, line, "output")
+    if row.number("batch", 1) == 0:
+        raise ValueError("batch 0 leaves nothing to time.")
+    return row
