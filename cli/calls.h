@@ -16,8 +16,8 @@
 
 namespace vecina::cli {
 
-// Useful operations of a backward pass for each of its forward: five products (recompute, dP, dQ, dK,
-// dV) where that has two.
+// Useful operations of a backward pass for each of its forward: five products (recompute, dP, dQ,
+// dK, dV) where that has two.
 inline constexpr double kBackwardFactor = 2.5;
 
 // A plan with the workspace that it needs.

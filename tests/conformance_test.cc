@@ -122,9 +122,9 @@ TEST(ConformanceSweep, RandomProblems) {
   }
 }
 
-// Logits of which rounding leaves lse no digits, of more keys than a tile holds. Rounding the logits
-// themselves in another order than plain maths may take a few times what is allowed; probabilities
-// that followed from lse took thousands.
+// Logits of which rounding leaves lse no digits, of more keys than a tile holds. Rounding the
+// logits themselves in another order than plain maths may take a few times what is allowed;
+// probabilities that followed from lse took thousands.
 TEST(ConformanceOfLargeLogits, Gradients) {
   cli::Checker& checker = checker_of("cpu");
   for (const char* line : {"1d 600 kernel_size 550 heads 1 head_dim 16",

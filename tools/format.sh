@@ -17,6 +17,6 @@ fi
 mode="--dry-run -Werror"
 [ "${1:-}" != --fix ] || mode=-i
 # shellcheck disable=SC2086  # mode is words
-find include src cli tests examples python -type f \
+find include src cli tests examples python benchmarks -type f \
   \( -name '*.c' -o -name '*.cc' -o -name '*.h' -o -name '*.hpp' \) -print0 |
   xargs -0 "$tool" $mode

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What features and calls cost on a GPU.
-//   cuda_benchmark              ratios of GPU times of calls that are chained as on a stream (alone:
-//                               benchmarks/small.py), and what a warm call costs its thread beside
-//                               a bare launch through the same driver
+//   cuda_benchmark              ratios of GPU times of calls that are chained as on a stream (by
+//                               themselves: benchmarks/small.py), and what a warm call costs its
+//                               thread beside a bare launch through the same driver
 //   cuda_benchmark --first      of a new process: its first call, after the context was made; run
 //                               with an empty VECINA_CACHE_DIR, then again with the full one
 #include <dlfcn.h>

@@ -182,8 +182,7 @@ class CpuBackwardPlan : public Plan {
   std::string prediction() const {
     const std::optional<cpu::Peak> peak = cpu::known_peak();
     if (!peak) return "";
-    return resources_.prediction(cpu::predict_ms(plan_, kernel_, *peak), flops_,
-                                 plan_.num_units());
+    return resources_.prediction(cpu::predict_ms(plan_, kernel_, *peak), flops_, plan_.num_units());
   }
 
   struct Job {

@@ -196,7 +196,7 @@ struct Partition {
   int heads_kv = 0, head_group = 0, head_dim = 0, head_dim_value = 0;
   int64_t additional_tokens = 0;
   double scale = 0.0;
-  int64_t tensor_bytes = 0;  // of those that a call reads and writes
+  int64_t tensor_bytes = 0;                          // of those that a call reads and writes
   std::array<std::vector<AxisGroup>, kRank> groups;  // groups[axis][residue]
   std::vector<Box> boxes;  // of every (batch, key head); those of one combination follow each other
   std::vector<PackedBox> packed;  // of each box; the direct form has none

@@ -29,7 +29,8 @@ struct Resources {
   // A call of that many floating-point operations.
   ThreadPool::Call call(double flops);
 
-  // A member of a plan's description: what calls back to back take that take alone_ms on one thread.
+  // A member of a plan's description: what calls back to back take that take alone_ms on one
+  // thread.
   std::string prediction(double alone_ms, double flops, int64_t units) const;
 };
 

@@ -30,8 +30,8 @@ constexpr microseconds kSpin(50);
 // again. The price: with more threads than free cores it takes a core from one that has chunks.
 constexpr microseconds kSpinInJob(500);
 
-// Up from the first waking a worker pays if it stays awake for calls that follow, up from the second
-// it pays by itself, as a rule: waking takes several hundred microseconds on some machines.
+// Up from the first waking a worker pays if it stays awake for calls that follow, up from the
+// second it pays by itself, as a rule: waking takes several hundred microseconds on some machines.
 constexpr double kLeastToWakeInTurn = 100.0;
 constexpr double kLeastToWake = 600.0;
 

@@ -27,8 +27,8 @@ double seen_rows(const AxisGroup& axis, int begin, int end) {
   return rows;
 }
 
-// Causal lanes of the shared layout read as far as the last query of their vector sees; attention may
-// have more queries than keys.
+// Causal lanes of the shared layout read as far as the last query of their vector sees; attention
+// may have more queries than keys.
 double keys_of_row(const AxisGroup& axis, int begin, int end, int lanes) {
   if (!axis.window.is_causal || key_layout(axis) == KeyLayout::shifted) {
     return axis.window.kernel_size;
@@ -51,8 +51,8 @@ BoxWork box_work(const Partition& plan, const Box& box) {
   const int at_once = std::max(plan.lanes / 2, 1);
   BoxWork work;
   work.query_rows = 1.0 * (box.end[0] - box.begin[0]) * (box.end[1] - box.begin[1]);
-  work.key_rows = seen_rows(axis(0), box.begin[0], box.end[0]) *
-                  seen_rows(axis(1), box.begin[1], box.end[1]);
+  work.key_rows =
+      seen_rows(axis(0), box.begin[0], box.end[0]) * seen_rows(axis(1), box.begin[1], box.end[1]);
   work.vectors = 1.0 * round_up(count, plan.lanes * row.twins) / plan.lanes * row.phases;
   work.queries = 1.0 * count * row.phases;
   work.summed = 1.0 * round_up(count, at_once) * row.phases;
@@ -119,8 +119,8 @@ Work work_of(const ForwardPlan& plan) {
     }
     const double keys = box.key_rows * box.row_keys + box.query_rows * additional;
     const double lanes = heads * box.vectors * plan.lanes;
-    work.multiply_adds += lanes * keys * plan.key_words +
-                          heads * box.summed * keys * plan.value_pitch * value_rows;
+    work.multiply_adds +=
+        lanes * keys * plan.key_words + heads * box.summed * keys * plan.value_pitch * value_rows;
     work.exponentials += lanes * keys;
     const PackedBox& packed = plan.packed[b];
     const double rows = heads_kv * static_cast<double>(packed.rows());

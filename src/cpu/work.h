@@ -25,8 +25,8 @@ Work work_of(const BackwardPlan& plan);
 
 // Milliseconds of a call on one thread, one of many back to back. The parts of the work take turns,
 // each at a rate of the machine times a fitted factor. Half of all problems are met within a tenth,
-// some are missed by more than half (docs/performance.md). A bias and what a call takes however small
-// it is are not counted.
+// some are missed by more than half (docs/performance.md). A bias and what a call takes however
+// small it is are not counted.
 double predict_ms(const ForwardPlan& plan, const ForwardKernel& kernel, const Peak& peak);
 double predict_ms(const BackwardPlan& plan, const BackwardKernel& kernel, const Peak& peak);
 

@@ -121,8 +121,8 @@ TEST(Prediction, FollowsTheMachineAndTheWork) {
     EXPECT_GT(ms, 0.0);
     EXPECT_NEAR(predict_ms(small, kernel, twice), ms / 2.0, 1e-9 * ms);
     EXPECT_GT(predict_ms(large, kernel, peak), 1.99 * ms);
-    const double backward = predict_ms(backward_plan(line + std::string("16")),
-                                       backward_kernel(dtype), peak);
+    const double backward =
+        predict_ms(backward_plan(line + std::string("16")), backward_kernel(dtype), peak);
     EXPECT_GT(backward, ms);
   }
 }
@@ -132,8 +132,7 @@ std::optional<double> described(const std::string& line, int threads) {
   const vecina_problem problem = cli::parse_problem(line);
   const cli::Inputs inputs = cli::random_inputs(problem, /*seed=*/1);
   const cli::Outputs outputs = cli::make_outputs(problem);
-  return cli::predicted_ms(
-      cli::ForwardCall(context.get(), problem, inputs, outputs).describe());
+  return cli::predicted_ms(cli::ForwardCall(context.get(), problem, inputs, outputs).describe());
 }
 
 TEST(Prediction, IsDescribedOnceThePeakIsKnown) {
