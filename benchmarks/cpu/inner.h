@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <new>
+#include <numbers>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -23,6 +25,9 @@
 #include "vecina/vecina.h"
 
 namespace vecina::benchmarks {
+
+// Logits are exponents of two.
+inline constexpr double kLog2E = std::numbers::log2e;
 
 inline internal::Problem parsed(const std::string& line) {
   internal::Problem problem;

@@ -24,7 +24,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using namespace internal::cpu;                 // NOLINT: one namespace of every instruction set
 using namespace internal::cpu::HWY_NAMESPACE;  // NOLINT
 
-constexpr double kLog2E = 1.44269504088896340736;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(DirectFloats()));
 
 // What DirectUnit has of a block.

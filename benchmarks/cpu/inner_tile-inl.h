@@ -32,8 +32,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using namespace internal::cpu;                 // NOLINT: one namespace of every instruction set
 using namespace internal::cpu::HWY_NAMESPACE;  // NOLINT
 
-constexpr double kLog2E = 1.44269504088896340736;
-
 // One of the two elements of bfloat16 in a word.
 template <typename T>
 double half_of(const T& word, int half) {

@@ -299,7 +299,7 @@ VECINA_API vecina_status vecina_av_backward(vecina_context* context, const vecin
                                             const vecina_split_args* args, void* queue);
 
 /* For tools. text is JSON; same rule as _print. what:
- *   "info", "peak" (measures)
+ *   "info", "peak" (measures; afterwards plans of the cpu backend describe a predicted_ms)
  *   "kernels list", "kernels clear"        of the disk cache of kernels compiled at run time
  *   "kernels build CAPABILITY [PARTS] LINE"  compiles those of a problem line for a GPU of that
  *                                          compute capability (90: 9.0), which need not be there;

@@ -134,11 +134,17 @@ def test_who_computes_something_else_is_not_timed(monkeypatch):
     def failing(row, inputs):
         raise RuntimeError("the first line\nand another")
 
-    others = {"more": more, "less": less, "none": none, "failing": failing}
+    def silent(row, inputs):
+        raise ValueError
+
+    others = {"more": more, "less": less, "none": none, "silent": silent, "failing": failing}
     monkeypatch.setattr(contestants, "_OTHERS", others)
     found, reasons = bench.measure(["cpu", *others], [row], 0, 1)
     assert [name for name, times in found[0].times.items() if times] == ["cpu"]
-    words = "differs by 0.01 of", "shapes are [[1, 11, 2, 8]], not", "differs by nan", "first line"
+    words = (
+        "differs by 0.01 of", "shapes are [[1, 11, 2, 8]], not", "differs by nan", "ValueError",
+        "first line",
+    )  # fmt: skip
     assert len(reasons) == len(words)
     for reason, name, word in zip(reasons, others, words):
         assert reason.startswith(f"n/a on {name}: {row.name}: ") and word in reason

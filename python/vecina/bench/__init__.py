@@ -106,6 +106,10 @@ def _progress(total: int):
         yield lambda name: progress.update(task, advance=1, description=name)
 
 
+def _sentence_of(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def measure(
     names: list[str], rows, warmup: int = 5, repeats: int = 30, device: str = "cpu",
     in_graph: bool = False,
@@ -146,7 +150,7 @@ def measure(
                 except (ValueError, RuntimeError) as error:  # another library's ends its row alone
                     if not contestants.is_other(name):
                         raise
-                    reasons.append(f"n/a on {name}: {row.name}: {str(error).splitlines()[0]}")
+                    reasons.append(f"n/a on {name}: {row.name}: {_sentence_of(error)}")
                 else:
                     times[name] = report.Times.of(measured)
                     if hasattr(call, "note"):
