@@ -255,6 +255,10 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
                              const Tables& tables, int batch, int head, unsigned stage) {
   constexpr int kChunks = na_max(KeySide::kChunks, ValueSide::kChunks);
   constexpr int kCopies = kPartners * kChunks;
+  constexpr int kCopiesOfThread = (kCopies + kThreads - 1) / kThreads;
+  // Where owners' rows left their registers to sums, those of addresses would be spilled.
+  constexpr bool kHasFewRegisters = kConfig.adds_queries && kConfig.shares_value && !kIsSwizzled;
+  constexpr int kCopiesAtOnce = kHasFewRegisters ? 2 : kCopiesOfThread;
   const Sources sources = sources_of(params);
   if constexpr (kConfig.of_keys) head += walk.part;
   const char* rows = head_rows(sources.rows, batch, head);
@@ -275,8 +279,8 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
       value_rows += token[a] * sources.value_rows.token[a];
     }
   }
-#pragma unroll
-  for (int n = 0; n < (kCopies + kThreads - 1) / kThreads; ++n) {
+#pragma unroll kCopiesAtOnce
+  for (int n = 0; n < kCopiesOfThread; ++n) {
     const int i = n * kThreads + static_cast<int>(threadIdx.x);
     if (kCopies % kThreads != 0 && i >= kCopies) break;
     const int row = i / kChunks, chunk = i % kChunks;
