@@ -37,6 +37,10 @@ constexpr double kBusyWarps = 8.0, kBusyForwardWarps = 12.0;
 // costs has the measured ratio to that of warps with 16 rows, in 2-D of
 // benchmarks/results/h200-tiles-gradients.json.
 constexpr double kCyclesPerGroupProduct = 30.0, kCyclesPerGroupStep = 110.0, kBusyWarpgroups = 2.0;
+// The same of a warp whose rows of value stay in registers, one load of five less: with it what
+// eight such warps cost beside four, or eight others, is within 2 % of what was measured in
+// benchmarks/results/h200-tiles-mma.json.
+constexpr double kCyclesPerKeptProduct = 9.0;
 // The same of a warp with 32 rows, whose products wait for the step before them.
 constexpr double kCyclesPerWideProduct = 10.5, kCyclesPerWideStep = 200.0, kBusyWideWarps = 8.0;
 // A guess: of 32 differences of positions in a tile, for which a warp adds up gradients of logits.
@@ -107,10 +111,30 @@ bool has_plain_queries(const Problem& problem) {
 
 namespace {
 
+constexpr int kMaxColumnsOfRows = 160;  // of both, beside many sums
+
+int boxes_of(const TilesConfig& config) {
+  return config.boxes[0] * config.boxes[1] * config.boxes[2];
+}
+
+// Long rows of value stay in registers beside sums of both gradients. A thread has room for them in
+// a block of eight warps: in one of four it copies twice as much of a tile, and spilled; so did one
+// of eight with a bias, lengths, dilation or columns that pad rows.
+constexpr int kWarpsThatKeepValues = 8;
+bool keeps_values(const Problem& problem, TilesKernel kernel, int warps) {
+  constexpr int kMostColumns = 128;  // of either row
+  if (kernel != TilesKernel::gradient_key || warps != kWarpsThatKeepValues) return false;
+  for (int a = 0; a < problem.rank(); ++a) {
+    if (problem.axis(a).dilation > 1) return false;
+  }
+  const int key = problem.head_dim(), value = problem.head_dim_value();
+  return key % 16 == 0 && value % 16 == 0 && std::max(key, value) <= kMostColumns &&
+         key + value > kMaxColumnsOfRows && has_plain_queries(problem);
+}
+
 // Which of an owner's rows shall leave their registers to sums: so that nothing is spilled.
 void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config) {
-  constexpr int kMaxColumnsOfRows = 160;  // of both, beside many sums
-  constexpr int kMaxRegisters = 160;      // of sums and a thread's part of rows of head_dim columns
+  constexpr int kMaxRegisters = 160;  // of sums and a thread's part of rows of head_dim columns
   const int key = padded_columns(problem.head_dim()),
             value = padded_columns(problem.head_dim_value());
   const int sums = columns_of_sums(problem, kernel);
@@ -120,6 +144,7 @@ void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config)
   }
   const bool has_many_sums = config->of_keys || (!config->is_delta_given && !config->of_bias);
   config->shares_value = kernel != TilesKernel::gradient_value_alone && !config->of_bias &&
+                         !keeps_values(problem, kernel, boxes_of(*config)) &&
                          key + value > (has_many_sums ? kMaxColumnsOfRows : 256);
   const bool is_part = config->adds_key || !config->of_keys
                            ? part_of_key(problem, kernel) < problem.head_dim()
@@ -127,9 +152,6 @@ void share_rows(const Problem& problem, TilesKernel kernel, TilesConfig* config)
   config->shares_key = sums / 2 + key / 4 > kMaxRegisters || key > kMaxSummedColumns || is_part;
 }
 
-int boxes_of(const TilesConfig& config) {
-  return config.boxes[0] * config.boxes[1] * config.boxes[2];
-}
 }  // namespace
 
 bool has_warpgroups(const TilesConfig& config) { return rows_of(config) == kRowsOfWarpgroup; }
@@ -430,6 +452,15 @@ bool counts_steps(const Problem& problem, TilesKernel kernel, const DeviceFacts&
   return has_few_keys(problem) ? kernel != TilesKernel::gradient_all : is_gradient;
 }
 
+// Eight warps may be faster for the rows of value that they keep, though they wait more for each
+// other than four do. Not measured of few keys, nor where blocks of four are needed to give all
+// multiprocessors work.
+bool may_keep_values(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
+  constexpr int kOwnersOfBlock = 16 * kWarpsThatKeepValues;
+  return keeps_values(problem, kernel, kWarpsThatKeepValues) && !has_few_keys(problem) &&
+         count_rows(problem).key >= static_cast<double>(facts.multiprocessors) * kOwnersOfBlock;
+}
+
 // What a warp's rows may be, and what they cost.
 struct Choice {
   int rows;                // of a warp, or of a warpgroup
@@ -440,11 +471,15 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
                                const DeviceFacts& facts) {
   if (kernel != TilesKernel::forward) {
     // Of eight warps more wait for each other: where steps are counted, 1.15 instead of 1.11 ms.
-    // What adds to queries does so half as often for it.
+    // What adds to queries does so half as often for it; what keeps rows of value is below.
     const bool is_four =
         counts_steps(problem, kernel, facts) && kernel != TilesKernel::gradient_all;
     const std::vector<int> warps = is_four ? std::vector<int>{4} : std::vector<int>{4, 8};
     std::vector<Choice> choices = {{16, warps, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
+    if (may_keep_values(problem, kernel, facts)) {
+      choices.push_back(
+          {16, {kWarpsThatKeepValues}, kCyclesPerKeptProduct, kCyclesPerStep, kBusyWarps});
+    }
     if (suits_warpgroups(problem, kernel, facts)) {
       // Of two, each waits while the other has tiles that it does not see: with 125 keys in 3-D one
       // alone took 0.75 of the time (benchmarks/results/h200-small-windows.json). Windows of more

@@ -172,6 +172,33 @@ TEST_F(KernelsTest, Newest) {
   compile_all(*compiler_, newest, sources_for(imagined_facts(newest)));
 }
 
+// Rows of value that eight warps keep beside sums of both gradients.
+TEST_F(KernelsTest, KeptRowsOfValueLeaveRoomForTheRest) {
+  for (const int capability : {80, 90}) {
+    Sources sources;
+    for (const char* line : {"2d 256x256 kernel_size 80 heads 8 head_dim 128 dtype bf16",
+                             "3d 30x48x80 kernel_size 18x24x24 heads 8 heads_kv 2 head_dim 128 "
+                             "dtype f16",
+                             "1d 32768 kernel_size 2048 causal heads 8 head_dim 112 dtype bf16"}) {
+      const Problem problem = parsed(line);
+      // Not Hopper's own kernels.
+      add_sources(problem, vecina_backward_args{}, imagined_facts(80), &sources);
+    }
+    int count = 0;
+    for (const auto& [name, source] : sources) {
+      if (source.entry != "tiles_gradient_key") continue;
+      ++count;
+      EXPECT_NE(source.config.find(".shares_value = false"), std::string::npos) << source.config;
+      Compiled compiled;
+      const Status status = compiler_->compile(
+          source, compiler_->facts().architecture(source, capability), &compiled);
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_EQ(compiled.resources.spill_bytes, 0) << source.config;
+    }
+    EXPECT_EQ(count, 3);
+  }
+}
+
 TEST_F(KernelsTest, LongRowsInLittleSharedMemory) {
   Sources sources;
   for (const char* line : kLongRows) add_passes(line, imagined_facts(86), &sources);

@@ -299,7 +299,8 @@ TEST(TilesPlan, LargeProblemsReachBothSizesOfBoxes) {
 
 // Warps meet tiles of 3-D in part. 4x4 keys and 4x4 queries of a plane, which a warp takes at once,
 // see each other with the fewest steps; four warps wait less for each other than eight, which add
-// half as often to queries. What adds to queries needs registers of its own: two blocks of four.
+// half as often to queries, and keep long rows of value. What adds to queries needs registers of
+// its own: two blocks of four.
 TEST(TilesPlan, GradientsIn3DTakeFewSteps) {
   using Box = std::array<int, 3>;
   DeviceFacts facts = facts_of(80);
@@ -310,7 +311,8 @@ TEST(TilesPlan, GradientsIn3DTakeFewSteps) {
     Box boxes;
     int blocks;
   } rows[] = {{TilesKernel::gradient_query, 128, {2, 2, 1}, 2},
-              {TilesKernel::gradient_key, 128, {2, 2, 1}, 2},
+              {TilesKernel::gradient_key, 128, {2, 2, 2}, 1},
+              {TilesKernel::gradient_key, 64, {2, 2, 1}, 3},
               {TilesKernel::gradient_all, 128, {2, 2, 2}, 1},
               {TilesKernel::gradient_all, 64, {2, 2, 1}, 2}};
   for (const auto& row : rows) {
@@ -324,6 +326,40 @@ TEST(TilesPlan, GradientsIn3DTakeFewSteps) {
     EXPECT_EQ(shape.partner_box, (Box{4, 4, 4}));
     const auto config = make_tiles_config(problem, row.kernel, shape);
     EXPECT_EQ(tiles_blocks(problem, config, row.kernel, facts), row.blocks);
+  }
+}
+
+// Eight warps of the key's kernel keep long rows of value in registers. Where a thread lacks them,
+// and where eight would wait for each other, or leave multiprocessors without work, four are taken.
+TEST(TilesPlan, EightWarpsKeepRowsOfValue) {
+  DeviceFacts facts = facts_of(80);
+  facts.shared_bytes_per_block = 227 * 1024;
+  const struct {
+    const char* line;
+    int warps;
+    bool shares_value;
+  } rows[] = {
+      {"2d 256x256 kernel_size 80 heads 2 head_dim 128 dtype bf16", 8, false},
+      {"2d 256x256 kernel_size 80x41 causal 1x0 heads 2 head_dim 96 dtype f16", 8, false},
+      {"3d 24x40x40 kernel_size 18x24x24 heads 2 head_dim 128 head_dim_value 48 dtype bf16", 8,
+       false},
+      {"2d 256x256 kernel_size 80 bias heads 2 head_dim 128 dtype bf16", 4, true},
+      {"2d 256x256 kernel_size 80 batch 2 heads 2 head_dim 128 lengths padded dtype bf16", 4, true},
+      {"2d 256x256 kernel_size 40 dilation 2 heads 2 head_dim 128 dtype bf16", 4, true},
+      {"2d 256x256 kernel_size 80 heads 2 head_dim 120 dtype bf16", 4, true},
+      {"2d 256x256 kernel_size 80 heads 2 head_dim 64 head_dim_value 192 dtype bf16", 4, true},
+      {"2d 256x256 kernel_size 80 heads 2 head_dim 80 dtype bf16", 4, false},
+      {"2d 256x256 kernel_size 13 heads 2 head_dim 128 dtype bf16", 4, true},
+      {"3d 64x64x64 kernel_size 5 heads 2 head_dim 128 dtype bf16", 4, true},
+      {"2d 100x100 kernel_size 80 heads 1 head_dim 128 dtype bf16", 4, true},
+  };
+  for (const auto& row : rows) {
+    const Problem problem = parsed(row.line);
+    const TilesShape shape = choose_tiles_shape(problem, TilesKernel::gradient_key, facts);
+    const auto config = make_tiles_config(problem, TilesKernel::gradient_key, shape);
+    EXPECT_EQ(tiles_warps(config), row.warps) << row.line;
+    EXPECT_EQ(config.shares_value, row.shares_value) << row.line;
+    EXPECT_FALSE(config.shares_key) << row.line;
   }
 }
 
