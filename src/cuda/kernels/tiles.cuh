@@ -256,8 +256,10 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
   constexpr int kChunks = na_max(KeySide::kChunks, ValueSide::kChunks);
   constexpr int kCopies = kPartners * kChunks;
   constexpr int kCopiesOfThread = (kCopies + kThreads - 1) / kThreads;
-  // Where owners' rows left their registers to sums, those of addresses would be spilled.
-  constexpr bool kHasFewRegisters = kConfig.adds_queries && kConfig.shares_value && !kIsSwizzled;
+  // Where owners' rows left their registers to sums, those of addresses would be spilled; four warps
+  // of one or two axes were 1 to 2 % slower that way.
+  constexpr bool kHasFewRegisters = kConfig.adds_queries && kConfig.shares_value && !kIsSwizzled &&
+                                    (kThreads == 8 * 32 || kFirstAxis == 0);
   constexpr int kCopiesAtOnce = kHasFewRegisters ? 2 : kCopiesOfThread;
   const Sources sources = sources_of(params);
   if constexpr (kConfig.of_keys) head += walk.part;
