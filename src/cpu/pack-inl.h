@@ -95,6 +95,16 @@ HWY_INLINE V in_register(V v) {
   return v;
 }
 
+// p, of which nothing is known: else g++ keeps what does not change from turn to turn of a loop,
+// for which it has no registers, in those of vectors.
+template <typename T>
+HWY_INLINE T* at_run_time(T* p) {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  asm volatile("" : "+r"(p));
+#endif
+  return p;
+}
+
 #if HWY_TARGET == HWY_AVX3
 // sums + a * b of pairs of bfloat16, one in each lane: two multiply-adds, each rounded to float;
 // numbers below its normal ones count as zero. For CPUs that have it

@@ -17,16 +17,6 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace {
 
-// p, of which nothing is known: else g++ computes the addresses of all sums once, has no registers
-// to keep them in, and takes them there and back through vectors.
-template <typename T>
-HWY_INLINE T* at_run_time(T* p) {
-#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
-  asm("" : "+r"(p));
-#endif
-  return p;
-}
-
 // kSums sums of kVectors vectors each, in registers.
 template <int kSums, int kVectors, class D>
 struct Block {

@@ -23,6 +23,10 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Rows of queries that one call of the first step takes: where 32 registers hold their sums, those
+// of four keys for six, so that a key is one load for all of them.
+inline constexpr int kMaxLogitRows = HWY_TARGET == HWY_AVX3 ? 6 : 3;
+
 // What the first step of a tile reads and writes: logits of some rows of keys for vectors of
 // queries, of which entry i of vector v = row * twins + twin is at queries[v * query_pitch + i *
 // lanes]. Entry i of key j of a row is at its offset + i * key_step: a vector (shifted) or one
@@ -37,8 +41,9 @@ struct LogitsArguments {
   ptrdiff_t key_pitch, key_step;
   int rows;
   ptrdiff_t key_row, weight_row;  // from one row to the next
-  T* weights[kMaxTwins];          // of each vector: those of key j begin at j * lanes
-  T scale = 1;                    // of pairs: what the products are multiplied with
+  T* weights[std::max(kMaxLogitRows,
+                      kMaxTwins)];  // of each vector: those of key j begin at j * lanes
+  T scale = 1;                      // of pairs: what the products are multiplied with
 };
 
 // The first step of a tile for every number of rows of queries, twins and keys. Twins are a key
@@ -49,12 +54,16 @@ template <KeyLayout kLayout, class D, bool kArePairs = false>
 class LogitsTable {
  public:
   using T = hn::TFromD<D>;
-  static constexpr int kMaxRows = 3;
+  static constexpr int kMaxRows = kMaxLogitRows;
 
   // Logits of the first `keys` keys of each row, for rows of queries or for one of twins.
   static void run(int rows, int twins, int keys, const LogitsArguments<T>& arguments);
   // Rows whose logits one call computes: `left` more are there.
-  static int take_rows(int left) { return left == 4 ? 2 : std::min(left, kMaxRows); }
+  static int take_rows(int left) {
+    // None alone.
+    if (left > kMaxRows && left < kMaxRows + 3) return (left + 1) / 2;
+    return std::min(left, kMaxRows);
+  }
 };
 extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>>;
 extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>>;

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/tile-inl.h"
@@ -20,19 +21,26 @@ namespace hn = hwy::HWY_NAMESPACE;
 namespace {
 
 // Sums that a function keeps in registers: as many as leave room for a key and, read as operands of
-// the multiply-adds where need be, the queries.
+// the multiply-adds where need be, the queries; those of more than three vectors of queries in any
+// case.
 constexpr int kMaxSums = HWY_TARGET == HWY_AVX3 ? 28 : 12;
 constexpr int kMostKeys = 8;
-// For 1 to 4 vectors; not divided for each call.
+// For 1 to 6 vectors; not divided for each call.
 constexpr int kFew = kMostKeys - 1;
-constexpr std::array<int, 4> kMaxKeys = {kMostKeys, std::min(kMaxSums / 2, kFew),
+constexpr std::array<int, 6> kMaxKeys = {kMostKeys,
+                                         std::min(kMaxSums / 2, kFew),
                                          std::min(kMaxSums / 3, kFew),
-                                         std::min(kMaxSums / 4, kFew)};
-constexpr int max_keys(int vectors) { return kMaxKeys[static_cast<size_t>(vectors - 1)]; }
+                                         std::min(kMaxSums / 4, kFew),
+                                         kMaxSums / 5,
+                                         kMaxSums / 6};
+// Rows of queries for which so many keys would leave these no registers take one less.
+constexpr int kMaxKeysOfFourRows = std::min(kMaxSums / 4, 6);
+constexpr int max_keys(int rows, int twins) {
+  return rows == 4 ? kMaxKeysOfFourRows : kMaxKeys[static_cast<size_t>(rows * twins - 1)];
+}
 
-// How many of `keys` one function takes for that many vectors, so that none is left with few sums.
-int take(int vectors, int keys) {
-  const int most = max_keys(vectors);
+// How many of `keys` one function takes, at most `most`, so that none is left with few sums.
+int take(int most, int keys) {
   if (keys > most) return keys < most + 3 ? (keys + 1) / 2 : most;
   return keys == 6 && most == 7 ? 3 : keys;
 }
@@ -57,51 +65,44 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
   constexpr int kVectors = kRows * kTwins;
   constexpr int kColumns = kIsShifted ? kKeys + kTwins - 1 : kKeys;
   constexpr auto kLanes = static_cast<ptrdiff_t>(hn::MaxLanes(D()));
-  const ptrdiff_t key_step = arguments.key_step, query_pitch = arguments.query_pitch;
-  const ptrdiff_t size = arguments.head_dim * kLanes;
-  const T* HWY_RESTRICT queries = arguments.queries;
   const T* keys = arguments.keys;
   ptrdiff_t row_weights = first_key * kLanes;
   for (int row = 0; row < arguments.rows; ++row) {
     ptrdiff_t at = row_weights;
     for (int chunk = 0; chunk < chunks; ++chunk) {
+      // Read again for each chunk. g++ would keep these numbers in vector registers, and getting
+      // one back waits for the stores of the chunk before.
+      const LogitsArguments<T>& here = *at_run_time(&arguments);
+      const ptrdiff_t key_step = here.key_step, query_pitch = here.query_pitch;
+      const ptrdiff_t size = here.head_dim * kLanes;
+      const T* HWY_RESTRICT queries = here.queries;
       const T* k[kColumns];
       const int first = first_key + chunk * kKeys;
       unroll<kColumns>([&](auto m) VECINA_INLINE {
         const int key = first + static_cast<int>(m);
-        k[m] = keys + (kIsShifted ? arguments.key_offsets[key] : key * arguments.key_pitch);
+        k[m] = keys + (kIsShifted ? here.key_offsets[key] : key * here.key_pitch);
       });
       hn::Vec<D> sums[kVectors * kKeys];
-      unroll<kVectors * kKeys>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(d); });
       ptrdiff_t entry = 0, i = 0;
+      // Sums begin with a product: on Zen 4 a store takes a multiply-add, which has three sources,
+      // its turn, a multiplication not, and those of the chunk before are stored meanwhile.
+      const auto add = [&](auto is_first, hn::Vec<D> query, hn::Vec<D> key, hn::Vec<D>* sum)
+                           VECINA_INLINE {
+                             if constexpr (kArePairs) {
 #if HWY_TARGET == HWY_AVX3
-      // A single vector of queries loads a key for each multiply-add, and most of those loads cross
-      // a line of the cache. The first of keys side by side are put together from two vectors; more
-      // than these, and the permutations would be what it waits for.
-      constexpr int kPutTogether = 4;
-      if constexpr (!kArePairs && kIsShifted && kVectors == 1 && kKeys > kPutTogether) {
-        for (; k[kKeys - 1] - k[0] == kKeys - 1 && i < size; i += kLanes, entry += key_step) {
-          const auto query = hn::Load(d, queries + i);
-          const auto near = hn::LoadU(d, k[0] + entry);
-          const auto next = hn::LoadU(d, k[0] + entry + kLanes);
-          unroll<kKeys>([&](auto j) VECINA_INLINE {
-            constexpr int kKey = static_cast<int>(j);
-            if constexpr (kKey < kPutTogether) {
-              sums[j] = hn::MulAdd(query, put_together<kKey>(d, near, next), sums[j]);
-            } else {
-              sums[j] = hn::MulAdd(query, hn::LoadU(d, k[j] + entry), sums[j]);
-            }
-          });
-        }
-      }
+                               *sum = dot_pairs(d, query, key, is_first ? hn::Zero(d) : *sum);
 #endif
-      for (; i < size; i += kLanes) {
+                             } else {
+                               *sum = is_first ? hn::Mul(query, key) : hn::MulAdd(query, key, *sum);
+                             }
+                           };
+      const auto add_entry = [&](auto is_first, auto are_neighbours) VECINA_INLINE {
         // Where few keys use a query, g++ loads it again as the operand of each multiply-add; of
         // 512 bits that takes as long. Held if registers are left, of which a key takes one. SSE4
         // gains nothing.
         constexpr int kRegisters = HWY_TARGET == HWY_AVX3 ? 32 : HWY_TARGET == HWY_AVX2 ? 16 : 0;
-        constexpr bool kHoldsQueries =
-            kVectors > 1 && kKeys > 1 && kKeys < 4 && kVectors * (kKeys + 1) < kRegisters;
+        constexpr bool kHoldsQueries = kVectors > 1 && kKeys > 1 && (kKeys < 4 || kRows > 3) &&
+                                       kVectors * (kKeys + 1) < kRegisters;
         hn::Vec<D> q[kVectors];
         unroll<kVectors>([&](auto v) VECINA_INLINE {
           q[v] = hn::Load(d, queries + static_cast<ptrdiff_t>(size_t{v}) * query_pitch + i);
@@ -110,7 +111,7 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
         unroll<kColumns>([&](auto m) VECINA_INLINE {
           hn::Vec<D> key;
           if constexpr (kIsShifted) {
-            key = hn::LoadU(d, k[m] + entry);
+            key = hn::LoadU(d, are_neighbours ? k[0] + entry + m : k[m] + entry);
             if constexpr (kVectors > 1) key = in_register(key);
           } else {
             key = hn::Set(d, k[m][entry]);
@@ -119,23 +120,56 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
             constexpr int kKey =
                 static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
             if constexpr (kKey >= 0 && kKey < kKeys) {
-              constexpr size_t kSum = v * kKeys + static_cast<size_t>(kKey);
-              if constexpr (kArePairs) {
-                sums[kSum] = dot_pairs(d, q[v], key, sums[kSum]);
-              } else {
-                sums[kSum] = hn::MulAdd(q[v], key, sums[kSum]);
-              }
+              add(is_first, q[v], key, &sums[v * kKeys + static_cast<size_t>(kKey)]);
             }
           });
         });
+        i += kLanes;
         entry += key_step;
+      };
+      constexpr std::true_type kFirst, kNeighbours;
+      constexpr std::false_type kOther, kApart;
+#if HWY_TARGET == HWY_AVX3
+      // A single vector of queries loads a key for each multiply-add, and most of those loads cross
+      // a line of the cache. The first of keys side by side are put together from two vectors; more
+      // than these, and the permutations would be what it waits for.
+      constexpr int kPutTogether = 4;
+      if constexpr (!kArePairs && kIsShifted && kVectors == 1 && kKeys > kPutTogether) {
+        const auto put_together_entry = [&](auto is_first) VECINA_INLINE {
+          const auto query = hn::Load(d, queries + i);
+          const auto near = hn::LoadU(d, k[0] + entry);
+          const auto next = hn::LoadU(d, k[0] + entry + kLanes);
+          unroll<kKeys>([&](auto j) VECINA_INLINE {
+            constexpr int kKey = static_cast<int>(j);
+            if constexpr (kKey < kPutTogether) {
+              add(is_first, query, put_together<kKey>(d, near, next), &sums[j]);
+            } else {
+              add(is_first, query, hn::LoadU(d, k[j] + entry), &sums[j]);
+            }
+          });
+          i += kLanes;
+          entry += key_step;
+        };
+        if (k[kKeys - 1] - k[0] == kKeys - 1) {
+          put_together_entry(kFirst);
+          while (i < size) put_together_entry(kOther);
+        }
+      }
+#endif
+      // Keys side by side take one register for all their addresses.
+      if (kIsShifted && kVectors > 1 && k[kColumns - 1] - k[0] == kColumns - 1) {
+        add_entry(kFirst, kNeighbours);
+        while (i < size) add_entry(kOther, kNeighbours);
+      } else {
+        if (kVectors > 1 || i == 0) add_entry(kFirst, kApart);
+        while (i < size) add_entry(kOther, kApart);
       }
       if constexpr (kArePairs) {
-        const auto scale = hn::Set(d, arguments.scale);
+        const auto scale = hn::Set(d, here.scale);
         unroll<kVectors * kKeys>([&](auto n) VECINA_INLINE { sums[n] = hn::Mul(scale, sums[n]); });
       }
       unroll<kVectors>([&](auto v) VECINA_INLINE {
-        T* HWY_RESTRICT weights = arguments.weights[v] + at;
+        T* HWY_RESTRICT weights = here.weights[v] + at;
         unroll<kKeys>([&](auto j) VECINA_INLINE {
           hn::Store(sums[v * kKeys + j], d, weights + static_cast<ptrdiff_t>(size_t{j}) * kLanes);
         });
@@ -155,7 +189,7 @@ struct Tables {
 
   template <int kRows, int kTwins, int kKeys>
   static constexpr Function function() {
-    constexpr int kMost = max_keys(kRows * kTwins);
+    constexpr int kMost = max_keys(kRows, kTwins);
     if constexpr (kKeys > kMost || (kKeys == 6 && kMost == 7)) {
       return nullptr;  // never taken
     } else {
@@ -168,8 +202,13 @@ struct Tables {
     return {function<kRows, kTwins, kKeys + 1>()...};
   }
   using AllKeys = std::make_integer_sequence<int, kMostKeys>;
-  static constexpr std::array<Function, kMostKeys> kOfRows[LogitsTable<kLayout, D>::kMaxRows] = {
-      table<1, 1>(AllKeys()), table<2, 1>(AllKeys()), table<3, 1>(AllKeys())};
+  template <int... kRows>
+  static constexpr std::array<std::array<Function, kMostKeys>, sizeof...(kRows)> tables(
+      std::integer_sequence<int, kRows...>) {
+    return {table<kRows + 1, 1>(AllKeys())...};
+  }
+  using AllRows = std::make_integer_sequence<int, LogitsTable<kLayout, D>::kMaxRows>;
+  static constexpr auto kOfRows = tables(AllRows());
   static constexpr auto kOfTwins = table<1, kMaxTwins>(AllKeys());
 };
 
@@ -179,11 +218,12 @@ template <KeyLayout kLayout, class D, bool kArePairs>
 void LogitsTable<kLayout, D, kArePairs>::run(int rows, int twins, int keys,
                                              const LogitsArguments<T>& arguments) {
   using Functions = Tables<kLayout, D, kArePairs>;
-  const auto& functions = twins > 1 ? Functions::kOfTwins : Functions::kOfRows[rows - 1];
-  const int vectors = rows * twins, most = max_keys(vectors);
+  const auto& functions =
+      twins > 1 ? Functions::kOfTwins : Functions::kOfRows[static_cast<size_t>(rows - 1)];
+  const int most = max_keys(rows, twins);
   for (int t = 0, taken, chunks; t < keys; t += taken * chunks) {
     const int left = keys - t;
-    taken = take(vectors, left);
+    taken = take(most, left);
     chunks = taken == most && left >= 2 * most + 3 ? (left - 3) / most : 1;
     functions[static_cast<size_t>(taken - 1)](arguments, t, chunks);
   }

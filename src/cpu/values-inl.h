@@ -103,7 +103,7 @@ struct ValueSums : SeenBits<D, kArePairs> {
 
   hn::Vec<D> sums[kSums];
 
-  HWY_INLINE ValueSums() {
+  HWY_INLINE void clear() {
     unroll<kSums>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(D()); });
   }
   HWY_INLINE void load(const T* from) {
@@ -113,8 +113,10 @@ struct ValueSums : SeenBits<D, kArePairs> {
     unroll<kSums>([&](auto i) VECINA_INLINE { hn::Store(sums[i], D(), to + i * kLanes); });
   }
   // One value row times the weights of queries [kFirst, kLast); those of each query begin kBack
-  // elements before those of the one before it. kTwins 0: all have the same weight.
-  template <size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0>
+  // elements before those of the one before it. kTwins 0: all have the same weight. Those from
+  // kFresh on have no sums yet: a multiplication leaves the stores of the sums before their turn,
+  // a multiply-add does not (Zen 4).
+  template <size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0, size_t kFresh = kLast>
   HWY_INLINE void add(const T* value, const T* weights) {
     constexpr size_t kCount = kLast - kFirst;
     hn::Vec<D> w[kCount];
@@ -130,10 +132,12 @@ struct ValueSums : SeenBits<D, kArePairs> {
       if constexpr (kCount > 1) v = in_register(v);
       unroll<kCount>([&](auto i) VECINA_INLINE {
         constexpr size_t kSum = (kFirst + i) * kVectors + k;
+        constexpr bool kIsFresh = kFirst + i >= kFresh;
         if constexpr (kArePairs) {
+          static_assert(!kIsFresh);
           sums[kSum] = dot_pairs(D(), w[i], v, sums[kSum]);
         } else {
-          sums[kSum] = hn::MulAdd(w[i], v, sums[kSum]);
+          sums[kSum] = kIsFresh ? hn::Mul(w[i], v) : hn::MulAdd(w[i], v, sums[kSum]);
         }
       });
     });
@@ -195,45 +199,76 @@ HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>
 #endif
 
 // Queries whose windows move by one key each: count + kQueries - 1 value rows, each loaded once.
-// Runs of at least kQueries - 1 keys, seen by all.
-template <int kTwins, int kQueries, int kVectors, class D, bool kArePairs>
+// Runs of at least kQueries - 1 keys, seen by all. kAreFresh: there are no sums yet.
+template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, bool kArePairs>
 HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
                            ptrdiff_t column, ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   constexpr size_t kRamp = kQueries - 1;
-  for (int n = 0; n < arguments.num_window_runs; ++n) {
-    const KeyRun<T>& run = arguments.runs[n];
-    const ptrdiff_t pitch = run.pitch;
+  const KeyRun<T>* run = arguments.runs;
+  const KeyRun<T>* const end = run + arguments.num_window_runs;
+  int row = 0;
+  ptrdiff_t pitch = 0;
+  const T *w = nullptr, *values = nullptr;
+  const auto begin_run = [&]() VECINA_INLINE {
+    row = 0;
+    pitch = run->pitch;
     // Row j of the stairs is key j of the first query, key j - 1 of the second and so on.
-    const T* w = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
-    const T* values = run.values + column + query * pitch;
-    for (int row = 0; row < run.rows; ++row, values += run.row_step) {
-      if constexpr (kArePairs) sums->begin_row(run, row);
-      const T* value = values;
-      unroll<kRamp>([&](auto j) VECINA_INLINE {
-        sums->template add<0, j + 1, kTwins, kLanes>(value, w + j * kLanes);
+    w = arguments.weights + run->slot * kLanes + weight_offset<D>(kTwins, query);
+    values = run->values + column + query * pitch;
+  };
+  const auto add_row = [&](auto is_first) VECINA_INLINE {
+    if constexpr (kArePairs) sums->begin_row(*run, row);
+    const T* value = values;
+    unroll<kRamp>([&](auto j) VECINA_INLINE {
+      sums->template add<0, j + 1, kTwins, kLanes, is_first ? j : j + 1>(value, w + j * kLanes);
+      value += pitch;
+    });
+    w += kRamp * kLanes;
+    int key = kRamp;
+    if constexpr (is_first) {
+      // The last query's first key.
+      if (key < run->count) {
+        sums->template add<0, kQueries, kTwins, kLanes, kRamp>(value, w);
+        ++key;
+        w += kLanes;
         value += pitch;
-      });
-      w += kRamp * kLanes;
-      for (int j = kRamp; j < run.count; ++j, w += kLanes, value += pitch) {
-        sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+      } else {
+        unroll<kVectors>([&](auto v)
+                             VECINA_INLINE { sums->sums[kRamp * kVectors + v] = hn::Zero(D()); });
       }
-      unroll<kRamp>([&](auto j) VECINA_INLINE {
-        sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
-        value += pitch;
-      });
     }
+    for (; key < run->count; ++key, w += kLanes, value += pitch) {
+      sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+    }
+    unroll<kRamp>([&](auto j) VECINA_INLINE {
+      sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
+      value += pitch;
+    });
+    values += run->row_step;
+    ++row;
+  };
+  begin_run();
+  if constexpr (kAreFresh) add_row(std::true_type());
+  while (true) {
+    while (row < run->rows) add_row(std::false_type());
+    if (++run == end) break;
+    begin_run();
   }
 }
 
-// Queries that see the same keys, or each the first so many of them.
-template <int kTwins, int kQueries, int kVectors, class D, bool kArePairs>
+// Queries that see the same keys, or each the first so many of them. kAreFresh: there are no sums
+// yet.
+template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, bool kArePairs>
 HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int first_run,
                           int query, ptrdiff_t column,
                           ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  // Products of keys that all queries see may begin the sums.
+  const bool begins = kAreFresh && arguments.views == nullptr && first_run < arguments.num_runs;
+  if (kAreFresh && !begins) sums->clear();
   for (int n = first_run; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
@@ -243,7 +278,15 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
       for (int row = 0; row < run.rows; ++row, values += run.row_step) {
         if constexpr (kArePairs) sums->begin_row(run, row);
         const T* value = values;
-        for (const T* end = weights + run.count * kLanes; weights < end; weights += kLanes) {
+        const T* const end = weights + run.count * kLanes;
+        if constexpr (kAreFresh) {
+          if (begins && n == first_run && row == 0) {
+            sums->template add<0, kQueries, kTwins, 0, 0>(value, weights);
+            value += pitch;
+            weights += kLanes;
+          }
+        }
+        for (; weights < end; weights += kLanes) {
           sums->template add<0, kQueries, kTwins>(value, weights);
           value += pitch;
         }
@@ -281,7 +324,7 @@ HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& argu
                                   hn::TFromD<D>* HWY_RESTRICT buffer) {
   ValueSums<kQueries, kVectors, D, /*kArePairs=*/false> sums;
   sums.load(buffer);
-  add_level<kTwins>(d, arguments, first_run, query, column, &sums);
+  add_level<kTwins, /*kAreFresh=*/false>(d, arguments, first_run, query, column, &sums);
   sums.store(buffer);
 }
 
@@ -293,6 +336,7 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   ValueSums<4, kVectors, D, kArePairs> sums;
+  sums.clear();
   for (int n = 0; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
@@ -333,6 +377,8 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
                                const SumsTarget<hn::TFromD<D>, Element>& target) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  // Products of pairs are added to something in any case.
+  constexpr bool kAreFresh = kWhole && kSharing != Sharing::none && !kArePairs;
   for (int query = begin; query < end; query += kQueries) {
     ValueSums<kQueries, kVectors, D, kArePairs> sums;
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
@@ -346,13 +392,15 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
               hn::Mul(factor, hn::LoadU(d, kept + ptrdiff_t{q} * target.kept_pitch + v * kLanes));
         });
       });
+    } else if (!kAreFresh) {
+      sums.clear();
     }
     if constexpr (kSharing == Sharing::none) {
       add_single<kTwins>(d, arguments, query, column, &sums);
     } else if constexpr (kSharing == Sharing::level) {
-      add_level<kTwins>(d, arguments, 0, query, column, &sums);
+      add_level<kTwins, kAreFresh>(d, arguments, 0, query, column, &sums);
     } else {
-      add_stairs<kTwins>(d, arguments, query, column, &sums);
+      add_stairs<kTwins, kAreFresh>(d, arguments, query, column, &sums);
       if (arguments.num_runs > arguments.num_window_runs) {
         HWY_ALIGN T buffer[kQueries * kVectors * kLanes];
         sums.store(buffer);
