@@ -27,13 +27,14 @@ using namespace internal::cpu;                 // NOLINT: one namespace of every
 using namespace internal::cpu::HWY_NAMESPACE;  // NOLINT
 
 // A row of keys at a time, as where each row of a tile's windows is seen by other rows of queries.
-template <typename Element>
+template <class Tile>
 InnerLoop logits(const std::string& line, int rows) {
-  using Tag = typename Tile<Element>::D;
-  using T = typename Tile<Element>::T;
-  constexpr int kLanes = Tile<Element>::kLanes;
-  constexpr bool kArePairs = Tile<Element>::kMayHavePairs;
-  const auto tile = std::make_shared<Tile<Element>>(line);
+  using Element = typename Tile::Element;
+  using Tag = typename Tile::D;
+  using T = typename Tile::T;
+  constexpr int kLanes = Tile::kLanes;
+  constexpr bool kArePairs = Tile::kMayHavePairs;
+  const auto tile = std::make_shared<Tile>(line);
   const bool is_shifted = tile->is_shifted();
   const int twins = tile->twins(), vectors = rows * twins;
   const auto function = is_shifted ? &LogitsTable<KeyLayout::shifted, Tag, kArePairs>::run
@@ -104,7 +105,7 @@ KeyRun<typename Tile<Element>::T> run_of(const Tile<Element>& tile) {
   return run;
 }
 
-// The softmax of one vector of queries, as ForwardUnit::flush() has it. Its results are the next
+// The softmax of one vector of queries, as ForwardTiles::flush() has it. Its results are the next
 // run's logits, which changes nothing that takes time.
 template <typename Element>
 InnerLoop softmax_of_row(const std::string& line) {
@@ -152,7 +153,7 @@ InnerLoop softmax_of_row(const std::string& line) {
 }
 
 // The values of one tile row, with the instance of weigh_values() that
-// ForwardUnit::weigh_queries() takes for whole windows.
+// ForwardTiles::weigh_queries() takes for whole windows.
 template <typename Element, int kTwins, Sharing kSharing>
 InnerLoop values(const std::string& line) {
   using T = typename Tile<Element>::T;
@@ -191,8 +192,8 @@ InnerLoop values(const std::string& line) {
       return static_cast<double>(weights[(y * tile->count + j) * kLanes]);
     }
   };
-  const ValueArguments<T> arguments = {keys.get(),        1,      1, tile->weights(0),
-                                       tile->axis().step, nullptr};
+  const ValueArguments<Tag> arguments = {keys.get(),        1,      1, tile->weights(0),
+                                         tile->axis().step, nullptr};
   Element* const output = static_cast<Element*>(tile->pointers.output);
   const ptrdiff_t stride = plan.output.token[2];
   const bool sums_two = HWY_TARGET == HWY_AVX2 && kSharing == Sharing::stairs &&
@@ -334,8 +335,9 @@ void add_logits(Kind kind, int rows, int keys, int head_dim, Cases* cases) {
   const auto name =
       fmt::format("logits/{}/{}:{}/keys:{}/head_dim:{}", kind == Kind::dense ? "shared" : "shifted",
                   has_twins ? "twins" : "rows", has_twins ? kMaxTwins : rows, keys, head_dim);
-  cases->add<Element>(name, problem(kind, keys, head_dim, rows),
-                      [rows](const std::string& line) { return logits<Element>(line, rows); });
+  cases->add<Element>(name, problem(kind, keys, head_dim, rows), [rows](const std::string& line) {
+    return logits<Tile<Element>>(line, rows);
+  });
 }
 
 template <typename Element, int kTwins, Sharing kSharing>
@@ -370,6 +372,14 @@ std::vector<InnerCase> make_cases() {
   add_logits<float>(Kind::dense, 3, 256, 32, &cases);
   for (const int head_dim : {32, 64, 128}) {
     add_logits<float>(Kind::dense, 1, 256, head_dim, &cases);
+  }
+  if constexpr (kHasNarrowVectors) {
+    for (const int rows : {1, 2, 3}) {
+      cases.add<float>(fmt::format("logits/shifted/narrow/rows:{}/keys:7/head_dim:32", rows),
+                       "2d 8x8 kernel_size 7 heads 4 head_dim 32", [rows](const std::string& line) {
+                         return logits<Tile<float, NarrowTag<float>>>(line, rows);
+                       });
+    }
   }
   add_logits<double>(Kind::plane, 3, 7, 32, &cases);
   add_logits<double>(Kind::dense, 1, 256, 32, &cases);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What ForwardUnit has of a tile, for the loops that are timed with it.
+// What ForwardTiles has of a tile, for the loops that are timed with it.
 // Part of inner_forward.cc; compiled once for every instruction set.
 #if defined(VECINA_BENCHMARKS_CPU_INNER_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_BENCHMARKS_CPU_INNER_TILE_INL_H_
@@ -48,12 +48,13 @@ double number(Element element) {
   return static_cast<double>(to_compute(element));
 }
 
-// Of queries whose windows touch no border, if there are such.
-template <typename Element>
+// Of queries whose windows touch no border, if there are such. Q is the tag of a vector of them.
+template <typename E, class Q = hn::ScalableTag<typename ComputeType<E>::type>>
 class Tile {
  public:
+  using Element = E;
   using T = typename ComputeType<Element>::type;
-  using D = hn::ScalableTag<T>;
+  using D = Q;
   static constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   static constexpr bool kMayHavePairs = kHasPairs && std::is_same_v<Element, bfloat16>;
 

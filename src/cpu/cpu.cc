@@ -68,12 +68,12 @@ class CpuForwardPlan : public Plan {
 
   std::string describe() const override {
     return fmt::format(
-        R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
-        R"("keys_at_once": {}, "scratch_bytes_per_thread": {}, {}"why": "first in order that )"
-        R"(takes the problem"}})",
+        R"({{"kernel": "{}", "target": "{}", "lanes": {}, "last_lanes": {}, "threads": {}, )"
+        R"("units": {}, "keys_at_once": {}, "scratch_bytes_per_thread": {}, {}"why": "first in )"
+        R"(order that takes the problem"}})",
         alone_.direct.is_used ? "forward_direct" : "forward", kernel_.target, alone_.lanes,
-        resources_.threads.threads(), shared_units(), alone_.max_slots, scratch_bytes(),
-        prediction());
+        alone_.last_lanes(), resources_.threads.threads(), shared_units(), alone_.max_slots,
+        scratch_bytes(), prediction());
   }
 
  private:

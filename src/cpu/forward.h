@@ -3,9 +3,9 @@
 //
 // One unit of work is a box of queries of one (batch, key head, dilation group): band by band it
 // packs the keys and values that the windows touch and walks tiles of a few query rows x one vector
-// of queries along the innermost axis. Lanes are queries, so the logits and the softmax need no
-// reduction across lanes; the values are added up with lanes along head_dim, so nothing is
-// transposed back.
+// of queries along the innermost axis, the last of which may be narrower. Lanes are queries, so the
+// logits and the softmax need no reduction across lanes; the values are added up with lanes along
+// head_dim, so nothing is transposed back.
 //
 // The direct form, for small windows and short vectors, has head_dim in the lanes of both products.
 #ifndef VECINA_CPU_FORWARD_H_
@@ -60,6 +60,7 @@ struct AxisGroup {
   int token, token_step;  // token of position p: token + token_step * p
   int first, step, phases, num_queries;
   int twins = 1;  // innermost axis: neighbouring queries that share a lane, each in its own vector
+  bool narrows_last = false;          // innermost axis: the last vector of a row has half the lanes
   int64_t output_first, output_step;  // of queries, in output tokens
   int query_extent;  // positions of queries; differs from window.extent in attention only
 
@@ -204,6 +205,8 @@ struct Partition {
   int lanes = 0;          // of the kernel that this was planned for
   int heads_at_once = 1;  // key heads of one unit
 
+  // Of the last vector of a row.
+  int last_lanes() const { return groups[kRank - 1].front().narrows_last ? lanes / 2 : lanes; }
   int64_t num_units() const {
     return batch * (heads_kv / heads_at_once) * static_cast<int64_t>(boxes.size());
   }
@@ -293,6 +296,9 @@ Strides strides_of(const vecina_tensor& tensor, int rank);
 
 KeyLayout key_layout(const AxisGroup& axis);
 
+// `count` queries of the innermost axis, and the lanes that fill up their vectors of `lanes`.
+int filled_up(const AxisGroup& axis, int count, int lanes);
+
 // The KeyRange of the queries [begin, end) of a group.
 KeyRange key_range(const AxisGroup& axis, int begin, int end);                  // outer axes
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes);  // innermost axis
@@ -334,6 +340,7 @@ struct ForwardKernel {
   ForwardFunction run;
   int lanes;                       // elements of one vector
   int direct_lanes;                // of the direct form; 0: this kernel has none
+  bool has_narrow_vectors;         // of half the lanes, for the last queries of a row
   int element_bytes;               // of scratch and vectors
   const char* target;              // instruction set, as Highway names it
   bool reads_parts = false;        // direct form: rows that fill no vectors, where they lie

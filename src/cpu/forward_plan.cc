@@ -74,6 +74,14 @@ void choose_twins(int lanes, int rows, AxisGroup* group) {
   }
 }
 
+// Half a vector takes little more than half the time of a whole one, where that has two passes, and
+// none takes longer.
+void choose_last_vector(const ForwardKernel& kernel, AxisGroup* group) {
+  const int last = group->num_queries % kernel.lanes;
+  group->narrows_last =
+      kernel.has_narrow_vectors && group->twins == 1 && last > 0 && 2 * last <= kernel.lanes;
+}
+
 // True if the tensor's token axes are one axis in memory, with the innermost one's stride: stepping
 // over the end of a row leads to the next row. An axis of one token may have any stride, the
 // innermost too; then the others cannot be walked with it.
@@ -316,6 +324,11 @@ int packed_key(const AxisGroup& axis, int p) {
   return p < window.extent ? p : -1;
 }
 
+int filled_up(const AxisGroup& axis, int count, int lanes) {
+  const int filled = round_up(count, lanes * axis.twins), half = lanes / 2;
+  return axis.narrows_last && filled - count >= half ? filled - half : filled;
+}
+
 KeyRange key_range(const AxisGroup& axis, int begin, int end) {
   if (begin >= end) return {0, 0};
   return {axis.begin(axis.position(begin)), axis.end(axis.position(end - 1))};
@@ -324,7 +337,7 @@ KeyRange key_range(const AxisGroup& axis, int begin, int end) {
 KeyRange lane_key_range(const AxisGroup& axis, int begin, int end, int lanes) {
   if (begin >= end) return {0, 0};
   if (key_layout(axis) == KeyLayout::shared) return {0, axis.window.extent};
-  const int last = begin + round_up(end - begin, lanes * axis.twins) - 1;
+  const int last = begin + filled_up(axis, end - begin, lanes) - 1;
   return {borderless_begin(axis.window, axis.position(begin)),
           borderless_begin(axis.window, axis.position(last)) + axis.window.kernel_size};
 }
@@ -339,8 +352,9 @@ KeyRuns key_runs(const AxisGroup& axis, const KeyRange& range, int lanes, bool m
     return round_up((tokens + runs.num_runs - 1) / runs.num_runs, kLine);
   };
   const int queries = lanes * axis.twins;
-  const int of_strip = axis.step * (queries - 1) + axis.window.kernel_size;
-  const int strips = (range.size() - of_strip) / (axis.step * queries) + 1;
+  const int of_strip = std::min(axis.step * (queries - 1) + axis.window.kernel_size, range.size());
+  const int step = axis.step * queries;
+  const int strips = (range.size() - of_strip + step - 1) / step + 1;
   runs.columns = columns_of(range.size());
   runs.strips = 0;
   runs.pitch = (runs.num_runs * runs.columns / kLine | 1) * kLine;
@@ -526,6 +540,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
     choose_twins(plan.lanes, query_rows, &group);
   }
+  for (AxisGroup& group : plan.groups[kRank - 1]) choose_last_vector(kernel, &group);
   plan.has_value_pairs = takes_value_pairs(plan);
   // Of twins half as many: what one sum reads of their values then stays in L1 too.
   plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes) / 2;

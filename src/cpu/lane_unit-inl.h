@@ -24,11 +24,13 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <typename Element, class Plan>
+// Q is the tag of a vector of queries.
+template <typename Element, class Plan,
+          class Q = hn::ScalableTag<typename ComputeType<Element>::type>>
 class LaneUnit {
  public:
   using T = typename ComputeType<Element>::type;
-  using D = hn::ScalableTag<T>;
+  using D = Q;
   using LseType = T;  // float for all but double
 
  protected:
@@ -54,6 +56,23 @@ class LaneUnit {
         tensor_at<const Element>(pointers.additional_value, plan.additional_value, batch_, head_kv);
     bias_ = static_cast<const T*>(pointers.bias) + head_ * plan.bias.head;
   }
+
+  // The same unit, with other vectors of queries.
+  template <class Other>
+  explicit LaneUnit(const LaneUnit<Element, Plan, Other>& unit)
+      : plan_(unit.plan_),
+        scratch_(unit.scratch_),
+        head_index_(unit.head_index_),
+        batch_(unit.batch_),
+        head_(unit.head_),
+        box_(unit.box_),
+        keys_(unit.keys_),
+        query_(unit.query_),
+        key_(unit.key_),
+        value_(unit.value_),
+        additional_key_(unit.additional_key_),
+        additional_value_(unit.additional_value_),
+        bias_(unit.bias_) {}
 
   const AxisGroup& lane_axis() const { return keys_.lane_axis(); }
 
@@ -119,6 +138,9 @@ class LaneUnit {
     }
     return keys;
   }
+
+  template <typename, class, class>
+  friend class LaneUnit;
 
   const Plan& plan_;
   T* const scratch_;

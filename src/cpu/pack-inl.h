@@ -213,14 +213,20 @@ HWY_INLINE void store_rounded(D /*d*/, hn::Vec<D> v, bfloat16* to) {
 // Two vectors rounded in the same way, a pair in each lane.
 template <class D>
 HWY_INLINE hn::Vec<D> round_beside(D d, hn::Vec<D> low, hn::Vec<D> high) {
-  alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const hn::Repartition<uint16_t, D> d16;
-  __m512i both;  // all of `low`, then all of `high`
-  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high.raw), "v"(low.raw));
-  both = _mm512_permutexvar_epi16(hn::Load(d16, kOrder).raw, both);
-  return hn::BitCast(d, hn::Vec<decltype(d16)>{both});
+  hn::Vec<decltype(d16)> both;  // all of `low`, then all of `high`
+  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both.raw) : "v"(high.raw), "v"(low.raw));
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    both.raw = _mm512_permutexvar_epi16(hn::Load(d16, kOrder).raw, both.raw);
+  } else {
+    alignas(32) static constexpr uint16_t kOrder[16] = {0, 8,  1, 9,  2, 10, 3, 11,
+                                                        4, 12, 5, 13, 6, 14, 7, 15};
+    both.raw = _mm256_permutexvar_epi16(hn::Load(d16, kOrder).raw, both.raw);
+  }
+  return hn::BitCast(d, both);
 }
 #endif
 

@@ -145,8 +145,10 @@ class PackedKeys {
     for (int strip = 0; strip < runs.strips; ++strip) {
       T* const before = strip > 0 && ends_are_shared ? to - ptrdiff_t{runs.pitch} * size : nullptr;
       const bool is_whole = !ends_are_shared || strip + 1 == runs.strips;
-      transpose_strip<kInWords>(from, stride, size, range(2).begin + strip * step * queries,
-                                is_whole ? count : step * queries, to, before, beyond);
+      const int at = strip * step * queries;  // the last vector may be narrower
+      transpose_strip<kInWords>(from, stride, size, range(2).begin + at,
+                                std::min(is_whole ? count : step * queries, tokens() - at), to,
+                                before, beyond);
       to += ptrdiff_t{runs.pitch} * size;
     }
   }

@@ -23,6 +23,15 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Vectors of half as many queries, which the last of a row may fill (AxisGroup::narrows_last). They
+// have no twins.
+inline constexpr bool kHasNarrowVectors = HWY_TARGET == HWY_AVX3;
+template <typename T>
+using NarrowTag = hn::Half<hn::ScalableTag<T>>;
+template <class D>
+inline constexpr bool kHasTwins =
+    hn::MaxLanes(D()) == hn::MaxLanes(hn::ScalableTag<hn::TFromD<D>>());
+
 // Rows of queries that one call of the first step takes: where 32 registers hold their sums, those
 // of four keys for six, so that a key is one load for all of them.
 inline constexpr int kMaxLogitRows = HWY_TARGET == HWY_AVX3 ? 6 : 3;
@@ -73,6 +82,12 @@ inline constexpr bool kHasPairs = HWY_TARGET == HWY_AVX3;  // and some CPUs can 
 #if HWY_TARGET == HWY_AVX3
 extern template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>, true>;
 extern template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>, true>;
+extern template class LogitsTable<KeyLayout::shifted, NarrowTag<float>>;
+extern template class LogitsTable<KeyLayout::shared, NarrowTag<float>>;
+extern template class LogitsTable<KeyLayout::shifted, NarrowTag<double>>;
+extern template class LogitsTable<KeyLayout::shared, NarrowTag<double>>;
+extern template class LogitsTable<KeyLayout::shifted, NarrowTag<float>, true>;
+extern template class LogitsTable<KeyLayout::shared, NarrowTag<float>, true>;
 #endif
 
 // 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
@@ -186,9 +201,9 @@ HWY_INLINE hn::Vec<D> softmax(D d, hn::Vec<D> before, SoftmaxState<D>* state, co
 }
 
 #if HWY_TARGET == HWY_AVX3
-// log_normal() of sixteen lanes, with half as many multiply-adds: x = 2^exponent * m, and m is
-// divided by what is in the middle of its sixteenth of [1, 2), but for the first, where that is 1:
-// sums are at least 1, and near 1 what counts is their distance.
+// log_normal() of sixteen lanes or eight, with half as many multiply-adds: x = 2^exponent * m, and
+// m is divided by what is in the middle of its sixteenth of [1, 2), but for the first, where that
+// is 1: sums are at least 1, and near 1 what counts is their distance.
 template <class D>
 HWY_INLINE hn::Vec<D> log_by_sixteenths(D d, hn::Vec<D> x) {
   alignas(64) static constexpr float kInverse[16] = {
@@ -205,7 +220,12 @@ HWY_INLINE hn::Vec<D> log_by_sixteenths(D d, hn::Vec<D> x) {
   const auto m = hn::BitCast(d, hn::Or(hn::And(bits, hn::Set(d_int, 0x7fffff)), one));
   const auto sixteenth = hn::ShiftRight<19>(bits);  // in the lowest four bits
   const auto look_up = [&](const float* table) VECINA_INLINE {
-    return hn::Vec<D>{_mm512_permutexvar_ps(sixteenth.raw, hn::Load(d, table).raw)};
+    if constexpr (hn::MaxLanes(D()) == 16) {
+      return hn::Vec<D>{_mm512_permutexvar_ps(sixteenth.raw, hn::Load(d, table).raw)};
+    } else {
+      return hn::Vec<D>{_mm256_permutex2var_ps(hn::Load(d, table).raw, sixteenth.raw,
+                                               hn::Load(d, table + 8).raw)};
+    }
   };
   const auto r = hn::MulAdd(m, look_up(kInverse), hn::Set(d, -1.0f));
   // Least largest error (3.3e-9) of log(1 + r) = r * p(r) on [-1/35, 1/16] with p(0) = 1.
@@ -221,7 +241,7 @@ template <class D>
 HWY_INLINE hn::Vec<D> log_normal(D d, hn::Vec<D> x) {
   using T = hn::TFromD<D>;
 #if HWY_TARGET == HWY_AVX3
-  if constexpr (hn::MaxLanes(D()) == 16) return log_by_sixteenths(d, x);
+  if constexpr (sizeof(T) == 4 && hn::MaxLanes(D()) >= 8) return log_by_sixteenths(d, x);
 #endif
   if constexpr (sizeof(T) == 8) {
     return hn::Log(d, x);

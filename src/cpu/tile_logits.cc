@@ -52,7 +52,11 @@ HWY_INLINE hn::Vec<D> put_together(D d, hn::Vec<D> first, hn::Vec<D> second) {
   const hn::Repartition<int32_t, D> d32;
   constexpr int kFirst32 = kFirst * static_cast<int>(sizeof(hn::TFromD<D>)) / 4;
   const auto a = hn::BitCast(d32, first), b = hn::BitCast(d32, second);
-  return hn::BitCast(d, hn::Vec<decltype(d32)>{_mm512_alignr_epi32(b.raw, a.raw, kFirst32)});
+  if constexpr (sizeof(a) == 32) {
+    return hn::BitCast(d, hn::Vec<decltype(d32)>{_mm256_alignr_epi32(b.raw, a.raw, kFirst32)});
+  } else {
+    return hn::BitCast(d, hn::Vec<decltype(d32)>{_mm512_alignr_epi32(b.raw, a.raw, kFirst32)});
+  }
 }
 #endif
 
@@ -218,8 +222,13 @@ template <KeyLayout kLayout, class D, bool kArePairs>
 void LogitsTable<kLayout, D, kArePairs>::run(int rows, int twins, int keys,
                                              const LogitsArguments<T>& arguments) {
   using Functions = Tables<kLayout, D, kArePairs>;
-  const auto& functions =
-      twins > 1 ? Functions::kOfTwins : Functions::kOfRows[static_cast<size_t>(rows - 1)];
+  const auto& functions = [&]() -> const auto& {
+    if constexpr (kHasTwins<D>) {
+      if (twins > 1) return Functions::kOfTwins;
+    }
+    return Functions::kOfRows[static_cast<size_t>(rows - 1)];
+  }
+  ();
   const int most = max_keys(rows, twins);
   for (int t = 0, taken, chunks; t < keys; t += taken * chunks) {
     const int left = keys - t;
@@ -235,6 +244,12 @@ template class LogitsTable<KeyLayout::shared, hn::ScalableTag<double>>;
 #if HWY_TARGET == HWY_AVX3
 template class LogitsTable<KeyLayout::shifted, hn::ScalableTag<float>, true>;
 template class LogitsTable<KeyLayout::shared, hn::ScalableTag<float>, true>;
+template class LogitsTable<KeyLayout::shifted, NarrowTag<float>>;
+template class LogitsTable<KeyLayout::shared, NarrowTag<float>>;
+template class LogitsTable<KeyLayout::shifted, NarrowTag<double>>;
+template class LogitsTable<KeyLayout::shared, NarrowTag<double>>;
+template class LogitsTable<KeyLayout::shifted, NarrowTag<float>, true>;
+template class LogitsTable<KeyLayout::shared, NarrowTag<float>, true>;
 #endif
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

@@ -21,9 +21,12 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// What the functions below read: the runs of one tile row.
-template <typename T>
+// What the functions below read: the runs of one tile row. Q is the tag of a vector of weights, one
+// for each of its queries; values may have vectors of more lanes.
+template <class Q>
 struct ValueArguments {
+  using T = hn::TFromD<Q>;
+
   const KeyRun<T>* runs;
   int num_runs, num_window_runs;  // those of the window come first, additional tokens after them
   const T* weights;
@@ -61,8 +64,9 @@ constexpr ptrdiff_t inverse_offset() {
   return shrink_offset<D>() + static_cast<ptrdiff_t>(hn::MaxLanes(D()));
 }
 
-template <typename T>
-HWY_INLINE QueryView seen_by(const ValueArguments<T>& arguments, const KeyRun<T>& run, int query) {
+template <class Q>
+HWY_INLINE QueryView seen_by(const ValueArguments<Q>& arguments, const KeyRun<hn::TFromD<Q>>& run,
+                             int query) {
   if (arguments.views == nullptr || !run.is_window) return {0, run.count, run.count};
   const QueryView& view = arguments.views[query];
   const int visible = HWY_MAX(0, HWY_MIN(view.visible - run.first_key, run.count));
@@ -116,14 +120,15 @@ struct ValueSums : SeenBits<D, kArePairs> {
   // elements before those of the one before it. kTwins 0: all have the same weight. Those from
   // kFresh on have no sums yet: a multiplication leaves the stores of the sums before their turn,
   // a multiply-add does not (Zen 4).
-  template <size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0, size_t kFresh = kLast>
+  template <class Q, size_t kFirst, size_t kLast, int kTwins, ptrdiff_t kBack = 0,
+            size_t kFresh = kLast>
   HWY_INLINE void add(const T* value, const T* weights) {
     constexpr size_t kCount = kLast - kFirst;
     hn::Vec<D> w[kCount];
     unroll<kCount>([&](auto i) VECINA_INLINE {
       constexpr size_t q = kFirst + i;
       constexpr ptrdiff_t kOffset =
-          kTwins == 0 ? 0 : weight_offset<D>(kTwins == 0 ? 1 : kTwins, q) - ptrdiff_t{q} * kBack;
+          kTwins == 0 ? 0 : weight_offset<Q>(kTwins == 0 ? 1 : kTwins, q) - ptrdiff_t{q} * kBack;
       w[i] = hn::Set(D(), weights[kOffset]);
     });
     unroll<kVectors>([&](auto k) VECINA_INLINE {
@@ -200,11 +205,11 @@ HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>
 
 // Queries whose windows move by one key each: count + kQueries - 1 value rows, each loaded once.
 // Runs of at least kQueries - 1 keys, seen by all. kAreFresh: there are no sums yet.
-template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, bool kArePairs>
-HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                           ptrdiff_t column, ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
+template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, class Q, bool kArePairs>
+HWY_INLINE void add_stairs(D, const ValueArguments<Q>& arguments, int query, ptrdiff_t column,
+                           ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(Q());
   constexpr size_t kRamp = kQueries - 1;
   const KeyRun<T>* run = arguments.runs;
   const KeyRun<T>* const end = run + arguments.num_window_runs;
@@ -215,14 +220,14 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     row = 0;
     pitch = run->pitch;
     // Row j of the stairs is key j of the first query, key j - 1 of the second and so on.
-    w = arguments.weights + run->slot * kLanes + weight_offset<D>(kTwins, query);
+    w = arguments.weights + run->slot * kLanes + weight_offset<Q>(kTwins, query);
     values = run->values + column + query * pitch;
   };
   const auto add_row = [&](auto is_first) VECINA_INLINE {
     if constexpr (kArePairs) sums->begin_row(*run, row);
     const T* value = values;
     unroll<kRamp>([&](auto j) VECINA_INLINE {
-      sums->template add<0, j + 1, kTwins, kLanes, is_first ? j : j + 1>(value, w + j * kLanes);
+      sums->template add<Q, 0, j + 1, kTwins, kLanes, is_first ? j : j + 1>(value, w + j * kLanes);
       value += pitch;
     });
     w += kRamp * kLanes;
@@ -230,7 +235,7 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
     if constexpr (is_first) {
       // The last query's first key.
       if (key < run->count) {
-        sums->template add<0, kQueries, kTwins, kLanes, kRamp>(value, w);
+        sums->template add<Q, 0, kQueries, kTwins, kLanes, kRamp>(value, w);
         ++key;
         w += kLanes;
         value += pitch;
@@ -240,10 +245,10 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
       }
     }
     for (; key < run->count; ++key, w += kLanes, value += pitch) {
-      sums->template add<0, kQueries, kTwins, kLanes>(value, w);
+      sums->template add<Q, 0, kQueries, kTwins, kLanes>(value, w);
     }
     unroll<kRamp>([&](auto j) VECINA_INLINE {
-      sums->template add<j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
+      sums->template add<Q, j + 1, kQueries, kTwins, kLanes>(value, w + j * kLanes);
       value += pitch;
     });
     values += run->row_step;
@@ -260,19 +265,18 @@ HWY_INLINE void add_stairs(D, const ValueArguments<hn::TFromD<D>>& arguments, in
 
 // Queries that see the same keys, or each the first so many of them. kAreFresh: there are no sums
 // yet.
-template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, bool kArePairs>
-HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int first_run,
-                          int query, ptrdiff_t column,
-                          ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
+template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, class Q, bool kArePairs>
+HWY_INLINE void add_level(D, const ValueArguments<Q>& arguments, int first_run, int query,
+                          ptrdiff_t column, ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(Q());
   // Products of keys that all queries see may begin the sums.
   const bool begins = kAreFresh && arguments.views == nullptr && first_run < arguments.num_runs;
   if (kAreFresh && !begins) sums->clear();
   for (int n = first_run; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
-    const T* weights = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
+    const T* weights = arguments.weights + run.slot * kLanes + weight_offset<Q>(kTwins, query);
     const T* values = run.values + column;
     if (arguments.views == nullptr || !run.is_window) {  // no ends to find
       for (int row = 0; row < run.rows; ++row, values += run.row_step) {
@@ -281,13 +285,13 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
         const T* const end = weights + run.count * kLanes;
         if constexpr (kAreFresh) {
           if (begins && n == first_run && row == 0) {
-            sums->template add<0, kQueries, kTwins, 0, 0>(value, weights);
+            sums->template add<Q, 0, kQueries, kTwins, 0, 0>(value, weights);
             value += pitch;
             weights += kLanes;
           }
         }
         for (; weights < end; weights += kLanes) {
-          sums->template add<0, kQueries, kTwins>(value, weights);
+          sums->template add<Q, 0, kQueries, kTwins>(value, weights);
           value += pitch;
         }
       }
@@ -303,12 +307,12 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
       const T* w = weights;
       const T* value = values;
       for (int j = 0; j < common; ++j, w += kLanes, value += pitch) {
-        sums->template add<0, kQueries, kTwins>(value, w);
+        sums->template add<Q, 0, kQueries, kTwins>(value, w);
       }
       unroll<kQueries>([&](auto q) VECINA_INLINE {
         for (int j = common; j < ends[q]; ++j) {
           const ptrdiff_t further = j - common;
-          sums->template add<q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
+          sums->template add<Q, q, q + 1, kTwins>(value + further * pitch, w + further * kLanes);
         }
       });
       weights += run.count * kLanes;
@@ -318,10 +322,9 @@ HWY_INLINE void add_level(D, const ValueArguments<hn::TFromD<D>>& arguments, int
 }
 
 // add_level() as a function of its own, for those that keep other sums in registers.
-template <int kTwins, int kQueries, int kVectors, class D>
-HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& arguments,
-                                  int first_run, int query, ptrdiff_t column,
-                                  hn::TFromD<D>* HWY_RESTRICT buffer) {
+template <int kTwins, int kQueries, int kVectors, class D, class Q>
+HWY_NOINLINE void add_level_apart(D d, const ValueArguments<Q>& arguments, int first_run, int query,
+                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
   ValueSums<kQueries, kVectors, D, /*kArePairs=*/false> sums;
   sums.load(buffer);
   add_level<kTwins, /*kAreFresh=*/false>(d, arguments, first_run, query, column, &sums);
@@ -330,17 +333,17 @@ HWY_NOINLINE void add_level_apart(D d, const ValueArguments<hn::TFromD<D>>& argu
 
 // One query, whatever it sees. Four keys at once, each with sums of its own, which are added up in
 // the end.
-template <int kTwins, int kVectors, class D, bool kArePairs>
-HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, int query,
-                           ptrdiff_t column, ValueSums<1, kVectors, D, kArePairs>* total) {
+template <int kTwins, int kVectors, class D, class Q, bool kArePairs>
+HWY_INLINE void add_single(D, const ValueArguments<Q>& arguments, int query, ptrdiff_t column,
+                           ValueSums<1, kVectors, D, kArePairs>* total) {
   using T = hn::TFromD<D>;
-  constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(Q());
   ValueSums<4, kVectors, D, kArePairs> sums;
   sums.clear();
   for (int n = 0; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
-    const T* w = arguments.weights + run.slot * kLanes + weight_offset<D>(kTwins, query);
+    const T* w = arguments.weights + run.slot * kLanes + weight_offset<Q>(kTwins, query);
     const T* value =
         run.values + column + (run.is_shared ? 0 : query * arguments.query_step * pitch);
     const QueryView view = seen_by(arguments, run, query);
@@ -352,10 +355,10 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
         for (; j + 4 <= end; j += 4) {
           unroll<4>([&](auto k) VECINA_INLINE {
             const ptrdiff_t key = j + static_cast<ptrdiff_t>(size_t{k});
-            sums.template add<k, k + 1, 0>(value + key * pitch, w + key * kLanes);
+            sums.template add<Q, k, k + 1, 0>(value + key * pitch, w + key * kLanes);
           });
         }
-        for (; j < end; ++j) sums.template add<0, 1, 0>(value + j * pitch, w + j * kLanes);
+        for (; j < end; ++j) sums.template add<Q, 0, 1, 0>(value + j * pitch, w + j * kLanes);
       }
       w += run.count * kLanes;
       value += run.row_step;
@@ -371,10 +374,9 @@ HWY_INLINE void add_single(D, const ValueArguments<hn::TFromD<D>>& arguments, in
 // Values of the queries [begin, end), kVectors vectors of them from `column` on. kWhole: all keys
 // are there and all entries of the columns.
 template <Sharing kSharing, int kTwins, int kQueries, int kVectors, bool kWhole, bool kArePairs,
-          typename Element, class D>
-HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& arguments, int begin,
-                               int end, ptrdiff_t column,
-                               const SumsTarget<hn::TFromD<D>, Element>& target) {
+          typename Element, class D, class Q>
+HWY_NOINLINE void weigh_values(D d, const ValueArguments<Q>& arguments, int begin, int end,
+                               ptrdiff_t column, const SumsTarget<hn::TFromD<D>, Element>& target) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   // Products of pairs are added to something in any case.
@@ -382,10 +384,10 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
   for (int query = begin; query < end; query += kQueries) {
     ValueSums<kQueries, kVectors, D, kArePairs> sums;
     T* HWY_RESTRICT kept = target.kept + query * target.kept_pitch;
-    const T* factors = arguments.weights + weight_offset<D>(kTwins, query);
+    const T* factors = arguments.weights + weight_offset<Q>(kTwins, query);
     if (!kWhole && target.has_kept) {
       unroll<kQueries>([&](auto q) VECINA_INLINE {
-        constexpr ptrdiff_t kOffset = shrink_offset<D>() + weight_offset<D>(kTwins, q);
+        constexpr ptrdiff_t kOffset = shrink_offset<Q>() + weight_offset<Q>(kTwins, q);
         const auto factor = hn::Set(d, factors[kOffset]);
         unroll<kVectors>([&](auto v) VECINA_INLINE {
           sums.sums[q * kVectors + v] =
@@ -421,7 +423,7 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<hn::TFromD<D>>& argumen
     Element* HWY_RESTRICT output = target.output + query * target.output_stride;
     const auto write = [&](const auto& write_vector) VECINA_INLINE {
       unroll<kQueries>([&](auto q) VECINA_INLINE {
-        constexpr ptrdiff_t kOffset = inverse_offset<D>() + weight_offset<D>(kTwins, q);
+        constexpr ptrdiff_t kOffset = inverse_offset<Q>() + weight_offset<Q>(kTwins, q);
         const auto factor = hn::Set(d, factors[kOffset]);
         unroll<kVectors>([&](auto v) VECINA_INLINE {
           write_vector(hn::Mul(factor, sums.sums[q * kVectors + v]), ptrdiff_t{v} * kLanes);

@@ -53,7 +53,7 @@ BoxWork box_work(const Partition& plan, const Box& box) {
   work.query_rows = 1.0 * (box.end[0] - box.begin[0]) * (box.end[1] - box.begin[1]);
   work.key_rows =
       seen_rows(axis(0), box.begin[0], box.end[0]) * seen_rows(axis(1), box.begin[1], box.end[1]);
-  work.vectors = 1.0 * round_up(count, plan.lanes * row.twins) / plan.lanes * row.phases;
+  work.vectors = 1.0 * filled_up(row, count, plan.lanes) / plan.lanes * row.phases;
   work.queries = 1.0 * count * row.phases;
   work.summed = 1.0 * round_up(count, at_once) * row.phases;
   work.row_keys = keys_of_row(row, box.begin[2], box.end[2], plan.lanes);

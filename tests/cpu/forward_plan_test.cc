@@ -102,6 +102,79 @@ INSTANTIATE_TEST_SUITE_P(
         "3d 24x12x10 kernel_size 11x7x5 causal 1x0x0 heads 1 head_dim 32 dtype bf16",
         "1d 300 kernel_size 16 dilation 3 heads 4 heads_kv 2 head_dim 32 dtype bf16"));
 
+// Where half of a row's last vector or more would be empty, it has half the lanes, if the kernels
+// have such.
+TEST(NarrowVectors, AreTakenWhereHalfOfTheLastIsEmpty) {
+  for (const char* dtype : {"f32", "f64", "f16", "bf16"}) {
+    int num_narrow = 0;
+    bool has_narrow = false;
+    for (int tokens = 8; tokens <= 80; ++tokens) {
+      const std::string line = "2d 12x" + std::to_string(tokens) +
+                               " kernel_size 6 heads 2 heads_kv 1 head_dim 32 bias dtype " + dtype;
+      SCOPED_TRACE(line);
+      Problem problem;
+      ASSERT_TRUE(Problem::parse(line.c_str(), &problem).ok());
+      const ForwardKernel kernel = kernel_for(problem);
+      has_narrow = kernel.has_narrow_vectors;
+      vecina_forward_args args;
+      imagine_arguments(problem, VECINA_CPU, &args);
+      const ForwardPlan plan = plan_forward(problem, args, kernel, /*enough=*/1);
+      ASSERT_FALSE(plan.direct.is_used);
+      const int last = tokens % kernel.lanes;
+      const bool is_narrow = kernel.has_narrow_vectors && last > 0 && 2 * last <= kernel.lanes;
+      EXPECT_EQ(plan.last_lanes(), is_narrow ? kernel.lanes / 2 : kernel.lanes);
+      // What is packed is what the lanes see.
+      const int whole = plan.boxes.back().end[2] - plan.boxes.back().begin[2] - last;
+      const int lanes = whole + (last > 0 ? plan.last_lanes() : 0);
+      EXPECT_EQ(plan.packed.back().ranges[2].size(), lanes + 6 - 1);
+      num_narrow += is_narrow;
+    }
+    EXPECT_TRUE(num_narrow > 20 || !has_narrow) << "too few: this tests little";
+  }
+}
+
+class NarrowRows : public testing::TestWithParam<const char*> {};
+
+TEST_P(NarrowRows, AreRightWithAnyThreads) {
+  Problem problem;
+  ASSERT_TRUE(Problem::parse(GetParam(), &problem).ok());
+  vecina_forward_args args;
+  imagine_arguments(problem, VECINA_CPU, &args);
+  const ForwardKernel kernel = kernel_for(problem);
+  const ForwardPlan plan = plan_forward(problem, args, kernel, /*enough=*/1);
+  EXPECT_EQ(plan.last_lanes() < kernel.lanes, kernel.has_narrow_vectors);
+  for (const int threads : {1, 3}) {
+    cli::Checker checker("cpu", threads);
+    const cli::Verdict verdict = checker.check_forward(cli::parse_problem(GetParam()), /*seed=*/3);
+    EXPECT_TRUE(verdict.passed) << threads << " threads: " << verdict.detail;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Problems, NarrowRows,
+    testing::Values(
+        "2d 56x56 kernel_size 7 heads 2 head_dim 32",
+        "2d 24x24 kernel_size 7 batch 2 heads 4 heads_kv 2 head_dim 20 head_dim_value 36",
+        "2d 9x8 kernel_size 7 heads 2 head_dim 32 additional 3",
+        "2d 28x28 kernel_size 7 dilation 4 heads 2 head_dim 32",
+        "2d 20x24 kernel_size 5x9 causal 1x0 heads 1 head_dim 32",
+        "2d 20x23 kernel_size 5x9 causal 0x1 heads 4 heads_kv 2 head_dim 33 bias",
+        "2d 20x70 kernel_size 5x9 stride 2x3 heads 2 head_dim 32 bias",
+        "2d 20x45 kernel_size 5x8 output_stride 1x2 heads 2 head_dim 32",
+        "2d 60x40 kernel_size 37x40 heads 1 head_dim 32",
+        "2d 60x24 kernel_size 19x17 causal 0x1 heads 1 head_dim 48",
+        "1d 136 kernel_size 39 heads 2 head_dim 32",
+        "1d 72 kernel_size 33 causal heads 2 head_dim 40 additional 2",
+        "1d 40 kernel_size 40 causal heads 3 head_dim 64",
+        "3d 4x9x20 kernel_size 3x5x7 heads 2 head_dim 32",
+        "2d 12x12 kernel_size 5x7 heads 2 head_dim 24 dtype f64",
+        "2d 12x10 kernel_size 5x7 causal heads 2 head_dim 12 bias dtype f64",
+        "2d 24x24 kernel_size 7 heads 2 head_dim 33 dtype f16",
+        "2d 24x24 kernel_size 7 heads 2 head_dim 33 dtype bf16",
+        "2d 25x24 kernel_size 7 heads 2 head_dim 32 dtype bf16",
+        "2d 25x39 kernel_size 6x9 stride 2x1 heads 2 head_dim 64 bias dtype bf16",
+        "2d 30x8 kernel_size 9x8 heads 2 head_dim 32 dtype bf16"));
+
 // A caller who is alone runs fewer units than several threads share: with the same bits, whatever
 // others left in their scratch.
 TEST(ForwardPlan, GivesTheSameBitsInMoreUnits) {
