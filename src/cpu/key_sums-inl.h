@@ -46,17 +46,20 @@ class KeySums {
   }
 
   // sums of the run's keys += weight * row of queries, over all rows of the tile that see them.
+  // Lanes that are no queries are left out.
   void add(const Run& run, const Rows& rows, size_t query_array, size_t weight_array, int pitch,
            T* sums) const {
     std::array<Segment<T>, kBackwardRows> segments;
     const int count = run.last - run.first;
+    int lanes = 0;  // of the row that has most
     bool sees_all = true;
     for (int i = 0; i < count; ++i) {
       const int r = run.first + i;
       const auto slot = ptrdiff_t{run.slots[static_cast<size_t>(r)]};
       segments[static_cast<size_t>(i)] = {
           tile(query_array, r, pitch), tile(weight_array, r, plan_.weights_pitch) + slot * kLanes,
-          kLanes};
+          rows[static_cast<size_t>(r)].num_queries};
+      lanes = std::max(lanes, rows[static_cast<size_t>(r)].num_queries);
       sees_all = sees_all && !(run.is_window && rows[static_cast<size_t>(r)].has_views);
     }
     if (!sees_all) {
@@ -64,9 +67,9 @@ class KeySums {
     } else if (run.is_shared) {
       add_shared(run, segments.data(), count, pitch, sums);
     } else if (step_ == 1 && Sums::most_in_stairs(run.count) > 1) {
-      add_stairs(run, segments.data(), count, pitch, sums);
+      add_stairs(run, lanes, segments.data(), count, pitch, sums);
     } else {
-      add_shifted(run, segments.data(), count, pitch, sums);
+      add_shifted(run, lanes, segments.data(), count, pitch, sums);
     }
   }
 
@@ -98,16 +101,18 @@ class KeySums {
   // Windows that move by one key with each lane. Key c of the tile's row is key c - lane of a
   // lane's window, so the queries that see it are the lanes c - count + 1 to c: a few neighbouring
   // keys take stairs of queries, each query's weight being one lane further and one key back.
-  void add_stairs(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
+  void add_stairs(const Run& run, int lanes, Segment<T>* segments, int count, int pitch,
+                  T* sums) const {
     for (int i = 0; i < count; ++i) segments[i].count = run.count;
     Walk walk;
     walk.row_step = pitch;
     const int take = Sums::most_in_stairs(run.count);
     const int fresh = run.first_fresh;
-    for (int c = 0; c < kLanes - 1 + run.count; c += take) {
+    int c = 0;
+    for (; c < lanes - 1 + run.count; c += take) {
       const int lane = c - run.count + 1;  // of the stairs' first step
       walk.begin = std::max(0, -lane);
-      walk.end = std::min(run.count + take - 1, kLanes - lane);
+      walk.end = std::min(run.count + take - 1, lanes - lane);
       walk.row_offset = ptrdiff_t{lane} * pitch;
       walk.weight_offset = ptrdiff_t{run.count - 1} * kLanes + lane;
       walk.starts = c >= fresh;
@@ -117,17 +122,22 @@ class KeySums {
       Sums::stairs(take, Weights::of_keys, segments, count, walk, pitch,
                    sums + ptrdiff_t{c} * pitch, pitch);
     }
+    for (; c < kLanes - 1 + run.count; c += take) {  // seen by lanes that are no queries
+      const int first = std::max(c, fresh), left = c + take - first;
+      if (left > 0) std::fill_n(sums + ptrdiff_t{first} * pitch, ptrdiff_t{left} * pitch, T{0});
+    }
   }
 
   // Windows that move by several keys with each lane, or are short.
-  void add_shifted(const Run& run, Segment<T>* segments, int count, int pitch, T* sums) const {
+  void add_shifted(const Run& run, int lanes, Segment<T>* segments, int count, int pitch,
+                   T* sums) const {
     const int step = step_;
     Walk walk;
     walk.row_step = pitch;
     walk.weight_step = 1 - ptrdiff_t{step} * kLanes;
-    for (int c = 0; c < (kLanes - 1) * step + run.count; ++c) {
+    for (int c = 0; c < (lanes - 1) * step + run.count; ++c) {
       const int first = c < run.count ? 0 : (c - run.count) / step + 1;
-      const int last = std::min(c / step, kLanes - 1);
+      const int last = std::min(c / step, lanes - 1);
       if (first > last) continue;  // between the windows
       for (int i = 0; i < count; ++i) segments[i].count = last - first + 1;
       walk.row_offset = ptrdiff_t{first} * pitch;

@@ -149,8 +149,8 @@ Work work_of(const BackwardPlan& plan) {
     const double keys = box.key_rows * box.row_keys + box.query_rows * additional;
     const double lanes = heads * box.vectors * plan.lanes;
     // Logits, gradients of probabilities, and the sums of three gradients.
-    work.multiply_adds +=
-        lanes * keys * (plan.head_dim + plan.head_dim_value + pitches + plan.key_pitch);
+    work.multiply_adds += lanes * keys * (plan.head_dim + plan.head_dim_value) +
+                          heads * box.queries * keys * (pitches + plan.key_pitch);
     work.exponentials += lanes * keys;
     work.queries +=
         heads * box.query_rows * box.queries * 2.0 * (plan.head_dim + plan.head_dim_value);
