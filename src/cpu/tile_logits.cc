@@ -121,8 +121,8 @@ void logits(const LogitsArguments<hn::TFromD<D>>& arguments, int first_key, int 
             key = hn::Set(d, k[m][entry]);
           }
           unroll<kVectors>([&](auto v) VECINA_INLINE {
-            constexpr int kKey =
-                static_cast<int>(m) - (kIsShifted ? static_cast<int>(v) % kTwins : 0);
+            constexpr int kKey = static_cast<int>(m) -
+                                 (kLayout == KeyLayout::shifted ? static_cast<int>(v) % kTwins : 0);
             if constexpr (kKey >= 0 && kKey < kKeys) {
               add(is_first, q[v], key, &sums[v * kKeys + static_cast<size_t>(kKey)]);
             }

@@ -362,7 +362,8 @@ TEST(TilesPlan, EightWarpsKeepRowsOfValue) {
     EXPECT_FALSE(config.shares_key) << row.line;
   }
   facts.shared_bytes_per_block = 99 * 1024;
-  const Problem few_along_axes = parsed("3d 24x40x40 kernel_size 9 heads 8 head_dim 128 dtype bf16");
+  const Problem few_along_axes =
+      parsed("3d 24x40x40 kernel_size 9 heads 8 head_dim 128 dtype bf16");
   const auto shape = choose_tiles_shape(few_along_axes, TilesKernel::gradient_key, facts);
   EXPECT_EQ(tiles_warps(make_tiles_config(few_along_axes, TilesKernel::gradient_key, shape)), 4);
 }
