@@ -11,6 +11,7 @@
 #ifndef VECINA_CPU_FORWARD_H_
 #define VECINA_CPU_FORWARD_H_
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -205,8 +206,13 @@ struct Partition {
   int lanes = 0;          // of the kernel that this was planned for
   int heads_at_once = 1;  // key heads of one unit
 
-  // Of the last vector of a row.
-  int last_lanes() const { return groups[kRank - 1].front().narrows_last ? lanes / 2 : lanes; }
+  // Of the last vector of a row, in the group where it is narrowest.
+  int last_lanes() const {
+    const std::vector<AxisGroup>& rows = groups[kRank - 1];
+    const bool narrows = std::any_of(rows.begin(), rows.end(),
+                                     [](const AxisGroup& group) { return group.narrows_last; });
+    return narrows ? lanes / 2 : lanes;
+  }
   int64_t num_units() const {
     return batch * (heads_kv / heads_at_once) * static_cast<int64_t>(boxes.size());
   }

@@ -96,7 +96,8 @@ HWY_INLINE V in_register(V v) {
 }
 
 // p, of which nothing is known: else g++ keeps what does not change from turn to turn of a loop,
-// for which it has no registers, in those of vectors.
+// for which it has no registers, in those of vectors. volatile: else it would ask but once, p being
+// the same in each turn.
 template <typename T>
 HWY_INLINE T* at_run_time(T* p) {
 #if HWY_COMPILER_GCC || HWY_COMPILER_CLANG

@@ -157,6 +157,7 @@ INSTANTIATE_TEST_SUITE_P(
         "2d 24x24 kernel_size 7 batch 2 heads 4 heads_kv 2 head_dim 20 head_dim_value 36",
         "2d 9x8 kernel_size 7 heads 2 head_dim 32 additional 3",
         "2d 28x28 kernel_size 7 dilation 4 heads 2 head_dim 32",
+        "2d 20x42 kernel_size 5 dilation 1x5 heads 2 head_dim 32",
         "2d 20x24 kernel_size 5x9 causal 1x0 heads 1 head_dim 32",
         "2d 20x23 kernel_size 5x9 causal 0x1 heads 4 heads_kv 2 head_dim 33 bias",
         "2d 20x70 kernel_size 5x9 stride 2x3 heads 2 head_dim 32 bias",
@@ -177,20 +178,26 @@ INSTANTIATE_TEST_SUITE_P(
 
 // A caller who is alone runs fewer units than several threads share: with the same bits, whatever
 // others left in their scratch.
-TEST(ForwardPlan, GivesTheSameBitsInMoreUnits) {
+// And whether the last vector of a row has half the lanes or all.
+TEST(ForwardPlan, GivesTheSameBitsHoweverRowsAreCut) {
   cli::Random random(7);
-  int num_cut = 0;
+  int num_cut = 0, num_narrow = 0;
+  bool has_narrow = false;
   for (int i = 0; i < 300; ++i) {
     const vecina_problem line = cli::random_problem(random);
     SCOPED_TRACE(cli::print_problem(line));
     Problem problem;
     ASSERT_TRUE(Problem::make(line, &problem).ok());
     const ForwardKernel kernel = kernel_for(problem);
+    ForwardKernel wide = kernel;
+    wide.has_narrow_vectors = false;
+    has_narrow |= kernel.has_narrow_vectors;
     const cli::Inputs inputs = cli::random_inputs(line, /*seed=*/1);
-    const auto run = [&](int64_t enough, int64_t* num_units) {
+    const auto run = [&](const ForwardKernel& planned, int64_t enough, int64_t* num_units) {
       const cli::Outputs outputs = cli::make_outputs(line);
       const vecina_forward_args args = cli::forward_args(inputs, outputs);
-      const ForwardPlan plan = plan_forward(problem, args, kernel, enough);
+      const ForwardPlan plan = plan_forward(problem, args, planned, enough);
+      num_narrow += !plan.direct.is_used && plan.last_lanes() < plan.lanes;
       ScratchPool pool;
       const ScratchPool::Lease scratch(
           &pool, plan.scratch.total * static_cast<size_t>(kernel.element_bytes));
@@ -202,12 +209,14 @@ TEST(ForwardPlan, GivesTheSameBitsInMoreUnits) {
       }
       return std::pair(tests::bits_of(outputs.output), tests::bits_of(outputs.lse));
     };
-    int64_t few = 0, many = 0;
-    const auto expected = run(0, &few), actual = run(21, &many);
-    EXPECT_TRUE(actual == expected) << few << " and " << many << " units";
+    int64_t few = 0, many = 0, of_wide = 0;
+    const auto expected = run(kernel, 0, &few);
+    EXPECT_TRUE(run(kernel, 21, &many) == expected) << few << " and " << many << " units";
+    EXPECT_TRUE(run(wide, 0, &of_wide) == expected) << "whole vectors";
     num_cut += many > few;
   }
   EXPECT_GE(num_cut, 50) << "too few are cut: this tests little";
+  EXPECT_TRUE(num_narrow >= 50 || !has_narrow) << "too few are narrow: this tests little";
 }
 
 // Rows whose strips would be beyond 2^31 elements: planned, not run.
