@@ -119,11 +119,12 @@ int boxes_of(const TilesConfig& config) {
 
 // Long rows of value stay in registers beside sums of both gradients. A thread has room for them in
 // a block of eight warps: in one of four it copies twice as much of a tile, and spilled; so did one
-// of eight with a bias, lengths, dilation or columns that pad rows.
+// of eight with a bias, lengths, output strides, dilation or columns that pad rows. `boxes` of a
+// block are its warps; of warpgroups there are two at most.
 constexpr int kWarpsThatKeepValues = 8;
-bool keeps_values(const Problem& problem, TilesKernel kernel, int warps) {
+bool keeps_values(const Problem& problem, TilesKernel kernel, int boxes) {
   constexpr int kMostColumns = 128;  // of either row
-  if (kernel != TilesKernel::gradient_key || warps != kWarpsThatKeepValues) return false;
+  if (kernel != TilesKernel::gradient_key || boxes != kWarpsThatKeepValues) return false;
   for (int a = 0; a < problem.rank(); ++a) {
     if (problem.axis(a).dilation > 1) return false;
   }
@@ -454,8 +455,9 @@ bool counts_steps(const Problem& problem, TilesKernel kernel, const DeviceFacts&
 
 // Eight warps may be faster for the rows of value that they keep, though they wait more for each
 // other than four do: with 9x9x9 keys and 99 KiB they lost 15 %, with 16 and more along each axis
-// they gained. Not measured where blocks of four are needed to give all multiprocessors work.
-bool may_keep_values(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
+// they gained. Not measured where blocks of four are needed to give all multiprocessors work. Eight
+// that are chosen for other reasons keep them too.
+bool gains_by_kept_values(const Problem& problem, TilesKernel kernel, const DeviceFacts& facts) {
   constexpr int kOwnersOfBlock = 16 * kWarpsThatKeepValues, kFewestKeysOfAxis = 16;
   for (int a = 0; a < problem.rank(); ++a) {
     if (problem.axis(a).kernel_size < kFewestKeysOfAxis) return false;
@@ -474,12 +476,12 @@ std::vector<Choice> choices_of(const Problem& problem, TilesKernel kernel,
                                const DeviceFacts& facts) {
   if (kernel != TilesKernel::forward) {
     // Of eight warps more wait for each other: where steps are counted, 1.15 instead of 1.11 ms.
-    // What adds to queries does so half as often for it; what keeps rows of value is below.
+    // What adds to queries does so half as often for it; eight that keep rows of value are below.
     const bool is_four =
         counts_steps(problem, kernel, facts) && kernel != TilesKernel::gradient_all;
     const std::vector<int> warps = is_four ? std::vector<int>{4} : std::vector<int>{4, 8};
     std::vector<Choice> choices = {{16, warps, kCyclesPerProduct, kCyclesPerStep, kBusyWarps}};
-    if (may_keep_values(problem, kernel, facts)) {
+    if (gains_by_kept_values(problem, kernel, facts)) {
       choices.push_back(
           {16, {kWarpsThatKeepValues}, kCyclesPerKeptProduct, kCyclesPerStep, kBusyWarps});
     }

@@ -256,8 +256,8 @@ VECINA_DEVICE void load_tile(const HaloParams& params, const Tile& tile, const W
   constexpr int kChunks = na_max(KeySide::kChunks, ValueSide::kChunks);
   constexpr int kCopies = kPartners * kChunks;
   constexpr int kCopiesOfThread = (kCopies + kThreads - 1) / kThreads;
-  // Where owners' rows left their registers to sums, those of addresses would be spilled; four warps
-  // of one or two axes were 1 to 2 % slower that way.
+  // Where an owner's rows left their registers to sums, the addresses of all copies would be
+  // spilled: two at a time. Four warps in one or two dimensions were 1 to 2 % slower with that.
   constexpr bool kHasFewRegisters = kConfig.adds_queries && kConfig.shares_value && !kIsSwizzled &&
                                     (kThreads == 8 * 32 || kFirstAxis == 0);
   constexpr int kCopiesAtOnce = kHasFewRegisters ? 2 : kCopiesOfThread;
