@@ -35,6 +35,7 @@ inline constexpr bool kHasTwins =
 // Rows of queries that one call of the first step takes: where 32 registers hold their sums, those
 // of four keys for six, so that a key is one load for all of them.
 inline constexpr int kMaxLogitRows = HWY_TARGET == HWY_AVX3 ? 6 : 3;
+inline constexpr int kMaxLogitVectors = std::max(kMaxLogitRows, kMaxTwins);
 
 // What the first step of a tile reads and writes: logits of some rows of keys for vectors of
 // queries, of which entry i of vector v = row * twins + twin is at queries[v * query_pitch + i *
@@ -50,9 +51,8 @@ struct LogitsArguments {
   ptrdiff_t key_pitch, key_step;
   int rows;
   ptrdiff_t key_row, weight_row;  // from one row to the next
-  T* weights[std::max(kMaxLogitRows,
-                      kMaxTwins)];  // of each vector: those of key j begin at j * lanes
-  T scale = 1;                      // of pairs: what the products are multiplied with
+  T* weights[kMaxLogitVectors];   // of each vector: those of key j begin at j * lanes
+  T scale = 1;                    // of pairs: what the products are multiplied with
 };
 
 // The first step of a tile for every number of rows of queries, twins and keys. Twins are a key

@@ -214,6 +214,12 @@ struct Tables {
   using AllRows = std::make_integer_sequence<int, LogitsTable<kLayout, D>::kMaxRows>;
   static constexpr auto kOfRows = tables(AllRows());
   static constexpr auto kOfTwins = table<1, kMaxTwins>(AllKeys());
+  static const std::array<Function, kMostKeys>& of(int rows, int twins) {
+    if constexpr (kHasTwins<D>) {
+      if (twins > 1) return kOfTwins;
+    }
+    return kOfRows[static_cast<size_t>(rows - 1)];
+  }
 };
 
 }  // namespace
@@ -221,14 +227,7 @@ struct Tables {
 template <KeyLayout kLayout, class D, bool kArePairs>
 void LogitsTable<kLayout, D, kArePairs>::run(int rows, int twins, int keys,
                                              const LogitsArguments<T>& arguments) {
-  using Functions = Tables<kLayout, D, kArePairs>;
-  const auto& functions = [&]() -> const auto& {
-    if constexpr (kHasTwins<D>) {
-      if (twins > 1) return Functions::kOfTwins;
-    }
-    return Functions::kOfRows[static_cast<size_t>(rows - 1)];
-  }
-  ();
+  const auto& functions = Tables<kLayout, D, kArePairs>::of(rows, twins);
   const int most = max_keys(rows, twins);
   for (int t = 0, taken, chunks; t < keys; t += taken * chunks) {
     const int left = keys - t;
