@@ -2,6 +2,7 @@
 #include "cpu/cores.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -90,6 +91,32 @@ int current_core() {
   return -1;
 #endif
 }
+
+#if defined(__linux__)
+
+void ThreadCores::read() {
+  thread_ = pthread_self();
+  if (pthread_getaffinity_np(thread_, sizeof(cores_), &cores_) != 0) CPU_ZERO(&cores_);
+}
+
+bool ThreadCores::avoid(const std::array<int, 2>& cores) {
+  cpu_set_t left = cores_;
+  for (const int core : cores) {
+    if (core >= 0 && core < CPU_SETSIZE) CPU_CLR(core, &left);
+  }
+  if (CPU_COUNT(&left) == 0 || CPU_EQUAL(&left, &cores_)) return false;
+  return pthread_setaffinity_np(thread_, sizeof(left), &left) == 0;
+}
+
+void ThreadCores::restore() { pthread_setaffinity_np(thread_, sizeof(cores_), &cores_); }
+
+#else
+
+void ThreadCores::read() {}
+bool ThreadCores::avoid(const std::array<int, 2>&) { return false; }
+void ThreadCores::restore() {}
+
+#endif
 
 int64_t cache_bytes(int level) {
 #if defined(__linux__) && defined(_SC_LEVEL1_DCACHE_SIZE)

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cpu/thread_pool.h"
 
+#include <array>
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -31,9 +35,9 @@ constexpr microseconds kSpin(50);
 constexpr microseconds kSpinInJob(500);
 
 // Up from the first waking a worker pays if it stays awake for calls that follow, up from the
-// second it pays by itself, as a rule: waking takes several hundred microseconds on some machines.
+// second it pays by itself, as a rule: in a virtual machine it begins after up to 150 us.
 constexpr double kLeastToWakeInTurn = 100.0;
-constexpr double kLeastToWake = 600.0;
+constexpr double kLeastToWake = 300.0;
 
 int64_t now_nanoseconds() {
   return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -74,16 +78,82 @@ int resolve_threads(const BackendOptions& options) {
   return options.threads > 0 ? options.threads : usable_cores();
 }
 
+// What others know of a worker, and how they wake it.
+class Worker {
+ public:
+  // By the worker: until it is woken or has_job(), which is asked once: who publishes a job later
+  // finds the worker parked. `parked` counts those that are.
+  template <typename HasJob>
+  void park(std::atomic<int>* parked, HasJob has_job) {
+    read_cores();
+    core_.store(current_core(), std::memory_order_relaxed);
+    const uint32_t calls = calls_.load(std::memory_order_acquire);
+    is_parked_.store(true, std::memory_order_seq_cst);
+    parked->fetch_add(1, std::memory_order_seq_cst);
+    if (!has_job()) calls_.wait(calls, std::memory_order_acquire);
+    parked->fetch_sub(1, std::memory_order_relaxed);
+    is_parked_.store(false, std::memory_order_relaxed);
+  }
+  // By the worker: it may run on all its cores again.
+  void restore_cores() {
+    if (avoids_.load(std::memory_order_acquire) != Avoids::some) return;
+    cores_.restore();
+    avoids_.store(Avoids::nothing, std::memory_order_release);
+  }
+
+  // By whoever wakes it: the core that it sleeps on, -1 if unknown, and whether it is theirs.
+  int core() const { return core_.load(std::memory_order_relaxed); }
+  bool claim() {
+    return is_parked_.load(std::memory_order_seq_cst) &&
+           is_parked_.exchange(false, std::memory_order_acq_rel);
+  }
+  // Elsewhere than on cores that are taken. Left to itself, Linux in a virtual machine often puts
+  // the worker on the core of whoever wakes it, to wait for milliseconds: cores that sleep look to
+  // it as if the host had taken them away.
+  void wake_elsewhere(const std::array<int, 2>& taken) {
+    if (may_change_cores()) {
+      avoids_.store(cores_.avoid(taken) ? Avoids::some : Avoids::nothing,
+                    std::memory_order_release);
+    }
+    wake();
+  }
+  void wake() {
+    calls_.fetch_add(1, std::memory_order_release);
+    calls_.notify_one();
+  }
+
+ private:
+  enum class Avoids { nothing, changing, some };
+
+  // False while another is at it, a late one that wakes a worker that is awake by now.
+  bool may_change_cores() {
+    Avoids expected = Avoids::nothing;
+    return avoids_.compare_exchange_strong(expected, Avoids::changing, std::memory_order_acquire);
+  }
+  void read_cores() {
+    restore_cores();
+    if (!may_change_cores()) return;
+    cores_.read();
+    avoids_.store(Avoids::nothing, std::memory_order_release);
+  }
+
+  alignas(64) std::atomic<uint32_t> calls_{0};
+  std::atomic<bool> is_parked_{false};
+  std::atomic<int> core_{-1};
+  std::atomic<Avoids> avoids_{Avoids::nothing};
+  ThreadCores cores_;
+};
+
 }  // namespace
 
 // One job at a time. The ticket holds the job's number (upper half) and the next chunk (lower
 // half); a claim is one compare-and-swap on both, so no worker can take a chunk of a job whose
 // fields it has not read. Odd job numbers mean the fields are being changed.
 struct ThreadPool::Workers {
-  explicit Workers(int num_workers) {
-    for (int i = 0; i < num_workers; ++i) {
+  explicit Workers(int num_workers) : workers(static_cast<size_t>(num_workers)) {
+    for (size_t i = 0; i < workers.size(); ++i) {
       try {
-        threads.emplace_back([this] { work(); });
+        threads.emplace_back([this, i] { work(i); });
       } catch (const std::system_error&) {
         break;  // no more threads to be had: the caller and those that started do it
       }
@@ -93,8 +163,7 @@ struct ThreadPool::Workers {
   ~Workers() {
     stop.store(true, std::memory_order_relaxed);
     ticket.fetch_add(uint64_t{2} << 32, std::memory_order_release);
-    wake.fetch_add(1, std::memory_order_release);
-    wake.notify_all();
+    for (Worker& worker : workers) worker.wake();
     for (std::thread& thread : threads) thread.join();
   }
 
@@ -113,16 +182,24 @@ struct ThreadPool::Workers {
     return (changing + 1) & 0xffffffffu;  // what the ticket holds of it
   }
 
-  // Wakes one parked worker if there is one.
-  void wake_one() {
+  // Wakes one parked worker if there is one: from `first` on, and rather one that sleeps on another
+  // core than the caller's and this one.
+  void wake_one(size_t first) {
     if (parked.load(std::memory_order_seq_cst) == 0) return;
-    wake.fetch_add(1, std::memory_order_release);
-    wake.notify_one();
+    const std::array<int, 2> taken = {current_core(), caller_core.load(std::memory_order_relaxed)};
+    for (const bool takes_all : {false, true}) {
+      for (size_t i = 0; i < workers.size(); ++i) {
+        Worker& worker = workers[(first + i) % workers.size()];
+        const int core = worker.core();
+        if (!takes_all && (core == taken[0] || core == taken[1])) continue;
+        if (worker.claim()) return worker.wake_elsewhere(taken);
+      }
+    }
   }
 
-  // Claims and runs chunks of job `number` until none is left.
-  void run_chunks(uint64_t number, bool is_worker) {
-    bool wakes_next = is_worker;
+  // Claims and runs chunks of job `number` until none is left. A worker that finds chunks left
+  // wakes the next, from `next` on.
+  void run_chunks(uint64_t number, std::optional<size_t> next) {
     while (true) {
       uint64_t seen = ticket.load(std::memory_order_acquire);
       const int32_t total = count.load(std::memory_order_acquire);
@@ -132,8 +209,8 @@ struct ThreadPool::Workers {
       const int64_t chunk = static_cast<int64_t>(seen & 0xffffffffu);
       if (seen >> 32 != number || chunk >= total) return;
       if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-      if (wakes_next && wakes_others && chunk + 1 < total) wake_one();
-      wakes_next = false;
+      if (next && wakes_others && chunk + 1 < total) wake_one(*next);
+      next.reset();
       run(chunk, user);
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == total) done.notify_all();
     }
@@ -153,7 +230,8 @@ struct ThreadPool::Workers {
     return core >= 0 && core == caller_core.load(std::memory_order_relaxed);
   }
 
-  void work() {
+  void work(size_t index) {
+    Worker& worker = workers[index];
     uint64_t last = 0;
     const auto has_job = [&] {
       const uint64_t number = ticket.load(std::memory_order_seq_cst) >> 32;
@@ -165,31 +243,29 @@ struct ThreadPool::Workers {
     while (true) {
       if (!is_in_the_way()) spin(kSpinInJob, [&] { return is_over() || has_job(); });
       if (is_in_the_way() || !spin(kSpin, has_job)) {
-        const uint32_t calls = wake.load(std::memory_order_acquire);
-        parked.fetch_add(1, std::memory_order_seq_cst);
-        if (!has_job()) wake.wait(calls, std::memory_order_acquire);
-        parked.fetch_sub(1, std::memory_order_relaxed);
+        worker.park(&parked, has_job);
       }
       // In this order: who sees the ticket that ends the pool also sees `stop`.
       const uint64_t number = ticket.load(std::memory_order_acquire) >> 32;
       if (stop.load(std::memory_order_relaxed)) return;
       if (number == last || number % 2 != 0) continue;
       last = number;
-      run_chunks(number, /*is_worker=*/true);
+      run_chunks(number, index + 1);
+      worker.restore_cores();
     }
   }
 
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<int32_t> done{0};
-  alignas(64) std::atomic<uint32_t> wake{0};
-  std::atomic<int> parked{0};
+  alignas(64) std::atomic<int> parked{0};
   std::atomic<int32_t> count{0};
   std::atomic<Body> body{nullptr};
   std::atomic<void*> user_body{nullptr};
   std::atomic<bool> wakes{false};
   std::atomic<int> caller_core{-1};
   std::atomic<bool> stop{false};
-  std::vector<std::thread> threads;
+  std::vector<Worker> workers;
+  std::vector<std::thread> threads;  // one for each worker, or fewer
 };
 
 ThreadPool::ThreadPool(const BackendOptions& options)
@@ -258,9 +334,9 @@ void ThreadPool::Call::parallel_for(int64_t count, Body body, void* user_body) c
   }
   const auto total = static_cast<int32_t>(count);
   const uint64_t number = workers->publish(total, wakes_, body, user_body);
-  if (wakes_ && !has_woken_) workers->wake_one();
+  if (wakes_ && !has_woken_) workers->wake_one(0);
   has_woken_ = true;
-  workers->run_chunks(number, /*is_worker=*/false);
+  workers->run_chunks(number, std::nullopt);
   workers->wait(total);
   pool_.busy_.store(false, std::memory_order_release);
 }

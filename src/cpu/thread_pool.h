@@ -4,10 +4,10 @@
 // Chunks are claimed one by one from an atomic counter, so a worker that wakes late can only help,
 // and the caller never waits for one that has not started. A worker spins for a while after its
 // last job (the next call is often microseconds away), then parks. A hand-over to a spinning worker
-// takes 0.3 us. Waking a parked one takes 35 to 40 us on an idle machine and several hundred where
-// a hypervisor has to find a core for it first, so only long calls do, and short ones that follow
-// each other: the worker is then awake for the next. A call wakes at most one; a worker that finds
-// chunks left wakes the next.
+// takes 0.3 us. Waking a parked one takes 25 to 150 us, the longer the longer it slept, so only
+// long calls do, and short ones that follow each other: the worker is then awake for the next. A
+// call wakes at most one, on another core than its own; a worker that finds chunks left wakes
+// another.
 #ifndef VECINA_CPU_THREAD_POOL_H_
 #define VECINA_CPU_THREAD_POOL_H_
 

@@ -11,6 +11,10 @@
 
 #include "core/backend.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 namespace vecina::internal {
 namespace {
 
@@ -92,6 +96,70 @@ TEST_F(ThreadPoolTest, SharesNothingThatIsOverAtOnce) {
   call(1.0);
   EXPECT_FALSE(was_shared_);
 }
+
+#if defined(__linux__)
+
+// What a thread may run on, while it lives put back as it was.
+class KeptCores {
+ public:
+  KeptCores() : cores_(now()) {}
+  ~KeptCores() { sched_setaffinity(0, sizeof(cores_), &cores_); }
+  KeptCores(const KeptCores&) = delete;
+  KeptCores& operator=(const KeptCores&) = delete;
+
+  static cpu_set_t now() {
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    EXPECT_EQ(sched_getaffinity(0, sizeof(cores), &cores), 0);
+    return cores;
+  }
+  const cpu_set_t& before() const { return cores_; }
+
+ private:
+  const cpu_set_t cores_;
+};
+
+TEST_F(ThreadPoolTest, AWokenWorkerKeepsOffTheCallersCore) {
+  const KeptCores kept;
+  if (CPU_COUNT(&kept.before()) < 2) GTEST_SKIP() << "one core";
+  const int core = sched_getcpu();
+  cpu_set_t own;
+  CPU_ZERO(&own);
+  CPU_SET(core, &own);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(own), &own), 0);
+
+  // The worker's cores in its chunk, or the caller's where it did not come.
+  const auto cores_of_worker = [&] {
+    struct Job {
+      std::thread::id caller = std::this_thread::get_id();
+      std::atomic<int> begun{0};
+      Clock::time_point end = Clock::now() + milliseconds(100);
+      cpu_set_t cores = KeptCores::now();
+    } job;
+    const ThreadPool::Call call(&pool_, kLong);
+    call.parallel_for(
+        2,
+        [](int64_t, void* user) {
+          Job& shared = *static_cast<Job*>(user);
+          ++shared.begun;
+          if (std::this_thread::get_id() != shared.caller) shared.cores = KeptCores::now();
+          while (shared.begun < 2 && Clock::now() < shared.end) std::this_thread::yield();
+        },
+        &job);
+    return job.cores;
+  };
+  bool has_kept_off = false, is_free_again = false;
+  for (int i = 0; i < kTries && !is_free_again; ++i) {
+    let_worker_park();
+    const cpu_set_t woken = cores_of_worker(), awake = cores_of_worker();
+    has_kept_off = CPU_COUNT(&woken) == CPU_COUNT(&kept.before()) - 1 && !CPU_ISSET(core, &woken);
+    is_free_again = has_kept_off && CPU_EQUAL(&awake, &kept.before());
+  }
+  EXPECT_TRUE(has_kept_off);
+  EXPECT_TRUE(is_free_again);
+}
+
+#endif
 
 }  // namespace
 }  // namespace vecina::internal
