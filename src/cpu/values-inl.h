@@ -110,12 +110,6 @@ struct ValueSums : SeenBits<D, kArePairs> {
   HWY_INLINE void clear() {
     unroll<kSums>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(D()); });
   }
-  HWY_INLINE void load(const T* from) {
-    unroll<kSums>([&](auto i) VECINA_INLINE { sums[i] = hn::Load(D(), from + i * kLanes); });
-  }
-  HWY_INLINE void store(T* to) const {
-    unroll<kSums>([&](auto i) VECINA_INLINE { hn::Store(sums[i], D(), to + i * kLanes); });
-  }
   // One value row times the weights of queries [kFirst, kLast); those of each query begin kBack
   // elements before those of the one before it. kTwins 0: all have the same weight. Those from
   // kFresh on have no sums yet: a multiplication leaves the stores of the sums before their turn,
@@ -203,6 +197,26 @@ HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>
 }
 #endif
 
+// A row of keys that all queries see whole. kAreFresh: there are no sums yet.
+template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, class Q, bool kArePairs>
+HWY_INLINE void add_whole_row(const KeyRun<hn::TFromD<D>>& run, const ValueArguments<Q>& arguments,
+                              int query, ptrdiff_t column,
+                              ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
+  using T = hn::TFromD<D>;
+  constexpr ptrdiff_t kLanes = hn::MaxLanes(Q());
+  const T* weights = arguments.weights + run.slot * kLanes + weight_offset<Q>(kTwins, query);
+  const T* const end = weights + run.count * kLanes;
+  const T* value = run.values + column;
+  if constexpr (kAreFresh) {
+    sums->template add<Q, 0, kQueries, kTwins, 0, 0>(value, weights);
+    value += run.pitch;
+    weights += kLanes;
+  }
+  for (; weights < end; weights += kLanes, value += run.pitch) {
+    sums->template add<Q, 0, kQueries, kTwins>(value, weights);
+  }
+}
+
 // Queries whose windows move by one key each: count + kQueries - 1 value rows, each loaded once.
 // Runs of at least kQueries - 1 keys, seen by all. kAreFresh: there are no sums yet.
 template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, class Q, bool kArePairs>
@@ -255,7 +269,19 @@ HWY_INLINE void add_stairs(D, const ValueArguments<Q>& arguments, int query, ptr
     ++row;
   };
   begin_run();
-  if constexpr (kAreFresh) add_row(std::true_type());
+  // Additional tokens come first, since what begins the sums keeps none of them in registers.
+  const KeyRun<T>* additional = end;
+  const KeyRun<T>* const last = arguments.runs + arguments.num_runs;
+  if constexpr (kAreFresh) {
+    if (additional == last) {
+      add_row(std::true_type());
+    } else {
+      add_whole_row<kTwins, /*kAreFresh=*/true>(*additional++, arguments, query, column, sums);
+    }
+  }
+  for (; additional != last; ++additional) {
+    add_whole_row<kTwins, /*kAreFresh=*/false>(*additional, arguments, query, column, sums);
+  }
   while (true) {
     while (row < run->rows) add_row(std::false_type());
     if (++run == end) break;
@@ -266,14 +292,14 @@ HWY_INLINE void add_stairs(D, const ValueArguments<Q>& arguments, int query, ptr
 // Queries that see the same keys, or each the first so many of them. kAreFresh: there are no sums
 // yet.
 template <int kTwins, bool kAreFresh, int kQueries, int kVectors, class D, class Q, bool kArePairs>
-HWY_INLINE void add_level(D, const ValueArguments<Q>& arguments, int first_run, int query,
-                          ptrdiff_t column, ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
+HWY_INLINE void add_level(D, const ValueArguments<Q>& arguments, int query, ptrdiff_t column,
+                          ValueSums<kQueries, kVectors, D, kArePairs>* sums) {
   using T = hn::TFromD<D>;
   constexpr ptrdiff_t kLanes = hn::MaxLanes(Q());
   // Products of keys that all queries see may begin the sums.
-  const bool begins = kAreFresh && arguments.views == nullptr && first_run < arguments.num_runs;
+  const bool begins = kAreFresh && arguments.views == nullptr && arguments.num_runs > 0;
   if (kAreFresh && !begins) sums->clear();
-  for (int n = first_run; n < arguments.num_runs; ++n) {
+  for (int n = 0; n < arguments.num_runs; ++n) {
     const KeyRun<T>& run = arguments.runs[n];
     const ptrdiff_t pitch = run.pitch;
     const T* weights = arguments.weights + run.slot * kLanes + weight_offset<Q>(kTwins, query);
@@ -284,7 +310,7 @@ HWY_INLINE void add_level(D, const ValueArguments<Q>& arguments, int first_run, 
         const T* value = values;
         const T* const end = weights + run.count * kLanes;
         if constexpr (kAreFresh) {
-          if (begins && n == first_run && row == 0) {
+          if (begins && n == 0 && row == 0) {
             sums->template add<Q, 0, kQueries, kTwins, 0, 0>(value, weights);
             value += pitch;
             weights += kLanes;
@@ -319,16 +345,6 @@ HWY_INLINE void add_level(D, const ValueArguments<Q>& arguments, int first_run, 
       values += run.row_step;
     }
   }
-}
-
-// add_level() as a function of its own, for those that keep other sums in registers.
-template <int kTwins, int kQueries, int kVectors, class D, class Q>
-HWY_NOINLINE void add_level_apart(D d, const ValueArguments<Q>& arguments, int first_run, int query,
-                                  ptrdiff_t column, hn::TFromD<D>* HWY_RESTRICT buffer) {
-  ValueSums<kQueries, kVectors, D, /*kArePairs=*/false> sums;
-  sums.load(buffer);
-  add_level<kTwins, /*kAreFresh=*/false>(d, arguments, first_run, query, column, &sums);
-  sums.store(buffer);
 }
 
 // One query, whatever it sees. Four keys at once, each with sums of its own, which are added up in
@@ -400,16 +416,9 @@ HWY_NOINLINE void weigh_values(D d, const ValueArguments<Q>& arguments, int begi
     if constexpr (kSharing == Sharing::none) {
       add_single<kTwins>(d, arguments, query, column, &sums);
     } else if constexpr (kSharing == Sharing::level) {
-      add_level<kTwins, kAreFresh>(d, arguments, 0, query, column, &sums);
+      add_level<kTwins, kAreFresh>(d, arguments, query, column, &sums);
     } else {
       add_stairs<kTwins, kAreFresh>(d, arguments, query, column, &sums);
-      if (arguments.num_runs > arguments.num_window_runs) {
-        HWY_ALIGN T buffer[kQueries * kVectors * kLanes];
-        sums.store(buffer);
-        add_level_apart<kTwins, kQueries, kVectors>(d, arguments, arguments.num_window_runs, query,
-                                                    column, buffer);
-        sums.load(buffer);
-      }
     }
     if (!kWhole && !target.is_last) {
       unroll<kQueries>([&](auto q) VECINA_INLINE {
