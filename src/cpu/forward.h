@@ -261,10 +261,11 @@ struct DirectForm {
 struct ForwardPlan : Partition {
   Strides query, key, value, additional_key, additional_value, output, lse;
   bool has_lse = false;
-  bool values_in_place = false;  // away from the borders values are read where they lie
-  bool keys_in_place = false;    // those that all lanes share
-  bool fetches_far = false;      // the tensors are more than L2 holds
-  bool streams_output = false;   // and more than the caches do
+  bool values_in_place = false;         // away from the borders values are read where they lie
+  bool keys_in_place = false;           // those that all lanes share
+  bool shared_values_in_place = false;  // theirs too
+  bool fetches_far = false;             // the tensors are more than L2 holds
+  bool streams_output = false;          // and more than the caches do
   BiasTable bias;
 
   // bfloat16 in pairs: logits take two entries of queries and keys at once, as they lie. Then

@@ -25,6 +25,8 @@ constexpr int64_t kUnitsOfLargeWindows = 32;
 // Keys that so many vectors of queries share are read where they lie: each is used a few times
 // only.
 constexpr int kVectorsOfKeysInPlace = 8;
+// And their values if so few bytes stay in L1 from one queries' sums to the next.
+constexpr int kValuesInPlaceBytes = 16 * 1024;
 
 bool is_native(const Problem& problem) {
   return problem.dtype() == VECINA_F32 || problem.dtype() == VECINA_F64;
@@ -260,6 +262,14 @@ bool takes_value_pairs(const ForwardPlan& plan) {
              [](const AxisGroup& group) { return group.window.kernel_size >= kLeastRows; }) &&
          std::all_of(plan.groups[2].begin(), plan.groups[2].end(),
                      [](const AxisGroup& group) { return group.twins == 1; });
+}
+
+// True if all lanes share their keys, and so few vectors of queries do that packing does not pay.
+bool has_few_readers(const ForwardPlan& plan) {
+  return key_layout(plan.groups[kRank - 1].front()) == KeyLayout::shared &&
+         std::all_of(plan.boxes.begin(), plan.boxes.end(), [&](const Box& box) {
+           return num_queries(box, 2) * plan.head_group <= kVectorsOfKeysInPlace * plan.lanes;
+         });
 }
 
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
@@ -529,10 +539,6 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   plan.values_in_place = rank == 1 && !problem.is_attention() && is_native(problem) &&
                          plan.value_pitch == plan.head_dim_value;
   const int query_rows = plan.groups[1].front().num_queries * plan.head_group;
-  const AxisGroup& lane_group = plan.groups[kRank - 1].front();
-  plan.keys_in_place =
-      (rank == 1 || dense) && is_native(problem) && key_layout(lane_group) == KeyLayout::shared &&
-      lane_group.num_queries * plan.head_group <= kVectorsOfKeysInPlace * plan.lanes;
   plan.fetches_far = plan.tensor_bytes > kFarBytes;
   plan.streams_output = plan.tensor_bytes > kStreamedBytes;
   for (AxisGroup& group : plan.groups[kRank - 1]) {
@@ -566,6 +572,11 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
            is_long_row(plan, box);
   };
   cut_boxes(&plan, enough, is_too_large, ring_axis);
+  plan.keys_in_place = (rank == 1 || dense) && is_native(problem) && has_few_readers(plan);
+  plan.shared_values_in_place = plan.keys_in_place && plan.value_pitch == plan.head_dim_value &&
+                                int64_t{plan.groups[kRank - 1].front().window.extent} *
+                                        plan.value_pitch * kernel.element_bytes <=
+                                    kValuesInPlaceBytes;
   lay_out_scratch(&plan, kernel.element_bytes);
   return plan;
 }

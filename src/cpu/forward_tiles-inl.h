@@ -94,13 +94,8 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
     return plan_.values_in_place && keys_.layout() == KeyLayout::shifted;
   }
 
-  // Where keys are, values are read where they lie if few enough stay in L1 from one queries' sums
-  // to the next.
   bool reads_shared_values_in_place() const {
-    constexpr int kMostBytes = 16 * 1024;
-    return plan_.keys_in_place && keys_.layout() == KeyLayout::shared &&
-           plan_.value_pitch == plan_.head_dim_value &&
-           keys_.tokens() * plan_.value_pitch * static_cast<int>(sizeof(T)) <= kMostBytes;
+    return plan_.shared_values_in_place && keys_.layout() == KeyLayout::shared;
   }
 
   const ptrdiff_t key_row_;  // elements of one packed row of keys

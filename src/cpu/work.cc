@@ -130,7 +130,7 @@ Work work_of(const ForwardPlan& plan) {
     } else if (!plan.keys_in_place) {
       work.packed += rows * tokens * plan.key_pitch;
     }
-    if (!plan.values_in_place && !plan.keys_in_place) {
+    if (!plan.values_in_place && !plan.shared_values_in_place) {
       work.packed += rows * tokens * plan.value_pitch * value_rows;
     }
   }
