@@ -141,7 +141,7 @@ InnerLoop softmax_of_row(const std::string& line) {
         max = std::max(max, static_cast<double>(before[i]));
       }
       for (size_t i = static_cast<size_t>(lane); i < before.size(); i += kLanes) {
-        sum += std::exp2(static_cast<double>(before[i]) - max);
+        sum += std::exp2(static_cast<double>(before[i]) - std::floor(max));
       }
       comparison.add(sums->template as<T>()[lane], sum, sum);
     }
@@ -171,7 +171,7 @@ InnerLoop values(const std::string& line) {
     const Tag d;
     T* const weights = tile->weights(t);
     const auto size = static_cast<size_t>(slots);
-    const auto base = largest_logit(d, size, weights, empty_softmax(d).max);
+    const auto base = hn::Floor(largest_logit(d, size, weights, empty_softmax(d).max));
     if constexpr (kArePairs) {
       hn::Store(exponentiate_pairs(d, 1, keys.get(), base, weights), d,
                 weights + inverse_offset<Tag>());

@@ -90,19 +90,36 @@ extern template class LogitsTable<KeyLayout::shifted, NarrowTag<float>, true>;
 extern template class LogitsTable<KeyLayout::shared, NarrowTag<float>, true>;
 #endif
 
-// 2^x for x <= 0, not below the smallest normal number; NaN stays NaN.
+// What 2^(x - base) is computed with, where base is a whole number: with the base in these two it
+// takes no subtraction.
 template <class D>
-HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
+struct WholeBase {
+  hn::Vec<D> least;  // the base and the exponent of the smallest normal number
+  hn::Vec<D> magic;  // adding it rounds to a whole number, from the base on in the lowest bits
+};
+// Of a base of which the magic number has all bits: up to kMostBase, of either sign.
+template <typename T>
+inline constexpr T kMostBase = sizeof(T) == 4 ? static_cast<T>(0x1p21) : static_cast<T>(0x1p50);
+template <class D>
+HWY_INLINE WholeBase<D> whole_base(D d, hn::Vec<D> base) {
+  using T = hn::TFromD<D>;
+  constexpr bool kIsFloat = sizeof(T) == 4;
+  return {
+      hn::Add(base, hn::Set(d, static_cast<T>(kIsFloat ? -126 : -1022))),
+      hn::Sub(hn::Set(d, kIsFloat ? static_cast<T>(0x1.8p23) : static_cast<T>(0x1.8p52)), base)};
+}
+
+// 2^(x - base) for x < base + 1, not below the smallest normal number; NaN stays NaN.
+template <class D>
+HWY_INLINE hn::Vec<D> exp2_from(D d, const WholeBase<D>& base, hn::Vec<D> x) {
   using T = hn::TFromD<D>;
   const hn::RebindToSigned<D> d_int;
   constexpr bool kIsFloat = sizeof(T) == 4;
   constexpr int kMantissaBits = kIsFloat ? 23 : 52;
-  // Adding 1.5 * 2^mantissa bits rounds to a whole number, which is left in the lowest bits.
-  const auto magic = hn::Set(d, kIsFloat ? static_cast<T>(0x1.8p23) : static_cast<T>(0x1.8p52));
   // The second operand wins if one is NaN, so it must be x.
-  x = hn::Max(hn::Set(d, static_cast<T>(kIsFloat ? -126 : -1022)), x);
-  const auto shifted = hn::Add(x, magic);
-  const auto part = hn::Sub(x, hn::Sub(shifted, magic));
+  x = hn::Max(base.least, x);
+  const auto shifted = hn::Add(x, base.magic);
+  const auto part = hn::Sub(x, hn::Sub(shifted, base.magic));
   hn::Vec<D> p;
   if constexpr (kIsFloat) {
     // Least largest relative error (9.1e-8) on [-1/2, 1/2] of degree 5 with p(0) = 1.
@@ -130,10 +147,17 @@ HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(d_int, p), exponent));
 }
 
+// 2^x for x <= 0, likewise.
+template <class D>
+HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
+  return exp2_from(d, whole_base(d, hn::Zero(d)), x);
+}
+
 // Running state of one row's softmax, a vector of queries each; base-2 logarithms.
 template <class D>
 struct SoftmaxState {
-  hn::Vec<D> max, sum;
+  hn::Vec<D> max;  // a whole number: at most one below the largest logit
+  hn::Vec<D> sum;  // of 2^(logit - max)
 };
 template <class D>
 HWY_INLINE SoftmaxState<D> empty_softmax(D d) {
@@ -164,35 +188,52 @@ HWY_INLINE V sum_of_row(M is_empty, V sum) {
   return hn::IfThenZeroElse(hn::And(is_empty, hn::Eq(sum, sum)), sum);
 }
 
-// Turns the logits of `count` keys into weights 2^(logit - base). Returns their sum.
+// The base of the logits of `count` keys. Where it is too large for a WholeBase, or NaN, logits are
+// counted from it, and then it is 0.
+template <class D>
+HWY_INLINE hn::Vec<D> near_base(D d, size_t count, hn::Vec<D> base,
+                                hn::TFromD<D>* HWY_RESTRICT logits) {
+  using T = hn::TFromD<D>;
+  constexpr size_t kLanes = hn::MaxLanes(D());
+  if (hn::AllTrue(d, hn::Le(hn::Abs(base), hn::Set(d, kMostBase<T>)))) return base;
+  for (size_t j = 0; j < count; ++j, logits += kLanes) {
+    hn::Store(hn::Sub(hn::Load(d, logits), base), d, logits);
+  }
+  return hn::Zero(d);
+}
+
+// Turns the logits of `count` keys into weights 2^(logit - base), of a whole number. Returns their
+// sum.
 template <class D>
 HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
                                    hn::TFromD<D>* HWY_RESTRICT weights) {
   constexpr size_t kLanes = hn::MaxLanes(D());
+  const WholeBase<D> whole = whole_base(d, near_base(d, count, base, weights));
   auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
   size_t j = 0;
   for (; j + 2 <= count; j += 2, weights += 2 * kLanes) {
-    const auto p0 = exp2_negative(d, hn::Sub(hn::Load(d, weights), base));
-    const auto p1 = exp2_negative(d, hn::Sub(hn::Load(d, weights + kLanes), base));
+    const auto p0 = exp2_from(d, whole, hn::Load(d, weights));
+    const auto p1 = exp2_from(d, whole, hn::Load(d, weights + kLanes));
     hn::Store(p0, d, weights);
     hn::Store(p1, d, weights + kLanes);
     sum0 = hn::Add(sum0, p0);
     sum1 = hn::Add(sum1, p1);
   }
   if (j < count) {
-    const auto p = exp2_negative(d, hn::Sub(hn::Load(d, weights), base));
+    const auto p = exp2_from(d, whole, hn::Load(d, weights));
     hn::Store(p, d, weights);
     sum0 = hn::Add(sum0, p);
   }
   return hn::Add(sum0, sum1);
 }
 
-// Takes logits into the state, whose maximum is up to date with them. turn(base) makes weights
-// 2^(logit - base) of them and returns their sum. `before`: the maximum before. Returns the factor
-// by which what was summed up before shrinks.
+// Takes logits into the state, whose maximum is up to date with them and is rounded down here.
+// turn(base) makes weights 2^(logit - base) of them and returns their sum. `before`: the maximum
+// before. Returns the factor by which what was summed up before shrinks.
 template <class D, class Turn>
 HWY_INLINE hn::Vec<D> softmax(D d, hn::Vec<D> before, SoftmaxState<D>* state, const Turn& turn) {
   const auto is_empty = hn::Lt(state->max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
+  state->max = hn::Floor(state->max);
   const auto base = hn::IfThenZeroElse(is_empty, state->max);
   const auto sum = turn(base);
   const auto shrink = exp2_negative(d, hn::Sub(before, base));

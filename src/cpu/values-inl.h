@@ -154,9 +154,11 @@ HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   const auto zero = hn::Zero(d);
   auto sum_low = zero, sum_high = zero;
-  const auto weight = [&](const T* logit) VECINA_INLINE {
-    return exp2_negative(d, hn::Sub(hn::Load(d, logit), base));
-  };
+  size_t count = 0;
+  for (int n = 0; n < num_runs; ++n) count += static_cast<size_t>(runs[n].rows * runs[n].count);
+  const WholeBase<D> whole = whole_base(d, near_base(d, count, base, weights));
+  const auto weight = [&](const T* logit)
+                          VECINA_INLINE { return exp2_from(d, whole, hn::Load(d, logit)); };
   int slots = 0;
   for (int n = 0; n < num_runs; ++n) {
     KeyRun<T>& run = runs[n];
