@@ -145,7 +145,7 @@ InnerLoop softmax_of_block(const std::string& line) {
   return {run, mistake, work};
 }
 
-// With the instance of direct_together() that DirectUnit::sum_values() takes for whole windows.
+// With the function that DirectUnit::sum_values() takes for whole windows.
 template <typename Element>
 InnerLoop values(const std::string& line) {
   const auto block = std::make_shared<Block<Element>>(line);
@@ -157,12 +157,19 @@ InnerLoop values(const std::string& line) {
       softmax->inverse,   nullptr, nullptr, 0, 0, block->output, plan.output.token[2],
       plan.head_dim_value};
   const auto run = [=] {
-    constexpr int kVectors = kHasWideVectors ? 2 : 4, kQueries = kHasWideVectors ? 4 : 2;
     static_cast<void>(softmax);  // is kept
     for (int column = 0; column < block->plan.head_dim_value; column += 4 * kLanes) {
-      direct_together<1, kQueries, kVectors, /*kIsPart=*/false, Element>(
-          DirectFloats(), Wide<DirectFloats>(), block->in, target, 0, block->in.num_queries,
-          column);
+      const auto sum = [&](auto* function) {
+        function(DirectFloats(), Wide<DirectFloats>(), block->in, target, 0, block->in.num_queries,
+                 column);
+      };
+      if constexpr (kHasWideVectors) {
+        sum(rolling_of<2, /*kIsPart=*/false, Element, DirectFloats, Wide<DirectFloats>, Element>(
+            block->in.row_keys));
+      } else {
+        sum(&direct_together<1, 2, 4, /*kIsPart=*/false, Element, DirectFloats, Wide<DirectFloats>,
+                             Element>);
+      }
     }
   };
   const auto mistake = [=] {

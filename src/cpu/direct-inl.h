@@ -247,7 +247,8 @@ class DirectUnit {
     num_runs_ = 0;
     // The windows of that many queries from t on, whole ones, are `shift` keys apart.
     const auto are_apart = [&](int t, int count, int shift) {
-      if (t + count > num_queries || (shift > 0 && block_.row_keys < count - 1)) return false;
+      const int keys = kHasWideVectors ? count : count - 1;  // that direct_together() needs
+      if (t + count > num_queries || (shift > 0 && block_.row_keys < keys)) return false;
       for (int i = 0; i < count; ++i) {
         if (counts_[t + i] != block_.row_keys || begins_[t + i] != begins_[t] + i * shift) {
           return false;
@@ -520,6 +521,14 @@ class DirectUnit {
   void sum_values(W w, const DirectOutput<T, Element>& target, ptrdiff_t column) {
     for (int i = 0; i < num_runs_; ++i) {
       const Run& run = runs_[i];
+      if constexpr (kHasWideVectors && std::is_same_v<W, Wide<D>>) {
+        const int keys = block_.row_keys;
+        if (run.kind == Run::shifted && keys <= kMostRolling && run.last - run.first >= keys) {
+          rolling_of<kVectors, kIsPart, Stored, D, W, Element>(keys)(D(), w, block_, target,
+                                                                      run.first, run.last, column);
+          continue;
+        }
+      }
       const auto sum = [&](auto shift) {
         auto* together =
             run.length == 2

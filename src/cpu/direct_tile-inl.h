@@ -10,9 +10,11 @@
 #define VECINA_CPU_DIRECT_TILE_INL_H_
 #endif
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/forward.h"
 #include "cpu/pack-inl.h"
@@ -339,9 +341,10 @@ HWY_INLINE void direct_add(W w, Part part, hn::TFromD<W> weight, const Stored* f
   unroll<kVectors>([&](auto v) HWY_ATTR { sums[v] = hn::MulAdd(factor, value[v], sums[v]); });
 }
 // The same value to the sums of queries kFirst, kFirst + 1, ... up to kLast, whose weights are
-// `apart`: it is loaded once.
-template <size_t kFirst, size_t kLast, size_t kVectors, class W, class Part, typename Stored,
-          size_t kSums>
+// `apart`: it is loaded once. Those from kFresh on have no sums yet: a product leaves the stores of
+// others' sums before their turn, a multiply-add does not (Zen 4).
+template <size_t kFirst, size_t kLast, size_t kVectors, size_t kFresh = kLast, class W, class Part,
+          typename Stored, size_t kSums>
 HWY_INLINE void direct_add_all(W w, Part part, const hn::TFromD<W>* weight, ptrdiff_t apart,
                                const Stored* from, hn::Vec<W> (&sums)[kSums]) {
   hn::Vec<W> factors[kLast - kFirst], value[kVectors];
@@ -353,13 +356,14 @@ HWY_INLINE void direct_add_all(W w, Part part, const hn::TFromD<W>* weight, ptrd
     if constexpr (kLast - kFirst > 1) value[v] = in_register(value[v]);
     unroll<kLast - kFirst>([&](auto i) VECINA_INLINE {
       constexpr size_t kSum = (kFirst + i) * kVectors + v;
-      sums[kSum] = hn::MulAdd(factors[i], value[v], sums[kSum]);
+      sums[kSum] = kFirst + i >= kFresh ? hn::Mul(factors[i], value[v])
+                                        : hn::MulAdd(factors[i], value[v], sums[kSum]);
     });
   });
 }
 
 // Queries first, first + 1, ... up to `last`, kQueries at once, whose windows are kShift keys
-// apart. Then they have at least kQueries - 1 keys in a row.
+// apart. Then they have at least kQueries - 1 keys in a row, where sums begin with products kQueries.
 template <int kShift, int kQueries, size_t kVectors, bool kIsPart, typename Stored, class D,
           class W, typename Output>
 HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
@@ -392,20 +396,24 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
   };
   for (int t = first; t < last; t += kQueries, weights += kQueries * pitch) {
     hn::Vec<W> sums[kAll * kVectors];
-    unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(w); });
     const Stored* values =
         static_cast<const Stored*>(block.values) + block.value_offsets[t] + column;
-    for (ptrdiff_t row = 0; row < num_rows; ++row) {
+    const auto add_row = [&](ptrdiff_t row, auto is_first) VECINA_INLINE {
+      constexpr bool kIsFirst = decltype(is_first)::value;
       const Stored* value = values + value_rows[row];
       const T* p = weights + row_slots[row];
       const T* end = p + row_keys;
       const ptrdiff_t apart = pitch - kShift;
       unroll<kRamp>([&](auto i) VECINA_INLINE {
-        direct_add_all<0, i + 1, kVectors>(w, part, p++, apart, value, sums);
+        direct_add_all<0, i + 1, kVectors, kIsFirst ? i : i + 1>(w, part, p++, apart, value, sums);
         value += stride;
       });
       if constexpr (kWritesLater) {
-        if (row == 0 && t > first) write_done();
+        if (kIsFirst && t > first) write_done();
+      }
+      if constexpr (kIsFirst) {  // the first key of those that have no sums yet
+        direct_add_all<0, kAll, kVectors, kRamp>(w, part, p++, apart, value, sums);
+        value += stride;
       }
       for (; p < end; ++p, value += stride) {
         direct_add_all<0, kAll, kVectors>(w, part, p, apart, value, sums);
@@ -414,7 +422,14 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
         direct_add_all<i + 1, kAll, kVectors>(w, part, p++, apart, value, sums);
         value += stride;
       });
+    };
+    // So a query's sums have the same bits as in direct_rolling().
+    if constexpr (kHasWideVectors) {
+      add_row(0, std::true_type());
+    } else {
+      unroll<kAll * kVectors>([&](auto i) VECINA_INLINE { sums[i] = hn::Zero(w); });
     }
+    for (ptrdiff_t row = kHasWideVectors; row < num_rows; ++row) add_row(row, std::false_type());
     if (num_additional > 0) {
       const T* value = target.additional_values + column;
       const T* p = target.additional + t;
@@ -428,6 +443,102 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
     if constexpr (!kWritesLater) write_done();
   }
   if constexpr (kWritesLater) write_done();  // there is a first query
+}
+
+// Queries first, first + 1, ... up to `last`, at least kKeys, whose windows of kKeys keys in one row
+// are one key apart. The sums of kKeys of them stay in registers: each value is loaded once, for all
+// that see it, and then one query is done.
+template <size_t kKeys, size_t kVectors, bool kIsPart, typename Stored, class D, class W,
+          typename Output>
+HWY_NOINLINE void direct_rolling(D, W w, const DirectBlock<D>& block,
+                                 const DirectOutput<hn::TFromD<D>, Output>& target, int first,
+                                 int last, ptrdiff_t column) {
+  using T = hn::TFromD<D>;
+  constexpr size_t kRamp = kKeys - 1;
+  const ptrdiff_t stride = block.value_stride, pitch = block.weights_pitch;
+  const ptrdiff_t left = target.head_dim - column, output_stride = target.output_stride;
+  const auto part = part_of<kIsPart>(w, left);
+  const Stored* value = static_cast<const Stored*>(block.values) + block.value_offsets[first] +
+                        block.value_rows[0] + column;
+  const T* HWY_RESTRICT weight = block.weights + first * pitch + block.row_slots[0] + kRamp;
+  const T* HWY_RESTRICT inverse = target.inverse + first;
+  const T* const first_inverse = inverse;
+  const T* additional = target.additional + first;
+  Output* HWY_RESTRICT output = target.output + first * output_stride + column;
+  const int64_t num_additional = target.num_additional;
+
+  // Of queries in turn, the one that is done next first.
+  hn::Vec<W> sums[kKeys * kVectors], done[kVectors];
+  // The value of the last key but `earlier` of the first one, to `count` of them, of which the last
+  // one begins with it. `write` comes after the load, which behind a store to the same place of
+  // another page may wait for it.
+  const auto add_value = [&](auto count, auto earlier, auto begins,
+                             const auto& write) VECINA_INLINE {
+    hn::Vec<W> v[kVectors];
+    load_value<kVectors>(w, part, value, v);
+    value += stride;
+    write();
+    unroll<count>([&](auto q) VECINA_INLINE {
+      constexpr bool kIsFresh = begins && q + 1 == count;
+      const ptrdiff_t slot = static_cast<ptrdiff_t>(size_t{q}) * (pitch - 1);
+      const auto factor = hn::Set(w, weight[slot - static_cast<ptrdiff_t>(size_t{earlier})]);
+      unroll<kVectors>([&](auto k) VECINA_INLINE {
+        auto& sum = sums[q * kVectors + k];
+        sum = kIsFresh ? hn::Mul(factor, v[k]) : hn::MulAdd(factor, v[k], sum);
+      });
+    });
+  };
+  const auto finish_first = [&]() VECINA_INLINE {
+    unroll<kVectors>([&](auto k) VECINA_INLINE { done[k] = sums[k]; });
+    unroll<kRamp * kVectors>([&](auto i) VECINA_INLINE { sums[i] = sums[i + kVectors]; });
+    weight += pitch;
+  };
+  const auto write_done = [&]() VECINA_INLINE {
+    if (HWY_UNLIKELY(num_additional > 0)) {
+      const T* from = target.additional_values + column;
+      const T* p = additional + (inverse - first_inverse);
+      for (int64_t j = 0; j < num_additional; ++j, from += target.additional_pitch) {
+        direct_add<kVectors>(w, part, *p, from, done);
+        p += DirectBlock<D>::kMaxQueries;
+      }
+    }
+    direct_store(w, part, done, hn::Set(w, *inverse), left, output);
+    output += output_stride;
+    ++inverse;
+  };
+  const auto nothing = []() {};
+  using All = std::integral_constant<size_t, kKeys>;
+  using None = std::integral_constant<size_t, 0>;
+  unroll<kRamp>([&](auto j) VECINA_INLINE {
+    add_value(std::integral_constant<size_t, j + 1>(), std::integral_constant<size_t, kRamp - j>(),
+              std::true_type(), nothing);
+  });
+  add_value(All(), None(), std::true_type(), nothing);
+  finish_first();
+  for (int t = first + kKeys; t < last; ++t) {
+    add_value(All(), None(), std::true_type(), write_done);
+    finish_first();
+  }
+  unroll<kRamp>([&](auto j) VECINA_INLINE {
+    add_value(std::integral_constant<size_t, kRamp - j>(), None(), std::false_type(), write_done);
+    finish_first();
+  });
+  write_done();
+}
+
+// direct_rolling() of so many keys.
+inline constexpr int kMostRolling = 13;  // whose sums stay in registers
+template <size_t kVectors, bool kIsPart, typename Stored, class D, class W, typename Output,
+          size_t... kFewer>
+auto rolling_of(size_t keys, std::index_sequence<kFewer...>) {
+  static constexpr std::array kTable = {
+      &direct_rolling<kFewer + 1, kVectors, kIsPart, Stored, D, W, Output>...};
+  return kTable[keys - 1];
+}
+template <size_t kVectors, bool kIsPart, typename Stored, class D, class W, typename Output>
+auto rolling_of(int keys) {
+  return rolling_of<kVectors, kIsPart, Stored, D, W, Output>(
+      static_cast<size_t>(keys), std::make_index_sequence<kMostRolling>());
 }
 
 // One query that sees the first `row_keys` keys of each row of its window.
