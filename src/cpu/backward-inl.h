@@ -101,14 +101,17 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         const int written_end = row + num_rows < rows
                                     ? std::min(packed_y, middle_keys(row + num_rows).begin)
                                     : keys_.axis(1).window.extent;
+        const bool is_last_band = row + num_rows == rows;
         reads_ = {fresh, {packed_y, middle_keys(std::min(row + 2 * kBackwardRows, rows) - 1).end}};
+        if (is_last_band) reads_ = first_reads(z + 1, packed_z, rows);
         if (!plan_.keeps_sums_apart && !gradients.streams()) {
           writes_ = {done, {written_y, written_end}};
         }
         for (int x = box_.begin[2]; x < box_.end[2]; x += step) {
           const bool is_last = x + step >= box_.end[2];
-          next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + kBackwardRows : row,
-                   rows};
+          next_ = {is_last ? box_.begin[2] : x + step, z, is_last ? row + num_rows : row, rows,
+                   false};
+          if (kFetchesFar && is_last && is_last_band) next_ = first_tile(z + 1, rows);
           run_tile(x, z, row, num_rows);
         }
         if (plan_.keeps_sums_apart) continue;
@@ -129,7 +132,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Base::batch_, Base::box_, Base::head_, Base::head_index_, Base::key_, Base::keys_,
       Base::plan_, Base::query_, Base::scratch_, Base::value_;
   using Base::causal_view, Base::lane_axis, Base::num_queries, Base::output_offset,
-      Base::visible_keys;
+      Base::to_next_unit, Base::visible_keys;
   using Base::kLog2E;
   static constexpr int kLanes = Base::kMaxLanes;
   static constexpr int kMaxRuns = BackwardTile<Element>::kMaxRuns;
@@ -148,10 +151,25 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   // Rows of keys of some planes: packed for the next tiles, or written after these.
   struct Ahead {
     KeyRange planes, rows;
+    bool is_of_next_unit = false;
     bool holds(int z, int y) const {
       return z >= planes.begin && z < planes.end && y >= rows.begin && y < rows.end;
     }
   };
+  // What the first tiles at z pack, of whose planes those before packed_z are there; behind the
+  // last z, of the next unit, which follows on the same thread more often than not.
+  Ahead first_reads(int z, int packed_z, int rows) const {
+    const AxisGroup& outer = keys_.axis(0);
+    const KeyRange first_band = {keys_.range(1).begin,
+                                 middle_keys(std::min(kBackwardRows, rows) - 1).end};
+    if (z < box_.end[0]) return {{packed_z, outer.end(outer.position(z))}, first_band};
+    return {{keys_.range(0).begin, outer.end(outer.position(box_.begin[0]))}, first_band, true};
+  }
+  // The first tile at z, or of the next unit.
+  NextTile first_tile(int z, int rows) const {
+    const bool is_here = z < box_.end[0];
+    return {box_.begin[2], is_here ? z : box_.begin[0], 0, rows, !is_here};
+  }
   static constexpr int kNever = std::numeric_limits<int>::max();
 
   // Query rows at one position of the middle axis.
@@ -212,14 +230,14 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     const Element* key = key_ + keys_.row_offset(plan_.key, z, y);
     const Element* value = value_ + keys_.row_offset(plan_.value, z, y);
     const ptrdiff_t row = keys_.row(z, y), first = row * keys_.tokens();
-    keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch,
-               scratch_ + plan_.scratch.keys + first * plan_.key_pitch);
+    T* const keys = scratch_ + plan_.scratch.keys + first * plan_.key_pitch;
+    keys_.copy(key, plan_.key, 0, keys_.tokens(), plan_.head_dim, plan_.key_pitch, keys);
     if (layout_ == KeyLayout::shared) {
       keys_.copy(value, plan_.value, 0, keys_.tokens(), plan_.head_dim_value, plan_.value_pitch,
                  scratch_ + plan_.scratch.values + first * plan_.value_pitch);
       return;
     }
-    keys_.transpose(key, plan_.key, plan_.head_dim, transposed_keys(row));
+    keys_.transpose_copied(keys, plan_.head_dim, plan_.key_pitch, transposed_keys(row));
     keys_.transpose(value, plan_.value, plan_.head_dim_value, transposed_values(row));
   }
   T* transposed_keys(ptrdiff_t row) const {
@@ -358,8 +376,12 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
                            int size) {
       for_rows([&](const Row& row, int r) { fetch_keys(ahead, tensor, strides, size, row, r); });
     };
-    fetch(reads_, key_, plan_.key, plan_.head_dim);
-    fetch(reads_, value_, plan_.value, plan_.head_dim_value);
+    const ptrdiff_t to_keys = reads_.is_of_next_unit ? to_next_unit(plan_.key, 1) : 0;
+    const ptrdiff_t to_values = reads_.is_of_next_unit ? to_next_unit(plan_.value, 1) : 0;
+    if (to_keys != 0 || !reads_.is_of_next_unit) {
+      fetch(reads_, key_ + to_keys, plan_.key, plan_.head_dim);
+      fetch(reads_, value_ + to_values, plan_.value, plan_.head_dim_value);
+    }
     fetch(writes_, grad_key_, plan_.grad_key, plan_.head_dim);
     fetch(writes_, grad_value_, plan_.grad_value, plan_.head_dim_value);
   }
@@ -371,9 +393,16 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
         int64_t{lane_axis().token_step} * lane_axis().step * plan_.query.token[2];
     const int64_t output_step = lane_axis().output_step * plan_.grad_output.token[2];
     const int lanes = num_queries(place);
-    fetches_.add(query_ + query_offset(plan_.query, place), query_step, lanes, plan_.head_dim);
-    fetches_.add(grad_output_ + output_offset(plan_.grad_output, place), output_step, lanes,
-                 plan_.head_dim_value);
+    ptrdiff_t to_queries = 0, to_gradients = 0;
+    if (next_.is_of_next_unit) {
+      to_queries = to_next_unit(plan_.query, plan_.head_group);
+      to_gradients = to_next_unit(plan_.grad_output, plan_.head_group);
+      if (to_queries == 0) return;
+    }
+    fetches_.add(query_ + to_queries + query_offset(plan_.query, place), query_step, lanes,
+                 plan_.head_dim);
+    fetches_.add(grad_output_ + to_gradients + output_offset(plan_.grad_output, place), output_step,
+                 lanes, plan_.head_dim_value);
   }
   void fetch_grad_query(const Row& row) {
     if (grad_query_ == nullptr || streams_grad_query_) return;

@@ -106,7 +106,8 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
  private:
   template <typename, class>
   friend class ForwardTiles;
-  using Base::causal_view, Base::num_queries, Base::output_offset, Base::visible_keys;
+  using Base::causal_view, Base::num_queries, Base::output_offset, Base::to_next_unit,
+      Base::visible_keys;
 
   using Values = hn::ScalableTag<T>;
   static constexpr int kValueLanes = static_cast<int>(hn::MaxLanes(Values()));
@@ -259,13 +260,6 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
     advance(&place);
     if (place.k >= box_.end[1]) return;
     prefetch_rows(query_at(place, place.phase), query_stride(), num_queries(place), plan_.head_dim);
-  }
-
-  // From this unit's first head to the next one's; 0 if it is the last.
-  ptrdiff_t to_next_unit(const Strides& strides, int64_t heads) const {
-    if (plan_.boxes.size() > 1 || head_index_ + 1 == plan_.batch * plan_.heads_kv) return 0;
-    if ((head_index_ + 1) % plan_.heads_kv != 0) return heads * strides.head;
-    return strides.batch - heads * (plan_.heads_kv - 1) * strides.head;
   }
 
   // Into the second cache: where the row's output goes, the queries of the next tile, and the keys

@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/backward.h"
 #include "cpu/pack-inl.h"
@@ -81,6 +82,39 @@ class KeyGradients {
     if (i == size) return;
     store_some(d, hn::Mul(factor, hn::LoadU(d, sum + i)), static_cast<size_t>(size - i), to + i);
   }
+  // `count` rows that follow each other.
+  void write_rows(const T* sums, ptrdiff_t pitch, int count, int size, T scale, int64_t stride,
+                  Element* to) const {
+    const D d;
+    const auto factor = hn::Set(d, scale);
+    ptrdiff_t column = 0;  // vectors by vectors: rows are short
+    const auto write_vectors = [&](auto vectors) VECINA_INLINE {
+      constexpr ptrdiff_t kLine = 64 / sizeof(Element), kElements = vectors * kLanes;
+      const T* sum = sums + column;
+      Element* at = to + column;
+      for (int i = 0; i < count; ++i, sum += pitch, at += stride) {
+        if (!streams_) {
+          const Element* const ahead = at + kTokensAhead * stride;
+          for (ptrdiff_t k = 0; k < kElements; k += kLine) prefetch_line<Fetch::near>(ahead + k);
+        }
+        unroll<vectors>([&](auto v) VECINA_INLINE {
+          store_or_stream(d, hn::Mul(factor, hn::Load(d, sum + v * kLanes)), streams_,
+                          at + v * kLanes);
+        });
+      }
+      column += kElements;
+    };
+    while (column + 4 * kLanes <= size) write_vectors(std::integral_constant<size_t, 4>());
+    if (column + 2 * kLanes <= size) write_vectors(std::integral_constant<size_t, 2>());
+    if (column + kLanes <= size) write_vectors(std::integral_constant<size_t, 1>());
+    if (column == size) return;
+    const auto left = static_cast<int>(size - column);
+    for (int i = 0; i < count; ++i) {
+      Element* at = to + i * stride + column;
+      if (!streams_) prefetch(at + kTokensAhead * stride, left);
+      write_row(sums + i * pitch + column, left, scale, streams_, at);
+    }
+  }
   static void add_row(const T* from, ptrdiff_t pitch, T* to) {
     const D d;
     for (ptrdiff_t i = 0; i < pitch; i += kLanes) {
@@ -104,14 +138,16 @@ class KeyGradients {
     if (is_one) add_borders(axis, slice, only, pitch);
     const int64_t stride = axis.token_step * strides.token[2];
     Element* to = row + axis.to_token(slice.begin) * strides.token[2];
-    for (int p = slice.begin; p < slice.end; ++p, to += stride) {
-      if (!streams_) prefetch(to + kTokensAhead * stride, size);
+    for (int p = slice.begin, count; p < slice.end; p += count, to += count * stride) {
       const int window = axis.window.kernel_size;
       if (p >= only.range.begin && p < only.range.end) {
-        write_row(only.sums + ptrdiff_t{p - only.range.begin} * pitch, size, static_cast<T>(scale),
-                  streams_, to);
+        count = std::min(only.range.end, slice.end) - p;
+        write_rows(only.sums + ptrdiff_t{p - only.range.begin} * pitch, pitch, count, size,
+                   static_cast<T>(scale), stride, to);
         continue;
       }
+      count = 1;
+      if (!streams_) prefetch(to + kTokensAhead * stride, size);
       T* sum = nullptr;
       for (size_t b = first; b < last; ++b) {
         const Part part = is_one ? only : part_of(b, slice, sums, pitch);

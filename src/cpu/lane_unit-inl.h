@@ -103,6 +103,13 @@ class LaneUnit {
            lane_axis().output_token(place.x, place.phase) * strides.token[2];
   }
 
+  // From this unit's first head to the next one's; 0 if it is the last.
+  ptrdiff_t to_next_unit(const Strides& strides, int64_t heads) const {
+    if (plan_.boxes.size() > 1 || head_index_ + 1 == plan_.batch * plan_.heads_kv) return 0;
+    if ((head_index_ + 1) % plan_.heads_kv != 0) return heads * strides.head;
+    return strides.batch - heads * (plan_.heads_kv - 1) * strides.head;
+  }
+
   // The queries that the row at `place` has: the others of its vectors are not on the axis.
   template <class Place>
   int num_queries(const Place& place) const {

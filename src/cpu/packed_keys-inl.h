@@ -129,6 +129,41 @@ class PackedKeys {
     }
   }
 
+  // A row's tokens, transposed from where copy() put them: at equal distances, those beyond the
+  // borders too. Without strips.
+  void transpose_copied(const T* rows, int size, int pitch, T* to) const {
+    const int runs = packed_.runs.num_runs;
+    const ptrdiff_t step = ptrdiff_t{runs} * pitch;
+    for (int run = 0; run < runs; ++run, rows += pitch, to += packed_.runs.columns) {
+      const int columns = (tokens() - run + runs - 1) / runs;
+      int column = 0;
+      const auto transpose = [&](auto tag) HWY_ATTR {
+        constexpr int kColumns = static_cast<int>(hn::MaxLanes(tag));
+        const auto write = [&](const auto& of) VECINA_INLINE {
+          transpose_rows(tag, of, static_cast<size_t>(size), static_cast<size_t>(this->pitch()),
+                         Unscaled(), to + column);
+        };
+        if (column + kColumns <= columns) {
+          write(RegularRows<T>(rows + column * step, step));
+        } else {
+          std::array<const T*, kColumns> last;  // may reach beyond the row
+          for (int lane = 0; lane < kColumns; ++lane) {
+            last[static_cast<size_t>(lane)] = rows + std::min(column + lane, columns - 1) * step;
+          }
+          write(ScatteredRows<T>{last.data()});
+        }
+        column += kColumns;
+      };
+      const hn::CappedTag<T, 4> few;
+      constexpr int kFew = static_cast<int>(hn::MaxLanes(few));
+      while (columns - column > kLanes / 2) transpose(D());
+      if constexpr (kLanes > 2 * kFew) {
+        while (columns - column > kFew) transpose(hn::CappedTag<T, 2 * kFew>());
+      }
+      while (column < columns) transpose(few);
+    }
+  }
+
   // A row's tokens, transposed; kInWords: `size` words of two elements each.
   template <bool kInWords = false>
   void transpose(const Element* from, const Strides& strides, int size, T* to) const {
