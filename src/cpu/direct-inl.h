@@ -525,7 +525,7 @@ class DirectUnit {
         const int keys = block_.row_keys;
         if (run.kind == Run::shifted && keys <= kMostRolling && run.last - run.first >= keys) {
           rolling_of<kVectors, kIsPart, Stored, D, W, Element>(keys)(D(), w, block_, target,
-                                                                      run.first, run.last, column);
+                                                                     run.first, run.last, column);
           continue;
         }
       }

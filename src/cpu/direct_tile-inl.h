@@ -363,7 +363,8 @@ HWY_INLINE void direct_add_all(W w, Part part, const hn::TFromD<W>* weight, ptrd
 }
 
 // Queries first, first + 1, ... up to `last`, kQueries at once, whose windows are kShift keys
-// apart. Then they have at least kQueries - 1 keys in a row, where sums begin with products kQueries.
+// apart. Then they have at least kQueries - 1 keys in a row, where sums begin with products
+// kQueries.
 template <int kShift, int kQueries, size_t kVectors, bool kIsPart, typename Stored, class D,
           class W, typename Output>
 HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
@@ -445,9 +446,9 @@ HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,
   if constexpr (kWritesLater) write_done();  // there is a first query
 }
 
-// Queries first, first + 1, ... up to `last`, at least kKeys, whose windows of kKeys keys in one row
-// are one key apart. The sums of kKeys of them stay in registers: each value is loaded once, for all
-// that see it, and then one query is done.
+// Queries first, first + 1, ... up to `last`, at least kKeys, whose windows of kKeys keys in one
+// row are one key apart. The sums of kKeys of them stay in registers: each value is loaded once,
+// for all that see it, and then one query is done.
 template <size_t kKeys, size_t kVectors, bool kIsPart, typename Stored, class D, class W,
           typename Output>
 HWY_NOINLINE void direct_rolling(D, W w, const DirectBlock<D>& block,
