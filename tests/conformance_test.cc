@@ -10,9 +10,11 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cases.h"
 #include "cli/errors.h"
+#include "cli/random.h"
 #include "results.h"
 #include "vecina/vecina.h"
 
@@ -137,6 +139,52 @@ TEST(ConformanceOfLargeLogits, Gradients) {
       for (uint64_t seed : {1, 2}) {
         const cli::Verdict verdict = checker.check_backward(cli::parse_problem(whole), seed);
         EXPECT_LT(verdict.worst, 20.0) << whole << " seed " << seed << "\n" << verdict.detail;
+      }
+    }
+  }
+}
+
+// What is added to all logits of a query changes no weight, however large, while the logits stay
+// exact: their base in base 2 is query 0 times 1, and the keys differ by whole numbers from it.
+TEST(ConformanceOfLargeLogits, ABaseOfAllChangesNothing) {
+  const cli::ContextPtr context = cli::make_context("cpu", 2);
+  for (const char* line :
+       {"1d 40 kernel_size 40 heads 1 head_dim 16", "1d 300 kernel_size 41 heads 1 head_dim 16",
+        "2d 9x21 kernel_size 3x5 heads 1 head_dim 16",
+        "2d 9x33 kernel_size 9x33 causal heads 1 head_dim 32"}) {
+    for (const int32_t dtype : {VECINA_F32, VECINA_F64}) {
+      vecina_problem problem = cli::parse_problem(line);
+      problem.dtype = dtype;
+      problem.has_scale = 1;
+      problem.scale = std::log(2.0);
+      cli::Inputs inputs = cli::random_inputs(problem, /*seed=*/6);
+      cli::Random random(7);
+      inputs.query.fill(0.0);
+      inputs.key.fill(0.0);
+      const int64_t size = problem.head_dim, tokens = inputs.query.size() / size;
+      for (int64_t i = 0; i < tokens; ++i) {
+        inputs.query.set(i * size + 1, 1.0);
+        inputs.key.set(i * size, 1.0);
+        inputs.key.set(i * size + 1, std::floor(4.0 * random.normal()));
+      }
+      const cli::Outputs plain = run_forward(context.get(), problem, inputs);
+      const double limit = dtype == VECINA_F32 ? 0x1p21 : 0x1p50, digits = limit * 8.0;
+      // Of queries side by side: all within the limit, around it, beyond it, and a few among
+      // others.
+      for (const std::vector<double>& bases :
+           {std::vector{0.25 * limit, -0.5 * limit},
+            {limit, -limit, limit - 3.0, 3.0 - limit},
+            {2.0 * limit, -4.0 * limit},
+            {3.0, -5.0, 2.0 * limit, 0.0, 7.0, -2.0 * limit, 1.0}}) {
+        for (int64_t i = 0; i < tokens; ++i) {
+          inputs.query.set(i * size, bases[static_cast<size_t>(i) % bases.size()]);
+        }
+        const cli::Outputs shifted = run_forward(context.get(), problem, inputs);
+        const std::string name = cli::print_problem(problem);
+        expect_close(name, shifted.output, values_of(plain.output), 4.0 / digits, 4.0 / digits);
+        std::vector<double> lse = values_of(plain.lse);
+        for (size_t i = 0; i < lse.size(); ++i) lse[i] += problem.scale * bases[i % bases.size()];
+        expect_close(name + " lse", shifted.lse, lse, 4.0 / digits, 4.0 / digits);
       }
     }
   }

@@ -157,7 +157,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     }
   };
   // What the first tiles at z pack, of whose planes those before packed_z are there; behind the
-  // last z, of the next unit, which follows on the same thread more often than not.
+  // last z, of the next unit, which with one thread follows.
   Ahead first_reads(int z, int packed_z, int rows) const {
     const AxisGroup& outer = keys_.axis(0);
     const KeyRange first_band = {keys_.range(1).begin,

@@ -42,7 +42,7 @@ struct BackwardScratch {
 // Where the tile of a walk after this one begins, if first_row is less than num_rows.
 struct NextTile {
   int x, z, first_row, num_rows;
-  bool is_of_next_unit;  // and stands there where this one has its first
+  bool is_of_next_unit = false;  // at the place of this one's first tile
 };
 
 // Keys of one combination of dilation groups: positions [begin, end) of the innermost axis.

@@ -266,8 +266,10 @@ class DirectUnit {
         if (are_apart(t, count, 1)) kind = Run::shifted;
         if (kind != Run::single) length = count;
       }
+      // Between pairs near both borders of a short downsampled axis windows may be further apart.
+      const bool follows = kind != Run::shifted || (t > 0 && begins_[t] == begins_[t - 1] + 1);
       if (num_runs_ > 0 && runs_[num_runs_ - 1].kind == kind &&
-          runs_[num_runs_ - 1].length == length) {
+          runs_[num_runs_ - 1].length == length && follows) {
         runs_[num_runs_ - 1].last += length;
       } else {
         runs_[num_runs_++] = {kind, length, t, t + length};

@@ -363,8 +363,8 @@ HWY_INLINE void direct_add_all(W w, Part part, const hn::TFromD<W>* weight, ptrd
 }
 
 // Queries first, first + 1, ... up to `last`, kQueries at once, whose windows are kShift keys
-// apart. Then they have at least kQueries - 1 keys in a row, where sums begin with products
-// kQueries.
+// apart. Then they have at least kQueries - 1 keys in a row; kQueries where sums begin with
+// products.
 template <int kShift, int kQueries, size_t kVectors, bool kIsPart, typename Stored, class D,
           class W, typename Output>
 HWY_NOINLINE void direct_together(D, W w, const DirectBlock<D>& block,

@@ -264,7 +264,7 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
 
   // Into the second cache: where the row's output goes, the queries of the next tile, and the keys
   // and values that the next band packs; behind the last of them those of the next unit, which
-  // follows on the same thread more often than not.
+  // with one thread follows.
   void prefetch_far(const Place& place, const Row& row) const {
     if (!streams_output_) {
       prefetch_rows<Fetch::far>(row.output, output_stride(), row.num_queries, plan_.head_dim_value);
@@ -552,16 +552,21 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
       for (int t = 0; t < twins(); ++t) {
         T* weights = row.weights + t * plan_.weights_pitch;
         SoftmaxState<D>& state = row.states[static_cast<size_t>(t)];
-        const auto shrink = softmax(
-            d, before[static_cast<size_t>(r * kMaxTwins + t)], &state,
-            [&](hn::Vec<D> base) VECINA_INLINE {
-              if constexpr (kMayHavePairs) {
-                if (plan_.has_value_pairs) {
-                  return exponentiate_pairs(d, row.num_runs, row.runs.data(), base, weights);
-                }
-              }
-              return exponentiate(d, static_cast<size_t>(row.slots), base, weights);
-            });
+        const auto& largest_before = before[static_cast<size_t>(r * kMaxTwins + t)];
+        const auto take = [&]() VECINA_INLINE {
+          if constexpr (kMayHavePairs) {
+            if (plan_.has_value_pairs) {
+              return softmax</*kIsWhole=*/false>(
+                  d, largest_before, &state, [&](hn::Vec<D> base) VECINA_INLINE {
+                    return exponentiate_pairs(d, row.num_runs, row.runs.data(), base, weights);
+                  });
+            }
+          }
+          return softmax(d, largest_before, &state, [&](hn::Vec<D> base) VECINA_INLINE {
+            return exponentiate(d, static_cast<size_t>(row.slots), base, weights);
+          });
+        };
+        const auto shrink = take();
         hn::Store(shrink, d, weights + shrink_offset<D>());
         if (is_last) {
           const auto inverse = hn::IfThenZeroElse(hn::Eq(state.sum, hn::Zero(d)),

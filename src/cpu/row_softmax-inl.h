@@ -36,7 +36,8 @@ struct RowSoftmax {
   HWY_ALIGN T delta[kLanes], grad_lse[kLanes];
   HWY_ALIGN T sees_some[kLanes];  // 1 if the lane is a query that sees a key, else 0
   HWY_ALIGN T factor[kLanes];     // of probabilities, besides lse: 1 unless lse was left
-  HWY_ALIGN T largest[kLanes], total[kLanes];  // of logits, and of 2^(logit - largest)
+  HWY_ALIGN T largest[kLanes],
+      total[kLanes];  // of logits, rounded down, and of 2^(logit - largest)
 
   // Whether some lane's lse, which was rounded, puts probabilities off by more than they may be; if
   // all keys are summed up (differentiate()), by a power of two.

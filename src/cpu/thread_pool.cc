@@ -223,8 +223,8 @@ struct ThreadPool::Workers {
     }
   }
 
-  // True on the caller's core, which a worker that waits awake would take from it. Of one that is
-  // woken the system asks anew which core is idle.
+  // True on the caller's core, which a worker that waits awake would take from it. One that is
+  // woken runs elsewhere.
   bool is_in_the_way() const {
     const int core = current_core();
     return core >= 0 && core == caller_core.load(std::memory_order_relaxed);

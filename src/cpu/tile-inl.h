@@ -147,7 +147,7 @@ HWY_INLINE hn::Vec<D> exp2_from(D d, const WholeBase<D>& base, hn::Vec<D> x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(d_int, p), exponent));
 }
 
-// 2^x for x <= 0, likewise.
+// 2^x for x < 1, likewise.
 template <class D>
 HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
   return exp2_from(d, whole_base(d, hn::Zero(d)), x);
@@ -156,7 +156,7 @@ HWY_INLINE hn::Vec<D> exp2_negative(D d, hn::Vec<D> x) {
 // Running state of one row's softmax, a vector of queries each; base-2 logarithms.
 template <class D>
 struct SoftmaxState {
-  hn::Vec<D> max;  // a whole number: at most one below the largest logit
+  hn::Vec<D> max;  // the largest logit; by softmax<true>() rounded down
   hn::Vec<D> sum;  // of 2^(logit - max)
 };
 template <class D>
@@ -188,18 +188,21 @@ HWY_INLINE V sum_of_row(M is_empty, V sum) {
   return hn::IfThenZeroElse(hn::And(is_empty, hn::Eq(sum, sum)), sum);
 }
 
-// The base of the logits of `count` keys. Where it is too large for a WholeBase, or NaN, logits are
-// counted from it, and then it is 0.
+// The base of the logits of `count` keys. In lanes where it is too large for a WholeBase, or NaN,
+// logits are counted from it, and then it is 0. Others keep theirs: what a lane that is no query
+// holds, which may be anything, changes no bit of those that are.
 template <class D>
 HWY_INLINE hn::Vec<D> near_base(D d, size_t count, hn::Vec<D> base,
                                 hn::TFromD<D>* HWY_RESTRICT logits) {
   using T = hn::TFromD<D>;
   constexpr size_t kLanes = hn::MaxLanes(D());
-  if (hn::AllTrue(d, hn::Le(hn::Abs(base), hn::Set(d, kMostBase<T>)))) return base;
+  const auto is_near = hn::Le(hn::Abs(base), hn::Set(d, kMostBase<T>));
+  if (hn::AllTrue(d, is_near)) return base;
+  const auto far = hn::IfThenZeroElse(is_near, base);
   for (size_t j = 0; j < count; ++j, logits += kLanes) {
-    hn::Store(hn::Sub(hn::Load(d, logits), base), d, logits);
+    hn::Store(hn::Sub(hn::Load(d, logits), far), d, logits);
   }
-  return hn::Zero(d);
+  return hn::IfThenElseZero(is_near, base);
 }
 
 // Turns the logits of `count` keys into weights 2^(logit - base), of a whole number. Returns their
@@ -227,13 +230,13 @@ HWY_INLINE hn::Vec<D> exponentiate(D d, size_t count, hn::Vec<D> base,
   return hn::Add(sum0, sum1);
 }
 
-// Takes logits into the state, whose maximum is up to date with them and is rounded down here.
-// turn(base) makes weights 2^(logit - base) of them and returns their sum. `before`: the maximum
-// before. Returns the factor by which what was summed up before shrinks.
-template <class D, class Turn>
+// Takes logits into the state, whose maximum is up to date with them and, if kIsWhole, is rounded
+// down here. turn(base) makes weights 2^(logit - base) of them and returns their sum. `before`: the
+// maximum before. Returns the factor by which what was summed up before shrinks.
+template <bool kIsWhole = true, class D, class Turn>
 HWY_INLINE hn::Vec<D> softmax(D d, hn::Vec<D> before, SoftmaxState<D>* state, const Turn& turn) {
   const auto is_empty = hn::Lt(state->max, hn::Set(d, -hwy::HighestValue<hn::TFromD<D>>()));
-  state->max = hn::Floor(state->max);
+  if constexpr (kIsWhole) state->max = hn::Floor(state->max);
   const auto base = hn::IfThenZeroElse(is_empty, state->max);
   const auto sum = turn(base);
   const auto shrink = exp2_negative(d, hn::Sub(before, base));

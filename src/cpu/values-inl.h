@@ -146,7 +146,7 @@ struct ValueSums : SeenBits<D, kArePairs> {
 #if HWY_TARGET == HWY_AVX3
 // exponentiate() of the runs' logits, whose weights are rounded to bfloat16 and put side by side,
 // those of each two rows of keys in the place of both; the runs tell of pairs then. The sum is of
-// weights that are not rounded.
+// weights that are not rounded. The base is the largest logit: its weight, 1, stays what it is.
 template <class D>
 HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>>* runs,
                                          hn::Vec<D> base, hn::TFromD<D>* HWY_RESTRICT weights) {
@@ -154,11 +154,9 @@ HWY_INLINE hn::Vec<D> exponentiate_pairs(D d, int num_runs, KeyRun<hn::TFromD<D>
   constexpr ptrdiff_t kLanes = hn::MaxLanes(D());
   const auto zero = hn::Zero(d);
   auto sum_low = zero, sum_high = zero;
-  size_t count = 0;
-  for (int n = 0; n < num_runs; ++n) count += static_cast<size_t>(runs[n].rows * runs[n].count);
-  const WholeBase<D> whole = whole_base(d, near_base(d, count, base, weights));
-  const auto weight = [&](const T* logit)
-                          VECINA_INLINE { return exp2_from(d, whole, hn::Load(d, logit)); };
+  const auto weight = [&](const T* logit) VECINA_INLINE {
+    return exp2_negative(d, hn::Sub(hn::Load(d, logit), base));
+  };
   int slots = 0;
   for (int n = 0; n < num_runs; ++n) {
     KeyRun<T>& run = runs[n];

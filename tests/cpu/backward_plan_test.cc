@@ -71,6 +71,7 @@ TEST_P(BackwardRings, AreRight) {
 INSTANTIATE_TEST_SUITE_P(
     Problems, BackwardRings,
     testing::Values("2d 64x32 kernel_size 7 batch 2 heads 2 head_dim 32",
+                    "2d 30x20 kernel_size 7x5 batch 4 heads 1 head_dim 112",
                     "2d 61x20 kernel_size 7x5 batch 2 heads 6 heads_kv 2 head_dim 24 dtype bf16",
                     "2d 70x24 kernel_size 9x7 causal 1x0 batch 4 heads 1 head_dim 16 additional 2",
                     "2d 130x24 kernel_size 7x9 dilation 2x1 batch 4 heads 1 head_dim 16",
