@@ -397,7 +397,7 @@ std::vector<InnerCase> make_cases() {
   }
   for (const int head_dim : {32, 64, 128}) add_packing<float>(head_dim, &cases);
   if constexpr (kHasPairs) {
-    if (!forward_kernel(VECINA_BF16).has_pair_products) return cases.take();
+    if (!forward_kernel(VECINA_BF16).has_fast_pair_products) return cases.take();
     for (const int head_dim : {32, 64, 128}) {
       add_logits<bfloat16>(Kind::plane, 3, 7, head_dim, &cases);
     }

@@ -345,13 +345,14 @@ using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers&
                                  int64_t unit, void* scratch);
 struct ForwardKernel {
   ForwardFunction run;
-  int lanes;                       // elements of one vector
-  int direct_lanes;                // of the direct form; 0: this kernel has none
-  bool has_narrow_vectors;         // of half the lanes, for the last queries of a row
-  int element_bytes;               // of scratch and vectors
-  const char* target;              // instruction set, as Highway names it
-  bool reads_parts = false;        // direct form: rows that fill no vectors, where they lie
-  bool has_pair_products = false;  // of bfloat16: dot products of pairs, in one instruction
+  int lanes;                            // elements of one vector
+  int direct_lanes;                     // of the direct form; 0: this kernel has none
+  bool has_narrow_vectors;              // of half the lanes, for the last queries of a row
+  int element_bytes;                    // of scratch and vectors
+  const char* target;                   // instruction set, as Highway names it
+  bool reads_parts = false;             // direct form: rows that fill no vectors, where they lie
+  bool has_pair_products = false;       // of bfloat16: dot products of pairs, in one instruction
+  bool has_fast_pair_products = false;  // in about the time of a multiply-add of floats
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.
 ForwardKernel forward_kernel_f32();

@@ -16,8 +16,9 @@ static ForwardKernel f16_kernel() { return make_forward_kernel<float16>(); }
 static ForwardKernel bf16_kernel() {
   ForwardKernel kernel = make_forward_kernel<bfloat16>();
 #if HWY_TARGET == HWY_AVX3
-  // Intel's take four times as long as multiply-adds of floats, of twice as much (Sapphire Rapids).
-  kernel.has_pair_products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd");
+  kernel.has_pair_products = __builtin_cpu_supports("avx512bf16");
+  // Sapphire Rapids does not: there one takes as long as four multiply-adds of floats.
+  kernel.has_fast_pair_products = kernel.has_pair_products && __builtin_cpu_is("amd");
 #endif
   return kernel;
 }

@@ -241,13 +241,13 @@ bool is_long_row(const ForwardPlan& plan, const Box& box) {
          box.end[2] - box.begin[2] > queries && 4 * axis.window.kernel_size <= queries * axis.step;
 }
 
-// Pairs of bfloat16 where the CPU multiplies them: whole blocks of a transpose, or whole vectors
-// where keys are copied. Additional tokens are packed as floats.
+// Pairs of bfloat16 where the CPU multiplies them fast: whole blocks of a transpose, or whole
+// vectors where keys are copied. Additional tokens are packed as floats.
 void take_pairs(const Problem& problem, const ForwardKernel& kernel, ForwardPlan* plan) {
   const bool is_copied =
       std::any_of(plan->groups[2].begin(), plan->groups[2].end(),
                   [](const AxisGroup& group) { return key_layout(group) == KeyLayout::shared; });
-  plan->has_pairs = kernel.has_pair_products && problem.dtype() == VECINA_BF16 &&
+  plan->has_pairs = kernel.has_fast_pair_products && problem.dtype() == VECINA_BF16 &&
                     plan->head_dim % (is_copied ? 2 * kernel.lanes : 8) == 0 &&
                     plan->additional_tokens == 0;
   plan->key_words = plan->has_pairs ? plan->head_dim / 2 : plan->head_dim;
