@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -198,8 +197,9 @@ struct ThreadPool::Workers {
   }
 
   // Claims and runs chunks of job `number` until none is left. A worker that finds chunks left
-  // wakes the next, from `next` on.
-  void run_chunks(uint64_t number, std::optional<size_t> next) {
+  // wakes the next, from `next` on; the caller, who has woken one, does not.
+  void run_chunks(uint64_t number, bool is_worker, size_t next = 0) {
+    bool wakes_next = is_worker;
     while (true) {
       uint64_t seen = ticket.load(std::memory_order_acquire);
       const int32_t total = count.load(std::memory_order_acquire);
@@ -209,8 +209,8 @@ struct ThreadPool::Workers {
       const int64_t chunk = static_cast<int64_t>(seen & 0xffffffffu);
       if (seen >> 32 != number || chunk >= total) return;
       if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-      if (next && wakes_others && chunk + 1 < total) wake_one(*next);
-      next.reset();
+      if (wakes_next && wakes_others && chunk + 1 < total) wake_one(next);
+      wakes_next = false;
       run(chunk, user);
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == total) done.notify_all();
     }
@@ -250,7 +250,7 @@ struct ThreadPool::Workers {
       if (stop.load(std::memory_order_relaxed)) return;
       if (number == last || number % 2 != 0) continue;
       last = number;
-      run_chunks(number, index + 1);
+      run_chunks(number, /*is_worker=*/true, index + 1);
       worker.restore_cores();
     }
   }
@@ -336,7 +336,7 @@ void ThreadPool::Call::parallel_for(int64_t count, Body body, void* user_body) c
   const uint64_t number = workers->publish(total, wakes_, body, user_body);
   if (wakes_ && !has_woken_) workers->wake_one(0);
   has_woken_ = true;
-  workers->run_chunks(number, std::nullopt);
+  workers->run_chunks(number, /*is_worker=*/false);
   workers->wait(total);
   pool_.busy_.store(false, std::memory_order_release);
 }
