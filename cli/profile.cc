@@ -147,12 +147,24 @@ Measured measure(vecina_context* context, const vecina_problem& problem,
   return time(BackwardCall(context, problem, inputs, outputs, gradients), kBackwardFactor);
 }
 
-std::optional<double> peak_gflops_per_core(const nlohmann::ordered_json& peak,
-                                           const std::string& backend) {
+// What a core reaches at most, by the products that the plan's kernel is made of.
+struct Limit {
+  double gflops_per_core;
+  const char* of;
+};
+std::optional<Limit> limit_of(const nlohmann::ordered_json& peak, const std::string& backend,
+                              const nlohmann::ordered_json& plan, int32_t dtype) {
   if (!peak.contains(backend)) return std::nullopt;
-  const auto found = peak[backend].find("fma_gflops_per_core_f32");
-  if (found == peak[backend].end() || !found->is_number()) return std::nullopt;
-  return found->get<double>();
+  const nlohmann::ordered_json& rates = peak[backend];
+  const auto rate = [&](const char* name) { return rates.value(name, 0.0); };
+  const bool is_matrix = plan.at("details").value("kernel", "") == "forward_matrix";
+  if (is_matrix && rate("tile_gflops_per_core_bf16") > 0.0) {
+    return Limit{rate("tile_gflops_per_core_bf16"), "products of tiles"};
+  }
+  if (rate("fma_gflops_per_core_f32") <= 0.0) return std::nullopt;
+  // Half as many f64 lanes; f16 and bf16 are accumulated in f32.
+  const double lanes = dtype == VECINA_F64 ? 0.5 : 1.0;
+  return Limit{rate("fma_gflops_per_core_f32") * lanes, "multiply-adds"};
 }
 
 void print_measured(const char* title, const Measured& measured) {
@@ -169,15 +181,13 @@ void print_measured(const char* title, const Measured& measured) {
 
 void print_peak(const nlohmann::ordered_json& peak, const vecina_problem& problem,
                 const std::string& backend, int threads, const Measured& measured) {
-  const std::optional<double> per_core = peak_gflops_per_core(peak, backend);
-  if (!per_core) return;
-  // Half as many f64 lanes; f16 and bf16 are accumulated in f32.
-  const double lanes = problem.dtype == VECINA_F64 ? 0.5 : 1.0;
-  const double limit = *per_core * lanes * std::max(threads, 1);
+  const std::optional<Limit> of_core = limit_of(peak, backend, measured.plan, problem.dtype);
+  if (!of_core) return;
+  const double limit = of_core->gflops_per_core * std::max(threads, 1);
   fmt::print(
-      "limit     {:.4g} GFLOP/s of multiply-adds on {} thread(s); reached {:.1f} %, {:.1f} % "
+      "limit     {:.4g} GFLOP/s of {} on {} thread(s); reached {:.1f} %, {:.1f} % "
       "by the best call\n",
-      limit, std::max(threads, 1), 100.0 * measured.gflops() / limit,
+      limit, of_core->of, std::max(threads, 1), 100.0 * measured.gflops() / limit,
       100.0 * measured.flops / (measured.times.min_ms * 1e6) / limit);
 }
 

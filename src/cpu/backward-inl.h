@@ -132,7 +132,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   using Base::batch_, Base::box_, Base::head_, Base::head_index_, Base::key_, Base::keys_,
       Base::plan_, Base::query_, Base::scratch_, Base::value_;
   using Base::causal_view, Base::lane_axis, Base::num_queries, Base::output_offset,
-      Base::to_next_unit, Base::visible_keys;
+      Base::query_offset, Base::to_next_unit, Base::visible_keys;
   using Base::kLog2E;
   static constexpr int kLanes = Base::kMaxLanes;
   static constexpr int kMaxRuns = BackwardTile<Element>::kMaxRuns;
@@ -424,13 +424,6 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
                      size);
       }
     }
-  }
-
-  int64_t query_offset(const Strides& strides, const Place& place) const {
-    return place.head * strides.head +
-           token_offset(strides, keys_.axis(0).query_token(place.z, 0),
-                        keys_.axis(1).query_token(place.k, 0)) +
-           lane_axis().query_token(place.x, place.phase) * strides.token[2];
   }
 
   void set_up_row(const Place& place, int r, Row* row) {

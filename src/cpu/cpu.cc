@@ -71,7 +71,7 @@ class CpuForwardPlan : public Plan {
         R"({{"kernel": "{}", "target": "{}", "lanes": {}, "last_lanes": {}, "threads": {}, )"
         R"("units": {}, "keys_at_once": {}, "scratch_bytes_per_thread": {}, {}"why": "first in )"
         R"(order that takes the problem"}})",
-        alone_.direct.is_used ? "forward_direct" : "forward", kernel_.target, alone_.lanes,
+        kernel_name(), is_matrix() ? kernel_.matrix_target : kernel_.target, alone_.lanes,
         alone_.last_lanes(), resources_.threads.threads(), shared_units(), alone_.max_slots,
         scratch_bytes(), prediction());
   }
@@ -79,7 +79,7 @@ class CpuForwardPlan : public Plan {
  private:
   std::string prediction() const {
     const std::optional<cpu::Peak> peak = cpu::known_peak();
-    if (!peak) return "";
+    if (!peak || is_matrix()) return "";  // of which no factors are known
     return resources_.prediction(cpu::predict_ms(alone_, kernel_, *peak), flops_, shared_units());
   }
 
@@ -109,6 +109,11 @@ class CpuForwardPlan : public Plan {
     first_of_end_ = before_end_ / boxes * end_boxes;
   }
 
+  bool is_matrix() const { return alone_.matrix.is_used(); }
+  const char* kernel_name() const {
+    if (is_matrix()) return "forward_matrix";
+    return alone_.direct.is_used ? "forward_direct" : "forward";
+  }
   const cpu::ForwardPlan& shared_plan() const { return shared_ ? *shared_ : alone_; }
   int64_t shared_units() const {
     if (end_ == nullptr) return shared_plan().num_units();
@@ -265,10 +270,11 @@ class CpuBackend : public Backend {
 
   std::string info() const override {
     return fmt::format(
-        R"({{"model": "{}", "cores_usable": {}, "threads": {}, "target": "{}", "lanes_f32": {}, )"
-        R"("l1_bytes": {}, "l2_bytes": {}, "l3_bytes": {}}})",
+        R"({{"model": "{}", "cores_usable": {}, "threads": {}, "target": "{}", "matrix_target": "{}", )"
+        R"("lanes_f32": {}, "l1_bytes": {}, "l2_bytes": {}, "l3_bytes": {}}})",
         cpu_model(), usable_cores(), resources_.threads.threads(), cpu::forward_kernel_f32().target,
-        cpu::forward_kernel_f32().lanes, cache_bytes(1), cache_bytes(2), cache_bytes(3));
+        cpu::forward_kernel_bf16().matrix_target, cpu::forward_kernel_f32().lanes, cache_bytes(1),
+        cache_bytes(2), cache_bytes(3));
   }
 
   std::string peak() override { return json_of(cpu::measure_peak()); }

@@ -35,18 +35,8 @@ class ForwardUnit : ForwardTiles<Element, hn::ScalableTag<typename ComputeType<E
 
   void run() {
     this->pack_for_all_tiles();
-    const PackedRing& ring = keys_.ring();
-    const auto axis = static_cast<size_t>(ring.axis);
-    int packed = keys_.range(axis).begin;
-    for (int first = box_.begin[axis]; first < box_.end[axis]; first += ring.band) {
-      Box band = box_;
-      band.begin[axis] = first;
-      band.end[axis] = std::min(first + ring.band, box_.end[axis]);
-      const KeyRange keys = key_range(keys_.axis(axis), first, band.end[axis]);
-      packed = std::max(packed, keys.begin);
-      for (; packed < keys.end; ++packed) pack_rows(packed, keys.end);
-      run_band(band);
-    }
+    walk_bands([&](int z, int y, int end_y) { pack_row(z, y, end_y); },
+               [&](const Box& band) { run_band(band); });
     if (streams_output_) hwy::FlushStream();
   }
 
@@ -54,7 +44,7 @@ class ForwardUnit : ForwardTiles<Element, hn::ScalableTag<typename ComputeType<E
   using Base::box_, Base::key_, Base::key_row_, Base::keys_, Base::plan_, Base::scratch_,
       Base::streams_output_, Base::value_;
   using Base::is_inside, Base::lane_axis, Base::reads_in_place, Base::reads_shared_values_in_place,
-      Base::run_column, Base::twins, Base::value_row;
+      Base::run_column, Base::twins, Base::value_row, Base::walk_bands;
   using Base::kMaxLanes, Base::kMayHavePairs;
 
   void run_band(const Box& band) {
@@ -68,14 +58,6 @@ class ForwardUnit : ForwardTiles<Element, hn::ScalableTag<typename ComputeType<E
       }
     }
     run_column(x, band);
-  }
-
-  // All rows of keys at that position of the ring's axis; those up to `end` follow.
-  void pack_rows(int at, int end) {
-    const KeyRange& others = keys_.range(static_cast<size_t>(1 - keys_.ring().axis));
-    for (int other = others.begin; other < others.end; ++other) {
-      keys_.ring().axis == 0 ? pack_row(at, other, others.end) : pack_row(other, at, end);
-    }
   }
 
   // Rows up to end_y are packed too before any is read.
@@ -135,6 +117,7 @@ inline constexpr bool kHasDirectForm = sizeof(typename ComputeType<Element>::typ
 template <typename Element>
 void run_forward_unit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit,
                       void* scratch) {
+  if (plan.matrix.is_used()) return plan.matrix.run(plan, pointers, unit, scratch);
   if constexpr (kHasDirectForm<Element>) {
     if (plan.direct.is_used) return DirectUnit<Element>(plan, pointers, unit, scratch).run();
   }

@@ -8,6 +8,7 @@
 // head_dim, so nothing is transposed back.
 //
 // The direct form, for small windows and short vectors, has head_dim in the lanes of both products.
+// The matrix form, of bfloat16, has queries in the rows of both products: tiles of 16, by AMX.
 #ifndef VECINA_CPU_FORWARD_H_
 #define VECINA_CPU_FORWARD_H_
 
@@ -203,7 +204,7 @@ struct Partition {
   std::vector<Box> boxes;  // of every (batch, key head); those of one combination follow each other
   std::vector<PackedBox> packed;  // of each box; the direct form has none
   PackedScratch packed_scratch;
-  int lanes = 0;          // of the kernel that this was planned for
+  int lanes = 0;          // of the kernel; matrix form: queries of an item that lie in one row
   int heads_at_once = 1;  // key heads of one unit
 
   // Of the last vector of a row, in the group where it is narrowest.
@@ -258,6 +259,34 @@ struct DirectForm {
   size_t row_slots = 0;                 // int
 };
 
+// The matrix form: queries of a tile, keys of a step (two tiles of logits, one of weights), and
+// keys whose logits are held at once. Rows of logits and of weights are an odd number of cache
+// lines apart, so that neighbours do not share cache sets.
+inline constexpr int kMatrixTile = 16;
+inline constexpr int kMatrixStep = 32;
+inline constexpr int kMatrixColumns = 256;
+inline constexpr int kMatrixLogitsPitch = kMatrixColumns + kMatrixTile;   // floats
+inline constexpr int kMatrixWeightsPitch = kMatrixColumns + kMatrixStep;  // bfloat16
+
+// What the two tiles of queries that are computed together differ in: heads that share a key head,
+// rows along the middle axis, or their places in a row.
+enum class MatrixPair : int { heads, rows, columns };
+
+struct ForwardPlan;
+struct ForwardPointers;
+// Computes unit `unit` of the plan with `scratch` of scratch.total elements, 64-byte aligned.
+using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers& pointers,
+                                 int64_t unit, void* scratch);
+
+struct MatrixForm {
+  ForwardFunction run = nullptr;
+  MatrixPair pair = MatrixPair::columns;
+  // Places in scratch: of float, bfloat16, uint16_t and uint16_t.
+  size_t logits = 0, weights = 0, apart = 0, additional_apart = 0;
+
+  bool is_used() const { return run != nullptr; }
+};
+
 struct ForwardPlan : Partition {
   Strides query, key, value, additional_key, additional_value, output, lse;
   bool has_lse = false;
@@ -280,6 +309,7 @@ struct ForwardPlan : Partition {
   int queries_pitch = 0;         // elements of a vector of queries
   ForwardScratch scratch;
   DirectForm direct;
+  MatrixForm matrix;
 };
 
 // True if the problem is attention over all tokens and every token axis of the tensors is one axis
@@ -340,19 +370,19 @@ struct ForwardPointers {
   void *output, *lse;
 };
 
-// Computes unit `unit` of the plan with `scratch` of scratch.total elements, 64-byte aligned.
-using ForwardFunction = void (*)(const ForwardPlan& plan, const ForwardPointers& pointers,
-                                 int64_t unit, void* scratch);
 struct ForwardKernel {
   ForwardFunction run;
-  int lanes;                            // elements of one vector
-  int direct_lanes;                     // of the direct form; 0: this kernel has none
-  bool has_narrow_vectors;              // of half the lanes, for the last queries of a row
-  int element_bytes;                    // of scratch and vectors
-  const char* target;                   // instruction set, as Highway names it
-  bool reads_parts = false;             // direct form: rows that fill no vectors, where they lie
-  bool has_pair_products = false;       // of bfloat16: dot products of pairs, in one instruction
-  bool has_fast_pair_products = false;  // in about the time of a multiply-add of floats
+  int lanes;                             // elements of one vector
+  int direct_lanes;                      // of the direct form; 0: this kernel has none
+  bool has_narrow_vectors;               // of half the lanes, for the last queries of a row
+  int element_bytes;                     // of scratch and vectors
+  const char* target;                    // instruction set, as Highway names it
+  bool reads_parts = false;              // direct form: rows that fill no vectors, where they lie
+  bool has_pair_products = false;        // of bfloat16: dot products of pairs, in one instruction
+  bool has_fast_pair_products = false;   // in about the time of a multiply-add of floats
+  ForwardFunction run_matrix = nullptr;  // of the matrix form; nullptr: this kernel has none
+  const char* matrix_target = "";        // what it multiplies with
+  bool matrix_everywhere = false;        // not only where it is faster
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.
 ForwardKernel forward_kernel_f32();
@@ -366,8 +396,17 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
 
 // The choice between the forms, and the rest of a plan for the direct one.
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel);
+bool can_take_matrix_form(const Problem& problem, const ForwardKernel& kernel);
+bool is_matrix_form_faster(const Partition& plan);  // than queries in lanes
 void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t enough,
                  ForwardPlan* plan);
+// Of the matrix form: packed_box(), with keys of either layout transposed and whole steps of them;
+// the columns, in whole steps, that an item of `lanes` queries reads; what packing needs to know;
+// and the scratch but for packed rows, which have `columns` columns in all.
+PackedBox matrix_box(const Partition& plan, const Box& box);
+int matrix_columns(const AxisGroup& axis, int lanes);
+void begin_matrix(ForwardPlan* plan);
+void lay_out_matrix(size_t columns, ForwardPlan* plan, ScratchLayout* take);
 
 }  // namespace vecina::internal::cpu
 #endif  // VECINA_CPU_FORWARD_H_

@@ -8,6 +8,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 //
 #include "cpu/forward-inl.h"
+#include "cpu/matrix_tiles.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,6 +20,10 @@ static ForwardKernel bf16_kernel() {
   kernel.has_pair_products = __builtin_cpu_supports("avx512bf16");
   // Sapphire Rapids does not: there one takes as long as four multiply-adds of floats.
   kernel.has_fast_pair_products = kernel.has_pair_products && __builtin_cpu_is("amd");
+  const MatrixTiles tiles = chosen_matrix_tiles();
+  kernel.run_matrix = matrix_function(tiles);
+  kernel.matrix_target = name_of(tiles);
+  kernel.matrix_everywhere = tiles == MatrixTiles::emulated;  // to test it
 #endif
   return kernel;
 }

@@ -97,17 +97,23 @@ bool is_flat(const vecina_tensor& tensor, int rank) {
   return true;
 }
 
+PackedBox forward_box(const ForwardPlan& plan, const Box& box) {
+  return plan.matrix.is_used() ? matrix_box(plan, box)
+                               : packed_box(plan, box, /*may_have_strips=*/true);
+}
+
 // Scratch elements for one packed row of keys and of values of a box.
 struct PackedRow {
   size_t keys, values;
 };
 PackedRow packed_row(const ForwardPlan& plan, const Box& box) {
-  const PackedBox packed = packed_box(plan, box, /*may_have_strips=*/true);
+  const PackedBox packed = forward_box(plan, box);
   const auto tokens = static_cast<size_t>(packed.ranges[2].size());
-  const bool is_shifted = packed.runs.num_runs > 0;
-  return {is_shifted ? static_cast<size_t>(packed.runs.row(plan.key_words))
-                     : tokens * static_cast<size_t>(plan.key_pitch),
-          tokens * static_cast<size_t>(plan.value_pitch)};
+  const bool is_transposed = packed.runs.num_runs > 0;
+  const size_t values = tokens * static_cast<size_t>(plan.value_pitch);
+  return {is_transposed ? static_cast<size_t>(packed.runs.row(plan.key_words))
+                        : tokens * static_cast<size_t>(plan.key_pitch),
+          plan.matrix.is_used() ? values / 2 : values};  // two of bfloat16 in an element
 }
 
 int num_queries(const Box& box, int axis) {
@@ -150,8 +156,12 @@ size_t packed_bytes(const ForwardPlan& plan, const Box& box, const PackedRing& r
 PackedRing packed_ring(const ForwardPlan& plan, const Box& box, int element_bytes) {
   PackedRing ring = {ring_axis(box), 0, 0};
   const int least = ring.axis == 0 ? 1 : kTileRows;
-  for (ring.band = num_queries(box, ring.axis);; ring.band -= std::max(1, ring.band / 8)) {
+  const int queries = num_queries(box, ring.axis);
+  for (ring.band = queries;; ring.band -= std::max(1, ring.band / 8)) {
     ring.band = std::max(ring.band, least);
+    // Whole pairs of rows.
+    const bool has_pairs = plan.matrix.is_used() && plan.matrix.pair == MatrixPair::rows;
+    if (has_pairs && ring.axis == 1 && ring.band < queries) ring.band &= ~1;
     ring.rows = rows_of_band(plan, box, ring.axis, ring.band);
     if (plan.has_value_pairs && ring.axis == 1) {
       // Whole pairs, and one row more, since the first of a pair overwrites what its second was.
@@ -272,10 +282,68 @@ bool has_few_readers(const ForwardPlan& plan) {
          });
 }
 
+// Queries in lanes: what packing needs to know. Returns how many units are enough.
+int64_t begin_lanes(const Problem& problem, const ForwardKernel& kernel, int64_t enough,
+                    ForwardPlan* plan) {
+  take_pairs(problem, kernel, plan);
+  plan->key_pitch = plan->key_words;
+  plan->value_pitch = round_up(plan->head_dim_value, kernel.lanes);
+  // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
+  plan->values_in_place = problem.rank() == 1 && !problem.is_attention() && is_native(problem) &&
+                          plan->value_pitch == plan->head_dim_value;
+  const int query_rows = plan->groups[1].front().num_queries * plan->head_group;
+  plan->streams_output = plan->tensor_bytes > kStreamedBytes;
+  for (AxisGroup& group : plan->groups[kRank - 1]) {
+    // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
+    if (plan->bias.given && key_layout(group) == KeyLayout::shared) continue;
+    choose_twins(plan->lanes, query_rows, &group);
+  }
+  for (AxisGroup& group : plan->groups[kRank - 1]) choose_last_vector(kernel, &group);
+  plan->has_value_pairs = takes_value_pairs(*plan);
+  // Of twins half as many: what one sum reads of their values then stays in L1 too.
+  plan->max_slots = max_slots(kernel.lanes, kernel.element_bytes) / 2;
+  plan->weights_pitch = twin_pitch(plan->lanes, kernel.element_bytes);
+  const auto& lane_groups = plan->groups[kRank - 1];
+  if (std::all_of(lane_groups.begin(), lane_groups.end(),
+                  [](const AxisGroup& group) { return group.twins == 1; })) {
+    plan->max_slots = static_cast<int>(
+        std::clamp<int64_t>(window_keys(*plan) + plan->additional_tokens, 1, 2 * plan->max_slots));
+    plan->weights_pitch = weights_pitch(plan->max_slots, plan->lanes);
+  }
+  // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
+  plan->queries_pitch = (plan->head_dim + 1) * kernel.lanes;
+
+  // Where the sums of large windows are interrupted depends on the boxes, which then must not
+  // depend on the threads: their number must not change a bit.
+  if (problem.rank() > 1 && window_keys(*plan) + plan->additional_tokens > plan->max_slots) {
+    return kUnitsOfLargeWindows;
+  }
+  return enough;
+}
+
+// The scratch of the same, but for packed rows.
+void lay_out_lanes(ForwardPlan* plan, ScratchLayout* take) {
+  const auto lanes = static_cast<size_t>(plan->lanes);
+  const auto additional = static_cast<size_t>(plan->additional_tokens);
+  ForwardScratch& scratch = plan->scratch;
+  scratch.additional_keys = (*take)(additional * static_cast<size_t>(plan->key_pitch));
+  scratch.additional_values = (*take)(additional * static_cast<size_t>(plan->value_pitch));
+  scratch.queries = (*take)(kTileVectors * static_cast<size_t>(plan->queries_pitch));
+  scratch.weights =
+      (*take)(kTileVectors * static_cast<size_t>(plan->weights_pitch)) + kFactors * lanes;
+  scratch.sums = (*take)(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
+  if (plan->bias.given) {
+    const auto tables =
+        static_cast<size_t>(plan->head_group) * static_cast<size_t>(plan->bias.size());
+    scratch.bias =
+        (*take)(tables + 2 * lanes) + lanes;  // vectors of lanes that are no queries reach out
+  }
+}
+
 void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
-  size_t keys = 0, values = 0;  // the largest of any box
+  size_t keys = 0, values = 0, tokens = 0;  // the largest of any box
   for (const Box& box : plan->boxes) {
-    PackedBox packed = packed_box(*plan, box, /*may_have_strips=*/true);
+    PackedBox packed = forward_box(*plan, box);
     packed.ring = packed_ring(*plan, box, element_bytes);
     // The same rows are pairs wherever a box begins.
     if (plan->has_value_pairs) packed.ranges[1].begin &= ~1;
@@ -283,29 +351,20 @@ void lay_out_scratch(ForwardPlan* plan, int element_bytes) {
     const auto rows = static_cast<size_t>(packed.ring_rows());
     keys = std::max(keys, rows * row.keys);
     values = std::max(values, rows * row.values);
+    tokens = std::max(tokens, rows * static_cast<size_t>(packed.ranges[2].size()));
     plan->packed.push_back(packed);
   }
   ScratchLayout take(element_bytes);
-  const auto lanes = static_cast<size_t>(plan->lanes);
-  const auto additional = static_cast<size_t>(plan->additional_tokens);
-  ForwardScratch& scratch = plan->scratch;
-  scratch.keys = take(keys + 2 * lanes);
-  scratch.values = take(values);
-  scratch.additional_keys = take(additional * static_cast<size_t>(plan->key_pitch));
-  scratch.additional_values = take(additional * static_cast<size_t>(plan->value_pitch));
-  scratch.queries = take(kTileVectors * static_cast<size_t>(plan->queries_pitch));
-  scratch.weights =
-      take(kTileVectors * static_cast<size_t>(plan->weights_pitch)) + kFactors * lanes;
-  scratch.sums = take(kTileVectors * lanes * static_cast<size_t>(plan->value_pitch));
-  if (plan->bias.given) {
-    const auto tables =
-        static_cast<size_t>(plan->head_group) * static_cast<size_t>(plan->bias.size());
-    scratch.bias =
-        take(tables + 2 * lanes) + lanes;  // vectors of lanes that are no queries reach out
+  plan->scratch.keys = take(keys + 2 * static_cast<size_t>(plan->lanes));
+  plan->scratch.values = take(values);
+  if (plan->matrix.is_used()) {
+    lay_out_matrix(tokens, plan, &take);
+  } else {
+    lay_out_lanes(plan, &take);
   }
   plan->packed_scratch =
       lay_out_packed(*plan, std::max(plan->head_dim, plan->head_dim_value), element_bytes, &take);
-  scratch.total = take.total();
+  plan->scratch.total = take.total();
 }
 
 }  // namespace
@@ -510,9 +569,15 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   const bool dense = is_dense(
       problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
-  plan.direct.is_used = takes_direct_form(problem, kernel);
+  const bool may_be_matrix = can_take_matrix_form(problem, kernel);
+  plan.direct.is_used =
+      !(may_be_matrix && kernel.matrix_everywhere) && takes_direct_form(problem, kernel);
   partition(problem, dense, /*has_phases=*/!plan.direct.is_used,
             plan.direct.is_used ? kernel.direct_lanes : kernel.lanes, &plan);
+  if (may_be_matrix && !plan.direct.is_used &&
+      (kernel.matrix_everywhere || is_matrix_form_faster(plan))) {
+    plan.matrix.run = kernel.run_matrix;
+  }
   plan.has_lse = given(example.lse);
   const int rank = problem.rank();
   plan.query = strides_of(example.query, rank);
@@ -532,39 +597,11 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     return plan;
   }
 
-  take_pairs(problem, kernel, &plan);
-  plan.key_pitch = plan.key_words;
-  plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
-  // In one dimension a value is used by kernel_size queries only: copying it first does not pay.
-  plan.values_in_place = rank == 1 && !problem.is_attention() && is_native(problem) &&
-                         plan.value_pitch == plan.head_dim_value;
-  const int query_rows = plan.groups[1].front().num_queries * plan.head_group;
   plan.fetches_far = plan.tensor_bytes > kFarBytes;
-  plan.streams_output = plan.tensor_bytes > kStreamedBytes;
-  for (AxisGroup& group : plan.groups[kRank - 1]) {
-    // Where all lanes read the same keys, the bias of neighbouring lanes is one load without twins.
-    if (plan.bias.given && key_layout(group) == KeyLayout::shared) continue;
-    choose_twins(plan.lanes, query_rows, &group);
-  }
-  for (AxisGroup& group : plan.groups[kRank - 1]) choose_last_vector(kernel, &group);
-  plan.has_value_pairs = takes_value_pairs(plan);
-  // Of twins half as many: what one sum reads of their values then stays in L1 too.
-  plan.max_slots = max_slots(kernel.lanes, kernel.element_bytes) / 2;
-  plan.weights_pitch = twin_pitch(plan.lanes, kernel.element_bytes);
-  const auto& lane_groups = plan.groups[kRank - 1];
-  if (std::all_of(lane_groups.begin(), lane_groups.end(),
-                  [](const AxisGroup& group) { return group.twins == 1; })) {
-    plan.max_slots = static_cast<int>(
-        std::clamp<int64_t>(window_keys(plan) + plan.additional_tokens, 1, 2 * plan.max_slots));
-    plan.weights_pitch = weights_pitch(plan.max_slots, plan.lanes);
-  }
-  // A vector more, so that those of neighbouring vectors of queries do not share cache sets.
-  plan.queries_pitch = (plan.head_dim + 1) * kernel.lanes;
-
-  // Where the sums of large windows are interrupted depends on the boxes, which then must not
-  // depend on the threads: their number must not change a bit.
-  if (rank > 1 && window_keys(plan) + plan.additional_tokens > plan.max_slots) {
-    enough = kUnitsOfLargeWindows;
+  if (plan.matrix.is_used()) {
+    begin_matrix(&plan);
+  } else {
+    enough = begin_lanes(problem, kernel, enough, &plan);
   }
   const auto is_too_large = [&](const Box& box) {
     const PackedRing ring = packed_ring(plan, box, kernel.element_bytes);

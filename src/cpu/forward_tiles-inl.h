@@ -106,8 +106,8 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
  private:
   template <typename, class>
   friend class ForwardTiles;
-  using Base::causal_view, Base::num_queries, Base::output_offset, Base::to_next_unit,
-      Base::visible_keys;
+  using Base::causal_view, Base::num_queries, Base::output_offset, Base::output_stride,
+      Base::query_offset, Base::query_stride, Base::to_next_unit, Base::visible_keys;
 
   using Values = hn::ScalableTag<T>;
   static constexpr int kValueLanes = static_cast<int>(hn::MaxLanes(Values()));
@@ -185,16 +185,10 @@ class ForwardTiles : public LaneUnit<Element, ForwardPlan, Q> {
   }
 
   // The first query of a row; with phase 0 one that is on the axis.
-  const Element* query_at(const Place& place, int phase) const {
-    return query_ + place.head * plan_.query.head +
-           token_offset(plan_.query, keys_.axis(0).query_token(place.z, 0),
-                        keys_.axis(1).query_token(place.k, 0)) +
-           lane_axis().query_token(place.x, phase) * plan_.query.token[2];
+  const Element* query_at(Place place, int phase) const {
+    place.phase = phase;
+    return query_ + query_offset(plan_.query, place);
   }
-  ptrdiff_t query_stride() const {
-    return plan_.query.token[2] * lane_axis().token_step * lane_axis().step;
-  }
-  ptrdiff_t output_stride() const { return plan_.output.token[2] * lane_axis().output_step; }
 
   void set_up_row(const Place& place, int r, Row* row) {
     const AxisGroup& axis = lane_axis();

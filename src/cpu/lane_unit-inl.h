@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What a unit of either pass has if queries are in lanes: its tensors, its packed keys, and where
-// queries stand and what they see.
-// Part of each forward_*.cc and of backward.cc; compiled once for every instruction set.
+// What a unit of either pass has that packs its keys: its tensors, packed keys, and where queries
+// stand and what they see.
+// Part of each forward_*.cc, of backward.cc and of matrix.cc; compiled once for every instruction
+// set.
 #if defined(VECINA_CPU_LANE_UNIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_LANE_UNIT_INL_H_
 #undef VECINA_CPU_LANE_UNIT_INL_H_
@@ -94,7 +95,37 @@ class LaneUnit {
     }
   }
 
-  // Of the first query of a row, which begins at `place`.
+  // Band by band along the ring's axis: pack_row(z, y, end_y) for each row of keys that no band
+  // before it needed, rows up to end_y before any is read, then run_band(band).
+  template <class PackRow, class RunBand>
+  void walk_bands(const PackRow& pack_row, const RunBand& run_band) const {
+    const PackedRing& ring = keys_.ring();
+    const auto axis = static_cast<size_t>(ring.axis);
+    const KeyRange& others = keys_.range(1 - axis);
+    int packed = keys_.range(axis).begin;
+    for (int first = box_.begin[axis]; first < box_.end[axis]; first += ring.band) {
+      Box band = box_;
+      band.begin[axis] = first;
+      band.end[axis] = std::min(first + ring.band, box_.end[axis]);
+      const KeyRange keys = key_range(keys_.axis(axis), first, band.end[axis]);
+      packed = std::max(packed, keys.begin);
+      for (; packed < keys.end; ++packed) {
+        for (int other = others.begin; other < others.end; ++other) {
+          axis == 0 ? pack_row(packed, other, others.end) : pack_row(other, packed, keys.end);
+        }
+      }
+      run_band(band);
+    }
+  }
+
+  // Of the first query of a row, which begins at `place`: in tensors of queries, and in output.
+  template <class Place>
+  ptrdiff_t query_offset(const Strides& strides, const Place& place) const {
+    return place.head * strides.head +
+           token_offset(strides, keys_.axis(0).query_token(place.z, 0),
+                        keys_.axis(1).query_token(place.k, 0)) +
+           lane_axis().query_token(place.x, place.phase) * strides.token[2];
+  }
   template <class Place>
   ptrdiff_t output_offset(const Strides& strides, const Place& place) const {
     return place.head * strides.head +
@@ -102,6 +133,12 @@ class LaneUnit {
                         keys_.axis(1).output_token(place.k, 0)) +
            lane_axis().output_token(place.x, place.phase) * strides.token[2];
   }
+
+  // From one query of a row to the next.
+  ptrdiff_t query_stride() const {
+    return plan_.query.token[2] * lane_axis().token_step * lane_axis().step;
+  }
+  ptrdiff_t output_stride() const { return plan_.output.token[2] * lane_axis().output_step; }
 
   // From this unit's first head to the next one's; 0 if it is the last.
   ptrdiff_t to_next_unit(const Strides& strides, int64_t heads) const {

@@ -203,13 +203,17 @@ HWY_INLINE void store(D /*d*/, hn::Vec<D> v, float16* to) {
 }
 
 #if HWY_TARGET == HWY_AVX3
-// store() where the CPU multiplies pairs of bfloat16: then it rounds to them too, in one
-// instruction; numbers below float's normal ones become zero.
+// To bfloat16 where the CPU multiplies pairs of it: then it rounds to them too, in one instruction;
+// numbers below float's normal ones become zero.
 template <class D>
-HWY_INLINE void store_rounded(D /*d*/, hn::Vec<D> v, bfloat16* to) {
+HWY_INLINE __m256i rounded(D /*d*/, hn::Vec<D> v) {
   __m256i half;
   asm("vcvtneps2bf16 %1, %0" : "=v"(half) : "v"(v.raw));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+  return half;
+}
+template <class D>
+HWY_INLINE void store_rounded(D d, hn::Vec<D> v, bfloat16* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(d, v));
 }
 // Two vectors rounded in the same way, a pair in each lane.
 template <class D>

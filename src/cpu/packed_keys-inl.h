@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The keys and values that a unit reads, packed row by row into its scratch: one after the other
-// for sums along head_dim, and for products with lanes of queries transposed (shifted layout).
-// Part of each forward_*.cc and of backward.cc; compiled once for every instruction set.
+// for sums along head_dim, and for products with lanes of queries transposed (shifted layout;
+// matrix form: either). Part of each forward_*.cc, of backward.cc and of matrix.cc; compiled once
+// for every instruction set.
 #if defined(VECINA_CPU_PACKED_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_PACKED_KEYS_INL_H_
 #undef VECINA_CPU_PACKED_KEYS_INL_H_
@@ -74,6 +75,16 @@ class PackedKeys {
   int64_t row_offset(const Strides& strides, int z, int y) const {
     return token_offset(strides, axis(0).to_token(z), axis(1).to_token(y)) +
            lane_axis().token * strides.token[2];
+  }
+
+  // What stands at position p of the packed rows; zeros where nothing does. `row`: position 0.
+  const Element* token(const Element* row, const Strides& strides, int p) const {
+    return row_at(row, position_stride(strides), p);
+  }
+  const Element* zeros() const { return zeros_; }
+  // Fetches `size` elements of up to `count` tokens from position p on, as many as the box has.
+  void fetch(const Element* row, const Strides& strides, int p, int count, int size) const {
+    prefetch_tokens(row, position_stride(strides), p, count, 1, size);
   }
 
   // Tokens [begin, end) of a row's, `size` elements of each and zeros up to `pitch`. `from`:
@@ -202,7 +213,6 @@ class PackedKeys {
                      packed_.runs.columns, key_offsets_);
   }
 
-  // What stands at position p of the packed rows; zeros where nothing does. `row` is position 0.
   const Element* row_at(const Element* row, ptrdiff_t stride, int p) const {
     const int key = positions_[p - range(2).begin];
     return key < 0 ? zeros_ : row + key * stride;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/cores.h"
+#include "cpu/matrix_tiles.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -123,6 +124,20 @@ std::string& problem_sentence() {
   return sentence;
 }
 
+// Kernels of AVX-512 multiply tiles by AMX where it is, unless AVX3 itself was asked for, and by an
+// emulation if that was. Returns the names of what may be asked for.
+std::string choose_matrix_tiles(const std::string& name) {
+  std::string known;
+  for (const MatrixTiles tiles : {MatrixTiles::amx, MatrixTiles::emulated}) {
+    const bool is_amx = tiles == MatrixTiles::amx;
+    const bool is_wanted = name == name_of(tiles) || (is_amx && name.empty());
+    if (is_amx && (!has_matrix_tiles() || (is_wanted && !request_matrix_tiles()))) continue;
+    known += std::string(", ") + name_of(tiles);
+    if (is_wanted) choose_matrix_tiles(tiles);
+  }
+  return known;
+}
+
 }  // namespace
 
 void choose_target() {
@@ -139,6 +154,9 @@ void choose_target() {
       const int64_t target = targets & -targets;
       known += (known.empty() ? "" : ", ") + std::string(hwy::TargetName(target));
       if (name == hwy::TargetName(target)) chosen = target;
+      if (target != HWY_AVX3) continue;
+      known += choose_matrix_tiles(name);
+      if (!name.empty() && name == name_of(chosen_matrix_tiles())) chosen = target;
     }
     if (known.empty()) {
       problem_sentence() =
@@ -179,6 +197,9 @@ Peak measure_peak() {
   Peak peak;
   peak.fma_gflops = best_rate([&] { return multiply_adds(20000, seed, &sink); });
   peak.exp_gops = best_rate([&] { return exponentials(from, to, kL1Numbers / 2); });
+  if (chosen_matrix_tiles() == MatrixTiles::amx) {
+    peak.tile_gflops = best_rate([] { return multiply_matrix_tiles(2000); });
+  }
   peak.l1_gbs = read_rate(kL1Numbers);
   peak.l2_gbs = read_rate(kL2Numbers);
   peak.l3_gbs = read_rate(kL3Numbers);
@@ -196,10 +217,14 @@ std::optional<Peak> known_peak() {
 }
 
 std::string json_of(const Peak& peak) {
+  std::string tiles;
+  if (peak.tile_gflops > 0.0) {
+    tiles = fmt::format(R"("tile_gflops_per_core_bf16": {:.1f}, )", peak.tile_gflops);
+  }
   return fmt::format(
       R"({{"fma_gflops_per_core_f32": {:.1f}, "exp_gops": {:.2f}, "l1_gbs": {:.1f}, )"
-      R"("l2_gbs": {:.1f}, "l3_gbs": {:.1f}, "memory_gbs": {:.1f}, "target": "{}"}})",
-      peak.fma_gflops, peak.exp_gops, peak.l1_gbs, peak.l2_gbs, peak.l3_gbs, peak.memory_gbs,
+      R"("l2_gbs": {:.1f}, "l3_gbs": {:.1f}, "memory_gbs": {:.1f}, {}"target": "{}"}})",
+      peak.fma_gflops, peak.exp_gops, peak.l1_gbs, peak.l2_gbs, peak.l3_gbs, peak.memory_gbs, tiles,
       HWY_DYNAMIC_DISPATCH(target_name)());
 }
 
