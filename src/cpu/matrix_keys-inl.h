@@ -80,8 +80,9 @@ class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
     const bfloat16* value = value_ + keys_.row_offset(plan_.value, z, y);
     for (int column = 0; column < keys_.tokens(); column += kMatrixTile) {
       const int next = keys_.range(2).begin + column + kMatrixTile;
-      if (plan_.fetches_far)
+      if (plan_.fetches_far) {
         keys_.fetch(value, plan_.value, next, kMatrixTile, plan_.head_dim_value);
+      }
       const bfloat16* tokens[kMatrixTile];
       for (int i = 0; i < kMatrixTile; ++i) {
         tokens[i] = keys_.token(value, plan_.value, keys_.range(2).begin + column + i);

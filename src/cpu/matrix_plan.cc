@@ -11,8 +11,9 @@ namespace vecina::internal::cpu {
 namespace {
 
 // Measured on Sapphire Rapids (benchmarks/results/xeon-amx.json): a step of keys takes as long as
-// vectors take for so many products, keys in a row of a window times head_dim.
-constexpr int64_t kProductsOfStep = 340;
+// vectors take for so many products, keys times head_dim, if all queries of its tiles are there.
+// Additional tokens take one step more than they fill: mostly they are more than is held at once.
+constexpr int64_t kProductsOfStep = 400;
 
 // The first that all groups have two of.
 MatrixPair choose_pair(const Partition& plan) {
@@ -37,12 +38,19 @@ bool can_take_matrix_form(const Problem& problem, const ForwardKernel& kernel) {
 
 bool is_matrix_form_faster(const Partition& plan) {
   const AxisGroup& row = plan.groups[kRank - 1].front();
-  const int keys = row.window.kernel_size;
   // Fewer leave the tiles of a step part empty, of keys and of queries.
-  if (key_layout(row) == KeyLayout::shared && keys < kMatrixStep) return false;
-  const int steps = matrix_columns(row, lanes_of(choose_pair(plan))) / kMatrixStep;
-  const int64_t products = keys * (int64_t{plan.head_dim} + plan.head_dim_value) / 2;
-  return products >= kProductsOfStep * steps;
+  if (key_layout(row) == KeyLayout::shared && row.window.kernel_size < kMatrixStep) return false;
+  const int64_t keys = window_keys(plan), rows = keys / row.window.kernel_size;
+  const int lanes = lanes_of(choose_pair(plan));
+  int64_t columns = rows * matrix_columns(row, lanes);
+  if (plan.additional_tokens > 0) {
+    columns += round_up<int64_t>(plan.additional_tokens, kMatrixStep) + kMatrixStep;
+  }
+  const int64_t products =
+      (keys + plan.additional_tokens) * (int64_t{plan.head_dim} + plan.head_dim_value) / 2;
+  const double share = 1.0 * row.num_queries / round_up(row.num_queries, lanes);
+  return share * static_cast<double>(products) >=
+         static_cast<double>(kProductsOfStep * (columns / kMatrixStep));
 }
 
 void begin_matrix(ForwardPlan* plan) {

@@ -241,8 +241,9 @@ void turn_to_weights(const MatrixWindow* windows, int count, float* logits, bflo
       hn::Store(hn::LowerHalf(half, none), half, row + count * kMatrixHalf);
     }
     auto largest = none;
-    for (int v = 0; v < vectors; ++v)
+    for (int v = 0; v < vectors; ++v) {
       largest = hn::Max(largest, hn::Load(d, row + v * kMatrixTile));
+    }
     hn::Store(largest, d, rows[q]);
   }
   softmax->take(rows, [&](const float* base) HWY_ATTR {

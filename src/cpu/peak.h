@@ -16,10 +16,10 @@ std::string target_problem();
 
 // What one thread reaches, a nanosecond.
 struct Peak {
-  double fma_gflops = 0.0;   // multiplications and additions of f32
-  double exp_gops = 0.0;     // 2^x of the softmax, f32
-  double tile_gflops = 0.0;  // multiplications and additions of tiles of bf16; 0: has none
+  double fma_gflops = 0.0;  // multiplications and additions of f32
+  double exp_gops = 0.0;    // 2^x of the softmax, f32
   double l1_gbs = 0.0, l2_gbs = 0.0, l3_gbs = 0.0, memory_gbs = 0.0;  // bytes read
+  double tile_gflops = 0.0;  // multiplications and additions of tiles of bf16; 0: has none
 };
 // Takes less than a second. Afterwards this process knows it.
 Peak measure_peak();

@@ -248,6 +248,8 @@ TEST_F(MatrixForms, IsTakenWhereItCanAndWhereItIsFaster) {
            {"2d 16x16 kernel_size 16 heads 4 head_dim 32", true, true},
            {"1d 8192 kernel_size 512 heads 1 head_dim 64", true, true},
            {"2d 32x32 kernel_size 7 heads 4 head_dim 64", true, true},
+           {"2d 32x32 kernel_size 7 heads 4 head_dim 64 additional 4", true, false},
+           {"2d 28x28 kernel_size 7 heads 4 head_dim 64", true, false},
            {"2d 32x32 kernel_size 7 heads 4 head_dim 32", true, false},
            {"2d 64x64 kernel_size 21 heads 2 head_dim 32", true, false},
            {"1d 16 kernel_size 16 heads 8 head_dim 32", true, false},
