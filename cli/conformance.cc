@@ -138,14 +138,6 @@ void append(Results& results, const char* name, const HostTensor& tensor) {
   if (tensor.given()) results.push_back({name, tensor});
 }
 
-Results named(const Gradients& gradients) {
-  Results results;
-  for (const NamedGradient& gradient : kGradients) {
-    append(results, gradient.name, gradients.*gradient.tensor);
-  }
-  return results;
-}
-
 Results named(const SplitResults& split) {
   Results results;
   append(results, "weights", split.logits);
@@ -161,6 +153,12 @@ Results named(const Outputs& with_lse, const Outputs& without_lse) {
           {"output without lse", without_lse.output}};
 }
 
+Results run_both_passes(vecina_context* context, const vecina_problem& problem,
+                        const Inputs& inputs, Placement placement) {
+  const Outputs outputs = run_forward(context, problem, inputs, placement, /*with_lse=*/true);
+  return named(run_backward(context, problem, inputs, outputs, placement));
+}
+
 void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& tensor) {
   if (tensor.given() && !tensor.gaps_intact()) {
     add(verdict, failed(name + ": bytes outside of the rows were written"));
@@ -168,6 +166,14 @@ void check_gaps(Verdict& verdict, const std::string& name, const HostTensor& ten
 }
 
 }  // namespace
+
+Results named(const Gradients& gradients) {
+  Results results;
+  for (const NamedGradient& gradient : kGradients) {
+    append(results, gradient.name, gradients.*gradient.tensor);
+  }
+  return results;
+}
 
 Inputs widened(const Inputs& inputs, vecina_dtype dtype) {
   Inputs wide;
@@ -336,17 +342,17 @@ Verdict Checker::judge_forward(const vecina_problem& problem, uint64_t seed,
 
 Verdict Checker::check_backward(const vecina_problem& problem, uint64_t seed) {
   const Placement placement = random_placement(seed);
-  const auto both_passes = [](vecina_context* context, const vecina_problem& which,
-                              const Inputs& inputs, Placement where) {
-    const Outputs outputs = run_forward(context, which, inputs, where, /*with_lse=*/true);
-    return named(run_backward(context, which, inputs, outputs, where));
-  };
-  const Results actual =
-      both_passes(actual_.get(), problem, random_inputs(problem, seed, placement), placement);
+  return judge_backward(
+      problem, seed,
+      run_both_passes(actual_.get(), problem, random_inputs(problem, seed, placement), placement));
+}
+
+Verdict Checker::judge_backward(const vecina_problem& problem, uint64_t seed,
+                                const Results& actual) {
   return judge(actual, seed, problem.dtype, [&](uint64_t other_seed) -> Yardsticks {
     const Inputs others = random_inputs(problem, other_seed);
-    return {both_passes(reference_.get(), widened(problem), widened(others), {}),
-            both_passes(plain_.get(), problem, others, {})};
+    return {run_both_passes(reference_.get(), widened(problem), widened(others), {}),
+            run_both_passes(plain_.get(), problem, others, {})};
   });
 }
 

@@ -83,6 +83,8 @@ struct NamedTensor {
   HostTensor tensor;
 };
 using Results = std::vector<NamedTensor>;
+// Those that were asked for, by the names of vecina_backward_args.
+Results named(const Gradients& gradients);
 // What the two yardsticks made of the same numbers: the same tensors in the same order.
 struct Yardsticks {
   Results exact, plain;
@@ -106,6 +108,8 @@ class Checker {
   // Every gradient, in the placement that the seed picks; each backend starts from its own output
   // and lse. Throws Unsupported (errors.h) if the backend has no backward of this problem.
   Verdict check_backward(const vecina_problem& problem, uint64_t seed);
+  // What it says of gradients that somebody else made of the numbers of that seed.
+  Verdict judge_backward(const vecina_problem& problem, uint64_t seed, const Results& actual);
   // The split form: qk, av and the gradients of both, of a problem with equal lengths. Throws
   // Unsupported if the backend has none.
   Verdict check_split(const vecina_problem& problem, uint64_t seed);

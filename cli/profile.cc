@@ -157,7 +157,7 @@ std::optional<Limit> limit_of(const nlohmann::ordered_json& peak, const std::str
   if (!peak.contains(backend)) return std::nullopt;
   const nlohmann::ordered_json& rates = peak[backend];
   const auto rate = [&](const char* name) { return rates.value(name, 0.0); };
-  const bool is_matrix = plan.at("details").value("kernel", "") == "forward_matrix";
+  const bool is_matrix = plan.at("details").value("kernel", "").ends_with("_matrix");
   if (is_matrix && rate("tile_gflops_per_core_bf16") > 0.0) {
     return Limit{rate("tile_gflops_per_core_bf16"), "products of tiles"};
   }

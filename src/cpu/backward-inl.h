@@ -61,19 +61,10 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     grad_key_ = tensor_at<Element>(pointers.grad_key, plan.grad_key, batch_, head_kv);
     grad_value_ = tensor_at<Element>(pointers.grad_value, plan.grad_value, batch_, head_kv);
 
-    T* shared = static_cast<T*>(pointers.shared);
-    const auto units = static_cast<size_t>(plan.num_units()), index = static_cast<size_t>(unit);
-    sums_ = scratch_ + plan.scratch.sums;
-    if (plan.keeps_sums_apart) {
-      sums_ = shared + index * plan.sums_size;
-      shared += units * plan.sums_size;
-    }
-    additional_sums_ = scratch_ + plan.scratch.additional_sums;
-    if (plan.keeps_additional_apart) {
-      additional_sums_ = shared + index * plan.additional_sums_size;
-      shared += units * plan.additional_sums_size;
-    }
-    bias_sums_ = shared + index * plan.bias_sums_size;
+    const UnitSums<T> sums(plan, pointers, unit, scratch_);
+    sums_ = sums.keys;
+    additional_sums_ = sums.additional;
+    bias_sums_ = sums.bias;
   }
 
   // Rows of keys are packed before the first tile that reads them, and their gradients written
@@ -776,6 +767,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
 template <typename Element>
 void run_backward_unit(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit,
                        void* scratch) {
+  if (plan.matrix.is_used()) return plan.matrix.run(plan, pointers, unit, scratch);
   BackwardUnit<Element>(plan, pointers, unit, scratch).run();
 }
 

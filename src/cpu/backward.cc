@@ -8,6 +8,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 //
 #include "cpu/backward-inl.h"
+#include "cpu/matrix_tiles.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -15,7 +16,16 @@ namespace vecina::internal::cpu::HWY_NAMESPACE {
 static BackwardKernel f32_kernel() { return make_backward_kernel<float>(); }
 static BackwardKernel f64_kernel() { return make_backward_kernel<double>(); }
 static BackwardKernel f16_kernel() { return make_backward_kernel<float16>(); }
-static BackwardKernel bf16_kernel() { return make_backward_kernel<bfloat16>(); }
+static BackwardKernel bf16_kernel() {
+  BackwardKernel kernel = make_backward_kernel<bfloat16>();
+#if HWY_TARGET == HWY_AVX3
+  const MatrixTiles tiles = chosen_matrix_tiles();
+  kernel.run_matrix = matrix_backward_function(tiles);
+  kernel.matrix_target = name_of(tiles);
+  kernel.matrix_everywhere = tiles == MatrixTiles::emulated;  // to test it
+#endif
+  return kernel;
+}
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -33,8 +33,15 @@ BoxSize box_size(const BackwardPlan& plan, const PackedBox& packed, int64_t num_
           rows * static_cast<size_t>(packed.runs.row(plan.head_dim_value))};
 }
 
+PackedBox backward_box(const BackwardPlan& plan, const Box& box) {
+  return plan.matrix.is_used() ? matrix_box(plan, box) : packed_box(plan, box, kHasStrips);
+}
+
 size_t unit_elements(const BackwardPlan& plan, const Box& box) {
-  const PackedBox packed = packed_box(plan, box, kHasStrips);
+  const PackedBox packed = backward_box(plan, box);
+  if (plan.matrix.is_used()) {
+    return static_cast<size_t>(packed.rows()) * matrix_row_elements(plan, packed);
+  }
   const BoxSize size = box_size(plan, packed, packed.rows());
   return size.transposed_keys + size.transposed_values +
          2 * size.tokens * static_cast<size_t>(plan.key_pitch) +
@@ -54,6 +61,9 @@ PackedRing packed_ring(const BackwardPlan& plan, const Box& box) {
     rows_at_once *= (box.end[2] - box.begin[2] + plan.lanes - 1) / plan.lanes;
   }
   ring.band = ring.axis == 0 ? 1 : (kBackwardRows + rows_at_once - 2) / rows_at_once + 1;
+  if (plan.matrix.is_used() && ring.axis == 1) {
+    ring.band = plan.matrix.pair == MatrixPair::rows ? 2 * plan.matrix.tile_pairs : 1;
+  }
   for (int k = box.begin[a]; k < box.end[a]; ++k) {
     const KeyRange keys = key_range(axis, k, std::min(k + ring.band, box.end[a]));
     // Rows between the windows of a downsampled axis are packed, and written, too.
@@ -86,7 +96,9 @@ void lay_out_sums(BackwardPlan* plan) {
   plan->sums_value = tokens * static_cast<size_t>(plan->key_pitch);
   plan->sums_size = plan->sums_value + tokens * static_cast<size_t>(plan->value_pitch);
 
-  const auto additional = static_cast<size_t>(plan->additional_tokens);
+  const auto additional = static_cast<size_t>(
+      plan->matrix.is_used() ? round_up<int64_t>(plan->additional_tokens, kMatrixStep)
+                             : plan->additional_tokens);
   plan->keeps_additional_apart = additional > 0 && plan->boxes.size() > 1;
   plan->additional_value_sums = additional * static_cast<size_t>(plan->key_pitch);
   plan->additional_sums_size =
@@ -113,7 +125,8 @@ void cut_slices(BackwardPlan* plan) {
   }
 }
 
-void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
+void lay_out_lanes(BackwardPlan* plan, ScratchLayout* take_from) {
+  ScratchLayout& take = *take_from;
   BoxSize most;
   for (const PackedBox& packed : plan->packed) {
     const BoxSize size = box_size(*plan, packed, packed.ring_rows());
@@ -121,7 +134,6 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
             std::max(most.transposed_keys, size.transposed_keys),
             std::max(most.transposed_values, size.transposed_values)};
   }
-  ScratchLayout take(element_bytes);
   const auto lanes = static_cast<size_t>(plan->lanes);
   const auto key_pitch = static_cast<size_t>(plan->key_pitch);
   const auto value_pitch = static_cast<size_t>(plan->value_pitch);
@@ -144,14 +156,28 @@ void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
   scratch.probabilities = take(weights);
   scratch.grad_logits = take(weights);
   scratch.products = take(2 * lanes * lanes + value_pitch);
-  plan->packed_scratch =
-      lay_out_packed(*plan, std::max(plan->key_pitch, plan->value_pitch), element_bytes, &take);
   if (plan->bias.given) {
     // Vectors of lanes that are no queries reach out.
     scratch.bias = take(bias_entries(*plan) + 2 * lanes) + lanes;
   }
   if (plan->grad_bias.given) scratch.bias_sums = take(bias_entries(*plan) * lanes);
-  scratch.total = take.total();
+}
+
+void lay_out_scratch(BackwardPlan* plan, int element_bytes) {
+  ScratchLayout take(element_bytes);
+  plan->matrix.is_used() ? lay_out_matrix(plan, &take) : lay_out_lanes(plan, &take);
+  plan->packed_scratch =
+      lay_out_packed(*plan, std::max(plan->key_pitch, plan->value_pitch), element_bytes, &take);
+  plan->scratch.total = take.total();
+}
+
+void begin_lanes(const BackwardKernel& kernel, BackwardPlan* plan) {
+  plan->key_pitch = round_up(plan->head_dim, kernel.lanes);
+  plan->value_pitch = round_up(plan->head_dim_value, kernel.lanes);
+  plan->max_slots =
+      static_cast<int>(std::min<int64_t>(kRowBytes / (kernel.lanes * kernel.element_bytes),
+                                         window_keys(*plan) + plan->additional_tokens));
+  plan->weights_pitch = plan->max_slots | 1;  // a power of two would put all rows in few cache sets
 }
 
 // Token extents of a [batch, axes..., heads, head_dim] tensor, moved innermost.
@@ -191,12 +217,13 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   BackwardPlan plan;
   partition(problem, dense, /*has_phases=*/true, kernel.lanes, &plan);
   const int rank = problem.rank();
-  plan.key_pitch = round_up(plan.head_dim, kernel.lanes);
-  plan.value_pitch = round_up(plan.head_dim_value, kernel.lanes);
-  plan.max_slots =
-      static_cast<int>(std::min<int64_t>(kRowBytes / (kernel.lanes * kernel.element_bytes),
-                                         window_keys(plan) + plan.additional_tokens));
-  plan.weights_pitch = plan.max_slots | 1;  // a power of two would put all rows in a few cache sets
+  const bool may_be_matrix = kernel.run_matrix != nullptr && can_take_matrix_backward(problem);
+  if (may_be_matrix && (kernel.matrix_everywhere || is_matrix_backward_faster(plan))) {
+    plan.matrix.run = kernel.run_matrix;
+    begin_matrix(&plan);
+  } else {
+    begin_lanes(kernel, &plan);
+  }
   plan.query = strides_of(example.query, rank);
   plan.key = strides_of(example.key, rank);
   plan.value = strides_of(example.value, rank);
@@ -228,7 +255,7 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
     return unit_elements(plan, box) * static_cast<size_t>(kernel.element_bytes) > kUnitBytes;
   });
   for (const Box& box : plan.boxes) {
-    plan.packed.push_back(packed_box(plan, box, kHasStrips));
+    plan.packed.push_back(backward_box(plan, box));
     plan.packed.back().ring = packed_ring(plan, box);
   }
   lay_out_sums(&plan);

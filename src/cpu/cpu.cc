@@ -79,7 +79,7 @@ class CpuForwardPlan : public Plan {
  private:
   std::string prediction() const {
     const std::optional<cpu::Peak> peak = cpu::known_peak();
-    if (!peak || is_matrix()) return "";  // of which no factors are known
+    if (!peak || (is_matrix() && peak->tile_gflops == 0.0)) return "";  // emulated
     return resources_.prediction(cpu::predict_ms(alone_, kernel_, *peak), flops_, shared_units());
   }
 
@@ -176,17 +176,19 @@ class CpuBackwardPlan : public Plan {
 
   std::string describe() const override {
     return fmt::format(
-        R"({{"kernel": "backward", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
+        R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "units": {}, )"
         R"("gathers": {}, "keys_at_once": {}, "scratch_bytes_per_thread": {}, "shared_bytes": {}, )"
         R"({}"why": "first in order that takes the problem"}})",
-        kernel_.target, kernel_.lanes, resources_.threads.threads(), plan_.num_units(),
-        plan_.num_gathers(), plan_.max_slots, scratch_bytes(), shared_bytes(), prediction());
+        is_matrix() ? "backward_matrix" : "backward",
+        is_matrix() ? kernel_.matrix_target : kernel_.target, plan_.lanes,
+        resources_.threads.threads(), plan_.num_units(), plan_.num_gathers(), plan_.max_slots,
+        scratch_bytes(), shared_bytes(), prediction());
   }
 
  private:
   std::string prediction() const {
     const std::optional<cpu::Peak> peak = cpu::known_peak();
-    if (!peak) return "";
+    if (!peak || (is_matrix() && peak->tile_gflops == 0.0)) return "";  // emulated
     return resources_.prediction(cpu::predict_ms(plan_, kernel_, *peak), flops_, plan_.num_units());
   }
 
@@ -197,6 +199,7 @@ class CpuBackwardPlan : public Plan {
     std::atomic<bool> failed{false};
   };
 
+  bool is_matrix() const { return plan_.matrix.is_used(); }
   size_t scratch_bytes() const {
     return plan_.scratch.total * static_cast<size_t>(kernel_.element_bytes);
   }

@@ -8,7 +8,8 @@
 // head_dim, so nothing is transposed back.
 //
 // The direct form, for small windows and short vectors, has head_dim in the lanes of both products.
-// The matrix form, of bfloat16, has queries in the rows of both products: tiles of 16, by AMX.
+// The matrix form, of bfloat16, has queries in the rows of both products: tiles of 16, by AMX. The
+// backward pass has one too (backward.h).
 #ifndef VECINA_CPU_FORWARD_H_
 #define VECINA_CPU_FORWARD_H_
 
@@ -260,15 +261,15 @@ struct DirectForm {
 };
 
 // The matrix form: queries of a tile, keys of a step (two tiles of logits, one of weights), and
-// keys whose logits are held at once. Rows of logits and of weights are an odd number of cache
-// lines apart, so that neighbours do not share cache sets.
+// keys whose logits are held at once (backward: gradients of logits). Forward, rows of logits and
+// of weights are an odd number of cache lines apart, so that neighbours do not share cache sets.
 inline constexpr int kMatrixTile = 16;
 inline constexpr int kMatrixStep = 32;
 inline constexpr int kMatrixColumns = 256;
 inline constexpr int kMatrixLogitsPitch = kMatrixColumns + kMatrixTile;   // floats
 inline constexpr int kMatrixWeightsPitch = kMatrixColumns + kMatrixStep;  // bfloat16
 
-// What the two tiles of queries that are computed together differ in: heads that share a key head,
+// What the tiles of queries that are computed together differ in: heads that share a key head,
 // rows along the middle axis, or their places in a row.
 enum class MatrixPair : int { heads, rows, columns };
 
@@ -396,7 +397,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
 
 // The choice between the forms, and the rest of a plan for the direct one.
 bool takes_direct_form(const Problem& problem, const ForwardKernel& kernel);
-bool can_take_matrix_form(const Problem& problem, const ForwardKernel& kernel);
+bool can_take_matrix_form(const Problem& problem);
 bool is_matrix_form_faster(const Partition& plan);  // than queries in lanes
 void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t enough,
                  ForwardPlan* plan);
@@ -405,6 +406,8 @@ void plan_direct(const Problem& problem, const ForwardKernel& kernel, int64_t en
 // and the scratch but for packed rows, which have `columns` columns in all.
 PackedBox matrix_box(const Partition& plan, const Box& box);
 int matrix_columns(const AxisGroup& axis, int lanes);
+MatrixPair choose_matrix_pair(const Partition& plan);
+int matrix_lanes(MatrixPair pair);
 void begin_matrix(ForwardPlan* plan);
 void lay_out_matrix(size_t columns, ForwardPlan* plan, ScratchLayout* take);
 

@@ -569,7 +569,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
   const bool dense = is_dense(
       problem, {&example.query, &example.key, &example.value, &example.output, &example.lse});
   ForwardPlan plan;
-  const bool may_be_matrix = can_take_matrix_form(problem, kernel);
+  const bool may_be_matrix = kernel.run_matrix != nullptr && can_take_matrix_form(problem);
   plan.direct.is_used =
       !(may_be_matrix && kernel.matrix_everywhere) && takes_direct_form(problem, kernel);
   partition(problem, dense, /*has_phases=*/!plan.direct.is_used,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What the units of the backward pass leave to others: gradients of keys, values and the bias out
 // of their sums, and zeros for tokens that no query sees.
-// Part of backward.cc; compiled once for every instruction set.
+// Part of backward.cc and of matrix.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_KEY_GRADIENTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_KEY_GRADIENTS_INL_H_
 #undef VECINA_CPU_KEY_GRADIENTS_INL_H_
@@ -22,6 +22,27 @@
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+// Where a unit sums up: in its scratch, or apart from all others.
+template <typename T>
+struct UnitSums {
+  T *keys, *additional, *bias;
+
+  UnitSums(const BackwardPlan& plan, const BackwardPointers& pointers, int64_t unit, T* scratch)
+      : keys(scratch + plan.scratch.sums), additional(scratch + plan.scratch.additional_sums) {
+    T* shared = static_cast<T*>(pointers.shared);
+    const auto units = static_cast<size_t>(plan.num_units()), index = static_cast<size_t>(unit);
+    if (plan.keeps_sums_apart) {
+      keys = shared + index * plan.sums_size;
+      shared += units * plan.sums_size;
+    }
+    if (plan.keeps_additional_apart) {
+      additional = shared + index * plan.additional_sums_size;
+      shared += units * plan.additional_sums_size;
+    }
+    bias = shared + index * plan.bias_sums_size;
+  }
+};
 
 // Writes the gradients of keys and values out of the sums of units.
 template <typename Element>

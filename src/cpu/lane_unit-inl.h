@@ -134,11 +134,15 @@ class LaneUnit {
            lane_axis().output_token(place.x, place.phase) * strides.token[2];
   }
 
-  // From one query of a row to the next.
-  ptrdiff_t query_stride() const {
-    return plan_.query.token[2] * lane_axis().token_step * lane_axis().step;
+  // From one query of a row to the next: in tensors of queries, and in output.
+  ptrdiff_t query_stride(const Strides& strides) const {
+    return strides.token[2] * lane_axis().token_step * lane_axis().step;
   }
-  ptrdiff_t output_stride() const { return plan_.output.token[2] * lane_axis().output_step; }
+  ptrdiff_t output_stride(const Strides& strides) const {
+    return strides.token[2] * lane_axis().output_step;
+  }
+  ptrdiff_t query_stride() const { return query_stride(plan_.query); }
+  ptrdiff_t output_stride() const { return output_stride(plan_.output); }
 
   // From this unit's first head to the next one's; 0 if it is the last.
   ptrdiff_t to_next_unit(const Strides& strides, int64_t heads) const {

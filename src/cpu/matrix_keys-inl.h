@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Keys and values of the matrix form: keys transposed, in words of two entries, values in pairs of
-// neighbours, as the second operands of both products.
-// Part of matrix.cc; compiled for AVX-512.
+// Keys and values of the forward pass in the matrix form: keys transposed, in words of two entries,
+// values in pairs of neighbours, as the second operands of both products. Part of matrix.cc;
+// compiled for AVX-512.
 #if defined(VECINA_CPU_MATRIX_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_MATRIX_KEYS_INL_H_
 #undef VECINA_CPU_MATRIX_KEYS_INL_H_
@@ -10,13 +10,11 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include "cpu/forward.h"
-#include "cpu/lane_unit-inl.h"
-#include "cpu/layout.h"
+#include "cpu/matrix_items-inl.h"
 #include "cpu/pack-inl.h"
 #include "hwy/highway.h"
 
@@ -25,13 +23,10 @@ HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
-  using Base = LaneUnit<bfloat16, ForwardPlan>;
-
- public:
-  using Base::Base;
-
+class MatrixKeys : public MatrixItems<ForwardPlan> {
  protected:
+  using MatrixItems<ForwardPlan>::MatrixItems;
+
   // A row of packed keys, from the item's first column on.
   struct KeyRow {
     const float *keys, *values;
@@ -67,10 +62,6 @@ class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
     return row.is_additional ? row.tokens + position * plan_.additional_value.token[2]
                              : keys_.token(row.tokens, plan_.value, position);
   }
-  int additional_columns() const {
-    return round_up(static_cast<int>(plan_.additional_tokens), kMatrixStep);
-  }
-
   void pack_row(int z, int y) {
     const ptrdiff_t row = keys_.row(z, y);
     const int words = plan_.head_dim / 2;
@@ -116,7 +107,6 @@ class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
     clear_words(words, columns, keys);
   }
 
-  static bool is_finite(bfloat16 number) { return std::isfinite(static_cast<float>(number)); }
   bool has_apart() const { return has_apart_; }
 
  private:
@@ -150,7 +140,7 @@ class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
         copy_halves(D(), tokens[i], tokens[i + 1], static_cast<size_t>(plan_.head_dim_value), pitch,
                     pair);
       }
-      if (HWY_LIKELY(are_finite(tokens[i]))) continue;
+      if (HWY_LIKELY(are_finite(tokens[i], plan_.head_dim_value))) continue;
       marks |= 1U << i;
       auto* halves = reinterpret_cast<uint16_t*>(pair) + i % 2;
       for (int e = 0; e < plan_.head_dim_value; ++e) {
@@ -160,22 +150,6 @@ class MatrixKeys : public LaneUnit<bfloat16, ForwardPlan> {
     *apart = static_cast<uint16_t>(marks);
     has_apart_ |= marks != 0;
   }
-  bool are_finite(const bfloat16* token) const {
-    const hn::Repartition<uint16_t, D> d16;
-    constexpr int kHalves = static_cast<int>(hn::MaxLanes(d16));
-    const auto* bits = reinterpret_cast<const uint16_t*>(token);
-    const auto magnitude = hn::Set(d16, 0x7fff);
-    auto most = hn::Zero(d16);
-    int i = 0;
-    for (; i + kHalves <= plan_.head_dim_value; i += kHalves) {
-      most = hn::Max(most, hn::And(hn::LoadU(d16, bits + i), magnitude));
-    }
-    const auto infinity = hn::Set(d16, 0x7f80);
-    bool is_less = hn::AllTrue(d16, hn::Lt(most, infinity));
-    for (; i < plan_.head_dim_value; ++i) is_less &= is_finite(token[i]);
-    return is_less;
-  }
-
   bool has_apart_ = false;
 };
 

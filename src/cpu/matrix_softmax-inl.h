@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The softmax of the matrix form: from a tile's rows of logits to rows of weights, rounded to
-// bfloat16. Of 16 queries by blocks of 16 columns, or by windows that were taken out of them.
-// Part of matrix.cc; compiled for AVX-512.
+// The softmax of the forward pass in the matrix form: from a tile's rows of logits to rows of
+// weights, rounded to bfloat16. Of 16 queries by blocks of 16 columns, or by windows that were
+// taken out of them. Part of matrix.cc; compiled for AVX-512.
 #if defined(VECINA_CPU_MATRIX_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_MATRIX_SOFTMAX_INL_H_
 #undef VECINA_CPU_MATRIX_SOFTMAX_INL_H_
@@ -14,6 +14,8 @@
 #include <cstdint>
 
 #include "cpu/forward.h"
+#include "cpu/matrix_items-inl.h"
+#include "cpu/matrix_rows-inl.h"
 #include "cpu/pack-inl.h"
 #include "cpu/tile-inl.h"
 #include "hwy/highway.h"
@@ -22,42 +24,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace vecina::internal::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// 2^x, relative error 9.1e-8 before rounding: by instructions that split a number and scale it.
-template <class D>
-HWY_INLINE hn::Vec<D> exp2_scaled(D d, hn::Vec<D> x) {
-  constexpr int kAboveFloor = 0x09;  // x - floor(x), without exceptions
-  const hn::Vec<D> part = {_mm512_reduce_ps(x.raw, kAboveFloor)};
-  auto p = hn::Set(d, 0.00187757667f);
-  p = hn::MulAdd(p, part, hn::Set(d, 0.00898934009f));
-  p = hn::MulAdd(p, part, hn::Set(d, 0.0558263181f));
-  p = hn::MulAdd(p, part, hn::Set(d, 0.240153617f));
-  p = hn::MulAdd(p, part, hn::Set(d, 0.693153073f));
-  p = hn::MulAdd(p, part, hn::Set(d, 0.999999925f));
-  return {_mm512_scalef_ps(p.raw, x.raw)};
-}
-
-// Lane r is what `combine` makes of the sixteen lanes of row r.
-template <class D, class Combine>
-HWY_INLINE hn::Vec<D> combine_rows(D d, const float (*rows)[kMatrixTile], const Combine& combine) {
-  using V = hn::Vec<D>;
-  const hn::Repartition<double, D> d64;
-  V pairs[8], quads[4];
-  unroll<8>([&](auto i) VECINA_INLINE {
-    const auto a = hn::Load(d, rows[2 * i]), b = hn::Load(d, rows[2 * i + 1]);
-    pairs[i] = combine(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  });
-  unroll<4>([&](auto i) VECINA_INLINE {
-    const auto a = hn::BitCast(d64, pairs[2 * i]), b = hn::BitCast(d64, pairs[2 * i + 1]);
-    quads[i] = combine(hn::BitCast(d, hn::InterleaveLower(d64, a, b)),
-                       hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
-  });
-  const auto combine_blocks = [&](V a, V b) VECINA_INLINE {
-    return combine(V{_mm512_shuffle_f32x4(a.raw, b.raw, 0x88)},
-                   V{_mm512_shuffle_f32x4(a.raw, b.raw, 0xdd)});
-  };
-  return combine_blocks(combine_blocks(quads[0], quads[1]), combine_blocks(quads[2], quads[3]));
-}
 
 // Of the sixteen queries of a tile.
 struct MatrixSoftmax {
@@ -95,16 +61,6 @@ struct MatrixSoftmax {
   }
 };
 
-// What the queries of a tile see: query q columns [begin + q * begin_step, end + q * end_step), and
-// of these those in [least, most).
-struct MatrixView {
-  int begin, begin_step, end, end_step, least, most;
-
-  KeyRange of(int q) const {
-    return {std::max(begin + q * begin_step, least), std::min(end + q * end_step, most)};
-  }
-};
-
 // Columns of rows of logits and of weights, counted from where both begin: of which all queries see
 // all sixteen, some, or none.
 struct MatrixBlocks {
@@ -119,10 +75,9 @@ struct MatrixBlocks {
 
   // Columns [first, first + 16) of what `view` counts.
   void add(int column, const MatrixView& view, int first) {
-    const KeyRange of_first = view.of(0), of_last = view.of(kMatrixTile - 1);
-    if (of_last.begin <= first && of_first.end >= first + kMatrixTile) {
+    if (view.holds(first, kMatrixTile)) {
       whole[num_whole++] = column;
-    } else if (of_first.begin >= first + kMatrixTile || of_last.end <= first) {
+    } else if (!view.touches(first, kMatrixTile)) {
       empty[num_empty++] = column;
     } else {
       Block& block = some[num_some++];

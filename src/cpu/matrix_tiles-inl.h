@@ -71,6 +71,13 @@ class AmxTiles {
   static __m256i round(D d, hn::Vec<D> v) {
     return rounded(d, v);
   }
+  // Two vectors, one behind the other.
+  template <class D>
+  static __m512i round_both(D /*d*/, hn::Vec<D> low, hn::Vec<D> high) {
+    __m512i both;
+    asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high.raw), "v"(low.raw));
+    return both;
+  }
 };
 
 class EmulatedTiles {
@@ -115,18 +122,49 @@ class EmulatedTiles {
   static __m256i round(D d, hn::Vec<D> v) {
     return _mm512_cvtepi32_epi16(hn::ShiftRight<16>(round_any(d, v)).raw);
   }
+  template <class D>
+  static __m512i round_both(D d, hn::Vec<D> low, hn::Vec<D> high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(round(d, low)), round(d, high), 1);
+  }
 
  private:
   alignas(64) static inline thread_local bfloat16 tiles_[kTileRegisters][kMatrixTile][kMatrixStep];
 };
 
-// Registers 0 to 3: 0 and 2 are of the first tile of queries, 1 and 3 of the second.
+// Registers 0 to 3 hold sums: two by two tiles.
 template <class Tiles>
-void clear_sums() {
+HWY_INLINE void clear_sums() {
   Tiles::template zero<0>();
   Tiles::template zero<1>();
   Tiles::template zero<2>();
   Tiles::template zero<3>();
+}
+// Rows are `pitch` floats apart.
+template <class Tiles>
+HWY_INLINE void load_sums(const float* sums, ptrdiff_t pitch) {
+  const ptrdiff_t stride = pitch * static_cast<ptrdiff_t>(sizeof(float));
+  const float* below = sums + kMatrixTile * pitch;
+  Tiles::template load<0>(sums, stride);
+  Tiles::template load<1>(sums + kMatrixTile, stride);
+  Tiles::template load<2>(below, stride);
+  Tiles::template load<3>(below + kMatrixTile, stride);
+}
+template <class Tiles>
+HWY_INLINE void store_sums(float* sums, ptrdiff_t pitch) {
+  const ptrdiff_t stride = pitch * static_cast<ptrdiff_t>(sizeof(float));
+  float* below = sums + kMatrixTile * pitch;
+  Tiles::template store<0>(sums, stride);
+  Tiles::template store<1>(sums + kMatrixTile, stride);
+  Tiles::template store<2>(below, stride);
+  Tiles::template store<3>(below + kMatrixTile, stride);
+}
+// Adds the products of registers 4 and 5, one below the other, with 6 and 7, side by side.
+template <class Tiles>
+HWY_INLINE void multiply_all() {
+  Tiles::template multiply<0, 4, 6>();
+  Tiles::template multiply<1, 4, 7>();
+  Tiles::template multiply<2, 5, 6>();
+  Tiles::template multiply<3, 5, 7>();
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

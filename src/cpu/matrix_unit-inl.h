@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-// One unit of the matrix form: tiles of 16 queries, two at a time, by steps of 32 keys. Queries are
-// rows of the first product, read where they lie, and weights are rounded into what the second one
-// reads. Only the keys that a query sees are taken out of the rows of logits; the weights of all
-// others are zero.
-// Part of matrix.cc; compiled for AVX-512.
+// One unit of the forward pass in the matrix form: tiles of 16 queries, two at a time, by steps of
+// 32 keys. Queries are rows of the first product, read where they lie, and weights are rounded into
+// what the second one reads. Only the keys that a query sees are taken out of the rows of logits;
+// the weights of all others are zero. Part of matrix.cc; compiled for AVX-512.
 #if defined(VECINA_CPU_MATRIX_UNIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_MATRIX_UNIT_INL_H_
 #undef VECINA_CPU_MATRIX_UNIT_INL_H_
@@ -33,13 +32,10 @@ template <class Tiles>
 class MatrixUnit : MatrixKeys {
  public:
   MatrixUnit(const ForwardPlan& plan, const ForwardPointers& pointers, int64_t unit, void* scratch)
-      : MatrixKeys(plan, pointers, unit, scratch),
-        pair_(plan.matrix.pair),
+      : MatrixKeys(plan, pointers, unit, scratch, /*num_tiles=*/2),
         output_(tensor_at<bfloat16>(pointers.output, plan.output, batch_, head_)),
         lse_(tensor_at<float>(pointers.lse, plan.lse, batch_, head_)),
         scale_(static_cast<float>(plan.scale * kLog2E)),
-        item_columns_(matrix_columns(lane_axis(), plan.lanes)),
-        is_shared_(keys_.layout() == KeyLayout::shared),
         may_have_windows_(!is_shared_ && item_columns_ == kStep && most_columns() <= kTile),
         are_halves_(most_columns() <= kMatrixHalf) {}
 
@@ -52,23 +48,14 @@ class MatrixUnit : MatrixKeys {
   }
 
  private:
-  static constexpr int kTile = kMatrixTile, kStep = kMatrixStep;
   static constexpr int kMostSteps = kMatrixColumns / kStep;
-  static constexpr ptrdiff_t kFloat = sizeof(float);
 
   // That a query sees in a row of keys or of additional tokens.
   int64_t most_columns() const {
     return std::max<int64_t>(lane_axis().window.kernel_size, plan_.additional_tokens);
   }
 
-  // Where a tile's first query stands.
-  struct Place {
-    int x, z, k, phase, head;
-  };
-  struct QueryTile {
-    int num_queries = 0;  // 0: none, or of another band or unit
-    KeyRange rows = {};   // of keys along the middle axis
-    MatrixView view;      // of the item's columns
+  struct Tile : QueryTile {
     const bfloat16* queries;
     ptrdiff_t stride;  // from one query to the next, in bytes
     bfloat16* output;
@@ -91,8 +78,7 @@ class MatrixUnit : MatrixKeys {
   // ---- Items: two tiles of queries, which share most of their keys
 
   void run_band(const Box& band) {
-    const int rows = pair_ == MatrixPair::rows ? 2 : 1;
-    const int heads = pair_ == MatrixPair::heads ? 2 : 1;
+    const int rows = item_rows(), heads = item_heads();
     // The same pairs wherever a band begins: which keys are summed up together depends on both.
     const int first = band.begin[1] / rows * rows;
     for (int x = band.begin[2]; x < band.end[2]; x += plan_.lanes) {
@@ -149,23 +135,11 @@ class MatrixUnit : MatrixKeys {
   }
 
   void set_tiles(const Place& place, const Box& band) {
-    Place other = place;
-    bool is_there = false;
-    switch (pair_) {
-      case MatrixPair::heads:
-        is_there = ++other.head < plan_.head_group;
-        break;
-      case MatrixPair::rows:
-        is_there = ++other.k < keys_.axis(1).num_queries;
-        break;
-      case MatrixPair::columns:
-        is_there = (other.x += kTile) < lane_axis().num_queries;
-        break;
-    }
-    first_column_ = is_shared_ ? 0 : place.x - box_.begin[2];
-    set_tile(0, place, place, band);
-    if (is_there) {
-      set_tile(1, other, place, band);
+    first_column_ = first_column(place);
+    set_tile(0, place, band);
+    Place other;
+    if (find_tile(place, 1, &other)) {
+      set_tile(1, other, band);
     } else {
       tiles_[1].num_queries = 0;
       tiles_[1].rows = tiles_[0].rows;
@@ -174,17 +148,10 @@ class MatrixUnit : MatrixKeys {
     has_windows_ = may_have_windows_ && tiles_[0].view.of(0).begin == 0;
   }
 
-  // Tile t of the item at `item`.
-  void set_tile(int t, const Place& place, const Place& item, const Box& band) {
-    const AxisGroup& axis = lane_axis();
-    const AxisGroup& middle = keys_.axis(1);
-    QueryTile& tile = tiles_[t];
-    const int position = middle.position(place.k);
-    tile.rows = {middle.begin(position), middle.end(position)};
-    tile.view = view_of(place.x, place.x - item.x);
-    const bool is_here = place.k >= band.begin[1] && place.k < band.end[1] && place.x < band.end[2];
-    tile.num_queries = is_here ? std::min(kTile, band.end[2] - place.x) : 0;
-    if (!is_here) return;
+  void set_tile(int t, const Place& place, const Box& band) {
+    Tile& tile = tiles_[t];
+    place_tile(place, band, first_column_, &tile);
+    if (tile.num_queries == 0) return;
     tile.output = output_ + output_offset(plan_.output, place);
     tile.lse = lse_ + output_offset(plan_.lse, place);
     tile.has_sums = false;
@@ -212,24 +179,13 @@ class MatrixUnit : MatrixKeys {
     tile.stride = size * static_cast<ptrdiff_t>(sizeof(bfloat16));
   }
 
-  // Of the tile of queries from x on, whose first window begins at column `offset`.
-  MatrixView view_of(int x, int offset) const {
-    const NaAxis& window = lane_axis().window;
-    if (is_shared_) {
-      const int end = window.is_causal ? lane_axis().position(x) + 1 : window.extent;
-      return {0, 0, end, window.is_causal ? 1 : 0, 0, window.extent};
-    }
-    // Before a causal axis there is nothing.
-    const int least = window.is_causal ? -(keys_.range(2).begin + first_column_) : 0;
-    return {offset, 1, offset + window.kernel_size, 1, least, item_columns_};
-  }
-
   // Rows that no tile sees take their slots too: what is summed up together does not depend on
   // them.
   void add_row(const KeyRow& row, int y, int columns) {
     rows_[num_rows_++] = row;
     for (int column = 0; column < columns; column += kStep) {
-      const bool is_seen[2] = {sees(tiles_[0], row, y, column), sees(tiles_[1], row, y, column)};
+      const bool is_seen[2] = {sees(tiles_[0], row.is_additional, y, column),
+                               sees(tiles_[1], row.is_additional, y, column)};
       if (is_seen[0] || is_seen[1]) {
         const ptrdiff_t pitch = plan_.value_pitch;
         steps_[num_steps_++] = {row.keys + column,
@@ -246,15 +202,6 @@ class MatrixUnit : MatrixKeys {
         rows_[num_rows_++] = row;
       }
     }
-  }
-
-  static bool sees_row(const QueryTile& tile, int y) {
-    return tile.num_queries > 0 && y >= tile.rows.begin && y < tile.rows.end;
-  }
-  static bool sees(const QueryTile& tile, const KeyRow& row, int y, int column) {
-    if (row.is_additional) return tile.num_queries > 0;
-    return sees_row(tile, y) && column < tile.view.of(kTile - 1).end &&
-           column + kStep > tile.view.of(0).begin;
   }
 
   // Takes the keys of all steps into the tiles' sums.
@@ -284,6 +231,7 @@ class MatrixUnit : MatrixKeys {
     return scratch_ + plan_.scratch.sums + ptrdiff_t{t} * kTile * plan_.value_pitch;
   }
 
+  // Registers 0 and 2 are of the first tile of queries, 1 and 3 of the second.
   static void store_products(const bool (&is_seen)[2], float* const (&to)[2], ptrdiff_t stride) {
     if (is_seen[0]) {
       Tiles::template store<0>(to[0], stride);
@@ -347,7 +295,7 @@ class MatrixUnit : MatrixKeys {
                                                            : lane_axis().window.kernel_size);
     for (int t = 0; t < 2; ++t) {
       if (!step.is_seen[t]) continue;
-      QueryTile& tile = tiles_[t];
+      Tile& tile = tiles_[t];
       const int i = tile.num_windows++;
       tile.windows[i] = {step.slot, is_additional ? 0 : tile.view.begin, is_additional ? 0 : 1};
       const auto take = [&](auto d) HWY_ATTR {
@@ -359,13 +307,11 @@ class MatrixUnit : MatrixKeys {
   }
 
   MatrixBlocks blocks_of(int t) const {
-    const int additional = static_cast<int>(plan_.additional_tokens);
-    const MatrixView of_additional = {0, 0, additional, 0, 0, additional};
     MatrixBlocks blocks;
     for (int s = 0; s < num_steps_; ++s) {
       const Step& step = steps_[s];
       if (!step.is_seen[t]) continue;
-      const MatrixView& view = step.row->is_additional ? of_additional : tiles_[t].view;
+      const MatrixView view = view_for(tiles_[t], step.row->is_additional);
       for (int i = 0; i < kStep; i += kTile) blocks.add(step.slot + i, view, step.column + i);
     }
     return blocks;
@@ -373,7 +319,7 @@ class MatrixUnit : MatrixKeys {
 
   // Logits of tile t to weights of bfloat16, and its sums to the new maximum.
   void take_softmax(int t) {
-    QueryTile& tile = tiles_[t];
+    Tile& tile = tiles_[t];
     if (!has_windows_) {
       turn_to_weights<Tiles>(blocks_of(t), scale_, logits(t), weights(t), &tile.softmax);
     } else {
@@ -443,9 +389,9 @@ class MatrixUnit : MatrixKeys {
   }
   void add_apart(const Step& step, int column, int t) const {
     const bfloat16* value = value_of(*step.row, column);
+    const MatrixView view = view_for(tiles_[t], step.row->is_additional);
     for (int q = 0; q < tiles_[t].num_queries; ++q) {
-      const KeyRange seen = tiles_[t].view.of(q);
-      if (!step.row->is_additional && (column < seen.begin || column >= seen.end)) continue;
+      if ((view.seen_by(column) >> q & 1) == 0) continue;
       const bfloat16* row = weights(t) + q * kMatrixWeightsPitch + step.slot;
       // Not zero, however small.
       const float weight = std::max(static_cast<float>(row[column - step.column]),
@@ -458,7 +404,7 @@ class MatrixUnit : MatrixKeys {
   }
 
   void write(int t) const {
-    const QueryTile& tile = tiles_[t];
+    const Tile& tile = tiles_[t];
     if (tile.num_queries == 0) return;
     const D d;
     const auto all = hn::Load(d, tile.softmax.sums);
@@ -488,17 +434,14 @@ class MatrixUnit : MatrixKeys {
     }
   }
 
-  const MatrixPair pair_;
   bfloat16* const output_;
   float* const lse_;
-  const float scale_;  // to powers of two
-  const int item_columns_;
-  const bool is_shared_;
+  const float scale_;            // to powers of two
   const bool may_have_windows_;  // of all columns that a query sees, taken out of one step
   const bool are_halves_;        // two of which fill a vector
   int first_column_ = 0;         // of the item, in packed rows
   bool has_windows_ = false;     // of this item
-  QueryTile tiles_[2];
+  Tile tiles_[2];
   KeyRow rows_[kMostSteps + 1];  // and one that ended where all slots were full
   Step steps_[kMostSteps];
   int num_rows_ = 0, num_steps_ = 0, slots_ = 0;

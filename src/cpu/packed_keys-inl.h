@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The keys and values that a unit reads, packed row by row into its scratch: one after the other
 // for sums along head_dim, and for products with lanes of queries transposed (shifted layout;
-// matrix form: either). Part of each forward_*.cc, of backward.cc and of matrix.cc; compiled once
-// for every instruction set.
+// forward's matrix form: either). Part of each forward_*.cc, of backward.cc and of matrix.cc;
+// compiled once for every instruction set.
 #if defined(VECINA_CPU_PACKED_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_PACKED_KEYS_INL_H_
 #undef VECINA_CPU_PACKED_KEYS_INL_H_

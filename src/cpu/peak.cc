@@ -162,8 +162,10 @@ void choose_target() {
       problem_sentence() =
           "this CPU has none of the instruction sets that the kernels were compiled for.";
     } else if (!name.empty() && chosen == 0) {
-      problem_sentence() =
-          fmt::format("VECINA_CPU_TARGET is '{}'; this CPU and build have {}.", wanted, known);
+      const bool is_amx = name == name_of(MatrixTiles::amx);
+      problem_sentence() = fmt::format(
+          "VECINA_CPU_TARGET is '{}'; this CPU and build have {}.{}", wanted, known,
+          is_amx ? " AMX needs a CPU with tiles of bfloat16, and Linux to lend them." : "");
     } else if (chosen != 0) {
       hwy::SetSupportedTargetsForTest(chosen);
     }

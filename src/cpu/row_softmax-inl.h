@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The softmax of one row of a backward tile: from logits and dP to probabilities and gradients of
 // logits, a vector of queries at a time.
-// Part of backward.cc; compiled once for every instruction set.
+// Part of backward.cc and of matrix.cc; compiled once for every instruction set.
 #if defined(VECINA_CPU_ROW_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef VECINA_CPU_ROW_SOFTMAX_INL_H_
 #undef VECINA_CPU_ROW_SOFTMAX_INL_H_

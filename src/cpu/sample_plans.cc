@@ -137,9 +137,11 @@ class SamplesPlan final : public Plan {
     return fmt::format(
         R"({{"kernel": "{}", "target": "{}", "lanes": {}, "threads": {}, "samples": {}, )"
         R"("why": "first in order that takes the problem; units are cut when a call brings )"
-        R"(lengths"}})",
+        R"(lengths{}{}"}})",
         Pass::kName, kernel_.target, kernel_.lanes, resources_.threads.threads(),
-        example_.lengths.shape[0]);
+        example_.lengths.shape[0],
+        kernel_.run_matrix == nullptr ? "" : ", and samples that gain by it take tiles of ",
+        kernel_.matrix_target);
   }
 
  private:

@@ -2,6 +2,7 @@
 #include "cpu/work.h"
 
 #include <algorithm>
+#include <climits>
 
 #include "cpu/layout.h"
 
@@ -60,6 +61,50 @@ BoxWork box_work(const Partition& plan, const Box& box) {
   return work;
 }
 
+// Steps of keys that the tiles of a row of queries meet in a row of keys, all tiles together.
+double steps_of_row(const Partition& plan, const AxisGroup& axis, int begin, int end) {
+  double steps = 0;
+  for (int x = begin; x < end; x += kMatrixTile) {
+    if (key_layout(axis) == KeyLayout::shifted) {
+      // Where tiles of one row are computed together, a window begins anywhere in a step.
+      steps += plan.lanes == kMatrixTile
+                   ? matrix_columns(axis, kMatrixTile) / kMatrixStep
+                   : 0.5 + 1.0 * (kMatrixTile - 1 + axis.window.kernel_size) / kMatrixStep;
+    } else {
+      const int last = axis.window.is_causal ? axis.position(x) + kMatrixTile : INT_MAX;
+      steps += (std::min(last, axis.window.extent) + kMatrixStep - 1) / kMatrixStep;
+    }
+  }
+  return steps;
+}
+
+// Of the matrix form, whose tiles of queries take `products` multiply-adds for each query and key
+// of a step and `exponentials` for each query of one.
+Work matrix_work(const Partition& plan, double products, double exponentials, double packed) {
+  Work work;
+  work.tensor_bytes = static_cast<double>(plan.tensor_bytes);
+  const double heads_kv = static_cast<double>(plan.batch) * plan.heads_kv;
+  const double heads = heads_kv * plan.head_group;
+  const double additional =
+      static_cast<double>(round_up<int64_t>(plan.additional_tokens, kMatrixStep) / kMatrixStep);
+  for (size_t b = 0; b < plan.boxes.size(); ++b) {
+    const Box& box = plan.boxes[b];
+    const BoxWork of_box = box_work(plan, box);
+    const AxisGroup& row = plan.groups[2][static_cast<size_t>(box.group[2])];
+    const int count = box.end[2] - box.begin[2];
+    const double tiles = round_up(count, kMatrixTile) / kMatrixTile;
+    const double steps =
+        heads * (of_box.key_rows * steps_of_row(plan, row, box.begin[2], box.end[2]) +
+                 of_box.query_rows * tiles * additional);
+    work.multiply_adds += steps * kMatrixTile * kMatrixStep * products;
+    work.exponentials += steps * kMatrixTile * exponentials;
+    work.queries += heads * of_box.query_rows * count * (plan.head_dim + plan.head_dim_value);
+    work.packed += heads_kv * static_cast<double>(plan.packed[b].rows()) *
+                   plan.packed[b].ranges[2].size() * packed;
+  }
+  return work;
+}
+
 // Factors of the time that each part of the work would take at the machine's rates.
 struct Factors {
   double multiply_adds, exponentials;
@@ -67,13 +112,17 @@ struct Factors {
   double far;                        // of tensors beyond L2
 };
 // Fitted to the best of two runs of 45 problems on Zen 4 (docs/performance.md), with vectors of 512
-// bits and without. The direct form's exponentials stand for all that it does once a key.
+// bits and without; those of the matrix form to 40 each on Sapphire Rapids. The direct form's
+// exponentials stand for all that it does once a key.
 struct Fits {
   Factors tiles, direct, backward;
+  Factors matrix = {}, matrix_backward = {};  // AVX-512
 };
 constexpr Fits kWide = {{1.17, 0.0, 11.1, 11.1, 0.0, 1.1},
                         {0.8, 5.8, 0.0, 0.0, 0.0, 1.5},
-                        {1.27, 0.0, 13.1, 2.7, 25.0, 0.6}};
+                        {1.27, 0.0, 13.1, 2.7, 25.0, 0.6},
+                        {4.4, 2.2, 8.5, 4.0, 0.0, 0.3},
+                        {4.0, 2.0, 36.0, 3.0, 0.0, 2.4}};
 constexpr Fits kNarrow = {{1.27, 1.1, 3.1, 3.1, 0.0, 3.8},
                           {0.37, 8.6, 0.0, 0.0, 0.0, 1.9},
                           {1.26, 0.0, 15.7, 0.0, 39.0, 4.0}};
@@ -83,11 +132,11 @@ const Fits& fits(int lanes, int element_bytes) {
 // What one core finds again in the third cache.
 constexpr double kNearBytes = 12.0 * 1024 * 1024;
 
-double predict_ms(const Work& work, const Factors& factors, int element_bytes, const Peak& peak) {
+double predict_ms(const Work& work, const Factors& factors, int element_bytes, const Peak& peak,
+                  double gflops) {
   const double floats = element_bytes / static_cast<double>(sizeof(float));  // lanes get fewer
-  double nanoseconds =
-      floats * (factors.multiply_adds * 2.0 * work.multiply_adds / peak.fma_gflops +
-                factors.exponentials * work.exponentials / peak.exp_gops);
+  double nanoseconds = floats * (factors.multiply_adds * 2.0 * work.multiply_adds / gflops +
+                                 factors.exponentials * work.exponentials / peak.exp_gops);
   nanoseconds += element_bytes / peak.l1_gbs *
                  (factors.packed * work.packed + factors.queries * work.queries +
                   factors.gathered * work.gathered);
@@ -101,6 +150,15 @@ double predict_ms(const Work& work, const Factors& factors, int element_bytes, c
 }  // namespace
 
 Work work_of(const ForwardPlan& plan) {
+  if (plan.matrix.is_used()) {
+    const int keys = plan.groups[2].front().window.kernel_size;
+    const bool has_windows = keys <= kMatrixTile;  // taken out of steps
+    return matrix_work(plan, 2 * plan.key_words + plan.value_pitch,
+                       !has_windows              ? kMatrixStep
+                       : keys <= kMatrixTile / 2 ? kMatrixTile / 2
+                                                 : kMatrixTile,
+                       2 * plan.key_words + plan.value_pitch);
+  }
   Work work;
   work.tensor_bytes = static_cast<double>(plan.tensor_bytes);
   const auto additional = static_cast<double>(plan.additional_tokens);
@@ -138,6 +196,10 @@ Work work_of(const ForwardPlan& plan) {
 }
 
 Work work_of(const BackwardPlan& plan) {
+  if (plan.matrix.is_used()) {
+    return matrix_work(plan, 3 * plan.key_pitch + 2 * plan.value_pitch, kMatrixStep,
+                       plan.key_pitch + plan.value_pitch);
+  }
   Work work;
   work.tensor_bytes = static_cast<double>(plan.tensor_bytes);
   const auto additional = static_cast<double>(plan.additional_tokens);
@@ -174,13 +236,19 @@ Work work_of(const BackwardPlan& plan) {
 
 double predict_ms(const ForwardPlan& plan, const ForwardKernel& kernel, const Peak& peak) {
   const Fits& fitted = fits(kernel.lanes, kernel.element_bytes);
-  return predict_ms(work_of(plan), plan.direct.is_used ? fitted.direct : fitted.tiles,
-                    kernel.element_bytes, peak);
+  const bool is_matrix = plan.matrix.is_used();
+  const Factors& factors = is_matrix             ? fitted.matrix
+                           : plan.direct.is_used ? fitted.direct
+                                                 : fitted.tiles;
+  return predict_ms(work_of(plan), factors, kernel.element_bytes, peak,
+                    is_matrix ? peak.tile_gflops : peak.fma_gflops);
 }
 
 double predict_ms(const BackwardPlan& plan, const BackwardKernel& kernel, const Peak& peak) {
-  return predict_ms(work_of(plan), fits(kernel.lanes, kernel.element_bytes).backward,
-                    kernel.element_bytes, peak);
+  const Fits& fitted = fits(kernel.lanes, kernel.element_bytes);
+  const bool is_matrix = plan.matrix.is_used();
+  return predict_ms(work_of(plan), is_matrix ? fitted.matrix_backward : fitted.backward,
+                    kernel.element_bytes, peak, is_matrix ? peak.tile_gflops : peak.fma_gflops);
 }
 
 }  // namespace vecina::internal::cpu

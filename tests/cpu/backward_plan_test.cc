@@ -11,6 +11,7 @@
 #include "core/problem.h"
 #include "cpu/backward.h"
 #include "cpu/launch.h"
+#include "cpu/matrix_tiles.h"
 #include "vecina/vecina.h"
 
 namespace vecina::internal::cpu {
@@ -33,6 +34,10 @@ int most_rows_in_use(const BackwardPlan& plan, size_t b) {
     rows_at_once *= (box.end[2] - box.begin[2] + plan.lanes - 1) / plan.lanes;
   }
   if (a == 0) rows_at_once = tile = 1;
+  if (plan.matrix.is_used()) {
+    rows_at_once = 1;
+    tile = plan.packed[b].ring.band;
+  }
   const auto position = [&](int row) { return axis.position(box.begin[a] + row / rows_at_once); };
   const int rows = (box.end[a] - box.begin[a]) * rows_at_once;
   int packed = plan.packed[b].ranges[a].begin, written = packed, most = 0;
@@ -46,12 +51,13 @@ int most_rows_in_use(const BackwardPlan& plan, size_t b) {
 
 class BackwardRings : public testing::TestWithParam<const char*> {};
 
-TEST_P(BackwardRings, HoldTheRowsInUse) {
-  Problem problem;
-  ASSERT_TRUE(Problem::parse(GetParam(), &problem).ok());
+BackwardPlan plan_of(const Problem& problem, const BackwardKernel& kernel) {
   vecina_backward_args args;
   imagine_arguments(problem, VECINA_CPU, &args);
-  const BackwardPlan plan = plan_backward(problem, args, kernel_for(problem));
+  return plan_backward(problem, args, kernel);
+}
+
+void expect_to_hold_rows_in_use(const BackwardPlan& plan) {
   ASSERT_EQ(plan.packed.size(), plan.boxes.size());
   bool is_partial = false;
   for (size_t b = 0; b < plan.boxes.size(); ++b) {
@@ -60,6 +66,25 @@ TEST_P(BackwardRings, HoldTheRowsInUse) {
     is_partial |= ring.rows < plan.packed[b].ranges[static_cast<size_t>(ring.axis)].size();
   }
   EXPECT_TRUE(is_partial) << "all keys are held: this tests nothing";
+}
+
+TEST_P(BackwardRings, HoldTheRowsInUse) {
+  Problem problem;
+  ASSERT_TRUE(Problem::parse(GetParam(), &problem).ok());
+  expect_to_hold_rows_in_use(plan_of(problem, kernel_for(problem)));
+}
+
+TEST_P(BackwardRings, HoldTheRowsInUseByTiles) {
+  vecina_problem line = cli::parse_problem(GetParam());
+  line.dtype = VECINA_BF16;
+  Problem problem;
+  ASSERT_TRUE(Problem::make(line, &problem).ok());
+  BackwardKernel kernel = kernel_for(problem);
+  kernel.run_matrix = matrix_backward_function(MatrixTiles::emulated);
+  kernel.matrix_everywhere = true;
+  const BackwardPlan plan = plan_of(problem, kernel);
+  if (!plan.matrix.is_used()) GTEST_SKIP() << "no AVX-512, or tiles cannot take the problem";
+  expect_to_hold_rows_in_use(plan);
 }
 
 TEST_P(BackwardRings, AreRight) {
