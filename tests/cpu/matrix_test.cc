@@ -433,7 +433,12 @@ TEST_F(MatrixForms, IsTakenWhereItCanAndWhereItIsFaster) {
   for (const Case& given : std::vector<Case>{
            {"2d 16x16 kernel_size 16 heads 4 head_dim 32", true, true, true},
            {"1d 8192 kernel_size 512 heads 1 head_dim 64", true, true, true},
-           {"2d 32x32 kernel_size 7 heads 4 head_dim 64", true, true, true},
+           {"2d 32x32 kernel_size 7 heads 4 head_dim 64", true, true, false},
+           {"2d 32x32 kernel_size 8 heads 4 head_dim 64", true, true, true},
+           {"2d 8x8 kernel_size 8 heads 4 head_dim 16", true, true, true},
+           {"2d 8x8 kernel_size 8 heads 4 head_dim 14", true, true, false},
+           {"2d 40x40 kernel_size 9 causal 1x0 heads 4 head_dim 64", true, true, false},
+           {"1d 512 kernel_size 512 causal heads 4 head_dim 64", true, true, false},
            {"2d 32x32 kernel_size 7 heads 4 head_dim 64 additional 4", true, false, false},
            {"2d 28x28 kernel_size 7 heads 4 head_dim 64", true, false, false},
            {"2d 32x32 kernel_size 7 heads 4 head_dim 32", true, false, false},
