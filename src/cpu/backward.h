@@ -52,7 +52,7 @@ using BackwardFunction = void (*)(const BackwardPlan& plan, const BackwardPointe
 // Keys and values lie in rows, keys transposed too; queries and grad_output in words of two entries
 // for each of them, and in rows of two tokens. Two tiles of queries are multiplied at a time; up to
 // so many pairs of them add to the sums of a step's keys before those go back to memory, which took
-// 17 to 25 % less time than one where all see the same keys.
+// 6 (16x16 dense) to 17 % (1024 keys) less time than one.
 inline constexpr int kMostTilePairs = 4;
 inline constexpr int kMatrixPairQueries = 2 * kMatrixTile;
 inline constexpr int kMatrixPairStep = kMatrixPairQueries * kMatrixStep;

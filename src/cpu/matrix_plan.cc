@@ -11,11 +11,11 @@
 namespace vecina::internal::cpu {
 namespace {
 
-// Measured on Sapphire Rapids (benchmarks/results/xeon-amx.json, xeon-amx-backward.json): a step of
-// keys takes as long as vectors take for so many products, keys times head_dim, if all queries of
-// its tiles are there; in the backward pass, whose sums of keys are in memory, longer by so many
-// for each entry of a head. Additional tokens take one step more than they fill: mostly they are
-// more than is held at once.
+// Measured on Sapphire Rapids (benchmarks/results/xeon-amx.json): a step of keys takes as long as
+// vectors take for so many products, keys times head_dim, if all queries of its tiles are there. In
+// the backward pass (xeon-amx-backward.json) it takes a share of its own, and one for each entry of
+// a head, since sums of keys are in memory. Additional tokens take one step more than they fill:
+// mostly they are more than is held at once.
 constexpr double kProductsOfStep = 400.0;
 constexpr double kBackwardProductsOfStep = 150.0, kBackwardProductsOfEntry = 4.0;
 
