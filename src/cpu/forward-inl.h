@@ -130,13 +130,19 @@ ForwardKernel make_forward_kernel() {
   const int lanes = static_cast<int>(hn::Lanes(hn::ScalableTag<T>()));
   // Additions across more lanes would cost more than what packing costs.
   const int direct_lanes = kHasDirectForm<Element> ? std::min(lanes, kMaxDirectLanes) : 0;
-  return {&run_forward_unit<Element>,
-          lanes,
-          direct_lanes,
-          kHasNarrowVectors,
-          sizeof(T),
-          hwy::TargetName(HWY_TARGET),
-          kHasMaskedLoads && std::is_same_v<Element, float>};
+  ForwardKernel kernel = {&run_forward_unit<Element>,
+                          lanes,
+                          direct_lanes,
+                          kHasNarrowVectors,
+                          sizeof(T),
+                          hwy::TargetName(HWY_TARGET),
+                          kHasMaskedLoads && std::is_same_v<Element, float>};
+#if HWY_TARGET == HWY_AVX3
+  // Intel's own fetching into L2 keeps up with the third cache; what a tile asks for at once waits
+  // for the few lines that L1 can have under way (docs/performance.md).
+  if (__builtin_cpu_is("intel")) kernel.far_bytes = kStreamedBytes;
+#endif
+  return kernel;
 }
 
 }  // namespace vecina::internal::cpu::HWY_NAMESPACE

@@ -384,6 +384,7 @@ struct ForwardKernel {
   ForwardFunction run_matrix = nullptr;  // of the matrix form; nullptr: this kernel has none
   const char* matrix_target = "";        // what it multiplies with
   bool matrix_everywhere = false;        // not only where it is faster
+  int64_t far_bytes = kFarBytes;         // queries in lanes: tensors of more are fetched ahead
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.
 ForwardKernel forward_kernel_f32();

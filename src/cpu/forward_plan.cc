@@ -597,7 +597,7 @@ ForwardPlan plan_forward(const Problem& problem, const vecina_forward_args& exam
     return plan;
   }
 
-  plan.fetches_far = plan.tensor_bytes > kFarBytes;
+  plan.fetches_far = plan.tensor_bytes > (plan.matrix.is_used() ? kFarBytes : kernel.far_bytes);
   if (plan.matrix.is_used()) {
     begin_matrix(&plan);
   } else {
