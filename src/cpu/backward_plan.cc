@@ -218,8 +218,7 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
   partition(problem, dense, /*has_phases=*/true, kernel.lanes, &plan);
   const int rank = problem.rank();
   const bool may_be_matrix = kernel.run_matrix != nullptr && can_take_matrix_backward(problem);
-  if (may_be_matrix && (kernel.matrix_everywhere ||
-                        (is_matrix_backward_exact(plan) && is_matrix_backward_faster(plan)))) {
+  if (may_be_matrix && (kernel.matrix_everywhere || is_matrix_backward_faster(plan))) {
     plan.matrix.run = kernel.run_matrix;
     begin_matrix(&plan);
   } else {

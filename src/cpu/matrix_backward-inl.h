@@ -113,20 +113,32 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
   void run_item(const Place& item, const Box& band) {
     KeyRange rows = {std::numeric_limits<int>::max(), 0};
     has_queries_apart_ = has_sums_ = false;
-    bool is_far = false;
+    bool is_far = false, is_rough = false;
     for (int t = 0; t < num_tiles_; ++t) {
-      const Tile& tile = tiles_[t];
+      Tile& tile = tiles_[t];
+      tile.is_rough = false;
       if (!set_tile(t, item, band)) continue;
       rows = {std::min(rows.begin, tile.rows.begin), std::max(rows.end, tile.rows.end)};
       has_queries_apart_ |= (tile.queries_apart | tile.grad_outputs_apart) != 0;
       is_far |= tile.is_far();
+      tile.is_rough = is_delta_rough(plan_, keys_seen(item, tile));
+      is_rough |= tile.is_rough;
     }
     if (HWY_UNLIKELY(is_far)) sum_logits(item, rows);
+    if (is_rough) sum_products(item, rows);
     for_each_step(item, rows, [&](const Step& step) { run_step(step); });
     finish_waiting();
     add_to_queries();
     if (grad_query_ == nullptr) return;
     for (int pair = 0; pair < tile_pairs(); ++pair) write(pair);
+  }
+
+  // Of the first query of a tile, which on a causal axis sees the fewest.
+  int64_t keys_seen(const Place& item, const Tile& tile) const {
+    const AxisGroup& outer = keys_.axis(0);
+    const int position = outer.position(item.z);
+    const int64_t rows = int64_t{outer.end(position) - outer.begin(position)} * tile.rows.size();
+    return rows * tile.view.of(0).size() + plan_.additional_tokens;
   }
 
   // Steps that some query of the item sees; `rows` of keys along the middle axis.
@@ -186,6 +198,58 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
           rows + ptrdiff_t{i} * kTile);
     }
     tiles_[t].softmax.add_keys(kStep, rows);
+  }
+
+  // ---- Queries with few keys, whose gradients show the rounding of output
+
+  // Computes P and dP twice, to take delta from these instead and to make the sum of P 1.
+  void sum_products(const Place& item, const KeyRange& rows) {
+    for (Tile& tile : tiles_) {
+      std::fill_n(tile.probability_sums, kTile, 0.0f);
+      std::fill_n(tile.product_sums, kTile, 0.0f);
+    }
+    for_each_step(item, rows, [&](const Step& step) {
+      for (int pair = 0; pair < tile_pairs(); ++pair) {
+        const auto is_wanted = [&](int t) { return step.is_seen[t] && tiles_[t].is_rough; };
+        if (!is_wanted(2 * pair) && !is_wanted(2 * pair + 1)) continue;
+        multiply_keys(step, pair, /*buffer=*/0);
+        multiply_values(step, pair, /*buffer=*/0);
+        for (int t = 2 * pair; t < 2 * pair + 2; ++t) {
+          if (is_wanted(t)) add_products(step, t);
+        }
+      }
+    });
+    const D d;
+    for (int t = 0; t < num_tiles_; ++t) {
+      Tile& tile = tiles_[t];
+      if (!tile.is_rough) continue;
+      const auto sum = hn::Load(d, tile.probability_sums);
+      const auto is_empty = hn::Eq(sum, hn::Zero(d));
+      const auto delta = hn::IfThenZeroElse(is_empty, hn::Div(hn::Load(d, tile.product_sums), sum));
+      hn::Store(hn::Sub(delta, hn::Load(d, tile.softmax.grad_lse)), d, tile.mean);
+      hn::Store(hn::IfThenElse(is_empty, hn::Set(d, 1.0f), sum), d, tile.probability_sums);
+      for (int q = 0; q < kTile; ++q) {
+        tile.softmax.base_rest[q] += std::log2(tile.probability_sums[q]);
+      }
+    }
+  }
+  void add_products(const Step& step, int t) {
+    const D d;
+    Tile& tile = tiles_[t];
+    const MatrixView view = view_for(tile, step.row.is_additional);
+    const auto base = hn::Load(d, tile.softmax.base), rest = hn::Load(d, tile.softmax.base_rest);
+    auto probabilities = hn::Load(d, tile.probability_sums);
+    auto products = hn::Load(d, tile.product_sums);
+    ptrdiff_t at = t % 2 * kTile;
+    for (int i = 0; i < kStep; ++i, at += kQueries) {
+      const auto seen = static_cast<__mmask16>(tile.is_query & view.seen_by(step.column + i));
+      const auto p = probability(logits(/*buffer=*/0) + at, base, rest);
+      const auto of_key = hn::Load(d, this->products(/*buffer=*/0) + at);
+      probabilities = {_mm512_mask_add_ps(probabilities.raw, seen, probabilities.raw, p.raw)};
+      products = {_mm512_mask3_fmadd_ps(p.raw, of_key.raw, products.raw, seen)};
+    }
+    hn::Store(probabilities, d, tile.probability_sums);
+    hn::Store(products, d, tile.product_sums);
   }
 
   // ---- Steps
@@ -292,6 +356,12 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
     }
   }
 
+  HWY_INLINE hn::Vec<D> probability(const float* product, hn::Vec<D> base, hn::Vec<D> rest) const {
+    const D d;
+    // Rounded as it was when lse was made of it.
+    const auto logit = in_register(hn::Mul(hn::Load(d, product), hn::Set(d, scale_)));
+    return exp2_scaled(d, hn::Sub(hn::Sub(logit, base), rest));
+  }
   // Logits and dP of the pair that waits to P and dS.
   void differentiate() const {
     const Step& step = steps_[waiting_.step];
@@ -316,7 +386,6 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
     auto* probabilities = of_pair(plan_.scratch.probabilities, pair);
     auto* gradients = of_pair(plan_.scratch.grad_logits, pair);
     auto* paired = paired_gradients(waiting_.step, pair);
-    const auto scale = hn::Set(d, scale_);
     const Tile* tiles = tiles_ + 2 * pair;
     const V base[2] = {hn::Load(d, tiles[0].softmax.base), hn::Load(d, tiles[1].softmax.base)};
     const V rest[2] = {hn::Load(d, tiles[0].softmax.base_rest),
@@ -335,11 +404,9 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
           if constexpr (!kIsWhole) {
             seen &= static_cast<__mmask16>(views[t].seen_by(step.column + i + static_cast<int>(k)));
           }
-          // Rounded as it was when lse was made of it.
-          const auto logit = in_register(hn::Mul(hn::Load(d, logits + at + t * kTile), scale));
           const auto difference = hn::Sub(hn::Load(d, products + at + t * kTile), mean[t]);
-          p[t] = {_mm512_maskz_mov_ps(
-              seen, exp2_scaled(d, hn::Sub(hn::Sub(logit, base[t]), rest[t])).raw)};
+          p[t] = {_mm512_maskz_mov_ps(seen,
+                                      probability(logits + at + t * kTile, base[t], rest[t]).raw)};
           gradient[t] = {_mm512_maskz_mul_ps(seen, p[t].raw, difference.raw)};
         });
         _mm512_storeu_si512(probabilities + at, Tiles::round_both(d, p[0], p[1]));

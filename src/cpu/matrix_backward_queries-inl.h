@@ -49,6 +49,9 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     __mmask16 is_query = 0;  // that sees some key
     RowSoftmax<D> softmax;
     HWY_ALIGN float mean[kTile];  // delta - grad_lse
+    bool is_rough = false;        // delta is not taken from output, which was rounded
+    // Then of P and of P * dP.
+    HWY_ALIGN float probability_sums[kTile], product_sums[kTile];
 
     // Whether lse, which was rounded at its 24th bit, may put probabilities off by what shows.
     bool is_far() const {
@@ -136,7 +139,8 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     const float* grad_lse =
         grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place);
     HWY_ALIGN float products[kTile][kTile];
-    HWY_ALIGN float lses[kTile], of_lse[kTile];
+    HWY_ALIGN float lses[kTile];
+    float* of_lse = tile->softmax.grad_lse;
     for (int q = 0; q < kTile; ++q) {
       auto sum = hn::Zero(d);
       lses[q] = of_lse[q] = 0.0f;

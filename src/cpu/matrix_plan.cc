@@ -14,10 +14,11 @@ namespace {
 // Measured on Sapphire Rapids (benchmarks/results/xeon-amx.json): a step of keys takes as long as
 // vectors take for so many products, keys times head_dim, if all queries of its tiles are there. In
 // the backward pass (xeon-amx-backward.json) it takes a share of its own, and one for each entry of
-// a head, since sums of keys are in memory. Additional tokens take one step more than they fill:
-// mostly they are more than is held at once.
+// a head, since sums of keys are in memory, and more if delta is summed up beforehand. Additional
+// tokens take one step more than they fill: mostly they are more than is held at once.
 constexpr double kProductsOfStep = 400.0;
 constexpr double kBackwardProductsOfStep = 150.0, kBackwardProductsOfEntry = 4.0;
+constexpr double kBackwardProductsOfDelta = 240.0;
 
 bool is_faster(const Partition& plan, double products_of_step) {
   const AxisGroup& row = plan.groups[kRank - 1].front();
@@ -82,20 +83,19 @@ bool can_take_matrix_backward(const Problem& problem) {
 }
 
 bool is_matrix_form_faster(const Partition& plan) { return is_faster(plan, kProductsOfStep); }
-bool is_matrix_backward_exact(const Partition& plan) {
-  // One of 20,000 random problems erred by 1.17 of what is allowed, with a causal axis; others
-  // without one, of fewer keys or entries, by up to 0.97.
+bool is_delta_rough(const Partition& plan, int64_t keys) {
+  // With delta taken from output a random problem of causal axes erred by 1.17 of what is allowed,
+  // others of fewer keys or entries than these by up to 0.97.
   constexpr int64_t kEnoughKeys = 64;
   constexpr int kEnoughEntries = 16;
-  for (const std::vector<AxisGroup>& groups : plan.groups) {
-    if (groups.front().window.is_causal) return false;
-  }
-  return window_keys(plan) >= kEnoughKeys &&
-         std::min(plan.head_dim, plan.head_dim_value) >= kEnoughEntries;
+  return keys < kEnoughKeys || plan.head_dim_value < kEnoughEntries;
 }
 bool is_matrix_backward_faster(const Partition& plan) {
-  const double entries = (plan.head_dim + plan.head_dim_value) / 2.0;
-  return is_faster(plan, kBackwardProductsOfStep + kBackwardProductsOfEntry * entries);
+  const double entries =
+      (round_up(plan.head_dim, kMatrixStep) + round_up(plan.head_dim_value, kMatrixStep)) / 2.0;
+  const bool is_rough = is_delta_rough(plan, window_keys(plan) + plan.additional_tokens);
+  return is_faster(plan, kBackwardProductsOfStep + kBackwardProductsOfEntry * entries +
+                             (is_rough ? kBackwardProductsOfDelta : 0.0));
 }
 
 void begin_matrix(ForwardPlan* plan) {

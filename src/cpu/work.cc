@@ -197,8 +197,10 @@ Work work_of(const ForwardPlan& plan) {
 
 Work work_of(const BackwardPlan& plan) {
   if (plan.matrix.is_used()) {
-    return matrix_work(plan, 3 * plan.key_pitch + 2 * plan.value_pitch, kMatrixStep,
-                       plan.key_pitch + plan.value_pitch);
+    // Of causal axes only a part of the queries takes logits and dP twice.
+    const int times = is_delta_rough(plan, window_keys(plan) + plan.additional_tokens) ? 2 : 1;
+    return matrix_work(plan, (times + 2) * plan.key_pitch + (times + 1) * plan.value_pitch,
+                       times * kMatrixStep, plan.key_pitch + plan.value_pitch);
   }
   Work work;
   work.tensor_bytes = static_cast<double>(plan.tensor_bytes);
