@@ -365,7 +365,9 @@ std::vector<InnerCase> make_cases() {
   Cases cases([](const internal::Problem& of) {
     return !takes_direct_form(of, forward_kernel(of.dtype()));
   });
-  for (const int rows : {1, 2, 3}) add_logits<float>(Kind::plane, rows, 7, 32, &cases);
+  for (int rows = 1; rows <= kMaxLogitRows; ++rows) {
+    add_logits<float>(Kind::plane, rows, 7, 32, &cases);
+  }
   for (const int keys : {3, 5, 13}) add_logits<float>(Kind::plane, 3, keys, 32, &cases);
   for (const int head_dim : {64, 128}) add_logits<float>(Kind::plane, 3, 7, head_dim, &cases);
   add_logits<float>(Kind::line, 1, 64, 64, &cases);

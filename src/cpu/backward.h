@@ -153,8 +153,10 @@ BackwardPlan plan_backward(const Problem& problem, const vecina_backward_args& e
 // Of the matrix form: what the plan needs first; elements from one entry of transposed keys to the
 // next; elements of a packed row and its sums; and the scratch but for what packing needs.
 bool can_take_matrix_backward(const Problem& problem);
-// Whether queries have so few keys, or entries, that the rounding of output shows in their delta.
-bool is_delta_rough(const Partition& plan, int64_t keys);
+// Whether the rounding of output shows in the delta of queries that see so many keys, or a whole
+// window and the additional tokens.
+bool is_delta_rough(int64_t keys);
+bool is_delta_rough(const Partition& plan);
 bool is_matrix_backward_faster(const Partition& plan);  // than queries in lanes
 void begin_matrix(BackwardPlan* plan);
 int matrix_transposed_pitch(int columns);

@@ -138,8 +138,8 @@ ForwardKernel make_forward_kernel() {
                           hwy::TargetName(HWY_TARGET),
                           kHasMaskedLoads && std::is_same_v<Element, float>};
 #if HWY_TARGET == HWY_AVX3
-  // Intel's own fetching into L2 keeps up with the third cache; what a tile asks for at once waits
-  // for the few lines that L1 can have under way (docs/performance.md).
+  // There a fifth of a tile's time went to asking for what comes from the third cache as fast
+  // unasked (docs/performance.md, "A Xeon again").
   if (__builtin_cpu_is("intel")) kernel.far_bytes = kStreamedBytes;
 #endif
   return kernel;

@@ -294,7 +294,7 @@ struct ForwardPlan : Partition {
   bool values_in_place = false;         // away from the borders values are read where they lie
   bool keys_in_place = false;           // those that all lanes share
   bool shared_values_in_place = false;  // theirs too
-  bool fetches_far = false;             // the tensors are more than L2 holds
+  bool fetches_far = false;             // the tensors are more than what needs no asking for
   bool streams_output = false;          // and more than the caches do
   BiasTable bias;
 
@@ -384,7 +384,7 @@ struct ForwardKernel {
   ForwardFunction run_matrix = nullptr;  // of the matrix form; nullptr: this kernel has none
   const char* matrix_target = "";        // what it multiplies with
   bool matrix_everywhere = false;        // not only where it is faster
-  int64_t far_bytes = kFarBytes;         // queries in lanes: tensors of more are fetched ahead
+  int64_t far_bytes = kFarBytes;         // tensors of more are fetched ahead by queries in lanes
 };
 // For the best instruction set of this machine, or VECINA_CPU_TARGET.
 ForwardKernel forward_kernel_f32();

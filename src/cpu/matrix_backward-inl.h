@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One unit of the backward pass in the matrix form: items of up to eight tiles of 16 queries, two
 // of which are multiplied at a time, by steps of 32 keys. With P the probabilities, and
-// delta = output . grad_output:
+// delta = output . grad_output, or sum P * dP where the rounding of output shows:
 //   P = exp(scale * query . key - lse),   dP = grad_output . value      16 queries are a vector
 //   dS = P * (dP - delta + grad_lse), rounded as P is to what the products below read
 //   grad_query = scale * sum dS * key,   transposed until it is written
@@ -113,32 +113,22 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
   void run_item(const Place& item, const Box& band) {
     KeyRange rows = {std::numeric_limits<int>::max(), 0};
     has_queries_apart_ = has_sums_ = false;
-    bool is_far = false, is_rough = false;
+    bool is_far = false, some_sum_delta = false;
     for (int t = 0; t < num_tiles_; ++t) {
-      Tile& tile = tiles_[t];
-      tile.is_rough = false;
+      const Tile& tile = tiles_[t];
       if (!set_tile(t, item, band)) continue;
       rows = {std::min(rows.begin, tile.rows.begin), std::max(rows.end, tile.rows.end)};
       has_queries_apart_ |= (tile.queries_apart | tile.grad_outputs_apart) != 0;
       is_far |= tile.is_far();
-      tile.is_rough = is_delta_rough(plan_, keys_seen(item, tile));
-      is_rough |= tile.is_rough;
+      some_sum_delta |= tile.sums_delta;
     }
     if (HWY_UNLIKELY(is_far)) sum_logits(item, rows);
-    if (is_rough) sum_products(item, rows);
+    if (some_sum_delta) sum_deltas(item, rows);
     for_each_step(item, rows, [&](const Step& step) { run_step(step); });
     finish_waiting();
     add_to_queries();
     if (grad_query_ == nullptr) return;
     for (int pair = 0; pair < tile_pairs(); ++pair) write(pair);
-  }
-
-  // Of the first query of a tile, which on a causal axis sees the fewest.
-  int64_t keys_seen(const Place& item, const Tile& tile) const {
-    const AxisGroup& outer = keys_.axis(0);
-    const int position = outer.position(item.z);
-    const int64_t rows = int64_t{outer.end(position) - outer.begin(position)} * tile.rows.size();
-    return rows * tile.view.of(0).size() + plan_.additional_tokens;
   }
 
   // Steps that some query of the item sees; `rows` of keys along the middle axis.
@@ -200,56 +190,52 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
     tiles_[t].softmax.add_keys(kStep, rows);
   }
 
-  // ---- Queries with few keys, whose gradients show the rounding of output
+  // ---- Delta of queries to which the rounding of output would show
 
-  // Computes P and dP twice, to take delta from these instead and to make the sum of P 1.
-  void sum_products(const Place& item, const KeyRange& rows) {
+  // Computes P and dP beforehand.
+  void sum_deltas(const Place& item, const KeyRange& rows) {
     for (Tile& tile : tiles_) {
       std::fill_n(tile.probability_sums, kTile, 0.0f);
-      std::fill_n(tile.product_sums, kTile, 0.0f);
+      std::fill_n(tile.delta_sums, kTile, 0.0f);
     }
     for_each_step(item, rows, [&](const Step& step) {
       for (int pair = 0; pair < tile_pairs(); ++pair) {
-        const auto is_wanted = [&](int t) { return step.is_seen[t] && tiles_[t].is_rough; };
+        const auto is_wanted = [&](int t) { return step.is_seen[t] && tiles_[t].sums_delta; };
         if (!is_wanted(2 * pair) && !is_wanted(2 * pair + 1)) continue;
         multiply_keys(step, pair, /*buffer=*/0);
         multiply_values(step, pair, /*buffer=*/0);
         for (int t = 2 * pair; t < 2 * pair + 2; ++t) {
-          if (is_wanted(t)) add_products(step, t);
+          if (is_wanted(t)) add_to_deltas(step, t);
         }
       }
     });
     const D d;
     for (int t = 0; t < num_tiles_; ++t) {
       Tile& tile = tiles_[t];
-      if (!tile.is_rough) continue;
+      if (!tile.sums_delta) continue;
+      // A quotient, as lse was rounded too: of a query with one key it is that key's dP.
       const auto sum = hn::Load(d, tile.probability_sums);
-      const auto is_empty = hn::Eq(sum, hn::Zero(d));
-      const auto delta = hn::IfThenZeroElse(is_empty, hn::Div(hn::Load(d, tile.product_sums), sum));
+      const auto delta =
+          hn::IfThenZeroElse(hn::Eq(sum, hn::Zero(d)), hn::Div(hn::Load(d, tile.delta_sums), sum));
       hn::Store(hn::Sub(delta, hn::Load(d, tile.softmax.grad_lse)), d, tile.mean);
-      hn::Store(hn::IfThenElse(is_empty, hn::Set(d, 1.0f), sum), d, tile.probability_sums);
-      for (int q = 0; q < kTile; ++q) {
-        tile.softmax.base_rest[q] += std::log2(tile.probability_sums[q]);
-      }
     }
   }
-  void add_products(const Step& step, int t) {
+  void add_to_deltas(const Step& step, int t) {
     const D d;
     Tile& tile = tiles_[t];
     const MatrixView view = view_for(tile, step.row.is_additional);
     const auto base = hn::Load(d, tile.softmax.base), rest = hn::Load(d, tile.softmax.base_rest);
-    auto probabilities = hn::Load(d, tile.probability_sums);
-    auto products = hn::Load(d, tile.product_sums);
+    auto probabilities = hn::Load(d, tile.probability_sums), deltas = hn::Load(d, tile.delta_sums);
     ptrdiff_t at = t % 2 * kTile;
     for (int i = 0; i < kStep; ++i, at += kQueries) {
-      const auto seen = static_cast<__mmask16>(tile.is_query & view.seen_by(step.column + i));
+      const auto seen = static_cast<__mmask16>(view.seen_by(step.column + i));
       const auto p = probability(logits(/*buffer=*/0) + at, base, rest);
-      const auto of_key = hn::Load(d, this->products(/*buffer=*/0) + at);
+      const auto grad_probability = hn::Load(d, products(/*buffer=*/0) + at);
       probabilities = {_mm512_mask_add_ps(probabilities.raw, seen, probabilities.raw, p.raw)};
-      products = {_mm512_mask3_fmadd_ps(p.raw, of_key.raw, products.raw, seen)};
+      deltas = {_mm512_mask3_fmadd_ps(p.raw, grad_probability.raw, deltas.raw, seen)};
     }
     hn::Store(probabilities, d, tile.probability_sums);
-    hn::Store(products, d, tile.product_sums);
+    hn::Store(deltas, d, tile.delta_sums);
   }
 
   // ---- Steps
@@ -356,10 +342,11 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
     }
   }
 
-  HWY_INLINE hn::Vec<D> probability(const float* product, hn::Vec<D> base, hn::Vec<D> rest) const {
+  // Of a key, seen or not, for the queries of a tile.
+  HWY_INLINE hn::Vec<D> probability(const float* logits, hn::Vec<D> base, hn::Vec<D> rest) const {
     const D d;
     // Rounded as it was when lse was made of it.
-    const auto logit = in_register(hn::Mul(hn::Load(d, product), hn::Set(d, scale_)));
+    const auto logit = in_register(hn::Mul(hn::Load(d, logits), hn::Set(d, scale_)));
     return exp2_scaled(d, hn::Sub(hn::Sub(logit, base), rest));
   }
   // Logits and dP of the pair that waits to P and dS.

@@ -49,9 +49,8 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     __mmask16 is_query = 0;  // that sees some key
     RowSoftmax<D> softmax;
     HWY_ALIGN float mean[kTile];  // delta - grad_lse
-    bool is_rough = false;        // delta is not taken from output, which was rounded
-    // Then of P and of P * dP.
-    HWY_ALIGN float probability_sums[kTile], product_sums[kTile];
+    bool sums_delta = false;      // delta is summed up, not taken from output
+    HWY_ALIGN float probability_sums[kTile], delta_sums[kTile];  // of P and of P * dP
 
     // Whether lse, which was rounded at its 24th bit, may put probabilities off by what shows.
     bool is_far() const {
@@ -72,6 +71,7 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     Tile& tile = tiles_[t];
     Place place;
     tile.num_queries = 0;
+    tile.sums_delta = false;
     if (find_tile(item, t, &place)) place_tile(place, band, first_column(item), &tile);
     const bool is_there = tile.num_queries > 0;
     // Tiles are there from the first on: a pair whose first one is not is not read at all.
@@ -82,7 +82,9 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
       if (grad_query_ != nullptr) {
         tile.grad_queries = grad_query_ + query_offset(plan_.grad_query, place);
       }
+      tile.sums_delta = is_delta_rough(least_keys(item, tile));
       set_softmax(place, &tile);
+      if (!tile.sums_delta) set_mean(place, &tile);
     }
     tile.queries_apart = set_rows(t, tile.queries, query_stride(), plan_.head_dim, plan_.key_pitch,
                                   plan_.scratch.transposed_queries, plan_.scratch.queries);
@@ -132,21 +134,38 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     return static_cast<uint16_t>(marks);
   }
 
+  // Keys that the first query of a tile sees: on a causal axis no other one sees fewer.
+  int64_t least_keys(const Place& item, const Tile& tile) const {
+    const AxisGroup& outer = keys_.axis(0);
+    const int position = outer.position(item.z);
+    const int64_t rows = int64_t{outer.end(position) - outer.begin(position)} * tile.rows.size();
+    return rows * tile.view.of(0).size() + plan_.additional_tokens;
+  }
+
   void set_softmax(const Place& place, Tile* tile) const {
     const D d;
-    const bfloat16* output = output_ + output_offset(plan_.output, place);
     const float* lse = lse_ + output_offset(plan_.lse, place);
     const float* grad_lse =
         grad_lse_ == nullptr ? nullptr : grad_lse_ + output_offset(plan_.grad_lse, place);
-    HWY_ALIGN float products[kTile][kTile];
     HWY_ALIGN float lses[kTile];
-    float* of_lse = tile->softmax.grad_lse;
+    for (int q = 0; q < kTile; ++q) {
+      const bool is_query = q < tile->num_queries;
+      lses[q] = is_query ? lse[q * output_stride(plan_.lse)] : 0.0f;
+      tile->softmax.grad_lse[q] =
+          is_query && grad_lse != nullptr ? grad_lse[q * output_stride(plan_.grad_lse)] : 0.0f;
+    }
+    tile->softmax.set_lse(hn::Load(d, lses), tile->num_queries);
+    tile->is_query = _mm512_cmp_ps_mask(hn::Load(d, tile->softmax.sees_some).raw,
+                                        hn::Set(d, 1.0f).raw, _CMP_EQ_OQ);
+  }
+  // Delta of output.
+  void set_mean(const Place& place, Tile* tile) const {
+    const D d;
+    const bfloat16* output = output_ + output_offset(plan_.output, place);
+    HWY_ALIGN float products[kTile][kTile];
     for (int q = 0; q < kTile; ++q) {
       auto sum = hn::Zero(d);
-      lses[q] = of_lse[q] = 0.0f;
       if (q < tile->num_queries) {
-        lses[q] = lse[q * output_stride(plan_.lse)];
-        if (grad_lse != nullptr) of_lse[q] = grad_lse[q * output_stride(plan_.grad_lse)];
         const bfloat16* a = output + q * output_stride(plan_.output);
         const bfloat16* b = tile->grad_outputs + q * output_stride(plan_.grad_output);
         int e = 0;
@@ -161,10 +180,7 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     }
     const auto delta =
         combine_rows(d, products, [](auto a, auto b) VECINA_INLINE { return hn::Add(a, b); });
-    hn::Store(hn::Sub(delta, hn::Load(d, of_lse)), d, tile->mean);
-    tile->softmax.set_lse(hn::Load(d, lses), tile->num_queries);
-    tile->is_query = _mm512_cmp_ps_mask(hn::Load(d, tile->softmax.sees_some).raw,
-                                        hn::Set(d, 1.0f).raw, _CMP_EQ_OQ);
+    hn::Store(hn::Sub(delta, hn::Load(d, tile->softmax.grad_lse)), d, tile->mean);
   }
 };
 

@@ -197,8 +197,8 @@ Work work_of(const ForwardPlan& plan) {
 
 Work work_of(const BackwardPlan& plan) {
   if (plan.matrix.is_used()) {
-    // Of causal axes only a part of the queries takes logits and dP twice.
-    const int times = is_delta_rough(plan, window_keys(plan) + plan.additional_tokens) ? 2 : 1;
+    // Logits and dP are computed twice for a rough delta; of causal axes that is not counted.
+    const int times = is_delta_rough(plan) ? 2 : 1;
     return matrix_work(plan, (times + 2) * plan.key_pitch + (times + 1) * plan.value_pitch,
                        times * kMatrixStep, plan.key_pitch + plan.value_pitch);
   }

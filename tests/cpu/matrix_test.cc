@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The matrix form of both passes: by an emulation of AMX wherever there is AVX-512, and by its
 // instructions where the CPU has them.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -244,6 +245,7 @@ TEST_F(MatrixForms, BackwardIsRight) {
 TEST_F(MatrixForms, GivesTheGradientsThatAreWanted) {
   for (const char* line :
        {"2d 20x40 kernel_size 5x7 heads 2 heads_kv 1 head_dim 32 additional 3 dtype bf16",
+        "1d 200 kernel_size 120 causal heads 1 head_dim 32 additional 2 dtype bf16",
         "1d 300 kernel_size 40 heads 1 head_dim 32 head_dim_value 64 additional 1 dtype bf16"}) {
     const vecina_problem problem = cli::parse_problem(line);
     const cli::Inputs inputs = cli::random_inputs(problem, /*seed=*/1);
@@ -289,13 +291,13 @@ TEST_F(MatrixForms, InstructionsGiveTheBitsOfTheirEmulation) {
   });
 }
 
-// Of 12x40 tokens, by windows of 5x7 keys.
-bool sees(int64_t query, int64_t key) {
+// Of 12x40 tokens, by windows of 5 keys, or so many, times 7.
+bool sees(int64_t query, int64_t key, int64_t rows = 5) {
   const auto holds = [](int64_t q, int64_t k, int64_t extent, int64_t kernel_size) {
     const int64_t begin = std::clamp<int64_t>(q - kernel_size / 2, 0, extent - kernel_size);
     return k >= begin && k < begin + kernel_size;
   };
-  return holds(query / 40, key / 40, 12, 5) && holds(query % 40, key % 40, 40, 7);
+  return holds(query / 40, key / 40, 12, rows) && holds(query % 40, key % 40, 40, 7);
 }
 
 // Weights of keys that a query does not see are zero, which makes NaN of an infinite value.
@@ -328,19 +330,24 @@ TEST_F(MatrixForms, KeepsWhatIsNotFiniteToThoseWhoSeeIt) {
 }
 
 // Infinite entries of one token: what only others see keeps its bits, and what sees it is not
-// finite in the entries that it must not be in.
-TEST_F(MatrixForms, BackwardKeepsWhatIsNotFiniteToThoseWhoSeeIt) {
+// finite in the entries that it must not be in. With few keys delta is summed up, with more it is
+// taken from output.
+class NotFinite : public MatrixForms, public testing::WithParamInterface<int> {};
+INSTANTIATE_TEST_SUITE_P(RowsOfKeys, NotFinite, testing::Values(5, 11));
+TEST_P(NotFinite, BackwardKeepsItToThoseWhoSeeIt) {
   constexpr int64_t kRows = 12, kColumns = 40, kDim = 32, kToken = 6 * kColumns + 20;
-  const vecina_problem line =
-      cli::parse_problem("2d 12x40 kernel_size 5x7 heads 1 head_dim 32 additional 2 dtype bf16");
+  const vecina_problem line = cli::parse_problem(fmt::format(
+      "2d 12x40 kernel_size {}x7 heads 1 head_dim 32 additional 2 dtype bf16", GetParam()));
+  const auto sees = [](int64_t query, int64_t key) { return cpu::sees(query, key, GetParam()); };
   const cli::Inputs inputs = cli::random_inputs(line, 1);
   const cli::Outputs outputs = run(emulated_, line, inputs).outputs;
   const cli::Gradients finite = run_backward(emulated_backward_, line, inputs, outputs);
-  for (const auto member : {&cli::Inputs::query, &cli::Inputs::key, &cli::Inputs::grad_output,
-                            &cli::Inputs::additional_key}) {
+  for (const auto member : {&cli::Inputs::query, &cli::Inputs::key, &cli::Inputs::value,
+                            &cli::Inputs::grad_output, &cli::Inputs::additional_key}) {
     cli::Inputs changed = cli::random_inputs(line, 1);
     const bool is_additional = member == &cli::Inputs::additional_key;
-    const bool is_key = is_additional || member == &cli::Inputs::key;
+    const bool is_value = member == &cli::Inputs::value;
+    const bool is_key = is_additional || is_value || member == &cli::Inputs::key;
     const int64_t token = is_additional ? 1 : kToken;
     (changed.*member).set(token * kDim + 5, std::numeric_limits<double>::infinity());
     const cli::Gradients actual =
@@ -372,7 +379,7 @@ TEST_F(MatrixForms, BackwardKeepsWhatIsNotFiniteToThoseWhoSeeIt) {
     };
     compare(&cli::Gradients::query, query_is_reached);
     compare(&cli::Gradients::key, key_is_reached);
-    compare(&cli::Gradients::value, key_is_reached);
+    if (!is_value) compare(&cli::Gradients::value, key_is_reached);  // P, that is
   }
 }
 
@@ -395,6 +402,39 @@ TEST_F(MatrixForms, TakesAdditionalValuesThatAreNotFinite) {
     } else {
       EXPECT_EQ(actual[i], finite[i]) << i;
     }
+  }
+}
+
+// Delta is taken from output, whose NaN then reaches the gradients, but not of tiles whose first
+// query sees few keys: there its rounding would show.
+TEST_F(MatrixForms, BackwardReadsOutputWhereItIsExactEnough) {
+  struct Case {
+    const char* line;
+    int64_t token;
+    bool is_read;
+  };
+  for (const Case& given : std::vector<Case>{
+           {"1d 200 kernel_size 63 heads 1 head_dim 32", 90, false},
+           {"1d 200 kernel_size 64 heads 1 head_dim 32", 90, true},
+           {"1d 200 kernel_size 62 heads 1 head_dim 32 additional 2", 90, true},
+           {"1d 200 kernel_size 100 causal heads 1 head_dim 32", 0, false},
+           {"1d 200 kernel_size 100 causal heads 1 head_dim 32", 63, false},
+           {"1d 200 kernel_size 100 causal heads 1 head_dim 32", 64, true},
+           {"1d 200 kernel_size 200 causal heads 1 head_dim 32", 63, false},
+           {"1d 200 kernel_size 200 causal heads 1 head_dim 32", 64, true},
+           {"2d 20x40 kernel_size 9 causal 1x0 heads 1 head_dim 32", 6 * 40 + 39, false},
+           {"2d 20x40 kernel_size 9 causal 1x0 heads 1 head_dim 32", 7 * 40, true},
+           {"3d 3x4x40 kernel_size 2x3x11 causal 1x0x0 heads 1 head_dim 32", 4 * 40 - 1, false},
+           {"3d 3x4x40 kernel_size 2x3x11 causal 1x0x0 heads 1 head_dim 32", 4 * 40, true}}) {
+    SCOPED_TRACE(fmt::format("{}, token {}", given.line, given.token));
+    const vecina_problem line = cli::parse_problem(std::string(given.line) + " dtype bf16");
+    const cli::Inputs inputs = cli::random_inputs(line, /*seed=*/1);
+    cli::Outputs outputs = run(emulated_, line, inputs).outputs;
+    const auto expected = bits_of(run_backward(emulated_backward_, line, inputs, outputs));
+    const int64_t size = outputs.output.size() / (outputs.lse.size());
+    outputs.output.set(given.token * size, std::nan(""));
+    const auto actual = bits_of(run_backward(emulated_backward_, line, inputs, outputs));
+    EXPECT_EQ(actual != expected, given.is_read);
   }
 }
 
@@ -421,6 +461,7 @@ TEST_F(MatrixForms, MakesNothingOfEmptyRows) {
   for (const double output : tests::values_of(run.outputs.output)) EXPECT_EQ(output, 0.0);
   const cli::Gradients gradients = run_backward(emulated_backward_, line, inputs, run.outputs);
   for (const double gradient : tests::values_of(gradients.value)) EXPECT_EQ(gradient, 0.0);
+  for (const double gradient : tests::values_of(gradients.key)) EXPECT_EQ(gradient, 0.0);
 }
 
 TEST_F(MatrixForms, IsTakenWhereItCanAndWhereItIsFaster) {
@@ -438,6 +479,9 @@ TEST_F(MatrixForms, IsTakenWhereItCanAndWhereItIsFaster) {
            {"2d 32x32 kernel_size 8 heads 4 head_dim 64", true, true, true},
            {"2d 8x8 kernel_size 8 heads 4 head_dim 16", true, true, true},
            {"2d 8x8 kernel_size 8 heads 4 head_dim 14", true, true, false},
+           {"1d 512 kernel_size 512 heads 4 head_dim 14 head_dim_value 64", true, true, false},
+           {"1d 512 kernel_size 512 heads 4 head_dim 64 head_dim_value 14", true, true, false},
+           {"1d 512 kernel_size 512 heads 4 head_dim 16 head_dim_value 64", true, true, true},
            {"2d 40x40 kernel_size 9 causal 1x0 heads 4 head_dim 64", true, true, true},
            {"1d 512 kernel_size 512 causal heads 4 head_dim 64", true, true, true},
            {"1d 2048 kernel_size 33 heads 4 head_dim 32", true, true, true},
