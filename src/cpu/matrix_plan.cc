@@ -19,7 +19,7 @@ namespace {
 // take one step more than they fill: mostly they are more than is held at once.
 constexpr double kProductsOfStep = 400.0;
 constexpr double kBackwardProductsOfStep = 150.0, kBackwardProductsOfEntry = 4.0;
-constexpr double kBackwardProductsOfDelta = 240.0;
+constexpr double kBackwardProductsOfDelta = 120.0;
 
 bool is_faster(const Partition& plan, double products_of_step) {
   const AxisGroup& row = plan.groups[kRank - 1].front();
