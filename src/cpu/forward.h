@@ -95,6 +95,8 @@ struct Strides {
 // cache that one call has for itself.
 inline constexpr int64_t kFarBytes = 1024 * 1024;
 inline constexpr int64_t kStreamedBytes = 32 * 1024 * 1024;
+// Of what one core finds again in the third cache.
+inline constexpr int64_t kNearBytes = 12 * 1024 * 1024;
 
 // True if `lanes` elements that follow each other in a row, counted from its first one, lie at a
 // multiple of their size.

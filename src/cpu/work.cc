@@ -129,8 +129,6 @@ constexpr Fits kNarrow = {{1.27, 1.1, 3.1, 3.1, 0.0, 3.8},
 const Fits& fits(int lanes, int element_bytes) {
   return lanes * element_bytes == 64 ? kWide : kNarrow;
 }
-// What one core finds again in the third cache.
-constexpr double kNearBytes = 12.0 * 1024 * 1024;
 
 double predict_ms(const Work& work, const Factors& factors, int element_bytes, const Peak& peak,
                   double gflops) {

@@ -220,6 +220,30 @@ TEST(ForwardPlan, GivesTheSameBitsHoweverRowsAreCut) {
 }
 
 // Rows whose strips would be beyond 2^31 elements: planned, not run.
+// Queries in lanes fetch ahead what is beyond far_bytes, tiles of matrices what is beyond L2.
+TEST(ForwardPlan, FetchesAheadWhatIsFar) {
+  Problem problem;
+  ASSERT_TRUE(
+      Problem::parse("2d 32x32 kernel_size 13 batch 4 heads 4 head_dim 32 dtype bf16", &problem)
+          .ok());
+  constexpr int64_t kBytes = int64_t{4} * 4 * 32 * 32 * 4 * 32 * 2;
+  vecina_forward_args args;
+  imagine_arguments(problem, VECINA_CPU, &args);
+  for (const int64_t far_bytes : {kBytes, kBytes - 1}) {
+    ForwardKernel kernel = kernel_for(problem);
+    kernel.far_bytes = far_bytes;
+    kernel.run_matrix = nullptr;
+    const ForwardPlan lanes = plan_forward(problem, args, kernel, /*enough=*/1);
+    ASSERT_FALSE(lanes.direct.is_used || lanes.matrix.is_used());
+    EXPECT_EQ(lanes.fetches_far, far_bytes < kBytes);
+    kernel.run_matrix = kernel.run;  // only its plan is looked at
+    kernel.matrix_everywhere = true;
+    const ForwardPlan matrix = plan_forward(problem, args, kernel, /*enough=*/1);
+    ASSERT_TRUE(matrix.matrix.is_used());
+    EXPECT_TRUE(matrix.fetches_far);
+  }
+}
+
 TEST(ForwardPlan, HasRoomForLongRows) {
   for (const char* line : {"1d 262144 kernel_size 65537 heads 32 heads_kv 8 head_dim 8",
                            "1d 262144 kernel_size 65537 heads 64 heads_kv 16 head_dim 128",
