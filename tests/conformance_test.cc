@@ -124,17 +124,19 @@ TEST(ConformanceSweep, RandomProblems) {
   }
 }
 
-// Logits of which rounding leaves lse no digits, of more keys than a tile holds. Rounding the
-// logits themselves in another order than plain maths may take a few times what is allowed;
-// probabilities that followed from lse took thousands.
+// Logits of which rounding leaves lse no digits, of more keys than a tile holds and of fewer.
+// Rounding the logits themselves in another order than plain maths may take a few times what is
+// allowed; probabilities that followed from lse took thousands.
 TEST(ConformanceOfLargeLogits, Gradients) {
   cli::Checker& checker = checker_of("cpu");
   for (const char* line : {"1d 600 kernel_size 550 heads 1 head_dim 16",
                            "1d 600 kernel_size 550 causal heads 2 heads_kv 1 head_dim 16",
                            "2d 30x30 kernel_size 25 causal 0x1 heads 1 head_dim 8 bias",
                            "2d 60x60 kernel_size 25 output_stride 3x2 heads 1 head_dim 8",
-                           "attention 50x600 causal heads 1 head_dim 8 additional 150"}) {
-    for (const char* scale : {"scale -1e5", "scale 1e9"}) {
+                           "attention 50x600 causal heads 1 head_dim 8 additional 150",
+                           "1d 198 kernel_size 10 causal heads 2 head_dim 64"}) {
+    for (const char* scale :
+         {"scale -1e5", "scale 1e9", "scale -1e5 dtype bf16", "scale 1e9 dtype bf16"}) {
       const std::string whole = std::string(line) + " " + scale;
       for (uint64_t seed : {1, 2}) {
         const cli::Verdict verdict = checker.check_backward(cli::parse_problem(whole), seed);

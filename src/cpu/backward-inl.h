@@ -256,9 +256,7 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
     if (!is_whole_) {
       for (int r = 0; r < num_rows; ++r) add_to_delta(&rows[static_cast<size_t>(r)], r);
     }
-    if constexpr (std::is_same_v<T, Element>) {  // 16 bits leave gradients fewer digits than lse
-      if (has_far_lse(rows, num_rows)) sum_logits(x, z, num_keys, &rows, num_rows);
-    }
+    if (has_far_lse(rows, num_rows)) sum_logits(x, z, num_keys, &rows, num_rows);
     for_each_run(x, z, num_keys, rows, num_rows,
                  [&](int count, int first, int last, const auto& place_run) {
                    Run* run = new_run(count, first, last, &rows, num_rows);
@@ -302,8 +300,9 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
   }
 
   bool has_far_lse(const Rows& rows, int num_rows) const {
-    return std::any_of(rows.begin(), rows.begin() + num_rows,
-                       [&](const Row& row) { return row.softmax.is_far(is_whole_); });
+    return std::any_of(rows.begin(), rows.begin() + num_rows, [&](const Row& row) {
+      return row.softmax.template is_far<Element>(is_whole_);
+    });
   }
 
   // Logits are computed twice, so that probabilities are what follows from them as they are here:
@@ -328,7 +327,9 @@ class BackwardUnit : LaneUnit<Element, BackwardPlan> {
                      row.softmax.add_keys(static_cast<size_t>(count), logits);
                    }
                  });
-    for (int r = 0; r < num_rows; ++r) (*rows)[static_cast<size_t>(r)].softmax.leave_lse(is_whole_);
+    for (int r = 0; r < num_rows; ++r) {
+      (*rows)[static_cast<size_t>(r)].softmax.template leave_lse<Element>(is_whole_);
+    }
   }
 
   Place place_of(int x, int z, int index) const {

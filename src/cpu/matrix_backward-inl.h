@@ -119,7 +119,7 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
       if (!set_tile(t, item, band)) continue;
       rows = {std::min(rows.begin, tile.rows.begin), std::max(rows.end, tile.rows.end)};
       has_queries_apart_ |= (tile.queries_apart | tile.grad_outputs_apart) != 0;
-      is_far |= tile.is_far();
+      is_far |= tile.softmax.is_far<bfloat16>(/*is_whole=*/false);
       some_sum_delta |= tile.sums_delta;
     }
     if (HWY_UNLIKELY(is_far)) sum_logits(item, rows);
@@ -171,7 +171,7 @@ class MatrixBackwardUnit : MatrixBackwardQueries {
     for (int t = 0; t < num_tiles_; ++t) {
       RowSoftmax<D>& softmax = tiles_[t].softmax;
       if (tiles_[t].num_queries == 0) continue;
-      softmax.leave_lse(/*is_whole=*/false);
+      softmax.leave_lse<bfloat16>(/*is_whole=*/false);
       for (int q = 0; q < kTile; ++q) softmax.base_rest[q] -= std::log2(softmax.factor[q]);
     }
   }

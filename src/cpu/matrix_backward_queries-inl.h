@@ -51,13 +51,6 @@ class MatrixBackwardQueries : public MatrixBackwardKeys {
     HWY_ALIGN float mean[kTile];  // delta - grad_lse
     bool sums_delta = false;      // delta is summed up, not taken from output
     HWY_ALIGN float probability_sums[kTile], delta_sums[kTile];  // of P and of P * dP
-
-    // Whether lse, which was rounded at its 24th bit, may put probabilities off by what shows.
-    bool is_far() const {
-      constexpr float kFar = 4096.0f;
-      return num_queries > 0 && std::any_of(softmax.base, softmax.base + kTile,
-                                            [](float base) { return std::abs(base) > kFar; });
-    }
   };
 
   int tile_pairs() const { return num_tiles_ / 2; }

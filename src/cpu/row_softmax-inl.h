@@ -39,11 +39,12 @@ struct RowSoftmax {
   HWY_ALIGN T largest[kLanes],
       total[kLanes];  // of logits, rounded down, and of 2^(logit - largest)
 
-  // Whether some lane's lse, which was rounded, puts probabilities off by more than they may be; if
-  // all keys are summed up (differentiate()), by a power of two.
+  // Whether some lane's lse, which was rounded, puts probabilities off by more than they may be of
+  // tensors of Element; if all keys are summed up (differentiate()), by a power of two.
+  template <typename Element>
   HWY_INLINE bool is_far(bool is_whole) const {
     const D d;
-    return !hn::AllFalse(d, hn::Gt(hn::Abs(hn::Load(d, base)), far(is_whole)));
+    return !hn::AllFalse(d, hn::Gt(hn::Abs(hn::Load(d, base)), far<Element>(is_whole)));
   }
   HWY_INLINE void begin_sums() {
     const D d;
@@ -64,11 +65,12 @@ struct RowSoftmax {
     hn::Store(state.sum, d, total);
   }
   // Lanes that are far leave lse for what was summed up.
+  template <typename Element>
   HWY_INLINE void leave_lse(bool is_whole) {
     const D d;
     const auto high = hn::Load(d, base), sum = hn::Load(d, total), one = hn::Set(d, T{1});
-    const auto leaves =
-        hn::And(hn::Gt(hn::Abs(high), far(is_whole)), hn::Ge(sum, one));  // not if it is NaN
+    const auto leaves = hn::And(hn::Gt(hn::Abs(high), far<Element>(is_whole)),
+                                hn::Ge(sum, one));  // not if it is NaN
     hn::Store(hn::IfThenElse(leaves, hn::Load(d, largest), high), d, base);
     hn::Store(hn::IfThenZeroElse(leaves, hn::Load(d, base_rest)), d, base_rest);
     hn::Store(hn::IfThenElse(leaves, hn::Div(one, sum), one), d, factor);
@@ -138,10 +140,13 @@ struct RowSoftmax {
   }
 
  private:
-  // An lse that is rounded at its 24th (53rd) bit, as an exponent of two.
+  // An lse that is rounded at its 24th (53rd) bit, as an exponent of two. Gradients of 16 bits have
+  // fewer digits.
+  template <typename Element>
   static HWY_INLINE V far(bool is_whole) {
-    constexpr T kFar = sizeof(T) == 4 ? 64 : 1024;
-    return hn::Set(D(), is_whole ? kFar * 32768 : kFar);
+    constexpr T kFar = sizeof(Element) == 8 ? 1024 : sizeof(Element) == 4 ? 64 : 4096;
+    constexpr T kOverflows = sizeof(T) == 8 ? 1024.0 * 32768 : 64 * 32768;
+    return hn::Set(D(), is_whole ? kOverflows : kFar);
   }
 
   // Summed in parts of so many keys: one after the other, 144 equal probabilities are all rounded
