@@ -138,7 +138,7 @@ ForwardKernel make_forward_kernel() {
                           hwy::TargetName(HWY_TARGET),
                           kHasMaskedLoads && std::is_same_v<Element, float>};
 #if HWY_TARGET == HWY_AVX3
-  // There a fifth of a tile's time went to asking for what comes from the third cache as fast
+  // On Intel a fifth of a tile's time went to asking for what comes from the third cache as fast
   // unasked (docs/performance.md, "A Xeon again").
   if (__builtin_cpu_is("intel")) kernel.far_bytes = kNearBytes;
 #endif
