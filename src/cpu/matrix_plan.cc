@@ -14,8 +14,8 @@ namespace {
 // Measured on Sapphire Rapids (benchmarks/results/xeon-amx.json): a step of keys takes as long as
 // vectors take for so many products, keys times head_dim, if all queries of its tiles are there. In
 // the backward pass (xeon-amx-backward.json) it takes a share of its own, and one for each entry of
-// a head, in whole steps, since sums of keys are in memory. If delta is summed up beforehand, more
-// of its own stands for all that takes: with head_dim 128 as much as with 32. Additional tokens
+// a head, in whole steps, since sums of keys are in memory, and if delta is summed up beforehand
+// (xeon-amx-delta.json) so many more, which fitted head dims of 32 to 128 alike. Additional tokens
 // take one step more than they fill: mostly they are more than is held at once.
 constexpr double kProductsOfStep = 400.0;
 constexpr double kBackwardProductsOfStep = 150.0, kBackwardProductsOfEntry = 4.0;
